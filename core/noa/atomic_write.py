@@ -1,0 +1,88 @@
+"""Atomic writes: a file or folder appears whole or not at all, also after `kill -9` or a power cut.
+
+The bytes go to a temporary name in the same folder, are fsynced, and the name is changed last.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from noa.errors import StorageError
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Replace the content of `path` atomically, creating parent folders.
+
+    Raises:
+        StorageError: the disk refused (full, read-only, no permission); the old content is still there.
+    """
+    payload = data.encode() if isinstance(data, str) else data
+    with translate_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def publish_folder(temporary: Path, final: Path) -> None:
+    """Fsync every file below `temporary`, then rename it to `final`, which must not exist.
+
+    Raises:
+        StorageError: the disk refused; `temporary` is left for the caller to remove.
+    """
+    with translate_disk_errors(final):
+        for path in sorted(temporary.rglob("*")):
+            _sync_path(path)
+        sync_folder(temporary)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary.rename(final)
+        sync_folder(final.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Fsync a folder, which makes renames inside it durable."""
+    _sync_path(folder)
+
+
+@contextmanager
+def translate_disk_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the disk into a `StorageError` that names `path`."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in _DISK_ERRORS:
+            raise
+        remedies = {
+            errno.ENOSPC: "Free some space and run the same command again; nothing was lost",
+            errno.EDQUOT: "Raise the quota or free some space and run the same command again; nothing was lost",
+        }
+        raise StorageError(
+            f"cannot write `{path.name}`: {os.strerror(exc.errno or 0).lower()}",
+            where=str(path),
+            remedy=remedies.get(exc.errno or 0, "Check the permissions of this folder"),
+            path=str(path),
+            errno=exc.errno,
+        ) from exc
+
+
+def _sync_path(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

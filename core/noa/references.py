@@ -1,0 +1,74 @@
+"""References: how people name a version, `digits@champion` or `digits/3`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from noa.errors import InvalidInputError
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
+_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReference:
+    """A model by name, and one of its versions by number or by alias (neither: the model itself)."""
+
+    name: str
+    number: int | None = None
+    alias: str | None = None
+
+    def __str__(self) -> str:
+        if self.alias is not None:
+            return f"{self.name}@{self.alias}"
+        return self.name if self.number is None else f"{self.name}/{self.number}"
+
+
+def parse_reference(text: str) -> ModelReference:
+    """Parse `name`, `name@alias` or `name/number`.
+
+    Raises:
+        InvalidInputError: the text is none of them.
+    """
+    name, mark, rest = text.partition("@")
+    if mark:
+        return ModelReference(name=check_name(name), alias=check_alias(rest))
+    name, mark, rest = text.partition("/")
+    if not mark:
+        return ModelReference(name=check_name(name))
+    if not rest.isascii() or not rest.isdecimal() or len(rest) > 9 or int(rest) < 1:
+        raise InvalidInputError(
+            f"`{text}` does not name a version", expected="`name@alias` or `name/number`", received=f"number `{rest}`"
+        )
+    return ModelReference(name=check_name(name), number=int(rest))
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it may name a model, endpoint or recipe.
+
+    Raises:
+        InvalidInputError: it has other characters, or is too long. Names become folders and URLs.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidInputError(
+            f"`{name}` cannot be a name",
+            expected="a letter, then up to 127 letters, digits, `_`, `.` or `-`",
+            received=repr(name),
+        )
+    return name
+
+
+def check_alias(alias: str) -> str:
+    """Return `alias` if it may name an alias.
+
+    Raises:
+        InvalidInputError: it has other characters, is too long, or reads like a version number (`v3`, `latest`).
+    """
+    if not _ALIAS.fullmatch(alias) or re.fullmatch(r"v\d+", alias) or alias == "latest":
+        raise InvalidInputError(
+            f"`{alias}` cannot be an alias",
+            expected="a small letter, then small letters, digits, `_` or `-`; not `latest` and not like `v3`",
+            received=repr(alias),
+        )
+    return alias

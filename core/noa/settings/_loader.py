@@ -1,0 +1,206 @@
+"""Lay the sources over each other, check the result, and remember where each value came from."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from pydantic import BaseModel, ValidationError
+
+from noa.errors import SettingsError
+from noa.settings._sources import Source, Table, leaves, merge, read_environment, read_overrides, read_toml
+from noa.settings.models import Settings
+
+PROJECT_FILE = "noa.toml"
+_PROFILES = "profiles"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSettings:
+    """The settings in force, and for each key that is not a default the source that set it."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    project_file: Path | None
+
+
+def find_project(start: Path) -> Path | None:
+    """Return the nearest `noa.toml` in `start` or above it."""
+    for folder in (start, *start.parents):
+        candidate = folder / PROJECT_FILE
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def load_settings(
+    start: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    user_file: Path | None = None,
+    profile: str | None = None,
+    config_files: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+) -> LoadedSettings:
+    """Read all layers, low to high: defaults, user file, project file, profile, `config_files`, environment, overrides.
+
+    Raises:
+        SettingsError: a file is malformed, a key unknown, a value invalid or the profile missing; names the place.
+    """
+    project_file = find_project(start.absolute())
+    sources = list(_file_sources(user_file, project_file, profile))
+    sources += [read_toml(path) for path in config_files]
+    sources += [read_environment(environ or {}), read_overrides(overrides)]
+    table: Table = {}
+    origins: dict[str, str] = {}
+    for source in sources:
+        _refuse_unknown(source)
+        table = merge(table, source.table)
+        for key in leaves(source.table):
+            for shadowed in [old for old in origins if old == key or old.startswith(f"{key}.")]:
+                del origins[shadowed]
+            origins[key] = _origin_of(source, key)
+    root = project_file.parent if project_file else start.absolute()
+    try:
+        settings = Settings.model_validate(table)
+    except ValidationError as exc:
+        raise _explain(exc, sources) from exc
+    return LoadedSettings(settings=settings.resolved(root), origins=origins, project_file=project_file)
+
+
+def model_at(dotted: str) -> tuple[type[BaseModel], str] | None:
+    """Return the section and field that a dotted key names, or None."""
+    section: type[BaseModel] = Settings
+    parts = dotted.split(".")
+    for index, part in enumerate(parts):
+        field = section.model_fields.get(part)
+        if field is None or part == "root":
+            return None
+        if index == len(parts) - 1:
+            return section, part
+        inner = _inner_section(field.annotation)
+        if inner is None:
+            return None
+        section, is_table = inner
+        if is_table:  # the next part is a name chosen by the user
+            rest = parts[index + 2 :]
+            if not rest:
+                return Settings, part
+            return _field_in(section, rest)
+    return None
+
+
+def _field_in(section: type[BaseModel], rest: Sequence[str]) -> tuple[type[BaseModel], str] | None:
+    return (section, rest[0]) if rest[0] in section.model_fields else None
+
+
+def _inner_section(annotation: object) -> tuple[type[BaseModel], bool] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    for argument in cast("tuple[object, ...]", getattr(annotation, "__args__", ())):
+        if isinstance(argument, type) and issubclass(argument, BaseModel):
+            return argument, True
+    return None
+
+
+def _file_sources(user_file: Path | None, project_file: Path | None, profile: str | None) -> Iterator[Source]:
+    profiles: dict[str, Source] = {}
+    for path in (user_file, project_file):
+        if path is None or not (path == project_file or path.is_file()):
+            continue
+        source = read_toml(path)
+        tables = source.table.pop(_PROFILES, {})
+        if not isinstance(tables, dict):
+            raise SettingsError(f"`{_PROFILES}` must be a table", where=source.locate(_PROFILES))
+        for name, table in cast("dict[str, Table]", tables).items():
+            profiles[name] = Source(origin=f"{source.origin} [{_PROFILES}.{name}]", table=table)
+        yield source
+    if profile is not None:
+        if profile not in profiles:
+            raise SettingsError(
+                f"no profile `{profile}`",
+                where=str(project_file or user_file),
+                expected=", ".join(sorted(profiles)) or f"a table [{_PROFILES}.{profile}]",
+                received=profile,
+            )
+        yield profiles[profile]
+
+
+def _origin_of(source: Source, key: str) -> str:
+    if source.origin == "environment":
+        return f"environment NOA__{key.upper().replace('.', '__')}"
+    return source.locate(key)
+
+
+def _refuse_unknown(source: Source) -> None:
+    for key in leaves(source.table):
+        parts = key.split(".")
+        for depth in range(1, len(parts) + 1):
+            dotted = ".".join(parts[:depth])
+            if model_at(dotted) is not None:
+                continue
+            if _is_inside_value(parts[:depth]):
+                break
+            known = _siblings(parts[: depth - 1])
+            close = difflib.get_close_matches(parts[depth - 1], known, n=1)
+            remedy = f"Did you mean `{'.'.join([*parts[: depth - 1], close[0]])}`?" if close else None
+            raise SettingsError(
+                f"unknown setting `{dotted}`",
+                where=_origin_of(source, key),
+                expected=None if close else ", ".join(sorted(known)),
+                remedy=remedy or "See `noa config schema`",
+                key=dotted,
+            )
+
+
+def _is_inside_value(parts: Sequence[str]) -> bool:
+    """Tell whether some prefix names a field that is itself a plain table, such as `gates.digits.min_metrics`."""
+    for depth in range(len(parts) - 1, 0, -1):
+        found = model_at(".".join(parts[:depth]))
+        if found is not None:
+            annotation = found[0].model_fields[found[1]].annotation
+            return _inner_section(annotation) is None and str(annotation).startswith("dict")
+    return False
+
+
+def _siblings(parent: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = Settings
+    skip = False
+    for part in parent:
+        if skip:
+            skip = False
+            continue
+        field = section.model_fields.get(part)
+        inner = _inner_section(field.annotation) if field else None
+        if inner is None:
+            return []
+        section, skip = inner
+    return [name for name in section.model_fields if not (section is Settings and name == "root")]
+
+
+def _explain(error: ValidationError, sources: Sequence[Source]) -> SettingsError:
+    first = error.errors(include_url=False, include_input=True)[0]
+    dotted = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    origin = next(
+        (
+            _origin_of(source, key)
+            for source in reversed(sources)
+            for key in leaves(source.table)
+            if key == dotted or key.startswith(f"{dotted}.") or dotted.startswith(f"{key}.")
+        ),
+        "defaults",
+    )
+    message = re.sub(r"^Value error, ", "", first["msg"])
+    received = first.get("input")
+    is_secret = "key" in dotted or isinstance(received, dict)
+    return SettingsError(
+        f"setting `{dotted}` is not valid: {message}" if dotted else f"the settings are not valid: {message}",
+        where=origin,
+        received=None if is_secret or first["type"] == "value_error" else repr(received),
+        remedy=f"See `noa config explain {dotted}`" if model_at(dotted) else None,
+        key=dotted,
+    )

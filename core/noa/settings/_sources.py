@@ -1,0 +1,143 @@
+"""Where settings come from: each source gives a nested table, and says where each of its keys stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from noa.errors import SettingsError
+
+Table = dict[str, object]
+ENV_PREFIX = "NOA__"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One layer. `origin` names it for people; `text` is the file's text, to find lines."""
+
+    origin: str
+    table: Table
+    text: str | None = None
+
+    def locate(self, dotted: str) -> str:
+        """Return the origin of a key, with its line where the source is a file."""
+        line = None if self.text is None else _find_line(self.text, dotted)
+        return self.origin if line is None else f"{self.origin}:{line}"
+
+
+def read_toml(path: Path) -> Source:
+    """Read one TOML file.
+
+    Raises:
+        SettingsError: not readable, or malformed; the message has line and column.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError as exc:
+        raise SettingsError("no such settings file", where=str(path)) from exc
+    except UnicodeDecodeError as exc:
+        raise SettingsError("a settings file is not UTF-8 text", where=str(path), received=f"byte {exc.start}") from exc
+    except OSError as exc:
+        reason = os.strerror(exc.errno or 0).lower()
+        raise SettingsError(f"cannot read the settings: {reason}", where=str(path)) from exc
+    try:
+        return Source(origin=str(path), table=tomllib.loads(text), text=text)
+    except tomllib.TOMLDecodeError as exc:
+        message = str(exc)
+        position = re.search(r"\(at line (\d+), column (\d+)\)", message)
+        where = f"{path}:{position[1]}:{position[2]}" if position else f"{path}:{text.count(chr(10)) + 1}"
+        what = re.sub(r"\s*\(at .*\)$", "", message)
+        place = f"line {position[1]}, column {position[2]}" if position else "the end of the file"
+        raise SettingsError(f"malformed TOML at {place}: {what}", where=where, remedy="Correct the file") from exc
+
+
+def read_environment(environ: Mapping[str, str]) -> Source:
+    """Read all `NOA__SECTION__KEY` variables. Values are JSON where they parse as JSON, else text."""
+    table: Table = {}
+    for name in sorted(environ):
+        if name.upper().startswith(ENV_PREFIX):
+            path = [part.lower() for part in name[len(ENV_PREFIX) :].split("__")]
+            _insert(table, path, _parse_value(environ[name]), origin=f"environment variable {name}")
+    return Source(origin="environment", table=table)
+
+
+def read_overrides(pairs: Sequence[str]) -> Source:
+    """Read `-o section.key=value` pairs.
+
+    Raises:
+        SettingsError: a pair has no `=`.
+    """
+    table: Table = {}
+    for pair in pairs:
+        key, mark, value = pair.partition("=")
+        if not mark or not key.strip():
+            raise SettingsError("an override is not readable", where=f"-o {pair}", expected="-o section.key=value")
+        _insert(table, key.strip().split("."), _parse_value(value), origin=f"-o {pair}")
+    return Source(origin="-o", table=table)
+
+
+def merge(base: Table, over: Table) -> Table:
+    """Return `base` with the keys of `over` laid on top; tables are merged, everything else is replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        present = result.get(key)
+        if isinstance(present, dict) and isinstance(value, dict):
+            result[key] = merge(cast("Table", present), cast("Table", value))
+        else:
+            result[key] = value
+    return result
+
+
+def leaves(table: Table, prefix: str = "") -> dict[str, object]:
+    """Return all leaf values by dotted key."""
+    result: dict[str, object] = {}
+    for key, value in table.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            result.update(leaves(cast("Table", value), f"{dotted}."))
+        else:
+            result[dotted] = value
+    return result
+
+
+def _insert(table: Table, path: Sequence[str], value: object, *, origin: str) -> None:
+    here = table
+    for part in path[:-1]:
+        below = here.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise SettingsError(f"`{'.'.join(path)}` is set both as a value and as a table", where=origin)
+        here = cast("Table", below)
+    here[path[-1]] = value
+
+
+def _parse_value(text: str) -> object:
+    try:
+        return cast("object", json.loads(text))
+    except ValueError:
+        return text
+
+
+def _find_line(text: str, dotted: str) -> int | None:
+    """Find the line of a dotted key: `[section]` headers give the prefix, `key =` lines the rest."""
+    section = ""
+    best: int | None = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
+            section = re.sub(r"[\"'\s]", "", header[1])
+            key = section
+        elif pair := re.match(r"\s*([A-Za-z0-9_\-.\"' ]+?)\s*=", line):
+            key = re.sub(r"[\"'\s]", "", pair[1])
+            key = f"{section}.{key}" if section else key
+        else:
+            continue
+        if key == dotted:
+            return number
+        if dotted.startswith(f"{key}.") and not line.lstrip().startswith("["):
+            best = number
+    return best

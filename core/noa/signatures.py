@@ -1,0 +1,148 @@
+"""Signatures: what a model takes and gives, as named tensors.
+
+A `TensorSpec` has a name, a dtype and a shape whose entries are sizes or names of free axes (`"batch"`). A free axis takes
+any size, but the same size wherever its name appears in one request. `Signature.validate` is the one check that every room
+uses before a model sees an input.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
+
+from noa.errors import InvalidInputError, SignatureError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DType: TypeAlias = Literal[
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"
+]
+Axis: TypeAlias = int | str
+SIGNATURE_FILE = "signature.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One tensor by name. `shape` holds sizes, and names for free axes, e.g. `("batch", 1, 8, 8)`."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Axis, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(DType):
+            raise InvalidInputError(
+                f"tensor `{self.name}` has a dtype that signatures do not know",
+                expected=", ".join(get_args(DType)),
+                received=repr(self.dtype),
+            )
+
+    def describe(self) -> str:
+        """Return e.g. `float32(batch, 1, 8, 8)`."""
+        return f"{self.dtype}({', '.join(map(str, self.shape))})"
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """The named inputs and outputs of a model, in the order in which the model takes and gives them."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        for side in (self.inputs, self.outputs):
+            names = [spec.name for spec in side]
+            if not names or len(set(names)) != len(names):
+                raise InvalidInputError("a signature needs distinct tensor names", received=str(names))
+
+    def validate(self, inputs: Mapping[str, np.ndarray]) -> int:
+        """Check `inputs` and return the size of the first free axis (1 if there is none).
+
+        Raises:
+            SignatureError: an input is missing, unknown, or has another dtype, rank or size; `facts["field"]` names it.
+        """
+        for name in inputs:
+            if all(spec.name != name for spec in self.inputs):
+                raise SignatureError(
+                    f"input `{name}` is not known",
+                    expected=", ".join(f"`{spec.name}`" for spec in self.inputs),
+                    received=f"`{name}`",
+                    field=name,
+                )
+        free: dict[str, int] = {}
+        for spec in self.inputs:
+            array = inputs.get(spec.name)
+            if array is None:
+                raise SignatureError(
+                    f"input `{spec.name}` is missing", expected=spec.describe(), received="nothing", field=spec.name
+                )
+            _check_tensor(spec, array, free)
+        return next(iter(free.values()), 1)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON values; `from_dict` reads them back."""
+        return {
+            "inputs": [spec.to_dict() for spec in self.inputs],
+            "outputs": [spec.to_dict() for spec in self.outputs],
+        }
+
+    @staticmethod
+    def from_dict(value: object) -> Signature:
+        """Parse what `to_dict` wrote.
+
+        Raises:
+            InvalidInputError: a part is missing or has the wrong type.
+        """
+        try:
+            table = cast("dict[str, list[dict[str, object]]]", value)
+            return Signature(
+                inputs=tuple(_spec_from_dict(row) for row in table["inputs"]),
+                outputs=tuple(_spec_from_dict(row) for row in table["outputs"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise InvalidInputError("a signature is not readable", received=str(value)[:120]) from exc
+
+    def save(self, folder: Path) -> None:
+        """Write `signature.json` into a format's folder."""
+        (folder / SIGNATURE_FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @staticmethod
+    def load(folder: Path) -> Signature:
+        """Read `signature.json` from a format's folder."""
+        path = folder / SIGNATURE_FILE
+        try:
+            return Signature.from_dict(json.loads(path.read_text()))
+        except (OSError, ValueError) as exc:
+            raise InvalidInputError("a format has no readable signature", where=str(path)) from exc
+
+
+def _check_tensor(spec: TensorSpec, array: np.ndarray, free: dict[str, int]) -> None:
+    if array.dtype.name != spec.dtype:
+        raise SignatureError(
+            f"input `{spec.name}` has the wrong dtype", expected=spec.dtype, received=array.dtype.name, field=spec.name
+        )
+    fits = len(array.shape) == len(spec.shape)
+    for axis, size in zip(spec.shape, array.shape, strict=False):
+        fits = fits and (free.setdefault(axis, size) if isinstance(axis, str) else axis) == size
+    if not fits:
+        expected = ", ".join(f"{a}={free[a]}" if isinstance(a, str) and a in free else str(a) for a in spec.shape)
+        raise SignatureError(
+            f"input `{spec.name}` has the wrong shape",
+            expected=f"({expected})",
+            received=str(tuple(array.shape)),
+            field=spec.name,
+        )
+
+
+def _spec_from_dict(row: dict[str, object]) -> TensorSpec:
+    axes = cast("list[object]", row["shape"])
+    shape = tuple(axis if isinstance(axis, str) else int(cast("int", axis)) for axis in axes)
+    return TensorSpec(name=str(row["name"]), dtype=cast("DType", row["dtype"]), shape=shape)
