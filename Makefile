@@ -1,0 +1,59 @@
+# noa: `make demo` shows the whole life of a model; `make test` runs the tests. Both set up everything they need.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST_ARGS ?=
+PACKAGES := core registry conversion training serving flows cli
+
+# It makes every import slow: the environment is compiled once at installation.
+unexport PYTHONDONTWRITEBYTECODE
+export BENTOML_DO_NOT_TRACK := True
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+
+.PHONY: help setup demo test check lint types frame wheel bench docs clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+setup: ## Create .venv and install everything from the lock.
+	@$(PYTHON) scripts/set_up.py
+
+demo: setup ## Train, register, convert, promote, serve, retrain and roll back a real model (2 minutes).
+	@$(BIN)/noa demo
+
+test: setup ## Run the whole test suite.
+	@echo "test: running the suite on $$(nproc) cores"
+	@$(BIN)/python -m pytest -n $$(nproc) --dist loadfile $(PYTEST_ARGS)
+
+lint: setup
+	@echo "check: ruff lint"
+	@$(BIN)/ruff check .
+	@echo "check: ruff format"
+	@$(BIN)/ruff format --check .
+
+types: setup
+	@echo "check: pyright strict (a minute or two)"
+	@$(BIN)/pyright $(PACKAGES)
+
+frame: setup
+	@echo "check: import direction and the rest of the frame"
+	@$(BIN)/python -m pytest -q tests/frame
+
+wheel: setup
+	@$(BIN)/python scripts/check_wheel.py
+
+check: lint types frame test wheel ## Everything CI runs: lint, types, frame, tests, wheel.
+	@echo "check: all green"
+
+bench: setup ## Measure serving, training, registry and the demo; prints a table and writes JSON.
+	@$(BIN)/python -m benchmarks
+
+clean: ## Remove .venv, caches and build outputs; never a project's .noa folder.
+	@rm -rf .venv dist build .pytest_cache .ruff_cache .hypothesis benchmarks/results
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "clean: done"
