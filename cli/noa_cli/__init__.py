@@ -1,1 +1,1 @@
-"""The cli room."""
+"""The front door: `noa ...`. Every command loads the rooms it needs when it runs, never at import."""

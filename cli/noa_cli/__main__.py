@@ -1,0 +1,72 @@
+"""`noa`: parse the command line, run the command, turn every error into one line and an exit code.
+
+Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from noa.errors import NoaError
+from noa_cli import _invocation
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `noa` and leave the process with its exit code."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    invocation = _invocation.begin()
+    from noa_cli._app import build
+
+    try:
+        result = build()(arguments, prog_name="noa", standalone_mode=True)
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else 1
+    except NoaError as exc:
+        return _report(invocation, exc, str(exc), exc.to_dict() if invocation.as_json else None)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`noa ... | head`): keep the interpreter from complaining again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as exc:
+        place = f" ({exc.filename})" if exc.filename else ""
+        return _report(invocation, exc, f"{(exc.strerror or str(exc)).lower()}{place}", None)
+    except Exception as exc:  # noqa: BLE001 - the last line of defence: people get one line, not a traceback
+        text = f"unexpected {type(exc).__name__}: {exc}. This is a mistake in noa; run again with --debug and report it"
+        return _report(invocation, exc, text, None)
+    return result if isinstance(result, int) else 0
+
+
+def _report(invocation: _invocation.Invocation, error: BaseException, text: str, parts: object) -> int:
+    if invocation.debug:
+        import traceback
+
+        traceback.print_exception(error)
+    if parts is not None:
+        import json
+
+        sys.stderr.write(json.dumps(parts) + "\n")
+    else:
+        _say(text)
+    return 1
+
+
+def _say(text: str) -> None:
+    line = " ".join(text.split())
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        sys.stderr.write(f"\033[31merror: {line}\033[0m\n")
+    else:
+        sys.stderr.write(f"error: {line}\n")
+
+
+if __name__ == "__main__":
+    main()

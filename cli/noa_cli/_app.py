@@ -1,0 +1,67 @@
+"""The tree of commands. Importing it loads typer and our command modules, and no room and no framework."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from noa_cli._command import NoaCommand, NoaGroup
+from noa_cli.commands import (
+    config,
+    convert,
+    demo,
+    doctor,
+    flows,
+    models,
+    predict,
+    project,
+    serve,
+    services,
+    train,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from noa import __version__
+
+        typer.echo(f"noa {__version__}")
+        raise typer.Exit
+
+
+def build() -> typer.Typer:
+    """Return the application with all commands."""
+    app = typer.Typer(
+        name="noa",
+        cls=NoaGroup,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="noa: one platform for the life of a model. Start with [bold]noa demo[/bold] or [bold]noa init[/bold].",
+    )
+
+    @app.callback()
+    def root(  # pyright: ignore[reportUnusedFunction]  # typer keeps it
+        version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    ) -> None:
+        pass
+
+    def add(function: Any, panel: str, name: str | None = None) -> None:
+        app.command(name=name, cls=NoaCommand, rich_help_panel=panel)(function)
+
+    add(demo.demo, "Start here")
+    add(project.init, "Start here")
+    add(doctor.doctor, "Start here")
+    add(train.train, "Models")
+    app.add_typer(models.build(), name="models", rich_help_panel="Models")
+    add(convert.convert, "Models")
+    add(serve.serve, "Serving")
+    add(predict.predict, "Serving")
+    add(services.up, "Operation")
+    add(services.down, "Operation")
+    add(services.status, "Operation")
+    app.add_typer(flows.build(), name="flows", rich_help_panel="Operation")
+    app.add_typer(config.build(), name="config", rich_help_panel="Operation")
+    return app

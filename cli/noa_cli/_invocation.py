@@ -1,0 +1,93 @@
+"""What was asked for on this command line: the options that every command takes, and the settings they lead to."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from noa.errors import InvalidInputError, NotFoundError
+
+if TYPE_CHECKING:
+    from noa.settings import LoadedSettings, Settings
+
+
+@dataclass(slots=True)
+class Invocation:
+    """The options of one call of `noa`; filled while the command line is parsed."""
+
+    debug: bool = False
+    as_json: bool = False
+    directory: Path = field(default_factory=Path.cwd)
+    profile: str | None = None
+    config_files: tuple[Path, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+    def load(self) -> LoadedSettings:
+        """Read the settings in force.
+
+        Raises:
+            SettingsError: a layer is malformed or invalid.
+        """
+        from noa.settings import load_settings
+
+        if not self.directory.is_dir():
+            raise InvalidInputError("no such project folder", where=str(self.directory))
+        return load_settings(
+            self.directory,
+            environ=os.environ,
+            user_file=user_settings_file(os.environ),
+            profile=self.profile,
+            config_files=self.config_files,
+            overrides=self.overrides,
+        )
+
+    def settings(self) -> Settings:
+        """Return the settings of the project we stand in.
+
+        Raises:
+            NotFoundError: there is no `noa.toml` here or above.
+        """
+        loaded = self.load()
+        if loaded.project_file is None:
+            raise NotFoundError(
+                "no `noa.toml` here or in a folder above",
+                where=str(self.directory.absolute()),
+                remedy="Make a project with `noa init`, or name its folder with `--directory`",
+            )
+        return loaded.settings
+
+
+_CURRENT: ContextVar[Invocation] = ContextVar("invocation")
+
+
+def begin() -> Invocation:
+    """Start a new invocation and make it the current one."""
+    invocation = Invocation()
+    _CURRENT.set(invocation)
+    return invocation
+
+
+def current() -> Invocation:
+    """Return the invocation of the command that runs."""
+    try:
+        return _CURRENT.get()
+    except LookupError:
+        return begin()
+
+
+def user_settings_file(environ: os._Environ[str] | dict[str, str]) -> Path:
+    """Return where the user's own settings are, by the XDG rule."""
+    base = environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "noa" / "noa.toml"
+
+
+def actor() -> str:
+    """Return who acts, for the ledger."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid-{os.getuid()}"

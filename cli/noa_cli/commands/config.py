@@ -1,0 +1,112 @@
+"""`noa config`: what is set, where it comes from, and what can be set."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noa_cli import _console as console
+from noa_cli._command import NoaCommand, NoaGroup
+from noa_cli._invocation import current
+from noa_cli._options import JsonOption
+
+
+def build() -> typer.Typer:
+    """Return the group with its commands."""
+    group = typer.Typer(cls=NoaGroup, no_args_is_help=True, help="Show, explain and check the settings.")
+    for function in (show, explain, validate, schema, diff):
+        group.command(cls=NoaCommand)(function)
+    return group
+
+
+def show(
+    origin: Annotated[bool, typer.Option("--origin", help="Show where each value comes from.")] = False,
+    section: Annotated[str | None, typer.Argument(help="Only this section or key, e.g. `serving`.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every setting in force."""
+    from noa.errors import NotFoundError
+    from noa.settings import list_values
+
+    values = list_values(current().load())
+    if section is not None:
+        values = [value for value in values if value.key == section or value.key.startswith(f"{section}.")]
+        if not values:
+            raise NotFoundError(f"no setting `{section}` is in force", remedy="List them with `noa config show`")
+    if as_json:
+        console.print_json([asdict(value) for value in values] if origin else {v.key: v.value for v in values})
+        return
+    rows = [[value.key, _text(value.value), *([value.origin] if origin else [])] for value in values]
+    console.print_table(["setting", "value", *(["origin"] if origin else [])], rows)
+
+
+def explain(key: Annotated[str, typer.Argument(help="A setting, e.g. `serving.port`.")], as_json: JsonOption = False) -> None:
+    """Tell what one setting means."""
+    from noa.settings import explain as describe
+
+    found = describe(key)
+    if as_json:
+        console.print_json(asdict(found))
+        return
+    console.print_line(f"{found.key}: {found.description}")
+    console.print_line(f"  type         {found.type}")
+    if found.keys:
+        console.print_line(f"  keys         {', '.join(found.keys)}")
+    else:
+        console.print_line(f"  default      {_text(found.default)}")
+        console.print_line(f"  environment  {found.environment}")
+        console.print_line(f"  command line -o {found.key}=...")
+
+
+def validate(as_json: JsonOption = False) -> None:
+    """Check all layers; exit code 1 and the place of the first mistake if something is wrong."""
+    loaded = current().load()
+    where = str(loaded.project_file) if loaded.project_file else None
+    if as_json:
+        console.print_json({"valid": True, "project_file": where, "keys_set": len(loaded.origins)})
+    else:
+        console.print_line(f"valid: {len(loaded.origins)} settings set, project file {where or 'none'}")
+
+
+def schema(
+    output: Annotated[Path | None, typer.Option("--output", help="Write to this file instead of standard output.")] = None,
+) -> None:
+    """Print the JSON Schema of `noa.toml`, for editors."""
+    from noa.atomic_write import write_file
+    from noa.settings import json_schema
+
+    text = json.dumps(json_schema(), indent=2) + "\n"
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_file(output, text)
+
+
+def diff(
+    profile_a: Annotated[str, typer.Argument(help="A profile, or `-` for no profile.")],
+    profile_b: Annotated[str, typer.Argument(help="Another profile, or `-`.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what differs between two profiles."""
+    from noa.settings import list_values
+
+    sides: list[dict[str, object]] = []
+    for name in (profile_a, profile_b):
+        current().profile = None if name == "-" else name
+        sides.append({value.key: value.value for value in list_values(current().load())})
+    keys = [key for key in {**sides[0], **sides[1]} if sides[0].get(key) != sides[1].get(key)]
+    if as_json:
+        console.print_json([{"key": key, "a": sides[0].get(key), "b": sides[1].get(key)} for key in keys])
+    elif keys:
+        rows = [[key, _text(sides[0].get(key)), _text(sides[1].get(key))] for key in keys]
+        console.print_table(["setting", profile_a, profile_b], rows)
+    else:
+        console.print_line("no difference")
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

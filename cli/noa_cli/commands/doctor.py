@@ -1,0 +1,167 @@
+"""`noa doctor`: is everything here that noa needs, and does it work?"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from noa_cli import _console as console
+from noa_cli._invocation import current
+from noa_cli._options import JsonOption
+
+if TYPE_CHECKING:
+    from noa.settings import LoadedSettings, Settings
+
+_EXTRAS = {
+    "torch": ("torch", "onnx", "onnxruntime", "onnxscript"),
+    "jax": ("jax", "jaxlib", "optax", "onnx", "onnxruntime"),
+    "serve": ("bentoml", "uvicorn", "uvloop", "httptools", "onnxruntime"),
+    "flows": ("prefect",),
+    "demo": ("scikit-learn",),
+}
+_LEAST_FREE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at. A `warning` leaves noa usable, a `problem` does not."""
+
+    name: str
+    state: Literal["ok", "warning", "problem"]
+    detail: str
+    remedy: str | None = None
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Check Python, extras, settings, folder, disk, ports and the registry; exit code 1 if something is broken."""
+    findings = list(_examine())
+    if as_json:
+        console.print_json([asdict(finding) for finding in findings])
+    else:
+        marks = {"ok": "ok", "warning": "warning", "problem": "PROBLEM"}
+        rows = [[f.name, marks[f.state], f.detail, f.remedy] for f in findings]
+        console.print_table(["check", "verdict", "detail", "remedy"], rows)
+    if any(finding.state == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _examine() -> Iterator[Finding]:
+    from noa.errors import NoaError
+
+    yield _python()
+    for extra, packages in _EXTRAS.items():
+        yield _extra(extra, packages)
+    try:
+        loaded = current().load()
+    except NoaError as exc:
+        yield Finding(name="settings", state="problem", detail=str(exc), remedy=exc.remedy)
+        return
+    yield _project(loaded)
+    if loaded.project_file is None:
+        return
+    settings = loaded.settings
+    yield _folder(settings.state_dir)
+    yield _disk(settings.state_dir)
+    for name, port in (
+        ("serving", settings.serving.port),
+        ("flows", settings.flows.port),
+        ("tracking", settings.tracking.port),
+    ):
+        yield _port(name, port)
+    yield _guarded("registry", lambda: _registry(settings))
+
+
+def _python() -> Finding:
+    text = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        return Finding(
+            name="python",
+            state="warning",
+            detail=f"{text}; PYTHONDONTWRITEBYTECODE is set, which makes every start slow",
+            remedy="unset PYTHONDONTWRITEBYTECODE",
+        )
+    return Finding(name="python", state="ok", detail=f"{text} ({sys.executable})")
+
+
+def _extra(extra: str, packages: tuple[str, ...]) -> Finding:
+    found: list[str] = []
+    missing: list[str] = []
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        detail = f"not installed: {', '.join(missing)}"
+        return Finding(name=f"noa[{extra}]", state="warning", detail=detail, remedy=f'pip install "noa[{extra}]"')
+    return Finding(name=f"noa[{extra}]", state="ok", detail=", ".join(found))
+
+
+def _project(loaded: LoadedSettings) -> Finding:
+    if loaded.project_file is None:
+        detail = f"no noa.toml in {current().directory.absolute()} or above"
+        return Finding(name="project", state="warning", detail=detail, remedy="noa init")
+    return Finding(name="project", state="ok", detail=f"{loaded.project_file}, {len(loaded.origins)} settings set")
+
+
+def _folder(folder: Path) -> Finding:
+    place = folder
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+        return Finding(name="folder", state="problem", detail=f"{place} is not writable", remedy="Change its permissions")
+    return Finding(name="folder", state="ok", detail=str(folder))
+
+
+def _disk(folder: Path) -> Finding:
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    state: Literal["ok", "warning"] = "ok" if free >= _LEAST_FREE_BYTES else "warning"
+    return Finding(name="disk", state=state, detail=f"{free / 1e9:.1f} GB free", remedy=None if state == "ok" else "Free some space")
+
+
+def _port(name: str, port: int) -> Finding:
+    if port == 0:
+        return Finding(name=f"port of {name}", state="ok", detail="0: a free one is chosen")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return Finding(
+                name=f"port of {name}",
+                state="warning",
+                detail=f"{port} is in use (by this project's own services, if they are up)",
+                remedy=f"noa status, or -o {name}.port=0",
+            )
+    return Finding(name=f"port of {name}", state="ok", detail=f"{port} is free")
+
+
+def _registry(settings: Settings) -> Finding:
+    from noa_cli._registry import open_registry
+
+    with open_registry(settings) as registry:
+        models = registry.models()
+        registry.verify_ledger()
+    return Finding(name="registry", state="ok", detail=f"{len(models)} models, the ledger's chain holds")
+
+
+def _guarded(name: str, look: Callable[[], Finding]) -> Finding:
+    from noa.errors import NoaError
+
+    try:
+        return look()
+    except NoaError as exc:
+        return Finding(name=name, state="problem", detail=str(exc), remedy=exc.remedy)

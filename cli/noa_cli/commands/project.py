@@ -1,0 +1,84 @@
+"""`noa init`: make a project here, without touching what is already here."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noa_cli import _console as console
+from noa_cli._options import DryRunOption, JsonOption
+
+TEMPLATES = ("digits", "flights")
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where; created if missing.")] = Path(),
+    template: Annotated[str, typer.Option("--template", "-t", help=f"What to start from: {', '.join(TEMPLATES)}.")] = "digits",
+    name: Annotated[str | None, typer.Option("--name", help="The project's name (default: the folder's).")] = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a project: `noa.toml`, a recipe that trains, and a line in `.gitignore`."""
+    written = write_project(folder, template=template, name=name, dry_run=dry_run)
+    if as_json:
+        console.print_json({"folder": str(folder.absolute()), "written": written, "dry_run": dry_run})
+        return
+    for file in written:
+        console.print_line(f"{'would write' if dry_run else 'wrote'} {folder / file}")
+    if not dry_run:
+        step = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
+        recipe = "digits" if template == "digits" else template
+        console.print_line(f"Next: {step}noa train {recipe}")
+
+
+def write_project(folder: Path, *, template: str, name: str | None = None, dry_run: bool = False) -> list[str]:
+    """Write a template's files into `folder`; return their names.
+
+    Raises:
+        InvalidInputError: no such template.
+        ConflictError: a file of the template is already there; nothing is written.
+    """
+    from noa.atomic_write import translate_disk_errors, write_file
+    from noa.errors import ConflictError, InvalidInputError
+    from noa.references import check_name
+
+    if template not in TEMPLATES:
+        raise InvalidInputError(f"no template `{template}`", expected=", ".join(TEMPLATES), received=template)
+    project_name = check_name(name) if name is not None else _name_from(folder)
+    source = files("noa_cli") / "templates" / template
+    contents = {entry.name: entry.read_text() for entry in source.iterdir() if entry.is_file()}
+    contents["noa.toml"] = re.sub(r'(?m)^name = ".*"$', f'name = "{project_name}"', contents["noa.toml"], count=1)
+    present = [file for file in contents if (folder / file).exists()]
+    if present:
+        raise ConflictError(
+            f"`{present[0]}` is already there",
+            where=str(folder.absolute()),
+            remedy="Choose another folder, or move the file away; nothing was written",
+        )
+    ignore = _gitignore_with_state(folder)
+    if not dry_run:
+        with translate_disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        # noa.toml last: a folder with it is a project.
+        for file in sorted(contents, key=lambda file: file == "noa.toml"):
+            write_file(folder / file, contents[file])
+        if ignore is not None:
+            write_file(folder / ".gitignore", ignore)
+    return [*sorted(contents), *([".gitignore"] if ignore is not None else [])]
+
+
+def _name_from(folder: Path) -> str:
+    text = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip("-.")[:100]
+    return text if re.match(r"[A-Za-z]", text) else f"project-{text}".rstrip("-")
+
+
+def _gitignore_with_state(folder: Path) -> str | None:
+    path = folder / ".gitignore"
+    text = path.read_text() if path.is_file() else ""
+    if any(line.strip() in {".noa", ".noa/", "/.noa", "/.noa/"} for line in text.splitlines()):
+        return None
+    return text + ("" if not text or text.endswith("\n") else "\n") + ".noa/\n"

@@ -1,0 +1,124 @@
+"""Settings for people: every key with its value, type, meaning, origin; the file's text; its JSON schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from pydantic import BaseModel, SecretStr
+
+from noa.errors import NotFoundError
+from noa.settings._loader import LoadedSettings, model_at
+from noa.settings.models import Settings
+
+MASK = "********"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingValue:
+    """One key in force. Secrets are masked; `origin` is `default` or the layer that set it."""
+
+    key: str
+    value: object
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingHelp:
+    """What one key means."""
+
+    key: str
+    description: str
+    type: str
+    default: object
+    environment: str
+    keys: tuple[str, ...]
+
+
+def list_values(loaded: LoadedSettings) -> list[SettingValue]:
+    """Return every key with its value and origin, in the order of the sections."""
+    return [
+        SettingValue(key=key, value=value, origin=_origin(loaded, key)) for key, value in _walk(loaded.settings, "")
+    ]
+
+
+def explain(dotted: str) -> SettingHelp:
+    """Describe a key or a section.
+
+    Raises:
+        NotFoundError: there is no such key.
+    """
+    found = model_at(dotted)
+    if found is None:
+        raise NotFoundError(f"no setting `{dotted}`", remedy="List them with `noa config show`")
+    section, name = found
+    field = section.model_fields[name]
+    inner = _section_of(field.annotation)
+    default = None if inner is not None else _plain(field.get_default(call_default_factory=True))
+    return SettingHelp(
+        key=dotted,
+        description=field.description or (inner.__doc__ if inner else "") or "",
+        type=inner.__name__ if inner else _type_name(field.annotation),
+        default=default,
+        environment=f"NOA__{dotted.upper().replace('.', '__')}",
+        keys=tuple(inner.model_fields) if inner else (),
+    )
+
+
+def json_schema() -> dict[str, object]:
+    """Return the JSON Schema of `noa.toml`, for editors."""
+    schema = cast("dict[str, object]", Settings.model_json_schema())
+    properties = cast("dict[str, object]", schema["properties"])
+    properties.pop("root", None)
+    properties["profiles"] = {"type": "object", "description": "Named layers of settings, chosen with --profile."}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "noa.toml"}
+
+
+def _walk(section: BaseModel, prefix: str) -> Iterator[tuple[str, object]]:
+    for name in type(section).model_fields:
+        value = cast("object", getattr(section, name))
+        if isinstance(section, Settings) and name == "root":
+            continue
+        if isinstance(value, BaseModel):
+            yield from _walk(value, f"{prefix}{name}.")
+        elif isinstance(value, dict) and value and _has_sections(cast("dict[str, object]", value)):
+            for key, inner in cast("dict[str, BaseModel]", value).items():
+                yield from _walk(inner, f"{prefix}{name}.{key}.")
+        else:
+            yield f"{prefix}{name}", _plain(value)
+
+
+def _has_sections(table: dict[str, object]) -> bool:
+    return all(isinstance(value, BaseModel) for value in table.values())
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, SecretStr):
+        return MASK
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in cast("list[object]", value)]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in cast("dict[object, object]", value).items()}
+    return value
+
+
+def _origin(loaded: LoadedSettings, key: str) -> str:
+    for candidate, origin in loaded.origins.items():
+        if candidate == key or candidate.startswith(f"{key}."):
+            return origin
+    return "default"
+
+
+def _section_of(annotation: object) -> type[BaseModel] | None:
+    candidates = (annotation, *cast("tuple[object, ...]", getattr(annotation, "__args__", ())))
+    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
+
+
+def _type_name(annotation: object) -> str:
+    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "").replace("pydantic.types.", "").replace("pathlib.", "")
