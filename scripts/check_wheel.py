@@ -1,7 +1,7 @@
 """Build the wheel and check what it holds: `python scripts/check_wheel.py`.
 
-The wheel must hold exactly our import packages, each with `py.typed`, the licence, and the templates; it must install into an
-empty folder and `import noa` from there.
+The wheel must hold exactly our import packages, each with `py.typed`, the licence, and the templates; unpacked into an
+empty folder it must be found by `import noa` from there.
 """
 
 from __future__ import annotations

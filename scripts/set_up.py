@@ -1,8 +1,8 @@
 """Create `.venv` and install noa from the lock: `python3 scripts/set_up.py [--extras dev] [--python python3.12]`.
 
-Standard library only: it runs before anything is installed. Idempotent: a stamp in the environment holds the digest of what
-was installed, and a matching stamp ends the script at once. Prints one line per step, with a progress bar on a terminal and
-a line every ten seconds elsewhere.
+Standard library only: it runs before anything is installed. Idempotent: a stamp in the environment holds the digest of
+what was installed, and a matching stamp ends the script at once. Prints one line per step, with a progress bar on a
+terminal and a line every ten seconds elsewhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,8 +51,13 @@ def main() -> int:
             return 1
     print("setup: compiling byte code")
     with heartbeat("setup: compiling"):
-        subprocess.run([str(VENV / "bin" / "python"), "-m", "compileall", "-q", "-j", "0", str(VENV / "lib")],
-                       check=False, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [str(VENV / "bin" / "python"), "-m", "compileall", "-q", "-j", "0", str(VENV / "lib")],
+            check=False,
+            env=clean_environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     if not check():
         return 1
     STAMP.write_text(wanted)
@@ -76,12 +81,27 @@ def clean_environment() -> dict[str, str]:
 
 def install(what: list[str], packages: int) -> bool:
     """Install with pip from the lock; on failure print pip's own last lines."""
-    command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar",
-               "off", "--no-compile", "-c", str(LOCK), *what]
+    command = [
+        str(VENV / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+        "--no-compile",
+        "-c",
+        str(LOCK),
+        *what,
+    ]
     lines: list[str] = []
     collected = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env=clean_environment()) as process, heartbeat("setup: installing") as progress:
+    with (
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean_environment()
+        ) as process,
+        heartbeat("setup: installing") as progress,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
@@ -93,15 +113,22 @@ def install(what: list[str], packages: int) -> bool:
                 progress["count"] = line.count(",") + 1
     if process.returncode != 0:
         sys.stderr.write("".join(lines[-25:]))
-        print("error: the installation failed; see pip's message above, then run the same command again", file=sys.stderr)
+        print(
+            "error: the installation failed; see pip's message above, then run the same command again", file=sys.stderr
+        )
         return False
     return True
 
 
 def check() -> bool:
     """Refuse an environment whose packages contradict each other."""
-    result = subprocess.run([str(VENV / "bin" / "python"), "-m", "pip", "check"], capture_output=True, text=True,
-                            check=False, env=clean_environment())
+    result = subprocess.run(
+        [str(VENV / "bin" / "python"), "-m", "pip", "check"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean_environment(),
+    )
     if result.returncode != 0:
         sys.stderr.write(result.stdout)
         print("error: the installed packages contradict each other; run `make clean` and try again", file=sys.stderr)
@@ -109,7 +136,7 @@ def check() -> bool:
 
 
 @contextlib.contextmanager
-def heartbeat(label: str) -> Iterator[dict[str, object]]:
+def heartbeat(label: str) -> Generator[dict[str, object]]:
     """Show that work goes on: a bar on a terminal, else a line every ten seconds."""
     progress: dict[str, object] = {"text": ""}
     done = threading.Event()

@@ -44,7 +44,9 @@ def build() -> typer.Typer:
 
     @app.callback()
     def root(  # pyright: ignore[reportUnusedFunction]  # typer keeps it
-        version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+        version: Annotated[
+            bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        ] = False,
     ) -> None:
         pass
 

@@ -60,8 +60,19 @@ def _common_options(taken: set[str]) -> list[TyperOption]:
         current().overrides += tuple(values)
 
     return [
-        option(["--override", "-o"], add_overrides, multiple=True, metavar="KEY=VALUE", help="Set one setting, e.g. serving.port=0."),
-        option(["--directory", "-C"], set_directory, metavar="DIR", help="The project's folder (default: this one or above)."),
+        option(
+            ["--override", "-o"],
+            add_overrides,
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Set one setting, e.g. serving.port=0.",
+        ),
+        option(
+            ["--directory", "-C"],
+            set_directory,
+            metavar="DIR",
+            help="The project's folder (default: this one or above).",
+        ),
         option(["--profile"], set_profile, metavar="NAME", help="A [profiles.NAME] table of the settings."),
         option(["--config"], add_config, multiple=True, metavar="FILE", help="One more settings file."),
         option(["--debug"], set_debug, is_flag=True, help="Show the traceback of an error."),

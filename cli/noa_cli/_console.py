@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
@@ -73,7 +73,7 @@ def note(text: str, style: str = "dim") -> None:
 
 
 @contextmanager
-def step(title: str) -> Iterator[Step]:
+def step(title: str) -> Generator[Step]:
     """Show one step: a spinner with the elapsed time on a terminal, a line at start and end elsewhere."""
     started = time.monotonic()
     console = err()

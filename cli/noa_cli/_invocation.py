@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,7 @@ def current() -> Invocation:
         return begin()
 
 
-def user_settings_file(environ: os._Environ[str] | dict[str, str]) -> Path:
+def user_settings_file(environ: Mapping[str, str]) -> Path:
     """Return where the user's own settings are, by the XDG rule."""
     base = environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(base) / "noa" / "noa.toml"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def open_registry(settings: Settings | None = None) -> Iterator[Registry]:
+def open_registry(settings: Settings | None = None) -> Generator[Registry]:
     """Open the registry of the project and close it after the command."""
     from noa_registry import Registry
 
@@ -59,7 +59,8 @@ def report_to_dict(report: GateReport) -> dict[str, object]:
         "alias": report.alias,
         "passed": report.passed,
         "verdicts": [
-            {"rule": v.rule, "passed": v.passed, "expected": v.expected, "received": v.received} for v in report.verdicts
+            {"rule": v.rule, "passed": v.passed, "expected": v.expected, "received": v.received}
+            for v in report.verdicts
         ],
     }
 

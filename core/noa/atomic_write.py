@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def translate_disk_errors(path: Path) -> Iterator[None]:
+def translate_disk_errors(path: Path) -> Generator[None]:
     """Turn an `OSError` of the disk into a `StorageError` that names `path`."""
     try:
         yield

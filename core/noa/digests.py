@@ -1,7 +1,7 @@
 """Digests: names for bytes.
 
-A file's digest is the SHA-256 of its bytes; a folder's is the SHA-256 of its canonical manifest (sorted paths, sizes, file
-digests), so the same bytes have the same name on any machine. Digests are written `sha256:<64 hex digits>`.
+A file's digest is the SHA-256 of its bytes; a folder's is the SHA-256 of its canonical manifest (sorted paths, sizes,
+file digests), so the same bytes have the same name on any machine. Digests are written `sha256:<64 hex digits>`.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def verify_folder(folder: Path, manifest: Manifest) -> None:
     """Re-hash `folder` and compare it with `manifest`.
 
     Raises:
-        IntegrityError: a file differs, is missing or is extra; the message names all of them, `facts["file"]` the first.
+        IntegrityError: a file differs, is missing or is extra; the message names all, `facts["file"]` the first.
     """
     if not folder.is_dir():
         raise IntegrityError("a sealed folder is missing", where=str(folder), file=str(folder))
@@ -131,14 +131,15 @@ def verify_folder(folder: Path, manifest: Manifest) -> None:
     problems += [
         f"`{path}` was changed"
         for path, entry in sealed.items()
-        if path in found and (found[path].stat().st_size != entry.size_bytes or sha256_file(found[path]) != entry.digest)
+        if path in found
+        and (found[path].stat().st_size != entry.size_bytes or sha256_file(found[path]) != entry.digest)
     ]
     if problems:
         raise IntegrityError(
             "sealed files are not what was sealed: " + ", ".join(sorted(problems)),
             where=str(folder),
             expected=manifest.digest,
-            file=sorted(problems)[0].split("`")[1],
+            file=min(problems).split("`")[1],
         )
 
 

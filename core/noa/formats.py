@@ -1,7 +1,7 @@
 """The interface of a format: how any room loads and runs a model without knowing its framework.
 
-Adapters live in the conversion room and are found by name through the entry point group `noa.formats`, so that the registry
-and serving can load a model without importing a framework. A plug-in adds a format by adding an entry point.
+Adapters live in the conversion room and are found by name through the entry point group `noa.formats`, so that the
+registry and serving can load a model without importing a framework. A plug-in adds a format by adding an entry point.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Signatures: what a model takes and gives, as named tensors.
 
-A `TensorSpec` has a name, a dtype and a shape whose entries are sizes or names of free axes (`"batch"`). A free axis takes
-any size, but the same size wherever its name appears in one request. `Signature.validate` is the one check that every room
-uses before a model sees an input.
+A `TensorSpec` has a name, a dtype and a shape whose entries are sizes or names of free axes (`"batch"`). A free axis
+takes any size, but the same size wherever its name appears in one request. `Signature.validate` is the one check that
+every room uses before a model sees an input.
 """
 
 from __future__ import annotations

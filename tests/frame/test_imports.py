@@ -1,4 +1,4 @@
-"""The import rule of the design: rooms import leftward only, frameworks only in their adapters, nothing heavy at the door."""
+"""The import rule: rooms import leftward only, frameworks only in their adapters, nothing heavy at the door."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ MAY_IMPORT = {
 
 
 def packages() -> dict[str, Path]:
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
+        "packages"
+    ]
     return {Path(path).name: ROOT / path for path in listed}
 
 
 def modules() -> list[Path]:
-    return sorted(path for folder in packages().values() for path in folder.rglob("*.py") if "templates" not in path.parts)
+    return sorted(
+        path for folder in packages().values() for path in folder.rglob("*.py") if "templates" not in path.parts
+    )
 
 
 def imports_of(path: Path) -> Iterator[tuple[str, int, bool]]:
@@ -110,7 +114,9 @@ def test_frameworks_are_imported_in_modules_that_bear_their_name() -> None:
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in modules()
         for name, line, _ in imports_of(path)
-        if (top := name.split(".")[0]) in FRAMEWORKS and not names_framework(path, top) and not in_type_checking(path, line)
+        if (top := name.split(".")[0]) in FRAMEWORKS
+        and not names_framework(path, top)
+        and not in_type_checking(path, line)
     ]
     assert not wrong, "a framework belongs into an adapter module named for it:\n" + "\n".join(wrong)
 

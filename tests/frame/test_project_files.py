@@ -45,7 +45,9 @@ def test_the_lock_pins_exact_versions_and_names_no_place() -> None:
 
 
 def test_no_committed_file_is_large_or_generated() -> None:
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    files = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     for name in filter(None, files):
         path = ROOT / name
         assert not path.is_file() or path.stat().st_size <= 1 << 20, f"{name} is larger than 1 MiB"

@@ -44,7 +44,9 @@ def show(
     console.print_table(["setting", "value", *(["origin"] if origin else [])], rows)
 
 
-def explain(key: Annotated[str, typer.Argument(help="A setting, e.g. `serving.port`.")], as_json: JsonOption = False) -> None:
+def explain(
+    key: Annotated[str, typer.Argument(help="A setting, e.g. `serving.port`.")], as_json: JsonOption = False
+) -> None:
     """Tell what one setting means."""
     from noa.settings import explain as describe
 
@@ -73,7 +75,9 @@ def validate(as_json: JsonOption = False) -> None:
 
 
 def schema(
-    output: Annotated[Path | None, typer.Option("--output", help="Write to this file instead of standard output.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write to this file instead of standard output.")
+    ] = None,
 ) -> None:
     """Print the JSON Schema of `noa.toml`, for editors."""
     from noa.atomic_write import write_file

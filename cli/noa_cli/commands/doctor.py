@@ -119,7 +119,9 @@ def _folder(folder: Path) -> Finding:
     while not place.exists():
         place = place.parent
     if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
-        return Finding(name="folder", state="problem", detail=f"{place} is not writable", remedy="Change its permissions")
+        return Finding(
+            name="folder", state="problem", detail=f"{place} is not writable", remedy="Change its permissions"
+        )
     return Finding(name="folder", state="ok", detail=str(folder))
 
 
@@ -129,7 +131,12 @@ def _disk(folder: Path) -> Finding:
         place = place.parent
     free = shutil.disk_usage(place).free
     state: Literal["ok", "warning"] = "ok" if free >= _LEAST_FREE_BYTES else "warning"
-    return Finding(name="disk", state=state, detail=f"{free / 1e9:.1f} GB free", remedy=None if state == "ok" else "Free some space")
+    return Finding(
+        name="disk",
+        state=state,
+        detail=f"{free / 1e9:.1f} GB free",
+        remedy=None if state == "ok" else "Free some space",
+    )
 
 
 def _port(name: str, port: int) -> Finding:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 ReferenceArgument = Annotated[str, typer.Argument(help="`name`, `name@alias` or `name/number`.")]
 ExpectOption = Annotated[
-    int | None, typer.Option("--expect", help="Move only if the alias is at this version now; 0: only if it is not set.")
+    int | None,
+    typer.Option("--expect", help="Move only if the alias is at this version now; 0: only if it is not set."),
 ]
 
 
@@ -43,7 +44,8 @@ def list_models(
             models = registry.models()
             if as_json:
                 rows = [
-                    {"name": m.name, "versions": m.versions, "newest": m.newest, "aliases": dict(m.aliases)} for m in models
+                    {"name": m.name, "versions": m.versions, "newest": m.newest, "aliases": dict(m.aliases)}
+                    for m in models
                 ]
                 console.print_json(rows)
                 return
@@ -139,7 +141,9 @@ def check(reference: ReferenceArgument, alias: AliasOption = "champion", as_json
 
 
 def verify(
-    reference: Annotated[str | None, typer.Argument(help="`name`, `name@alias` or `name/number`; nothing: every version.")] = None,
+    reference: Annotated[
+        str | None, typer.Argument(help="`name`, `name@alias` or `name/number`; nothing: every version.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Hash every sealed file again and compare; also the ledger's chain. Exit code 1 if something differs."""

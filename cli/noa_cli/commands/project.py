@@ -17,7 +17,9 @@ TEMPLATES = ("digits", "flights")
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Where; created if missing.")] = Path(),
-    template: Annotated[str, typer.Option("--template", "-t", help=f"What to start from: {', '.join(TEMPLATES)}.")] = "digits",
+    template: Annotated[
+        str, typer.Option("--template", "-t", help=f"What to start from: {', '.join(TEMPLATES)}.")
+    ] = "digits",
     name: Annotated[str | None, typer.Option("--name", help="The project's name (default: the folder's).")] = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,

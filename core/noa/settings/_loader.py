@@ -12,7 +12,7 @@ from typing import cast
 from pydantic import BaseModel, ValidationError
 
 from noa.errors import SettingsError
-from noa.settings._sources import Source, Table, leaves, merge, read_environment, read_overrides, read_toml
+from noa.settings._sources import KeyPath, Source, Table, leaves, merge, read_environment, read_overrides, read_toml
 from noa.settings.models import Settings
 
 PROJECT_FILE = "noa.toml"
@@ -61,9 +61,10 @@ def load_settings(
         _refuse_unknown(source)
         table = merge(table, source.table)
         for key in leaves(source.table):
-            for shadowed in [old for old in origins if old == key or old.startswith(f"{key}.")]:
+            dotted = ".".join(key)
+            for shadowed in [old for old in origins if old == dotted or old.startswith(f"{dotted}.")]:
                 del origins[shadowed]
-            origins[key] = _origin_of(source, key)
+            origins[dotted] = _origin_of(source, key)
     root = project_file.parent if project_file else start.absolute()
     try:
         settings = Settings.model_validate(table)
@@ -74,11 +75,16 @@ def load_settings(
 
 def model_at(dotted: str) -> tuple[type[BaseModel], str] | None:
     """Return the section and field that a dotted key names, or None."""
+    return _model_at(tuple(dotted.split(".")))
+
+
+def _model_at(parts: KeyPath) -> tuple[type[BaseModel], str] | None:
     section: type[BaseModel] = Settings
-    parts = dotted.split(".")
-    for index, part in enumerate(parts):
+    index = 0
+    while index < len(parts):
+        part = parts[index]
         field = section.model_fields.get(part)
-        if field is None or part == "root":
+        if field is None or (section is Settings and part == "root"):
             return None
         if index == len(parts) - 1:
             return section, part
@@ -86,16 +92,12 @@ def model_at(dotted: str) -> tuple[type[BaseModel], str] | None:
         if inner is None:
             return None
         section, is_table = inner
+        index += 1
         if is_table:  # the next part is a name chosen by the user
-            rest = parts[index + 2 :]
-            if not rest:
+            index += 1
+            if index == len(parts):
                 return Settings, part
-            return _field_in(section, rest)
     return None
-
-
-def _field_in(section: type[BaseModel], rest: Sequence[str]) -> tuple[type[BaseModel], str] | None:
-    return (section, rest[0]) if rest[0] in section.model_fields else None
 
 
 def _inner_section(annotation: object) -> tuple[type[BaseModel], bool] | None:
@@ -115,7 +117,7 @@ def _file_sources(user_file: Path | None, project_file: Path | None, profile: st
         source = read_toml(path)
         tables = source.table.pop(_PROFILES, {})
         if not isinstance(tables, dict):
-            raise SettingsError(f"`{_PROFILES}` must be a table", where=source.locate(_PROFILES))
+            raise SettingsError(f"`{_PROFILES}` must be a table", where=source.locate((_PROFILES,)))
         for name, table in cast("dict[str, Table]", tables).items():
             profiles[name] = Source(origin=f"{source.origin} [{_PROFILES}.{name}]", table=table)
         yield source
@@ -130,77 +132,77 @@ def _file_sources(user_file: Path | None, project_file: Path | None, profile: st
         yield profiles[profile]
 
 
-def _origin_of(source: Source, key: str) -> str:
+def _origin_of(source: Source, path: KeyPath) -> str:
     if source.origin == "environment":
-        return f"environment NOA__{key.upper().replace('.', '__')}"
-    return source.locate(key)
+        return f"environment NOA__{'__'.join(path).upper()}"
+    return source.locate(path)
 
 
 def _refuse_unknown(source: Source) -> None:
-    for key in leaves(source.table):
-        parts = key.split(".")
-        for depth in range(1, len(parts) + 1):
-            dotted = ".".join(parts[:depth])
-            if model_at(dotted) is not None:
+    for path in leaves(source.table):
+        for depth in range(1, len(path) + 1):
+            here = path[:depth]
+            if _model_at(here) is not None:
                 continue
-            if _is_inside_value(parts[:depth]):
+            if _is_inside_value(here):
                 break
-            known = _siblings(parts[: depth - 1])
-            close = difflib.get_close_matches(parts[depth - 1], known, n=1)
-            remedy = f"Did you mean `{'.'.join([*parts[: depth - 1], close[0]])}`?" if close else None
+            known = _siblings(here[:-1])
+            close = difflib.get_close_matches(here[-1], known, n=1)
+            suggestion = ".".join([*here[:-1], *close])
             raise SettingsError(
-                f"unknown setting `{dotted}`",
-                where=_origin_of(source, key),
-                expected=None if close else ", ".join(sorted(known)),
-                remedy=remedy or "See `noa config schema`",
-                key=dotted,
+                f"unknown setting `{'.'.join(here)}`",
+                where=_origin_of(source, path),
+                expected=None if close or not known else ", ".join(sorted(known)),
+                remedy=f"Did you mean `{suggestion}`?" if close else "See `noa config schema`",
+                key=".".join(here),
             )
 
 
-def _is_inside_value(parts: Sequence[str]) -> bool:
+def _is_inside_value(path: KeyPath) -> bool:
     """Tell whether some prefix names a field that is itself a plain table, such as `gates.digits.min_metrics`."""
-    for depth in range(len(parts) - 1, 0, -1):
-        found = model_at(".".join(parts[:depth]))
+    for depth in range(len(path) - 1, 0, -1):
+        found = _model_at(path[:depth])
         if found is not None:
             annotation = found[0].model_fields[found[1]].annotation
             return _inner_section(annotation) is None and str(annotation).startswith("dict")
     return False
 
 
-def _siblings(parent: Sequence[str]) -> list[str]:
+def _siblings(parent: KeyPath) -> list[str]:
     section: type[BaseModel] = Settings
-    skip = False
+    is_name = False
     for part in parent:
-        if skip:
-            skip = False
+        if is_name:
+            is_name = False
             continue
         field = section.model_fields.get(part)
         inner = _inner_section(field.annotation) if field else None
         if inner is None:
             return []
-        section, skip = inner
+        section, is_name = inner
     return [name for name in section.model_fields if not (section is Settings and name == "root")]
 
 
 def _explain(error: ValidationError, sources: Sequence[Source]) -> SettingsError:
     first = error.errors(include_url=False, include_input=True)[0]
-    dotted = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    wanted = tuple(str(part) for part in first["loc"] if part != "[key]")
+    dotted = ".".join(wanted)
     origin = next(
         (
-            _origin_of(source, key)
+            _origin_of(source, path)
             for source in reversed(sources)
-            for key in leaves(source.table)
-            if key == dotted or key.startswith(f"{dotted}.") or dotted.startswith(f"{key}.")
+            for path in leaves(source.table)
+            if path[: len(wanted)] == wanted or wanted[: len(path)] == path
         ),
         "defaults",
     )
     message = re.sub(r"^Value error, ", "", first["msg"])
     received = first.get("input")
-    is_secret = "key" in dotted or isinstance(received, dict)
+    hides_input = "key" in dotted or isinstance(received, dict) or first["type"] == "value_error"
     return SettingsError(
         f"setting `{dotted}` is not valid: {message}" if dotted else f"the settings are not valid: {message}",
         where=origin,
-        received=None if is_secret or first["type"] == "value_error" else repr(received),
-        remedy=f"See `noa config explain {dotted}`" if model_at(dotted) else None,
+        received=None if hides_input else repr(received),
+        remedy=f"See `noa config explain {dotted}`" if _model_at(wanted) else None,
         key=dotted,
     )

@@ -14,6 +14,7 @@ from typing import cast
 from noa.errors import SettingsError
 
 Table = dict[str, object]
+KeyPath = tuple[str, ...]
 ENV_PREFIX = "NOA__"
 
 
@@ -25,9 +26,9 @@ class Source:
     table: Table
     text: str | None = None
 
-    def locate(self, dotted: str) -> str:
+    def locate(self, path: KeyPath) -> str:
         """Return the origin of a key, with its line where the source is a file."""
-        line = None if self.text is None else _find_line(self.text, dotted)
+        line = None if self.text is None else _find_line(self.text, ".".join(path))
         return self.origin if line is None else f"{self.origin}:{line}"
 
 
@@ -94,15 +95,15 @@ def merge(base: Table, over: Table) -> Table:
     return result
 
 
-def leaves(table: Table, prefix: str = "") -> dict[str, object]:
-    """Return all leaf values by dotted key."""
-    result: dict[str, object] = {}
+def leaves(table: Table, prefix: KeyPath = ()) -> dict[KeyPath, object]:
+    """Return all leaf values by path. Names chosen by users may hold dots, so paths are not joined."""
+    result: dict[KeyPath, object] = {}
     for key, value in table.items():
-        dotted = f"{prefix}{key}"
+        path = (*prefix, key)
         if isinstance(value, dict) and value:
-            result.update(leaves(cast("Table", value), f"{dotted}."))
+            result.update(leaves(cast("Table", value), path))
         else:
-            result[dotted] = value
+            result[path] = value
     return result
 
 

@@ -5,15 +5,34 @@ Paths may be relative in files; the loader makes them absolute against the proje
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from noa.errors import InvalidInputError
 from noa.references import check_alias, check_name, parse_reference
 
-Name = Annotated[str, AfterValidator(check_name)]
+
+def _name(text: str) -> str:
+    return _checked(check_name, text)
+
+
+def _alias(text: str) -> str:
+    return _checked(check_alias, text)
+
+
+def _checked(check: Callable[[str], str], text: str) -> str:
+    try:
+        return check(text)
+    except InvalidInputError as exc:  # pydantic collects ValueError only
+        raise ValueError(str(exc)) from exc
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Alias = Annotated[str, AfterValidator(_alias)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -29,37 +48,51 @@ _SectionT = TypeVar("_SectionT", bound=Section)
 class ProjectSettings(Section):
     """The project itself."""
 
-    name: Name = Field("project", description="Name of the project; used for the MLflow experiment and Prefect objects.")
-    state_dir: Path = Field(Path(".noa"), description="Folder that holds everything noa writes for this project.")
+    name: Name = Field(
+        default="project", description="Name of the project; used for the MLflow experiment and Prefect objects."
+    )
+    state_dir: Path = Field(
+        default=Path(".noa"), description="Folder that holds everything noa writes for this project."
+    )
 
 
 class RegistrySettings(Section):
     """Where versions are kept."""
 
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite at `<state_dir>/noa.db`.")
-    artifact_dir: Path = Field(Path(), description="Folder of sealed model files; empty: `<state_dir>/artifacts`.")
-    lock_timeout_s: float = Field(60.0, gt=0, description="How long to wait for the database or another process, seconds.")
+    database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite at `<state_dir>/noa.db`.")
+    artifact_dir: Path = Field(
+        default=Path(), description="Folder of sealed model files; empty: `<state_dir>/artifacts`."
+    )
+    lock_timeout_s: float = Field(
+        default=60.0, gt=0, description="How long to wait for the database or another process, seconds."
+    )
 
 
 class TrainingSettings(Section):
     """How jobs run."""
 
-    jobs_dir: Path = Field(Path(), description="Folder of jobs and their checkpoints; empty: `<state_dir>/jobs`.")
-    checkpoint_every_s: float = Field(30.0, ge=0, description="Least time between checkpoints within an epoch, seconds.")
-    keep_checkpoints: int = Field(2, ge=1, description="How many newest checkpoints of a job are kept.")
-    threads: int = Field(0, ge=0, description="Compute threads of one job; 0: all cores divided by parallel jobs.")
-    log_every_steps: int = Field(20, ge=1, description="Steps between two metric records.")
+    jobs_dir: Path = Field(
+        default=Path(), description="Folder of jobs and their checkpoints; empty: `<state_dir>/jobs`."
+    )
+    checkpoint_every_s: float = Field(
+        default=30.0, ge=0, description="Least time between checkpoints within an epoch, seconds."
+    )
+    keep_checkpoints: int = Field(default=2, ge=1, description="How many newest checkpoints of a job are kept.")
+    threads: int = Field(
+        default=0, ge=0, description="Compute threads of one job; 0: all cores divided by parallel jobs."
+    )
+    log_every_steps: int = Field(default=20, ge=1, description="Steps between two metric records.")
 
 
 class ConversionSettings(Section):
     """How formats are written and compared."""
 
-    opset: int = Field(20, ge=18, le=23, description="ONNX opset of exported graphs.")
+    opset: int = Field(default=20, ge=18, le=23, description="ONNX opset of exported graphs.")
     absolute_tolerance: float = Field(
-        1e-4, gt=0, description="Largest allowed absolute difference of float32 outputs between two formats."
+        default=1e-4, gt=0, description="Largest allowed absolute difference of float32 outputs between two formats."
     )
     relative_tolerance: float = Field(
-        1e-3, gt=0, description="Largest allowed difference relative to the native output's magnitude."
+        default=1e-3, gt=0, description="Largest allowed difference relative to the native output's magnitude."
     )
 
 
@@ -67,11 +100,14 @@ class EndpointSettings(Section):
     """A name that clients call, and what answers."""
 
     model: str = Field(description="Which model answers: `name@alias` or `name/number`.")
-    format: str = Field("onnx", description="Which format of the version computes.")
+    format: str = Field(default="onnx", description="Which format of the version computes.")
 
     @model_validator(mode="after")
     def _names_a_version(self) -> Self:
-        reference = parse_reference(self.model)
+        try:
+            reference = parse_reference(self.model)
+        except InvalidInputError as exc:
+            raise ValueError(str(exc)) from exc
         if reference.alias is None and reference.number is None:
             raise ValueError(f"`{self.model}` names no version; write `{self.model}@champion` or `{self.model}/1`")
         return self
@@ -80,16 +116,26 @@ class EndpointSettings(Section):
 class ServingSettings(Section):
     """The inference server."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback needs `api_keys`.")
-    port: Port = Field(3000, description="Port to listen on; 0: a free one.")
-    workers: int = Field(1, ge=1, le=256, description="Worker processes.")
-    threads: int = Field(0, ge=0, description="Compute threads per worker; 0: cores divided by workers.")
-    api_keys: tuple[SecretStr, ...] = Field((), description="Bearer tokens that may call; empty: no authentication.")
-    poll_interval_s: float = Field(0.5, gt=0, description="How often an alias is looked up for a swap, seconds.")
-    max_in_flight: int = Field(256, ge=1, description="Requests computed or waiting at once; more get 503 and Retry-After.")
-    timeout_s: float = Field(30.0, gt=0, description="Time after which a request is answered with 504, seconds.")
-    max_body_bytes: int = Field(64 << 20, ge=1, description="Largest accepted request body, bytes.")
-    max_batch_items: int = Field(4096, ge=1, description="Largest accepted size of the batch axis of one request.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; anything but loopback needs `api_keys`.")
+    port: Port = Field(default=3000, description="Port to listen on; 0: a free one.")
+    workers: int = Field(default=1, ge=1, le=256, description="Worker processes.")
+    threads: int = Field(default=0, ge=0, description="Compute threads per worker; 0: cores divided by workers.")
+    api_keys: tuple[SecretStr, ...] = Field(
+        default=(), description="Bearer tokens that may call; empty: no authentication."
+    )
+    poll_interval_s: float = Field(
+        default=0.5, gt=0, description="How often an alias is looked up for a swap, seconds."
+    )
+    max_in_flight: int = Field(
+        default=256, ge=1, description="Requests computed or waiting at once; more get 503 and Retry-After."
+    )
+    timeout_s: float = Field(
+        default=30.0, gt=0, description="Time after which a request is answered with 504, seconds."
+    )
+    max_body_bytes: int = Field(default=64 << 20, ge=1, description="Largest accepted request body, bytes.")
+    max_batch_items: int = Field(
+        default=4096, ge=1, description="Largest accepted size of the batch axis of one request."
+    )
 
     @model_validator(mode="after")
     def _public_needs_keys(self) -> Self:
@@ -106,33 +152,39 @@ class ServingSettings(Section):
 class GateSettings(Section):
     """What a version must show before an alias of its model may move to it. Equivalence is always required."""
 
-    min_metrics: dict[str, float] = Field({}, description="Least value of a metric on the test split, by name.")
-    max_metrics: dict[str, float] = Field({}, description="Largest value of a metric (losses, errors), by name.")
+    min_metrics: dict[str, float] = Field(default={}, description="Least value of a metric on the test split, by name.")
+    max_metrics: dict[str, float] = Field(
+        default={}, description="Largest value of a metric (losses, errors), by name."
+    )
     max_regression: dict[str, float] = Field(
-        {}, description="How much worse than the present holder of the alias a metric may be, by name."
+        default={}, description="How much worse than the present holder of the alias a metric may be, by name."
     )
-    aliases: tuple[Annotated[str, AfterValidator(check_alias)], ...] = Field(
-        (), description="Aliases this gate guards; empty: all."
-    )
+    aliases: tuple[Alias, ...] = Field(default=(), description="Aliases this gate guards; empty: all.")
 
 
 class RecipeSettings(Section):
     """Where a recipe is."""
 
     path: str = Field(description="`recipe.py`, `recipe.py:name` or an import path `package.module:name`.")
-    promote_to: Annotated[str, AfterValidator(check_alias)] = Field("champion", description="Alias the flow promotes to.")
-    backends: tuple[Literal["torch", "jax"], ...] = Field(("torch",), min_length=1, description="Backends the flow trains.")
-    primary_metric: str = Field("accuracy", description="Metric by which the flow chooses between the backends.")
+    promote_to: Alias = Field(default="champion", description="Alias the flow promotes to.")
+    backends: tuple[Literal["torch", "jax"], ...] = Field(
+        default=("torch",), min_length=1, description="Backends the flow trains."
+    )
+    primary_metric: str = Field(
+        default="accuracy", description="Metric by which the flow chooses between the backends."
+    )
 
 
 class FlowsSettings(Section):
     """Prefect: flows, schedules and the worker."""
 
-    host: str = Field("127.0.0.1", description="Address of the managed Prefect server; loopback only.")
-    port: Port = Field(4200, description="Port of the managed Prefect server; 0: a free one.")
-    start_timeout_s: float = Field(120.0, gt=0, description="How long `noa up` waits for a service to be healthy, seconds.")
-    stop_timeout_s: float = Field(10.0, gt=0, description="How long `noa down` waits before it kills, seconds.")
-    parallel_runs: int = Field(1, ge=1, description="Flow runs the worker executes at once.")
+    host: str = Field(default="127.0.0.1", description="Address of the managed Prefect server; loopback only.")
+    port: Port = Field(default=4200, description="Port of the managed Prefect server; 0: a free one.")
+    start_timeout_s: float = Field(
+        default=120.0, gt=0, description="How long `noa up` waits for a service to be healthy, seconds."
+    )
+    stop_timeout_s: float = Field(default=10.0, gt=0, description="How long `noa down` waits before it kills, seconds.")
+    parallel_runs: int = Field(default=1, ge=1, description="Flow runs the worker executes at once.")
 
     @model_validator(mode="after")
     def _loopback_only(self) -> Self:
@@ -142,8 +194,8 @@ class FlowsSettings(Section):
 class TrackingSettings(Section):
     """The MLflow user interface."""
 
-    host: str = Field("127.0.0.1", description="Address of the MLflow UI; loopback only.")
-    port: Port = Field(5000, description="Port of the MLflow UI; 0: a free one.")
+    host: str = Field(default="127.0.0.1", description="Address of the MLflow UI; loopback only.")
+    port: Port = Field(default=5000, description="Port of the MLflow UI; 0: a free one.")
 
     @model_validator(mode="after")
     def _loopback_only(self) -> Self:
@@ -153,7 +205,7 @@ class TrackingSettings(Section):
 class Settings(Section):
     """All settings of a project. `root` is the folder of `noa.toml`."""
 
-    root: Path = Field(Path(), description="The project's folder; set by the loader.")
+    root: Path = Field(default=Path(), description="The project's folder; set by the loader.")
     project: ProjectSettings = Field(default_factory=ProjectSettings)
     registry: RegistrySettings = Field(default_factory=RegistrySettings)
     training: TrainingSettings = Field(default_factory=TrainingSettings)
@@ -161,9 +213,9 @@ class Settings(Section):
     serving: ServingSettings = Field(default_factory=ServingSettings)
     flows: FlowsSettings = Field(default_factory=FlowsSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
-    endpoints: dict[Name, EndpointSettings] = Field({}, description="Endpoints by name.")
-    gates: dict[Name, GateSettings] = Field({}, description="Gates by model name.")
-    recipes: dict[Name, RecipeSettings] = Field({}, description="Recipes by model name.")
+    endpoints: dict[Name, EndpointSettings] = Field(default={}, description="Endpoints by name.")
+    gates: dict[Name, GateSettings] = Field(default={}, description="Gates by model name.")
+    recipes: dict[Name, RecipeSettings] = Field(default={}, description="Recipes by model name.")
 
     @property
     def state_dir(self) -> Path:

@@ -1,0 +1,75 @@
+"""Atomic writes: whole or not at all, whatever the disk does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from noa.atomic_write import publish_folder, write_file
+from noa.errors import StorageError
+
+
+def test_a_file_is_replaced_and_no_temporary_is_left(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.txt"
+    write_file(target, "one")
+    write_file(target, b"two")
+    assert target.read_bytes() == b"two"
+    assert [path.name for path in target.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_full_disk_leaves_the_old_content_and_no_rubbish(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE makes the kernel refuse the write, as a full disk does."""
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from noa.atomic_write import write_file\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_file(Path(sys.argv[1]), b'x' * 100_000)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_read_only_file_system_is_a_storage_error_with_a_remedy(tmp_path: Path) -> None:
+    blocker = tmp_path / "proc"
+    blocker.symlink_to("/proc/self")
+    with pytest.raises((StorageError, OSError)) as caught:
+        write_file(blocker / "nothing-here", "x")
+    assert "nothing-here" in str(caught.value)
+
+
+def test_publish_moves_a_whole_folder(tmp_path: Path) -> None:
+    temporary = tmp_path / "staging"
+    (temporary / "sub").mkdir(parents=True)
+    (temporary / "sub" / "a").write_text("a")
+    publish_folder(temporary, tmp_path / "out" / "final")
+    assert (tmp_path / "out" / "final" / "sub" / "a").read_text() == "a"
+    assert not temporary.exists()
+
+
+def test_kill_9_in_the_middle_leaves_old_or_new(tmp_path: Path) -> None:
+    """A writer is killed at many moments; every time the file is one of the two whole contents."""
+    target = tmp_path / "file.bin"
+    old, new = b"o" * 200_000, b"n" * 200_000
+    code = (
+        "import sys; from pathlib import Path; from noa.atomic_write import write_file\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    write_file(Path(sys.argv[1]), b'n' * 200_000); write_file(Path(sys.argv[1]), b'o' * 200_000)"
+    )
+    for _ in range(8):
+        target.write_bytes(old)
+        process = subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert target.read_bytes() in (old, new)

@@ -1,0 +1,178 @@
+"""Settings: layers, origins, strictness, and messages that name the place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from noa.errors import NotFoundError, SettingsError
+from noa.settings import Settings, explain, is_loopback, json_schema, list_values, load_settings
+from noa.settings.models import ServingSettings
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Write:
+    def write(text: str) -> Path:
+        (tmp_path / "noa.toml").write_text(text)
+        return tmp_path
+
+    return write
+
+
+def test_layers_override_each_other_from_low_to_high(project: Write, tmp_path: Path) -> None:
+    root = project("[serving]\nport = 2\n[profiles.prod.serving]\nport = 3\n")
+    user = tmp_path / "user.toml"
+    user.write_text("[serving]\nport = 1\nworkers = 7\n")
+    extra = tmp_path / "extra.toml"
+    extra.write_text("[serving]\nport = 4\n")
+
+    def port(**layers: object) -> int:
+        return load_settings(root, **layers).settings.serving.port  # pyright: ignore[reportArgumentType]  # layers vary
+
+    assert load_settings(Path("/")).settings.serving.port == 3000
+    assert port(user_file=user) == 2
+    assert port(user_file=user, profile="prod") == 3
+    assert port(user_file=user, profile="prod", config_files=[extra]) == 4
+    environ = {"NOA__SERVING__PORT": "5"}
+    assert port(user_file=user, profile="prod", config_files=[extra], environ=environ) == 5
+    assert port(user_file=user, config_files=[extra], environ=environ, overrides=["serving.port=6"]) == 6
+    assert load_settings(root, user_file=user).settings.serving.workers == 7
+
+
+def test_origin_names_file_and_line(project: Write) -> None:
+    root = project('[project]\nname = "x"\n\n[serving]\nport = 2\n')
+    values = {value.key: value for value in list_values(load_settings(root, environ={"NOA__SERVING__WORKERS": "2"}))}
+    assert values["serving.port"].origin == f"{root / 'noa.toml'}:5"
+    assert values["serving.workers"].origin == "environment NOA__SERVING__WORKERS"
+    assert values["serving.host"].origin == "default"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[serving]\nprot = 1\n", ["unknown setting `serving.prot`", "noa.toml:2", "Did you mean `serving.port`?"]),
+        ("[servin]\nport = 1\n", ["unknown setting `servin`", "Did you mean `serving`?"]),
+        ("[serving]\nport = \n", ["malformed TOML at line 2, column", "noa.toml:2:"]),
+        ("[serving\n", ["malformed TOML", "line 1"]),
+        ('[serving]\nport = "x"\n', ["`serving.port`", "noa.toml:2", "received 'x'"]),
+        ("[serving]\nport = 70000\n", ["`serving.port`", "65535"]),
+        ('[serving]\nhost = "0.0.0.0"\n', ["0.0.0.0", "api_keys"]),
+        ('[serving]\napi_keys = ["short"]\n', ["16 characters"]),
+        ('[flows]\nhost = "0.0.0.0"\n', ["loopback only"]),
+        ('[endpoints.digits]\nmodel = "digits"\n', ["digits@champion"]),
+        ('[endpoints."a b"]\nmodel = "digits@champion"\n', ["cannot be a name"]),
+        ('[recipes.digits]\npath = "recipe.py"\nbackends = ["tensorflow"]\n', ["recipes.digits.backends"]),
+        ("profiles = 3\n", ["`profiles` must be a table"]),
+    ],
+)
+def test_every_mistake_names_the_place(project: Write, text: str, words: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(project(text))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ({"environ": {"NOA__SERVING__PROT": "1"}}, ["NOA__SERVING__PROT", "Did you mean `serving.port`?"]),
+        ({"environ": {"NOA__SERVNG": "1"}}, ["unknown setting `servng`"]),
+        ({"environ": {"NOA__SERVING__PORT": "x"}}, ["NOA__SERVING__PORT", "valid integer"]),
+        ({"overrides": ["serving.port"]}, ["-o section.key=value"]),
+        ({"overrides": ["serving.port.x=1"]}, ["unknown setting `serving.port.x`"]),
+        ({"overrides": ["root=/"]}, ["unknown setting `root`"]),
+        ({"profile": "prod"}, ["no profile `prod`"]),
+        ({"config_files": [Path("missing.toml")]}, ["no such settings file", "missing.toml"]),
+    ],
+)
+def test_every_layer_is_strict(project: Write, layers: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(project(""), **layers)  # pyright: ignore[reportArgumentType]  # layers vary
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_settings_that_are_not_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match="not UTF-8"):
+        load_settings(tmp_path)
+
+
+def test_the_project_is_found_from_a_folder_below(project: Write) -> None:
+    root = project('[project]\nname = "up"\n')
+    below = root / "a" / "b"
+    below.mkdir(parents=True)
+    loaded = load_settings(below)
+    assert loaded.settings.project.name == "up"
+    assert loaded.settings.state_dir == root / ".noa"
+    assert loaded.settings.registry.database_url == f"sqlite:///{root / '.noa' / 'noa.db'}"
+    assert loaded.settings.registry.artifact_dir == root / ".noa" / "artifacts"
+
+
+def test_secrets_are_masked_wherever_settings_are_shown(project: Write) -> None:
+    secret = "correct-horse-battery"
+    loaded = load_settings(project(f'[serving]\napi_keys = ["{secret}"]\n'))
+    assert loaded.settings.serving.api_keys[0].get_secret_value() == secret
+    assert secret not in repr(loaded.settings)
+    assert secret not in json.dumps([str(value) for value in list_values(loaded)])
+
+
+def test_a_wrong_secret_is_not_echoed(project: Write) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(project('[serving]\napi_keys = ["tiny-secret"]\n'))
+    assert "tiny-secret" not in str(caught.value)
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().serving.port = 1  # pyright: ignore[reportAttributeAccessIssue]  # the point of the test
+
+
+def test_explain_knows_every_key_and_no_other() -> None:
+    for value in list_values(load_settings(Path("/"))):
+        found = explain(value.key)
+        assert found.description, f"`{value.key}` has no description"
+    with pytest.raises(NotFoundError):
+        explain("serving.nothing")
+    assert "port" in explain("serving").keys
+
+
+def test_the_schema_covers_every_section() -> None:
+    properties = json_schema()["properties"]
+    assert isinstance(properties, dict)
+    assert set(properties) == set(Settings.model_fields) - {"root"} | {"profiles"}
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("127.8.8.8", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("example.org", False),
+        ("10.0.0.1", False),
+    ],
+)
+def test_loopback_is_told_from_the_world(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_names_may_hold_dots(project: Write) -> None:
+    root = project(
+        '[gates."my.model"]\nmin_metrics = { accuracy = 0.5 }\n[endpoints."a.b"]\nmodel = "my.model@champion"\n'
+    )
+    settings = load_settings(root).settings
+    assert settings.gates["my.model"].min_metrics == {"accuracy": 0.5}
+    assert settings.endpoints["a.b"].format == "onnx"
+
+
+def test_a_public_host_with_a_key_is_allowed() -> None:
+    assert ServingSettings.model_validate({"host": "0.0.0.0", "api_keys": ["0123456789abcdef"]}).host == "0.0.0.0"
