@@ -1,7 +1,7 @@
 """noa: one platform for the life of a model.
 
-This package is the core: errors, settings, signatures and digests. It imports no framework and no other room;
-`import noa` loads the error tree only. Everything else is imported by module (`from noa.settings import load_settings`).
+This package is the core: errors, settings, signatures, digests. It imports no framework and no other room;
+`import noa` loads the error tree only. Everything else is imported by module: `from noa.settings import load_settings`.
 """
 
 from noa.errors import (
