@@ -1,0 +1,186 @@
+"""The managed Prefect server, spoken to through its documented REST API.
+
+The command line talks to the server without importing Prefect (1.2 s, and it would read the user's own profiles): a
+listing takes milliseconds. Only what runs inside a flow or the worker imports the library.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from noa.errors import InvalidInputError, NotFoundError, ServiceError
+from noa_flows._loopback import Answer, ask
+
+Row = dict[str, object]
+_UNFINISHED = ("SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "PAUSED")
+_STARTED = ("PENDING", "RUNNING", "CANCELLING")
+_PAGE = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefectApi:
+    """One server by its API's address, e.g. `http://127.0.0.1:4200/api`."""
+
+    url: str
+
+    def is_healthy(self) -> bool:
+        """Tell whether the server answers and its database does."""
+        try:
+            return ask(f"{self.url}/health", timeout_s=2.0).body is True
+        except ConnectionError:
+            return False
+
+    def has_worker(self, pool: str, worker: str, *, since: str) -> bool:
+        """Tell whether a worker has reported to the server since a time (ISO 8601, UTC)."""
+        try:
+            rows = self._rows(f"/work_pools/{pool}/workers/filter", {})
+        except (ServiceError, NotFoundError):
+            return False
+        return any(
+            row.get("name") == worker and row.get("status") == "ONLINE" and str(row.get("last_heartbeat_time")) >= since
+            for row in rows
+        )
+
+    def ensure_flow(self, name: str) -> str:
+        """Return the id of a flow, made if it does not exist."""
+        return str(self._row(self._send("/flows/", {"name": name}))["id"])
+
+    def find_deployment(self, flow: str, name: str) -> Row | None:
+        """Return a deployment, or None."""
+        answer = self._send(f"/deployments/name/{flow}/{name}", None, allow=(404,))
+        return None if answer.status == 404 else self._row(answer)
+
+    def deployments(self, flow: str) -> list[Row]:
+        """Return all deployments of a flow."""
+        return self._rows(
+            "/deployments/filter", {"flows": {"name": {"any_": [flow]}}, "limit": _PAGE, "sort": "NAME_ASC"}
+        )
+
+    def create_deployment(self, table: Mapping[str, object]) -> str:
+        """Create or replace a deployment and return its id.
+
+        Raises:
+            InvalidInputError: the server does not accept a value, such as a cron expression.
+        """
+        return str(self._row(self._send("/deployments/", dict(table)))["id"])
+
+    def update_deployment(self, deployment_id: str, table: Mapping[str, object]) -> None:
+        """Change some fields of a deployment."""
+        self._send(f"/deployments/{deployment_id}", dict(table), method="PATCH")
+
+    def delete_deployment(self, deployment_id: str) -> None:
+        """Delete a deployment with its schedules."""
+        self._send(f"/deployments/{deployment_id}", None, method="DELETE")
+
+    def create_run(self, deployment_id: str, table: Mapping[str, object]) -> Row:
+        """Create a run of a deployment, to be started by the worker as soon as it can."""
+        return self._row(self._send(f"/deployments/{deployment_id}/create_flow_run", dict(table)))
+
+    def run(self, run_id: str) -> Row:
+        """Return one run.
+
+        Raises:
+            NotFoundError: there is none with this id.
+        """
+        return self._row(self._send(f"/flow_runs/{run_id}", None))
+
+    def runs(self, flow: str, *, limit: int, deployment: str | None = None) -> list[Row]:
+        """Return the newest runs of a flow, or of one of its deployments by name."""
+        body: Row = {
+            "flows": {"name": {"any_": [flow]}},
+            "limit": min(limit, _PAGE),
+            "sort": "EXPECTED_START_TIME_DESC",
+        }
+        if deployment is not None:
+            body["deployments"] = {"name": {"any_": [deployment]}}
+        return self._rows("/flow_runs/filter", body)
+
+    def started_runs(self, pool: str) -> list[Row]:
+        """Return the runs of a work pool that should have a process now."""
+        return self._rows(
+            "/flow_runs/filter",
+            {
+                "flow_runs": {"state": {"type": {"any_": list(_STARTED)}}},
+                "work_pools": {"name": {"any_": [pool]}},
+                "limit": _PAGE,
+            },
+        )
+
+    def set_state(self, run_id: str, kind: str, message: str, *, force: bool) -> None:
+        """Move a run to a state of this type (`CANCELLING`, `CRASHED`, ...)."""
+        state = {"type": kind, "name": kind.capitalize(), "message": message}
+        self._send(f"/flow_runs/{run_id}/set_state", {"state": state, "force": force})
+
+    def logs(self, run_id: str, *, offset: int) -> list[Row]:
+        """Return the log rows of a run from `offset` on, oldest first."""
+        return self._rows(
+            "/logs/filter",
+            {
+                "logs": {"flow_run_id": {"any_": [run_id]}},
+                "offset": offset,
+                "limit": _PAGE,
+                "sort": "TIMESTAMP_ASC",
+            },
+        )
+
+    def _rows(self, path: str, body: Row) -> list[Row]:
+        found = self._send(path, body).body
+        if not isinstance(found, list):
+            raise ServiceError("the Prefect server gave an unexpected answer", where=self.url + path, received=found)
+        return cast("list[Row]", found)
+
+    def _row(self, answer: Answer) -> Row:
+        if not isinstance(answer.body, dict):
+            raise ServiceError("the Prefect server gave an unexpected answer", where=self.url, received=answer.body)
+        return cast("Row", answer.body)
+
+    def _send(self, path: str, body: Row | None, *, method: str | None = None, allow: tuple[int, ...] = ()) -> Answer:
+        answer = self._ask_patiently(path, body, method)
+        if 200 <= answer.status < 300 or answer.status in allow:
+            return answer
+        where, reason = f"{self.url}{path}", _reason(answer.body)
+        if answer.status == 404:
+            raise NotFoundError(f"the Prefect server knows no such thing: {reason}", where=where)
+        if answer.status in (400, 409, 422):
+            raise InvalidInputError(f"the Prefect server does not accept this: {reason}", where=where)
+        raise ServiceError(
+            "the Prefect server failed", where=where, expected="status 2xx", received=f"{answer.status}: {reason}"
+        )
+
+    def _ask_patiently(self, path: str, body: Row | None, method: str | None) -> Answer:
+        """Ask again while SQLite is busy (503) or the connection breaks: the server may be writing a schedule."""
+        for wait_s in (0.1, 0.3, 1.0, None):
+            try:
+                answer = ask(self.url + path, body=body, method=method, timeout_s=30.0)
+            except ConnectionError as exc:
+                if wait_s is None or "refused" in str(exc):
+                    raise ServiceError(
+                        "the Prefect server does not answer", where=self.url, remedy="Start it with `noa up`"
+                    ) from exc
+            else:
+                if answer.status != 503 or wait_s is None:
+                    return answer
+            time.sleep(wait_s)
+        raise AssertionError("unreachable")
+
+
+def is_finished(state_type: str) -> bool:
+    """Tell whether a state of this type is final."""
+    return state_type not in _UNFINISHED
+
+
+def _reason(body: object) -> str:
+    """Return the server's own words from an error body."""
+    if isinstance(body, dict):
+        table = cast("Row", body)
+        details = table.get("exception_detail")
+        if isinstance(details, list) and details and isinstance(details[0], dict):
+            first = cast("Row", details[0])
+            return str(first.get("msg", first)).removeprefix("Value error, ")
+        for key in ("detail", "exception_message"):
+            if table.get(key):
+                return str(table[key])
+    return str(body)[:300]

@@ -1,0 +1,188 @@
+"""What each service of a project is: its command, its environment, its port, and how to tell that it works."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from noa.errors import DependencyMissingError, ServiceError
+from noa.settings import Settings
+from noa_flows._environment import (
+    SETTINGS_VARIABLE,
+    inherited_environment,
+    mlflow_environment,
+    prefect_environment,
+    prefect_home,
+    settings_to_carry,
+)
+from noa_flows._loopback import answers
+from noa_flows._prefect_api import PrefectApi
+from noa_flows.supervisor import Command, ServiceRecord
+
+ServiceName = Literal["prefect", "mlflow", "serving", "worker"]
+SERVICE_NAMES: tuple[ServiceName, ...] = ("prefect", "mlflow", "serving", "worker")
+"""In the order in which they are started; they are stopped in the opposite one."""
+WORK_POOL = "noa"
+WORKER_NAME = "noa"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePlan:
+    """One service. `host` is None for the worker, which listens nowhere; `needs` must be healthy first.
+
+    `build` makes the command from this service's address and those of the services it needs.
+    """
+
+    name: ServiceName
+    host: str | None
+    port: int
+    port_setting: str
+    needs: ServiceName | None
+    build: Callable[[str | None, Mapping[ServiceName, str]], Command]
+    is_healthy: Callable[[ServiceRecord, Mapping[ServiceName, str]], bool]
+
+
+def plan_services(settings: Settings) -> dict[ServiceName, ServicePlan]:
+    """Return the plans of all services that this project has; serving only if an endpoint is configured.
+
+    Raises:
+        DependencyMissingError: Prefect is not installed.
+    """
+    if find_spec("prefect") is None:
+        raise DependencyMissingError("prefect", extra="flows", purpose="Running flows")
+    plans = [_plan_prefect(settings), _plan_mlflow(settings)]
+    if settings.endpoints:
+        plans.append(_plan_serving(settings))
+    plans.append(_plan_worker(settings))
+    return {plan.name: plan for plan in plans}
+
+
+def api_url(address: str) -> str:
+    """Return the address of the Prefect server's API."""
+    return f"{address}/api"
+
+
+def _plan_prefect(settings: Settings) -> ServicePlan:
+    def build(address: str | None, _: Mapping[ServiceName, str]) -> Command:
+        host, port = _split(address)
+        prefect_home(settings).mkdir(parents=True, exist_ok=True)
+        # The same application that `prefect server start` runs, without the command line's process in front of it.
+        arguments = ("-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on")
+        return _command(
+            settings,
+            "prefect",
+            (*arguments, "--host", host, "--port", port, "--log-level", "warning", "--timeout-keep-alive", "5"),
+            environment=prefect_environment(settings, api_url(str(address))),
+            folder=prefect_home(settings),
+            address=address,
+        )
+
+    def is_healthy(record: ServiceRecord, _: Mapping[ServiceName, str]) -> bool:
+        return PrefectApi(url=api_url(str(record.address))).is_healthy()
+
+    return ServicePlan(
+        name="prefect",
+        host=settings.flows.host,
+        port=settings.flows.port,
+        port_setting="flows.port",
+        needs=None,
+        build=build,
+        is_healthy=is_healthy,
+    )
+
+
+def _plan_mlflow(settings: Settings) -> ServicePlan:
+    def build(address: str | None, _: Mapping[ServiceName, str]) -> Command:
+        host, port = _split(address)
+        hosts = ",".join(f"{name}:{port}" for name in dict.fromkeys((host, "127.0.0.1", "localhost")))
+        registry = settings.registry
+        arguments = ("-m", "mlflow", "server", "--backend-store-uri", registry.database_url)
+        return _command(
+            settings,
+            "mlflow",
+            (
+                *(*arguments, "--default-artifact-root", str(registry.artifact_dir), "--host", host, "--port", port),
+                *("--workers", "1", "--allowed-hosts", hosts, "--uvicorn-opts", "--log-level warning"),
+            ),
+            environment=mlflow_environment(),
+            folder=settings.state_dir,
+            address=address,
+        )
+
+    def is_healthy(record: ServiceRecord, _: Mapping[ServiceName, str]) -> bool:
+        return answers(f"{record.address}/health")
+
+    return ServicePlan(
+        name="mlflow",
+        host=settings.tracking.host,
+        port=settings.tracking.port,
+        port_setting="tracking.port",
+        needs=None,
+        build=build,
+        is_healthy=is_healthy,
+    )
+
+
+def _plan_serving(settings: Settings) -> ServicePlan:
+    raise NotImplementedError
+
+
+def _plan_worker(settings: Settings) -> ServicePlan:
+    def build(_: str | None, addresses: Mapping[ServiceName, str]) -> Command:
+        api = api_url(addresses["prefect"])
+        arguments = ("-m", "noa_flows._prefect_worker", "--pool", WORK_POOL, "--folder", str(settings.root))
+        return _command(
+            settings,
+            "worker",
+            (*arguments, "--limit", str(settings.flows.parallel_runs), "--api", api),
+            environment={**prefect_environment(settings, api), SETTINGS_VARIABLE: settings_to_carry(settings)},
+            folder=settings.root,
+            address=None,
+        )
+
+    def is_healthy(record: ServiceRecord, addresses: Mapping[ServiceName, str]) -> bool:
+        address = addresses.get("prefect")
+        since = record.started_at.strftime("%Y-%m-%dT%H:%M:%S")
+        return address is not None and PrefectApi(url=api_url(address)).has_worker(WORK_POOL, WORKER_NAME, since=since)
+
+    return ServicePlan(
+        name="worker",
+        host=None,
+        port=0,
+        port_setting="flows.parallel_runs",
+        needs="prefect",
+        build=build,
+        is_healthy=is_healthy,
+    )
+
+
+def _command(
+    settings: Settings,
+    name: ServiceName,
+    arguments: tuple[str, ...],
+    *,
+    environment: Mapping[str, str],
+    folder: Path,
+    address: str | None,
+) -> Command:
+    return Command(
+        name=name,
+        arguments=(sys.executable, *arguments),
+        environment={**inherited_environment(), **environment},
+        folder=folder,
+        log_file=settings.state_dir / "logs" / f"{name}.log",
+        address=address,
+        grace_s=settings.flows.stop_timeout_s,
+    )
+
+
+def _split(address: str | None) -> tuple[str, str]:
+    """Return host and port of `http://host:port`."""
+    if address is None:
+        raise ServiceError("a service that listens was given no address")
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    return host.strip("[]"), port

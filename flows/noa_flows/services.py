@@ -1,0 +1,304 @@
+"""The services of a project: Prefect server, MLflow UI, serving process and worker; up, down and status.
+
+`up` starts what is not running, waits until each answers, and on any failure stops what it has just started. `down`
+stops what is recorded and proves it gone. Both hold one lock per project; each service's record is in the supervisor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import filelock
+
+from noa.atomic_write import translate_disk_errors
+from noa.errors import ConflictError, InvalidInputError, NoaError, ServiceError
+from noa.settings import Settings
+from noa_flows._loopback import claim_port
+from noa_flows._process_tree import memory_bytes
+from noa_flows._service_plans import SERVICE_NAMES, ServiceName, ServicePlan, plan_services
+from noa_flows.supervisor import ServiceRecord, Supervisor
+
+State = Literal["running", "unhealthy", "stopped"]
+Phase = Literal["starting", "healthy", "already running", "stopping", "stopped"]
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStatus:
+    """One service now. `unhealthy`: a process is there but does not answer as it should.
+
+    `detail` says why a service that was started is not running; `memory_bytes` is that of its whole process tree.
+    """
+
+    name: ServiceName
+    state: State
+    pid: int | None
+    address: str | None
+    started_at: datetime | None
+    log_file: Path
+    memory_bytes: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceEvent:
+    """A step of `up` or `down`, for progress displays."""
+
+    service: ServiceName
+    phase: Phase
+    address: str | None = None
+
+
+OnProgress = Callable[[ServiceEvent], None]
+
+
+def up(
+    settings: Settings, *, services: Sequence[ServiceName] | None = None, on_progress: OnProgress | None = None
+) -> list[ServiceStatus]:
+    """Start the project's services (or some of them) and wait until each is healthy. What runs already is kept.
+
+    Raises:
+        ConflictError: a port is in use, or another `up` or `down` of this project does not end.
+        ServiceError: a service died or did not answer in `flows.start_timeout_s`; the message has its last log lines,
+            and everything that this call started was stopped again.
+        InvalidInputError: a service that this project does not have.
+        DependencyMissingError: an extra is not installed.
+    """
+    plans = _choose(plan_services(settings), services)
+    supervisor = Supervisor(settings.state_dir)
+    with _project_lock(settings):
+        launch = _Launch(settings=settings, supervisor=supervisor, report=on_progress or _say_nothing)
+        launch.run(plans)
+    return [found for found in status(settings) if found.name in plans]
+
+
+def down(
+    settings: Settings, *, services: Sequence[ServiceName] | None = None, on_progress: OnProgress | None = None
+) -> list[ServiceName]:
+    """Stop every recorded service and prove it gone; returns which were there. Fine when nothing runs.
+
+    Raises:
+        ServiceError: a process cannot be ended; the other services are stopped all the same.
+        ConflictError: another `up` or `down` of this project does not end.
+    """
+    report = on_progress or _say_nothing
+    supervisor = Supervisor(settings.state_dir)
+    stopped: list[ServiceName] = []
+    failures: list[NoaError] = []
+    if not settings.state_dir.exists():
+        return []
+    with _project_lock(settings):
+        for name in reversed(SERVICE_NAMES):
+            if services is not None and name not in services:
+                continue
+            try:
+                if supervisor.find(name) is None:
+                    continue
+                report(ServiceEvent(service=name, phase="stopping"))
+                supervisor.stop(name, timeout_s=settings.flows.stop_timeout_s)
+            except NoaError as exc:
+                failures.append(exc)
+                continue
+            stopped.append(name)
+            report(ServiceEvent(service=name, phase="stopped"))
+    if failures:
+        raise failures[0]
+    return stopped
+
+
+def status(settings: Settings) -> list[ServiceStatus]:
+    """Return every service of the project, started or not, in the order in which they start."""
+    supervisor = Supervisor(settings.state_dir)
+    plans = plan_services(settings)
+    records: dict[ServiceName, ServiceRecord | None] = {name: supervisor.find(name) for name in SERVICE_NAMES}
+    addresses = _addresses(records)
+    names = [name for name in SERVICE_NAMES if name in plans or records[name] is not None]
+    return [_status_of(name, records[name], plans.get(name), supervisor, addresses, settings) for name in names]
+
+
+def address_of(settings: Settings, service: ServiceName) -> str | None:
+    """Return the address of a service that runs now, or None."""
+    supervisor = Supervisor(settings.state_dir)
+    record = supervisor.find(service)
+    return record.address if record is not None and supervisor.is_running(record) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Launch:
+    """One `up`: starts what is missing, and undoes it if anything fails."""
+
+    settings: Settings
+    supervisor: Supervisor
+    report: OnProgress
+
+    def run(self, plans: Mapping[ServiceName, ServicePlan]) -> None:
+        self._stop_worker_of_another_server(plans)
+        running, missing = self._look(plans)
+        addresses = _addresses(running)
+        ports = {plan.name: self._claim(plan) for plan in missing if plan.host is not None}
+        for name, record in running.items():
+            self.report(ServiceEvent(service=name, phase="already running", address=record.address))
+        if any(plan.name == "mlflow" for plan in missing):
+            _prepare_database(self.settings)
+        deadline = time.monotonic() + self.settings.flows.start_timeout_s
+        started: dict[ServiceName, ServiceRecord] = {}
+        try:
+            waiting = dict(running)
+            for stage in ([plan for plan in missing if not plan.needs], [plan for plan in missing if plan.needs]):
+                for plan in stage:
+                    started[plan.name] = self._start(plan, ports.get(plan.name), addresses)
+                    waiting[plan.name] = started[plan.name]
+                addresses |= _addresses(started)
+                self._wait(plans, waiting, addresses, deadline)
+        except BaseException:
+            for name in reversed(started):
+                self.supervisor.stop(name, timeout_s=self.settings.flows.stop_timeout_s)
+            raise
+
+    def _look(
+        self, plans: Mapping[ServiceName, ServicePlan]
+    ) -> tuple[dict[ServiceName, ServiceRecord], list[ServicePlan]]:
+        """Sort the plans into what runs and what must be started; remains of dead services are cleared away."""
+        running: dict[ServiceName, ServiceRecord] = {}
+        missing: list[ServicePlan] = []
+        for name, plan in plans.items():
+            record = self.supervisor.find(name)
+            if record is not None and self.supervisor.is_running(record):
+                running[name] = record
+                continue
+            if record is not None:
+                self.supervisor.stop(name, timeout_s=self.settings.flows.stop_timeout_s)
+            missing.append(plan)
+        return running, missing
+
+    def _stop_worker_of_another_server(self, plans: Mapping[ServiceName, ServicePlan]) -> None:
+        """A worker whose server died would poll an address where the next one may not be."""
+        server = self.supervisor.find("prefect")
+        if "worker" in plans and (server is None or not self.supervisor.is_running(server)):
+            self.supervisor.stop("worker", timeout_s=self.settings.flows.stop_timeout_s)
+
+    def _claim(self, plan: ServicePlan) -> int:
+        return claim_port(str(plan.host), plan.port, service=plan.name, setting=plan.port_setting)
+
+    def _start(self, plan: ServicePlan, port: int | None, addresses: Mapping[ServiceName, str]) -> ServiceRecord:
+        host = f"[{plan.host}]" if plan.host and ":" in plan.host else plan.host
+        address = None if host is None else f"http://{host}:{port}"
+        self.report(ServiceEvent(service=plan.name, phase="starting", address=address))
+        return self.supervisor.start(plan.build(address, addresses))
+
+    def _wait(
+        self,
+        plans: Mapping[ServiceName, ServicePlan],
+        waiting: dict[ServiceName, ServiceRecord],
+        addresses: Mapping[ServiceName, str],
+        deadline: float,
+    ) -> None:
+        while waiting:
+            for name, record in list(waiting.items()):
+                if plans[name].is_healthy(record, addresses) and self.supervisor.is_running(record):
+                    del waiting[name]
+                    self.report(ServiceEvent(service=name, phase="healthy", address=record.address))
+                elif not self.supervisor.is_running(record):
+                    raise self._failure(record, "died while it started")
+            if waiting and time.monotonic() > deadline:
+                first = next(iter(waiting.values()))
+                raise self._failure(first, f"did not answer within {self.settings.flows.start_timeout_s:g} s")
+            time.sleep(_POLL_S if waiting else 0)
+
+    def _failure(self, record: ServiceRecord, what: str) -> ServiceError:
+        return ServiceError(
+            f"service `{record.name}` {what}",
+            where=str(record.log_file),
+            received=f"its last lines:\n{self.supervisor.log_tail(record)}\n",
+            remedy="What was started with it has been stopped; correct the cause and run `noa up` again",
+            service=record.name,
+            log_file=str(record.log_file),
+        )
+
+
+def _choose(
+    plans: dict[ServiceName, ServicePlan], services: Sequence[ServiceName] | None
+) -> dict[ServiceName, ServicePlan]:
+    if services is None:
+        return plans
+    unknown = [name for name in services if name not in plans]
+    if unknown:
+        raise InvalidInputError(
+            f"this project has no service `{unknown[0]}`",
+            expected=", ".join(plans),
+            remedy="Configure an endpoint in `noa.toml`" if unknown[0] == "serving" else None,
+        )
+    needed = {plans[name].needs for name in services}
+    return {name: plan for name, plan in plans.items() if name in services or name in needed}
+
+
+def _status_of(
+    name: ServiceName,
+    record: ServiceRecord | None,
+    plan: ServicePlan | None,
+    supervisor: Supervisor,
+    addresses: Mapping[ServiceName, str],
+    settings: Settings,
+) -> ServiceStatus:
+    members = [] if record is None else supervisor.members(record)
+    state: State = "stopped"
+    detail = ""
+    if record is not None and supervisor.is_running(record):
+        state = "running" if plan is None or plan.is_healthy(record, addresses) else "unhealthy"
+        detail = "" if state == "running" else "it does not answer"
+    elif record is not None:
+        state = "unhealthy" if members else "stopped"
+        detail = "it died; " + supervisor.log_tail(record, lines=1)
+    is_there = record is not None and state != "stopped"
+    return ServiceStatus(
+        name=name,
+        state=state,
+        pid=record.process.pid if record is not None and record.process is not None and is_there else None,
+        address=record.address if record is not None and is_there else None,
+        started_at=record.started_at if record is not None and is_there else None,
+        log_file=settings.state_dir / "logs" / f"{name}.log",
+        memory_bytes=memory_bytes(members),
+        detail=detail,
+    )
+
+
+def _addresses(records: Mapping[ServiceName, ServiceRecord | None]) -> dict[ServiceName, str]:
+    return {name: record.address for name, record in records.items() if record is not None and record.address}
+
+
+@contextmanager
+def _project_lock(settings: Settings) -> Generator[None]:
+    folder = settings.state_dir / "services"
+    with translate_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    timeout_s = settings.flows.start_timeout_s + settings.flows.stop_timeout_s
+    lock = filelock.FileLock(folder / "lock", timeout=timeout_s)
+    try:
+        lock.acquire()
+    except filelock.Timeout as exc:
+        raise ConflictError(
+            "another `noa up` or `noa down` of this project is under way",
+            where=str(folder),
+            remedy=f"It was waited for during {timeout_s:g} s; try again when it has ended",
+        ) from exc
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _prepare_database(settings: Settings) -> None:
+    """Create the tables under the registry's own lock before the MLflow server would, unlocked."""
+    from noa_registry import Registry
+
+    Registry.open(settings.registry).close()
+
+
+def _say_nothing(event: ServiceEvent) -> None:
+    del event
