@@ -1,1 +1,108 @@
-"""The training room."""
+"""The training room: recipes, two backends that agree, and jobs that continue after `kill -9`.
+
+A project's `recipe.py` needs `Recipe`, `Dataset`, `Split`, `mlp`, `cnn`, the optimizers and schedules; other rooms need
+`JobRequest`, `run_job`, `load_trained` and `evaluate`. Nothing here imports a framework before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from noa_training.datasets import Dataset, Objective, Split, SplitName
+from noa_training.events import (
+    CheckpointWritten,
+    EarlyStopped,
+    Epoch,
+    Failed,
+    Finished,
+    JobEvent,
+    Resumed,
+    Started,
+    Step,
+    Warned,
+    parse_event,
+)
+from noa_training.metric_names import is_larger_better, metrics_of
+from noa_training.model_specs import BACKENDS, BackendName, Cnn, Factories, Mlp, ModelShape, ModelSpec, cnn, mlp
+from noa_training.recipes import SGD, AdamW, Constant, EarlyStopping, Recipe, WarmupCosine
+
+if TYPE_CHECKING:
+    from noa_training.evaluation import evaluate
+    from noa_training.job_folder import JobState, read_state
+    from noa_training.jobs import load_dataset, load_result, load_trained, recipe_of, run_job
+    from noa_training.loading import load_recipe
+    from noa_training.loop import JobCancelledError
+    from noa_training.requests import JobRequest, TrainedJob, WorkerRequest
+
+# These need numpy, pydantic or psutil; a recipe file and `noa --help` do not.
+_LAZY = {
+    "JobCancelledError": "loop",
+    "JobRequest": "requests",
+    "JobState": "job_folder",
+    "TrainedJob": "requests",
+    "WorkerRequest": "requests",
+    "evaluate": "evaluation",
+    "load_dataset": "jobs",
+    "load_recipe": "loading",
+    "load_result": "jobs",
+    "load_trained": "jobs",
+    "read_state": "job_folder",
+    "recipe_of": "jobs",
+    "run_job": "jobs",
+}
+
+__all__ = [
+    "BACKENDS",
+    "SGD",
+    "AdamW",
+    "BackendName",
+    "CheckpointWritten",
+    "Cnn",
+    "Constant",
+    "Dataset",
+    "EarlyStopped",
+    "EarlyStopping",
+    "Epoch",
+    "Factories",
+    "Failed",
+    "Finished",
+    "JobCancelledError",
+    "JobEvent",
+    "JobRequest",
+    "JobState",
+    "Mlp",
+    "ModelShape",
+    "ModelSpec",
+    "Objective",
+    "Recipe",
+    "Resumed",
+    "Split",
+    "SplitName",
+    "Started",
+    "Step",
+    "TrainedJob",
+    "Warned",
+    "WarmupCosine",
+    "WorkerRequest",
+    "cnn",
+    "evaluate",
+    "is_larger_better",
+    "load_dataset",
+    "load_recipe",
+    "load_result",
+    "load_trained",
+    "metrics_of",
+    "mlp",
+    "parse_event",
+    "read_state",
+    "recipe_of",
+    "run_job",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    from importlib import import_module
+
+    return getattr(import_module(f"noa_training.{_LAZY[name]}"), name)

@@ -1,0 +1,1 @@
+"""The backends: each trains one model, behind one interface (`interface.py`)."""

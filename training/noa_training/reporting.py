@@ -1,0 +1,151 @@
+"""Tell everyone how a job goes: the caller, `events.jsonl` and the MLflow run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from noa.errors import NoaError
+from noa_training.events import (
+    CheckpointWritten,
+    EarlyStopped,
+    Epoch,
+    Failed,
+    Finished,
+    JobEvent,
+    Resumed,
+    Started,
+    Step,
+    Warned,
+)
+from noa_training.schedules import Plan
+
+if TYPE_CHECKING:
+    from noa_training.tracking import RunTracking
+
+
+class Reporter:
+    """Builds the events of one job and sends them on. A disk that is full costs the log lines, never the job."""
+
+    def __init__(self, job_id: str, folder: Path, on_event: Callable[[JobEvent], None]) -> None:
+        self._job_id = job_id
+        self._log = folder / "events.jsonl"
+        self._on_event = on_event
+        self._has_log = True
+        self._plan: Plan | None = None
+        self._first_step = 0
+        self._begun = self._last_report = time.perf_counter()
+        self._last_step = 0
+        self.tracking: RunTracking | None = None
+
+    def started(self, folder: Path, *, backend: str, attempt: int, dataset_digest: str, plan: Plan) -> None:
+        """The data is there and checked."""
+        self._plan = plan
+        self.send(
+            Started(
+                job_id=self._job_id,
+                at=time.time(),
+                folder=str(folder),
+                backend=backend,
+                attempt=attempt,
+                dataset_digest=dataset_digest,
+                rows=plan.rows,
+                epochs=plan.epochs,
+                total_steps=plan.total_steps,
+            )
+        )
+
+    def resumed(self, step: int, checkpoint: str) -> None:
+        """The job goes on from a checkpoint."""
+        self.send(Resumed(job_id=self._job_id, at=time.time(), step=step, checkpoint=checkpoint))
+
+    def begin(self, step: int) -> None:
+        """Start the clock of rates and remaining time."""
+        self._first_step = self._last_step = step
+        self._begun = self._last_report = time.perf_counter()
+
+    def step(self, step: int, epoch: int, *, loss: float, learning_rate: float) -> None:
+        """Some steps are done."""
+        assert self._plan is not None
+        now = time.perf_counter()
+        samples_per_s = (step - self._last_step) * self._plan.batch_size / max(1e-9, now - self._last_report)
+        pace = (now - self._begun) / max(1, step - self._first_step)
+        self._last_step, self._last_report = step, now
+        event = Step(
+            job_id=self._job_id,
+            at=time.time(),
+            step=step,
+            epoch=epoch,
+            total_steps=self._plan.total_steps,
+            loss=loss,
+            learning_rate=learning_rate,
+            samples_per_s=samples_per_s,
+            eta_s=pace * (self._plan.total_steps - step),
+        )
+        self.send(event)
+        values = {"train.loss": loss, "learning_rate": learning_rate, "samples_per_s": samples_per_s}
+        self._track(values, step=step, now=event.at)
+
+    def epoch(self, step: int, epoch: int, metrics: Mapping[str, float], *, is_best: bool) -> None:
+        """An epoch is validated."""
+        assert self._plan is not None
+        event = Epoch(
+            job_id=self._job_id,
+            at=time.time(),
+            step=step,
+            epoch=epoch,
+            epochs=self._plan.epochs,
+            metrics=dict(metrics),
+            is_best=is_best,
+        )
+        self.send(event)
+        self._track({f"validation.{name}": value for name, value in metrics.items()}, step=step, now=event.at)
+
+    def checkpoint(self, step: int, checkpoint: str, seconds: float) -> None:
+        """A checkpoint is durable."""
+        self.send(
+            CheckpointWritten(job_id=self._job_id, at=time.time(), step=step, checkpoint=checkpoint, seconds=seconds)
+        )
+
+    def early_stopped(self, step: int, epoch: int, best_epoch: int) -> None:
+        """The metric no longer improves."""
+        self.send(EarlyStopped(job_id=self._job_id, at=time.time(), step=step, epoch=epoch, best_epoch=best_epoch))
+
+    def warn(self, subject: str, message: str) -> None:
+        """Something is wrong, and the job goes on."""
+        self.send(Warned(job_id=self._job_id, at=time.time(), subject=subject, message=message))
+
+    def finished(self, folder: Path, *, metrics: Mapping[str, float], steps: int, seconds: float) -> None:
+        """The model is written."""
+        self.send(
+            Finished(
+                job_id=self._job_id,
+                at=time.time(),
+                folder=str(folder),
+                metrics=dict(metrics),
+                steps=steps,
+                seconds=seconds,
+            )
+        )
+
+    def failed(self, state: str, error: NoaError) -> None:
+        """The job ended without a model."""
+        self.send(Failed(job_id=self._job_id, at=time.time(), state=state, message=str(error), error=error.to_dict()))
+
+    def send(self, event: JobEvent) -> None:
+        """Append the event to the job's log and give it to the caller."""
+        if self._has_log:
+            try:
+                with self._log.open("a", encoding="utf-8") as file:
+                    file.write(event.to_json() + "\n")
+            except OSError as exc:
+                self._has_log = False
+                message = f"events are no longer written: {exc.strerror}"
+                self._on_event(Warned(job_id=self._job_id, at=time.time(), subject=self._log.name, message=message))
+        self._on_event(event)
+
+    def _track(self, values: Mapping[str, float], *, step: int, now: float) -> None:
+        if self.tracking is not None:
+            self.tracking.log(values, step=step, now=now)
