@@ -1,0 +1,352 @@
+"""Registration: from a draft to a sealed version that is visible whole or not at all.
+
+Everything that can be refused is refused first. Then the files are staged, hashed where they will be read from, made
+durable and renamed; last, one transaction numbers the version and writes noa's and MLflow's rows. Before it commits,
+nobody sees anything; after, everything is in place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, insert, select, update
+
+from noa.atomic_write import translate_disk_errors
+from noa.digests import Manifest, build_manifest
+from noa.errors import ConflictError, GateRefusedError, InvalidInputError
+from noa.references import check_name
+from noa.signatures import Signature
+from noa_registry import mlflow_rows
+from noa_registry.artifacts import FORMATS_FOLDER, ArtifactStore, StagedUnit, copy_folder
+from noa_registry.database import Database, now, to_text
+from noa_registry.evidence import Evidence
+from noa_registry.faults import Checkpoint, no_checkpoint
+from noa_registry.gates import Candidate, evaluate_rollback
+from noa_registry.mlflow_model import wrapper_manifest, write_wrapper
+from noa_registry.records import (
+    insert_evidence,
+    load_aliases,
+    load_evidence,
+    load_version,
+    to_json,
+    version_digest,
+    version_not_found,
+)
+from noa_registry.tables import formats, models, versions
+from noa_registry.versions import ModelVersion, VersionDraft
+
+_FORMAT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_PICKLES = {".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registrar:
+    """Seals drafts and further formats. `checkpoint` is called at every step of `faults.REGISTRATION_STEPS`."""
+
+    database: Database
+    artifacts: ArtifactStore
+    checkpoint: Checkpoint = no_checkpoint
+
+    def register(self, draft: VersionDraft, *, actor: str) -> ModelVersion:
+        """Seal `draft` as the next version of its model.
+
+        Raises:
+            InvalidInputError: the draft is incomplete or contradicts itself; nothing was written.
+            StorageError: the disk or database refused; nothing is left, and a retry works.
+        """
+        signature = check_draft(draft)
+        check_actor(actor)
+        self.artifacts.remove_leftovers()
+        created_at = now()
+        with self.artifacts.stage(draft.name, checkpoint=self.checkpoint) as unit:
+            for format_name, folder in draft.formats.items():
+                copy_folder(folder, unit.folder / FORMATS_FOLDER / format_name)
+            self.checkpoint("formats copied")
+            with translate_disk_errors(unit.folder):
+                write_wrapper(
+                    unit.folder,
+                    uid=unit.uid,
+                    formats=tuple(draft.formats),
+                    native=draft.native,
+                    signature=signature,
+                    input_example=draft.input_example,
+                    environment=draft.environment,
+                    run_id=draft.run_id,
+                    created_at=created_at,
+                )
+            self.checkpoint("wrapper written")
+            manifests = {name: build_manifest(unit.folder / FORMATS_FOLDER / name) for name in draft.formats}
+            wrapper = wrapper_manifest(unit.folder)
+            self.checkpoint("hashed")
+            unit.publish()
+            self.checkpoint("published")
+            content = _Content(draft, signature, manifests, wrapper, actor, to_text(created_at))
+            with self.database.write() as connection:
+                self.checkpoint("transaction begun")
+                number = _insert_version(connection, content, unit)
+                self.checkpoint("rows written")
+            self.checkpoint("committed")
+        with self.database.read() as connection:
+            return load_version(connection, self.artifacts.root, draft.name, number)
+
+    def add_format(
+        self, name: str, number: int, format_name: str, folder: Path, *, evidence: Sequence[Evidence], actor: str
+    ) -> ModelVersion:
+        """Seal one more format into a version. What was sealed before stays as it is.
+
+        Raises:
+            ConflictError: the version has this format already.
+            GateRefusedError: an alias holds the version and `evidence` does not show that the format computes the same.
+        """
+        check_actor(actor)
+        with self.database.read() as connection:
+            version = load_version(connection, self.artifacts.root, name, number)
+        _refuse_second(version, format_name)
+        _check_format(format_name, folder, version.signature)
+        for fact in evidence:
+            check_evidence(fact)
+        self.artifacts.remove_leftovers()
+        with self.artifacts.stage(name, checkpoint=self.checkpoint) as unit:
+            staged = unit.folder / FORMATS_FOLDER / format_name
+            copy_folder(folder, staged)
+            self.checkpoint("formats copied")
+            manifest = build_manifest(staged)
+            self.checkpoint("hashed")
+            unit.publish()
+            self.checkpoint("published")
+            with self.database.write() as connection:
+                self.checkpoint("transaction begun")
+                _refuse_second(load_version(connection, self.artifacts.root, name, number), format_name)
+                _insert_format(connection, name, number, format_name, unit.uid, manifest, actor, to_text(now()))
+                insert_evidence(connection, name, number, evidence)
+                _require_equivalence_if_live(connection, self.artifacts.root, name, number)
+                self.checkpoint("rows written")
+            self.checkpoint("committed")
+        with self.database.read() as connection:
+            return load_version(connection, self.artifacts.root, name, number)
+
+    def attach(self, name: str, number: int, evidence: Sequence[Evidence]) -> None:
+        """Append evidence to a version."""
+        check_name(name)
+        for fact in evidence:
+            check_evidence(fact)
+        with self.database.write() as connection:
+            found = select(versions.c.number).where(versions.c.name == name, versions.c.number == number)
+            if connection.execute(found).one_or_none() is None:
+                raise version_not_found(connection, name, number)
+            insert_evidence(connection, name, number, evidence)
+
+
+def check_draft(draft: VersionDraft) -> Signature:
+    """Check everything about a draft that can be checked without writing, and return its signature.
+
+    Raises:
+        InvalidInputError: names what is missing or contradicts.
+    """
+    check_name(draft.name)
+    if draft.native not in draft.formats:
+        raise InvalidInputError(
+            f"the draft of `{draft.name}` lacks its native format",
+            expected=f"`{draft.native}` among the formats",
+            received=", ".join(f"`{name}`" for name in draft.formats) or "no formats",
+        )
+    signature = Signature.load(Path(draft.formats[draft.native]))
+    for name, folder in draft.formats.items():
+        _check_format(name, folder, signature)
+    signature.validate(draft.input_example)
+    missing = {spec.name for spec in signature.inputs} - set(draft.input_example)
+    if missing or not draft.dataset_digest:
+        what = "an input example" if missing else "a dataset digest"
+        raise InvalidInputError(
+            f"the draft of `{draft.name}` lacks {what}", received=", ".join(sorted(missing)) or "''"
+        )
+    for fact in draft.evidence:
+        check_evidence(fact)
+    to_json([draft.params, draft.environment, draft.tags])
+    return signature
+
+
+def check_evidence(fact: Evidence) -> None:
+    """Raise `InvalidInputError` if evidence cannot be stored."""
+    if not fact.kind or not fact.subject or not fact.digest.startswith("sha256:") or fact.created_at.tzinfo is None:
+        raise InvalidInputError(
+            "evidence is incomplete",
+            expected="a kind, a subject, a digest `sha256:...` and a time with a zone",
+            received=f"{fact.kind!r}, {fact.subject!r}, {fact.digest!r}, {fact.created_at}",
+        )
+    to_json(fact.values)
+
+
+def check_actor(actor: str) -> None:
+    """Raise `InvalidInputError` if `actor` is empty: the ledger must be able to tell who it was."""
+    if not actor.strip():
+        raise InvalidInputError("nobody is named as the actor", expected="a user or service name", received=repr(actor))
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    draft: VersionDraft
+    signature: Signature
+    manifests: dict[str, Manifest]
+    wrapper: Manifest
+    actor: str
+    created_at: str
+
+
+def _insert_version(connection: Connection, content: _Content, unit: StagedUnit) -> int:
+    draft = content.draft
+    number = _take_number(connection, draft.name, content.created_at)
+    digest = version_digest(
+        name=draft.name,
+        native=draft.native,
+        native_digest=content.manifests[draft.native].digest,
+        wrapper_digest=content.wrapper.digest,
+        signature=content.signature,
+        dataset_digest=draft.dataset_digest,
+    )
+    connection.execute(
+        insert(versions).values(
+            name=draft.name,
+            number=number,
+            uid=unit.uid,
+            digest=digest,
+            native=draft.native,
+            signature=to_json(content.signature.to_dict()),
+            wrapper=content.wrapper.to_json(),
+            dataset_digest=draft.dataset_digest,
+            run_id=draft.run_id,
+            git_commit=draft.git_commit,
+            environment=to_json(draft.environment),
+            params=to_json(draft.params),
+            tags=to_json(draft.tags),
+            description=draft.description,
+            created_at=content.created_at,
+            created_by=content.actor,
+        )
+    )
+    for format_name, manifest in content.manifests.items():
+        _insert_format(
+            connection, draft.name, number, format_name, unit.uid, manifest, content.actor, content.created_at
+        )
+    insert_evidence(connection, draft.name, number, draft.evidence)
+    mlflow_rows.insert_version(
+        connection,
+        name=draft.name,
+        number=number,
+        folder=unit.final,
+        run_id=draft.run_id,
+        actor=content.actor,
+        description=draft.description,
+        tags={**draft.tags, "noa.digest": digest, "noa.formats": ",".join(sorted(content.manifests))},
+    )
+    return number
+
+
+def _take_number(connection: Connection, name: str, moment: str) -> int:
+    """Return the next number, which no version of this name ever had; also not one that MLflow deleted."""
+    next_number = connection.execute(select(models.c.next_number).where(models.c.name == name)).scalar()
+    number = max(next_number or 1, mlflow_rows.highest_number(connection, name) + 1)
+    if next_number is None:
+        connection.execute(
+            insert(models).values(name=name, next_number=number + 1, created_at=moment, updated_at=moment)
+        )
+    else:
+        connection.execute(
+            update(models).where(models.c.name == name).values(next_number=number + 1, updated_at=moment)
+        )
+    return number
+
+
+def _insert_format(
+    connection: Connection,
+    name: str,
+    number: int,
+    format_name: str,
+    uid: str,
+    manifest: Manifest,
+    actor: str,
+    moment: str,
+) -> None:
+    connection.execute(
+        insert(formats).values(
+            name=name,
+            number=number,
+            format=format_name,
+            uid=uid,
+            digest=manifest.digest,
+            manifest=manifest.to_json(),
+            created_at=moment,
+            created_by=actor,
+        )
+    )
+
+
+def _check_format(name: str, folder: Path, signature: Signature) -> None:
+    if not _FORMAT_NAME.fullmatch(name):
+        raise InvalidInputError(
+            f"`{name}` cannot be a format's name", expected=_FORMAT_NAME.pattern, received=repr(name)
+        )
+    if not folder.is_dir():
+        raise InvalidInputError(f"format `{name}` has no folder", where=str(folder))
+    pickles = sorted(path.name for path in folder.rglob("*") if path.suffix.lower() in _PICKLES)
+    if pickles:
+        raise InvalidInputError(
+            f"format `{name}` holds a pickle, `{pickles[0]}`; loading it would run its code",
+            where=str(folder),
+            remedy="Save weights as safetensors and programs as ONNX or an exported program",
+        )
+    found = Signature.load(folder)
+    if found != signature:
+        raise InvalidInputError(
+            f"format `{name}` has another signature than the native format",
+            where=str(folder),
+            expected=_describe(signature),
+            received=_describe(found),
+        )
+
+
+def _describe(signature: Signature) -> str:
+    sides = (
+        ", ".join(f"{spec.name}: {spec.describe()}" for spec in side) for side in (signature.inputs, signature.outputs)
+    )
+    return " -> ".join(sides)
+
+
+def _refuse_second(version: ModelVersion, format_name: str) -> None:
+    if format_name in version.formats:
+        raise ConflictError(
+            f"`{version.reference}` has the format `{format_name}` already",
+            received=version.formats[format_name].digest,
+            remedy="A sealed format never changes; register a new version",
+        )
+
+
+def _require_equivalence_if_live(connection: Connection, root: Path, name: str, number: int) -> None:
+    held = [alias for alias, holder in load_aliases(connection, name).items() if holder == number]
+    if not held:
+        return
+    version = load_version(connection, root, name, number)
+    report = evaluate_rollback(
+        candidate_of(version, load_evidence(connection, name, number)), alias=held[0], bytes_problem=None
+    )
+    if not report.passed:
+        raise GateRefusedError(
+            f"`{version.reference}` is live, and the new format is not shown to compute the same",
+            expected=report.refusals[0].expected,
+            received=report.refusals[0].received,
+            remedy="Measure the equivalence first and add the format with its evidence",
+            report=report,
+        )
+
+
+def candidate_of(version: ModelVersion, evidence: Sequence[Evidence]) -> Candidate:
+    """Return what a gate looks at."""
+    return Candidate(
+        reference=version.reference,
+        native=version.native,
+        formats={name: sealed.digest for name, sealed in version.formats.items()},
+        evidence=evidence,
+    )
