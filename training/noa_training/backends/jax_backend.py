@@ -116,8 +116,7 @@ def flatten_params(params: Any, prefix: str = "") -> dict[str, np.ndarray]:
     flat: dict[str, np.ndarray] = {}
     for name, value in cast("Mapping[str, Any]", params).items():
         if "." in name:
-            raise RecipeError(f"the parameter name `{name}` holds a dot", expected="nested dicts instead of dotted
-            names")
+            raise RecipeError(f"the parameter name `{name}` holds a dot", expected="nested dicts of plain names")
         if isinstance(value, Mapping):
             flat |= flatten_params(value, f"{prefix}{name}.")
         else:
