@@ -1,0 +1,112 @@
+"""The public functions of the room. Each imports its frameworks when it is called."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from noa.errors import InvalidInputError
+from noa.formats import Runnable, find_adapter
+from noa.settings import ConversionSettings
+
+from noa_conversion.converters import Converter, conversion_chain
+from noa_conversion.files import staged_folder
+from noa_conversion.models import JaxModel, TorchModel, refuse_unbound_axes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from noa_registry import Evidence
+
+
+def save_native(model: TorchModel | JaxModel, folder: Path) -> str:
+    """Write the model's own format (program, weights.safetensors, signature.json) and return its name.
+
+    Raises:
+        ConversionError: the model cannot be exported, or does not do what its signature says.
+        InvalidInputError: `folder` exists and holds something.
+        StorageError: the disk refused; nothing is left behind.
+    """
+    convert(model, folder, to=model.format, settings=ConversionSettings())  # pyright: ignore[reportCallIssue]  # pydantic fills the defaults
+    return model.format
+
+
+def convert(model: TorchModel | JaxModel, folder: Path, *, to: str = "onnx", settings: ConversionSettings) -> None:
+    """Write a live model in the format `to`.
+
+    Raises:
+        ConversionError: the model cannot be expressed in that format; names the operation or tensor.
+        InvalidInputError: `folder` exists and holds something.
+        StorageError: the disk refused; nothing is left behind.
+    """
+    chain = conversion_chain(f"live:{model.format}", to)
+    refuse_unbound_axes(model.signature, where=f"{model.format} model")
+    _run_chain(chain, model, folder, settings)
+
+
+def convert_folder(
+    source_format: str, source_folder: Path, target: str, folder: Path, *, settings: ConversionSettings
+) -> None:
+    """Write a stored format in the format `target`, without the recipe it came from.
+
+    Raises:
+        ConversionError: no converter leads there (a stored JAX program cannot be converted), or one refused.
+        InvalidInputError: the source is corrupt, both formats are the same, or `folder` holds something.
+    """
+    chain = conversion_chain(source_format, target)
+    if not chain:
+        raise InvalidInputError(f"`{source_folder}` already is of format `{target}`", remedy="Choose another format")
+    _run_chain(chain, source_folder, folder, settings)
+
+
+def load_format(name: str, folder: Path, *, threads: int | None = None) -> Runnable:
+    """Load the format `name` from its folder. No code from the folder is run.
+
+    Raises:
+        NotFoundError: there is no such format.
+        InvalidInputError: the folder does not hold it, or holds something that is not safe to load.
+        DependencyMissingError: its framework is not installed.
+    """
+    return find_adapter(name).load(folder, threads=threads)
+
+
+def measure_equivalence(
+    *,
+    source: str,
+    source_folder: Path,
+    target: str,
+    target_folder: Path,
+    samples: Mapping[str, np.ndarray],
+    settings: ConversionSettings,
+) -> Evidence:
+    """Run both formats on real samples at batch 1, an odd batch and up to 256, and compare every output.
+
+    `samples` holds all inputs by name; they share the first free axis. A difference is reported, never raised: the
+    evidence says `passed=False` and names the worst output and sample. It carries the digests of both folders.
+
+    Raises:
+        SignatureError: the samples do not fit the source's signature.
+        InvalidInputError: a folder does not hold its format.
+    """
+    from noa_conversion.equivalence import measure
+
+    return measure(
+        source=source,
+        source_folder=source_folder,
+        target=target,
+        target_folder=target_folder,
+        samples=samples,
+        settings=settings,
+    )
+
+
+def _run_chain(chain: tuple[Converter, ...], source: object, folder: Path, settings: ConversionSettings) -> None:
+    """Run each step into a scratch folder; only the last result takes the final name."""
+    with staged_folder(folder) as final, tempfile.TemporaryDirectory(prefix="noa-convert-") as scratch:
+        for index, converter in enumerate(chain):
+            is_last = index == len(chain) - 1
+            target = final if is_last else Path(scratch) / f"{index}-{converter.target}"
+            target.mkdir(exist_ok=True)
+            converter.run(source, target, settings)
+            source = target

@@ -1,0 +1,108 @@
+"""PyTorch to ONNX, through PyTorch's own exporter (`torch.onnx.export(dynamo=True)`).
+
+Weights keep their names: the exporter's optimiser renames and folds most of them, so it is left off; onnxruntime does the
+same folding when it loads. Free axes get the names of the signature. What identifies the machine is left out.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noa.errors import ConversionError, DependencyMissingError
+from noa.settings import ConversionSettings
+
+from noa_conversion.exporters.onnx_model import write_model
+from noa_conversion.formats.torch_format import (
+    dynamic_axes,
+    evaluation_mode,
+    example_inputs,
+    first_line,
+    import_torch,
+    quiet_torch,
+)
+from noa_conversion.models import TorchModel
+
+if TYPE_CHECKING:
+    import onnx
+
+_REGISTRATION_LOG = "torch.onnx._internal.exporter._registration"
+
+
+def export(model: TorchModel, folder: Path, settings: ConversionSettings) -> None:
+    """Write `model.onnx` and `signature.json` into an empty folder.
+
+    Raises:
+        ConversionError: an operation has no ONNX form, or the graph does not have the opset or tensors asked for.
+        DependencyMissingError: torch, onnx or onnxscript is not installed.
+    """
+    import_torch()
+    try:
+        import onnxscript
+    except ImportError as exc:
+        raise DependencyMissingError("onnxscript", extra="torch", purpose="torch to ONNX") from exc
+    del onnxscript
+    with evaluation_mode(model.module):
+        proto = _export_proto(model, settings)
+    for node in proto.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    write_model(proto, folder, signature=model.signature, source="torch", settings=settings)
+
+
+def _export_proto(model: TorchModel, settings: ConversionSettings) -> onnx.ModelProto:
+    torch = import_torch()
+    signature = model.signature
+    try:
+        with quiet_torch(), _without_torchvision_notes(), torch.no_grad():
+            program: Any = torch.onnx.export(
+                model.module,
+                example_inputs(signature),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=settings.opset,
+                input_names=[spec.name for spec in signature.inputs],
+                output_names=[spec.name for spec in signature.outputs],
+                dynamic_shapes=_per_argument(model),
+            )
+            return program.model_proto
+    except Exception as exc:  # noqa: BLE001  # tracing runs the user's forward, which may raise anything
+        raise ConversionError(
+            f"PyTorch's exporter cannot express the module in ONNX: {first_line(_innermost(exc))}",
+            where=type(model.module).__name__,
+            expected=f"ONNX opset {settings.opset}",
+            remedy="Replace the operation it names, or serve the format `torch`",
+        ) from exc
+
+
+def _per_argument(model: TorchModel) -> tuple[Any, ...]:
+    """Return the free axes as the exporter wants them: `*inputs` counts as one argument."""
+    axes = dynamic_axes(model.signature)
+    kinds = [parameter.kind for parameter in inspect.signature(model.module.forward).parameters.values()]
+    return (axes,) if kinds and kinds[0] is inspect.Parameter.VAR_POSITIONAL else axes
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@contextmanager
+def _without_torchvision_notes() -> Iterator[None]:
+    """Drop the exporter's notes that torchvision is not installed, and only those."""
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("torchvision is not installed")
+
+    logger = logging.getLogger(_REGISTRATION_LOG)
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)

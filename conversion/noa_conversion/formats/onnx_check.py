@@ -1,0 +1,176 @@
+"""Checks of an ONNX file before any runtime sees it: claims about sizes, files outside the folder, unknown domains.
+
+A hostile file may claim a tensor of terabytes, point its data at `/etc/passwd`, or nest graphs until a reader's stack ends.
+Everything here reads the parsed protobuf only; nothing is allocated by a claim.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
+
+from noa.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import onnx
+
+MAX_TENSOR_BYTES = 1 << 36
+"""Largest constant tensor a file may claim, 64 GiB: above any model this room converts, below what harms a server."""
+_MAX_DEPTH = 32
+_KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+# Operators whose output is as large as a constant says.
+_SIZED_BY_INPUT = {"ConstantOfShape": 0, "Expand": 1}
+
+
+def parse_model(data: bytes, path: Path) -> onnx.ModelProto:
+    """Parse and check the bytes of an ONNX file.
+
+    Raises:
+        InvalidInputError: not a whole ONNX model, or one that is not safe to load; names the tensor or node.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.ModelProto.FromString(data)
+    except (DecodeError, RecursionError, ValueError) as exc:
+        raise InvalidInputError(f"`{path.name}` is not a whole ONNX model: {exc}", where=str(path)) from exc
+    if not model.opset_import or not model.graph.output:
+        raise InvalidInputError(f"`{path.name}` holds no ONNX graph", where=str(path))
+    for opset in (*model.opset_import, *(entry for function in model.functions for entry in function.opset_import)):
+        if opset.domain not in _KNOWN_DOMAINS:
+            raise InvalidInputError(
+                f"`{path.name}` needs operators of the domain `{opset.domain}`, which would be foreign code",
+                where=str(path),
+                expected=", ".join(sorted(_KNOWN_DOMAINS - {""})),
+                received=opset.domain,
+            )
+    for tensor in _all_tensors(model, path):
+        _check_tensor(tensor, path)
+    return model
+
+
+def has_external_data(model: onnx.ModelProto, path: Path) -> bool:
+    """Tell whether some tensor's bytes lie in another file."""
+    import onnx
+
+    return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _all_tensors(model, path))
+
+
+def _all_tensors(model: onnx.ModelProto, path: Path) -> Iterator[onnx.TensorProto]:
+    yield from _graph_tensors(model.graph, path, 0)
+    for function in model.functions:
+        yield from _node_tensors(function.node, path, 0)
+
+
+def _graph_tensors(graph: onnx.GraphProto, path: Path, depth: int) -> Iterator[onnx.TensorProto]:
+    if depth > _MAX_DEPTH:
+        raise InvalidInputError(
+            "graphs are nested too deeply", where=str(path), expected=f"at most {_MAX_DEPTH} levels"
+        )
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        index = _SIZED_BY_INPUT.get(node.op_type, -1)
+        if 0 <= index < len(node.input) and (shape := constants.get(node.input[index])) is not None:
+            _check_claimed_shape(node, shape, path)
+    yield from _node_tensors(graph.node, path, depth)
+
+
+def _node_tensors(nodes: object, path: Path, depth: int) -> Iterator[onnx.TensorProto]:
+    for node in nodes:  # pyright: ignore[reportGeneralTypeIssues]  # a protobuf repeated field has no public type
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+            for graph in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _graph_tensors(graph, path, depth + 1)
+
+
+def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
+    import onnx
+
+    if any(size < 0 for size in tensor.dims):
+        raise _refuse(tensor, path, "claims a negative size", expected="sizes of 0 or more")
+    if tensor.data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
+        if tensor.data_type == onnx.TensorProto.STRING and len(tensor.string_data) == math.prod(tensor.dims):
+            return
+        raise _refuse(tensor, path, "has no usable type", expected="numbers, or as many texts as it claims")
+    claimed = _claimed_bytes(tensor)
+    if claimed > MAX_TENSOR_BYTES:
+        raise _refuse(tensor, path, f"claims {claimed} bytes", expected=f"at most {MAX_TENSOR_BYTES} bytes")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        _check_external(tensor, path, claimed)
+    elif tensor.HasField("raw_data"):
+        if len(tensor.raw_data) != claimed:
+            raise _refuse(tensor, path, f"claims {claimed} bytes", expected=f"the {len(tensor.raw_data)} it holds")
+    else:
+        held = sum(len(getattr(tensor, field)) for field in _TYPED_FIELDS)
+        elements = math.prod(tensor.dims)
+        if not elements / 8 <= held <= 2 * elements:
+            raise _refuse(tensor, path, f"claims {elements} elements", expected=f"the {held} it holds")
+
+
+def _check_external(tensor: onnx.TensorProto, path: Path, claimed: int) -> None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    pure = PurePosixPath(location)
+    is_inside = bool(location) and not pure.is_absolute() and ".." not in pure.parts and "\\" not in location
+    is_inside = is_inside and not PureWindowsPath(location).drive and "\0" not in location
+    target = path.parent / location if is_inside else path
+    if not is_inside or not target.resolve().is_relative_to(path.parent.resolve()):
+        raise _refuse(tensor, path, f"keeps its data outside the folder, in `{location}`", expected="a file beside it")
+    try:
+        offset = int(entries.get("offset", "0") or 0)
+        length = int(entries.get("length", "") or claimed)
+    except ValueError as exc:
+        raise _refuse(tensor, path, "has an unreadable place", expected="whole numbers") from exc
+    if not target.is_file():
+        raise _refuse(tensor, path, f"keeps its data in `{location}`, which is missing", expected="that file")
+    size = os.stat(target).st_size  # noqa: PTH116  # one call for a value that Path.stat also gives; kept beside is_file
+    if offset < 0 or length != claimed or offset + length > size:
+        raise _refuse(
+            tensor, path, f"claims {claimed} bytes at {offset} of `{location}`", expected=f"a place within {size} bytes"
+        )
+
+
+def _check_claimed_shape(node: onnx.NodeProto, shape: onnx.TensorProto, path: Path) -> None:
+    from onnx import numpy_helper
+
+    _check_tensor(shape, path)
+    if len(shape.external_data) or math.prod(shape.dims) > 64:
+        return
+    sizes = [int(size) for size in numpy_helper.to_array(shape).reshape(-1)]
+    if math.prod(max(size, 1) for size in sizes) * 8 > MAX_TENSOR_BYTES:
+        raise InvalidInputError(
+            f"node `{node.name or node.op_type}` makes a tensor of shape {tuple(sizes)}",
+            where=str(path),
+            expected=f"at most {MAX_TENSOR_BYTES} bytes",
+        )
+
+
+def _claimed_bytes(tensor: onnx.TensorProto) -> int:
+    import onnx
+
+    elements = math.prod(tensor.dims)
+    packed = {onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1}
+    if tensor.data_type in packed:
+        return (elements + 1) // 2
+    try:
+        return elements * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except (KeyError, ValueError, TypeError):
+        return elements
+
+
+def _refuse(tensor: onnx.TensorProto, path: Path, claim: str, *, expected: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"tensor `{tensor.name}` {claim}", where=str(path), expected=expected, received=str(tuple(tensor.dims))
+    )

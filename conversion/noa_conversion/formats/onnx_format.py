@@ -1,0 +1,147 @@
+"""The `onnx` format: `model.onnx` and `signature.json`, run by onnxruntime on the CPU.
+
+This is what serving calls, so `run` does nothing but call the session. It imports neither torch nor jax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from noa.errors import DependencyMissingError, InvalidInputError
+from noa.signatures import Signature, TensorSpec
+
+from noa_conversion.files import read_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    import onnxruntime
+
+MODEL_FILE = "model.onnx"
+
+
+class OnnxRunnable:
+    """An onnxruntime session with the names of its signature. Sessions may be called from any number of threads."""
+
+    __slots__ = ("_errors", "_inputs", "_outputs", "_session", "_where", "signature")
+
+    def __init__(self, session: onnxruntime.InferenceSession, signature: Signature, where: Path) -> None:
+        self.signature = signature
+        self._session = session
+        self._where = where
+        self._inputs = tuple(spec.name for spec in signature.inputs)
+        self._outputs = [spec.name for spec in signature.outputs]
+        self._errors = _runtime_errors()
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute all outputs by name. Contiguous inputs are read in place.
+
+        Raises:
+            InvalidInputError: the runtime refused the inputs, or ran out of memory.
+        """
+        try:
+            arrays = self._session.run(self._outputs, {name: inputs[name] for name in self._inputs})
+        except self._errors as exc:
+            raise InvalidInputError(
+                f"onnxruntime could not compute: {_first_line(exc)}", where=str(self._where)
+            ) from exc
+        return dict(zip(self._outputs, cast("list[np.ndarray]", arrays), strict=True))
+
+
+class OnnxAdapter:
+    """Loads the `onnx` format."""
+
+    @property
+    def name(self) -> str:
+        """The format's name."""
+        return "onnx"
+
+    def load(self, folder: Path, *, threads: int | None = None) -> OnnxRunnable:
+        """Load `model.onnx`; `threads` bounds the threads within an operator (None: onnxruntime's default, all cores).
+
+        Raises:
+            InvalidInputError: missing, corrupt or not safe to load, or it differs from its signature.
+            DependencyMissingError: onnx or onnxruntime is not installed.
+        """
+        try:
+            import onnx
+            import onnxruntime as ort
+        except ImportError as exc:
+            raise DependencyMissingError(exc.name or "onnxruntime", extra="onnx", purpose="the format `onnx`") from exc
+        del onnx
+        if threads is not None and threads < 1:
+            raise InvalidInputError("a session needs at least one thread", expected="1 or more", received=threads)
+        signature = Signature.load(folder)
+        path = folder / MODEL_FILE
+        source = _checked_source(folder, signature)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        try:
+            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except _runtime_errors() as exc:
+            raise InvalidInputError(f"onnxruntime refuses `{MODEL_FILE}`: {_first_line(exc)}", where=str(path)) from exc
+        return OnnxRunnable(session, signature, path)
+
+
+ADAPTER = OnnxAdapter()
+
+
+def _checked_source(folder: Path, signature: Signature) -> bytes | str:
+    """Return the very bytes that were checked, or the path where the data lie in other files."""
+    from noa_conversion.formats.onnx_check import has_external_data, parse_model
+
+    path = folder / MODEL_FILE
+    data = read_bytes(folder, MODEL_FILE)
+    model = parse_model(data, path)
+    initialisers = {tensor.name for tensor in model.graph.initializer}
+    _check_side([value for value in model.graph.input if value.name not in initialisers], signature.inputs, path)
+    _check_side(list(model.graph.output), signature.outputs, path)
+    return str(path) if has_external_data(model, path) else data
+
+
+def _check_side(values: list[onnx.ValueInfoProto], specs: tuple[TensorSpec, ...], path: Path) -> None:
+    import onnx
+
+    found = {value.name: value.type.tensor_type for value in values}
+    if set(found) != {spec.name for spec in specs}:
+        raise InvalidInputError(
+            f"`{MODEL_FILE}` does not have the tensors of its signature",
+            where=str(path),
+            expected=str([spec.name for spec in specs]),
+            received=str(list(found)),
+        )
+    for spec in specs:
+        tensor = found[spec.name]
+        try:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        except (KeyError, ValueError):
+            dtype = f"type {tensor.elem_type}"
+        sizes = tuple(dim.dim_value if dim.HasField("dim_value") else "?" for dim in tensor.shape.dim)
+        fits = len(sizes) == len(spec.shape) or not tensor.HasField("shape")
+        fits = fits and all(
+            size == "?" or size == axis for size, axis in zip(sizes, spec.shape, strict=False) if isinstance(axis, int)
+        )
+        if dtype != spec.dtype or not fits:
+            raise InvalidInputError(
+                f"tensor `{spec.name}` of `{MODEL_FILE}` differs from its signature",
+                where=str(path),
+                expected=spec.describe(),
+                received=f"{dtype}{sizes}",
+                field=spec.name,
+            )
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """Return all exception types of onnxruntime; they have no common base but `Exception`."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
+    return (*own, RuntimeError, ValueError, TypeError)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -1,0 +1,378 @@
+"""The `torch` format: an exported program that takes its weights as arguments, and the weights as safetensors.
+
+    program.pt2            ATen graph without weights; `torch.export.load` of a stock PyTorch reads it
+    weights.safetensors    parameters and buffers under their dotted names
+    program.json           order of weights, inputs and outputs
+    signature.json
+
+The program is checked by `torch_archive` before PyTorch sees it, and run as a graph of ATen calls: no user code is needed.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from noa.atomic_write import write_file
+from noa.digests import canonical_json
+from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
+from noa.signatures import Signature, TensorSpec
+
+from noa_conversion.files import WEIGHTS_FILE, check_weight_names, read_bytes, read_json
+from noa_conversion.formats.torch_archive import PROGRAM_FILE, canonical_archive
+from noa_conversion.models import TorchModel, free_axes
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+LAYOUT_FILE = "program.json"
+_EXAMPLE_SIZES = (3, 5, 7, 11, 13, 17)
+"""Sizes of free axes in the example: distinct, and not 1, which the exporter would take for a fixed size."""
+_WARNING_LOCK = threading.RLock()
+
+
+class TorchRunnable:
+    """A graph of ATen calls with its weights bound. Calls share nothing but the weights, which are never written."""
+
+    __slots__ = ("_graph", "_inputs", "_outputs", "_torch", "_weights", "_where", "signature")
+
+    def __init__(self, graph: Any, weights: list[torch.Tensor], signature: Signature, where: Path) -> None:
+        self.signature = signature
+        self._torch = import_torch()
+        self._graph = graph
+        self._weights = weights
+        self._where = where
+        self._inputs = tuple(spec.name for spec in signature.inputs)
+        self._outputs = tuple(spec.name for spec in signature.outputs)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute all outputs by name.
+
+        Raises:
+            InvalidInputError: PyTorch refused the inputs, or ran out of memory.
+        """
+        torch = self._torch
+        try:
+            with torch.inference_mode():
+                tensors = [_to_tensor(torch, inputs[name]) for name in self._inputs]
+                outputs = self._graph(*self._weights, *tensors)
+                return {name: output.numpy() for name, output in zip(self._outputs, outputs, strict=True)}
+        except (RuntimeError, IndexError, TypeError, ValueError) as exc:
+            raise InvalidInputError(f"PyTorch could not compute: {first_line(exc)}", where=str(self._where)) from exc
+
+
+class TorchAdapter:
+    """Loads the `torch` format."""
+
+    @property
+    def name(self) -> str:
+        """The format's name."""
+        return "torch"
+
+    def load(self, folder: Path, *, threads: int | None = None) -> TorchRunnable:
+        """Load the program; `threads` sets PyTorch's thread count, which the whole process shares.
+
+        Raises:
+            InvalidInputError: missing, corrupt or not safe to load, or it differs from its signature.
+            DependencyMissingError: PyTorch is not installed.
+        """
+        torch = import_torch()
+        if threads is not None and threads < 1:
+            raise InvalidInputError("a model needs at least one thread", expected="1 or more", received=threads)
+        graph, weights, signature = _read(folder)
+        if threads is not None and torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        return TorchRunnable(graph, list(weights.values()), signature, folder / PROGRAM_FILE)
+
+
+ADAPTER = TorchAdapter()
+
+
+def save(model: TorchModel, folder: Path) -> None:
+    """Write a live model into an empty folder.
+
+    Raises:
+        ConversionError: it cannot be exported, changes its buffers, or does not do what its signature says.
+    """
+    torch = import_torch()
+    from safetensors.torch import save_file
+
+    with evaluation_mode(model.module):
+        weights = {name: tensor.detach().contiguous().clone() for name, tensor in _named_tensors(model.module)}
+        program = _export_functional(model, weights)
+    specs = program.graph_signature
+    mutated = sorted({*specs.buffers_to_mutate.values(), *specs.user_inputs_to_mutate.values()})
+    if mutated:
+        raise ConversionError(f"the model writes to its inputs or buffers: {', '.join(mutated)}", where="torch export")
+    check_outputs(model.signature, [node.meta["val"] for node in _output_nodes(program)])
+    buffer = io.BytesIO()
+    with quiet_torch():
+        program.example_inputs = None  # pyright: ignore[reportAttributeAccessIssue]  # the setter's type is missing
+        torch.export.save(program, buffer)
+    try:
+        archive = canonical_archive(buffer.getvalue(), folder / PROGRAM_FILE)
+    except InvalidInputError as exc:
+        raise ConversionError(
+            f"the exported program needs more than ATen operators: {exc.what}", where="torch export"
+        ) from exc
+    write_file(folder / PROGRAM_FILE, archive)
+    save_file(weights, folder / WEIGHTS_FILE)
+    write_file(folder / LAYOUT_FILE, canonical_json({"weights": list(weights)}))
+    model.signature.save(folder)
+
+
+def load_live(folder: Path) -> TorchModel:
+    """Rebuild a module from the stored program and weights: parameters keep their dotted names.
+
+    Raises:
+        InvalidInputError: missing, corrupt or not safe to load.
+    """
+    graph, weights, signature = _read(folder)
+    return TorchModel(module=_stored_module(graph, weights), signature=signature)
+
+
+def import_torch() -> Any:
+    """Return the module `torch`.
+
+    Raises:
+        DependencyMissingError: it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as exc:
+        raise DependencyMissingError("torch", extra="torch", purpose="the format `torch`") from exc
+    return torch
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Hold back the deprecation warnings that PyTorch's exporters raise about their own insides."""
+    with _WARNING_LOCK, warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning, UserWarning):
+            warnings.simplefilter("ignore", category)
+        yield
+
+
+@contextmanager
+def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and every part back as it was."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def example_inputs(signature: Signature) -> tuple[torch.Tensor, ...]:
+    """Return zeros (integers) or ones that fit the signature, with distinct sizes above 1 for the free axes."""
+    torch = import_torch()
+    names = free_axes(signature.inputs)
+    sizes = {
+        name: _EXAMPLE_SIZES[i % len(_EXAMPLE_SIZES)] + 2 * (i // len(_EXAMPLE_SIZES)) for i, name in enumerate(names)
+    }
+    tensors: list[torch.Tensor] = []
+    for spec in signature.inputs:
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+        dtype = torch_dtype(spec)
+        tensors.append(torch.ones(shape, dtype=dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype))
+    return tuple(tensors)
+
+
+def dynamic_axes(signature: Signature) -> tuple[dict[int, Any], ...]:
+    """Return, for each input, its free axes as `torch.export.Dim` objects; one name is one object."""
+    from torch.export import Dim
+
+    dims = {name: Dim(name) for name in free_axes(signature.inputs)}
+    return tuple(
+        {index: dims[axis] for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
+        for spec in signature.inputs
+    )
+
+
+def torch_dtype(spec: TensorSpec) -> torch.dtype:
+    """Return PyTorch's dtype of a tensor."""
+    return getattr(import_torch(), spec.dtype)
+
+
+def check_outputs(signature: Signature, values: list[Any]) -> None:
+    """Compare what a program gives (real or symbolic tensors) with the outputs of its signature.
+
+    Raises:
+        ConversionError: their number, a dtype, rank or fixed size differs; names the output.
+    """
+    if len(values) != len(signature.outputs):
+        raise ConversionError(
+            "the model gives another number of outputs than its signature names",
+            expected=str([spec.name for spec in signature.outputs]),
+            received=f"{len(values)} outputs",
+        )
+    for spec, value in zip(signature.outputs, values, strict=True):
+        dtype = str(value.dtype).removeprefix("torch.")
+        shape = tuple(value.shape)
+        fits = len(shape) == len(spec.shape) and all(
+            isinstance(axis, str) or not isinstance(size, int) or axis == size
+            for axis, size in zip(spec.shape, shape, strict=True)
+        )
+        fixed = [
+            axis
+            for axis, size in zip(spec.shape, shape, strict=False)
+            if isinstance(axis, str) and isinstance(size, int)
+        ]
+        if dtype != spec.dtype or not fits or fixed:
+            raise ConversionError(
+                f"output `{spec.name}` is not what the signature says",
+                expected=spec.describe(),
+                received=f"{dtype}({', '.join(map(str, shape))})",
+                field=spec.name,
+            )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, at most 300 characters."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def _named_tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _export_functional(model: TorchModel, weights: Mapping[str, torch.Tensor]) -> torch.export.ExportedProgram:
+    """Export `(weights, inputs) -> outputs`."""
+    torch = import_torch()
+    module = model.module
+
+    class Functional(torch.nn.Module):
+        """Takes all weights as arguments; the module itself is no part of it, so that none is baked in."""
+
+        def forward(self, weights: dict[str, Any], inputs: tuple[Any, ...]) -> Any:
+            return torch.func.functional_call(module, weights, inputs)
+
+    shapes = ({name: None for name in weights}, dynamic_axes(model.signature))
+    try:
+        with quiet_torch(), torch.no_grad():
+            inputs = example_inputs(model.signature)
+            return torch.export.export(Functional(), (dict(weights), inputs), dynamic_shapes=shapes, strict=False)
+    except Exception as exc:  # noqa: BLE001  # tracing runs the user's forward, which may raise anything
+        raise ConversionError(
+            f"the module cannot be exported: {first_line(exc)}",
+            where=type(module).__name__,
+            remedy="Make `forward` free of branches on values, and every free axis of the signature really free",
+        ) from exc
+
+
+def _output_nodes(program: torch.export.ExportedProgram) -> list[Any]:
+    (output,) = [node for node in program.graph.nodes if node.op == "output"]
+    nodes = list(cast("tuple[Any, ...]", output.args[0]))
+    for node in nodes:
+        if not hasattr(node, "meta"):
+            raise ConversionError(
+                "the model gives an output that is no tensor", expected="tensors", received=repr(node)
+            )
+    return nodes
+
+
+def _read(folder: Path) -> tuple[Any, dict[str, torch.Tensor], Signature]:
+    """Return the graph, the tensors it takes before its inputs, by name and in order, and the signature."""
+    torch = import_torch()
+    signature = Signature.load(folder)
+    path = folder / PROGRAM_FILE
+    archive = canonical_archive(read_bytes(folder, PROGRAM_FILE), path)
+    names = read_json(folder, LAYOUT_FILE).get("weights")
+    if not isinstance(names, list):
+        raise InvalidInputError(f"`{LAYOUT_FILE}` does not list the weights", where=str(folder), file=LAYOUT_FILE)
+    stored = _read_weights(folder)
+    order = [str(name) for name in cast("list[object]", names)]
+    check_weight_names(folder, stored, order)
+    weights = {name: stored[name] for name in order}
+    try:
+        with quiet_torch():
+            program = torch.export.load(io.BytesIO(archive))
+    except Exception as exc:  # noqa: BLE001  # whatever PyTorch raises on a malformed graph, the file is at fault
+        raise InvalidInputError(f"PyTorch refuses `{PROGRAM_FILE}`: {first_line(exc)}", where=str(path)) from exc
+    return program.graph_module, {**_bound_constants(program, weights, signature, path), **weights}, signature
+
+
+def _bound_constants(
+    program: Any, weights: Mapping[str, torch.Tensor], signature: Signature, path: Path
+) -> dict[str, torch.Tensor]:
+    """Check what the graph takes and gives, and return its constants: they are its first arguments."""
+    placeholders = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+    lifted = cast("dict[str, str]", program.graph_signature.inputs_to_lifted_tensor_constants)
+    expected = len(lifted) + len(weights) + len(signature.inputs)
+    if len(placeholders) != expected or set(placeholders[: len(lifted)]) != set(lifted):
+        raise InvalidInputError(
+            f"`{PROGRAM_FILE}` does not take the weights and inputs that belong to it",
+            where=str(path),
+            expected=f"{len(lifted)} constants, {len(weights)} weights, {len(signature.inputs)} inputs",
+            received=f"{len(placeholders)} arguments",
+        )
+    metas = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"]
+    for (name, weight), meta in zip(weights.items(), metas[len(lifted) :], strict=False):
+        if tuple(weight.shape) != tuple(meta.shape) or weight.dtype != meta.dtype:
+            raise InvalidInputError(
+                f"weight `{name}` does not fit `{PROGRAM_FILE}`",
+                where=str(path),
+                expected=f"{meta.dtype} {tuple(meta.shape)}",
+                received=f"{weight.dtype} {tuple(weight.shape)}",
+            )
+    try:
+        check_outputs(signature, [node.meta["val"] for node in _output_nodes(program)])
+    except ConversionError as exc:
+        raise InvalidInputError(f"`{PROGRAM_FILE}`: {exc.what}", where=str(path), expected=exc.expected) from exc
+    return {lifted[name]: program.constants[lifted[name]] for name in placeholders[: len(lifted)]}
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise InvalidInputError(f"the format has no file `{WEIGHTS_FILE}`", where=str(folder), file=WEIGHTS_FILE)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as exc:
+        raise InvalidInputError(
+            f"`{WEIGHTS_FILE}` is not a whole safetensors file: {first_line(exc)}", where=str(path), file=WEIGHTS_FILE
+        ) from exc
+
+
+def _stored_module(graph: Any, weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    torch = import_torch()
+
+    class Stored(torch.nn.Module):
+        """A stored graph whose weights are parameters and buffers under their dotted names again."""
+
+        def forward(self, *inputs: Any) -> Any:
+            tensors = dict([*self.named_parameters(), *self.named_buffers()])
+            return graph(*(tensors[name] for name in weights), *inputs)
+
+    root = Stored()
+    for name, tensor in weights.items():
+        *parents, leaf = name.split(".")
+        here = root
+        for part in parents:
+            if part not in here._modules:
+                here.add_module(part, torch.nn.Module())
+            here = here.get_submodule(part)
+        if tensor.is_floating_point():
+            here.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=False))
+        else:
+            here.register_buffer(leaf, tensor)
+    return root.eval()
+
+
+def _to_tensor(torch: Any, array: np.ndarray) -> torch.Tensor:
+    """Share the array's memory where PyTorch can read it: aligned and writeable (it warns otherwise, and never writes)."""
+    if not (array.flags.writeable and array.flags.aligned) or array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("="), copy=True)
+    return torch.from_numpy(array)

@@ -1,0 +1,87 @@
+"""Live models: what training hands over, before any file exists.
+
+Both types carry a signature; a format is written from them by `save_native` and `convert`. The frameworks are not imported
+here: the types only hold their objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from noa.errors import ConversionError
+from noa.signatures import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+NativeFormat: TypeAlias = Literal["torch", "jax"]
+_JAX_REFUSED = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchModel:
+    """A PyTorch module. `forward` takes the inputs positionally and gives one tensor or a tuple, in signature order."""
+
+    module: torch.nn.Module
+    signature: Signature
+
+    @property
+    def format(self) -> NativeFormat:
+        """The format that `save_native` writes."""
+        return "torch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JaxModel:
+    """A pure function `apply(params, *inputs)` that gives one array or a tuple, and its params: nested dicts of arrays.
+
+    Raises:
+        ConversionError: the signature has a 64-bit tensor. JAX computes it in 32 bits unless a process-wide switch is on,
+            so that values would change without a word.
+    """
+
+    apply: Callable[..., Any]
+    params: Mapping[str, Any]
+    signature: Signature
+
+    def __post_init__(self) -> None:
+        for spec in (*self.signature.inputs, *self.signature.outputs):
+            if spec.dtype in _JAX_REFUSED:
+                raise ConversionError(
+                    f"tensor `{spec.name}` of a JAX model is {spec.dtype}, which JAX computes in 32 bits",
+                    expected=_JAX_REFUSED[spec.dtype],
+                    received=spec.dtype,
+                    remedy=f"Declare `{spec.name}` as {_JAX_REFUSED[spec.dtype]} in the signature",
+                    field=spec.name,
+                )
+
+    @property
+    def format(self) -> NativeFormat:
+        """The format that `save_native` writes."""
+        return "jax"
+
+
+def free_axes(specs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
+    """Return the names of all free axes of `specs`, in order of appearance."""
+    return tuple(dict.fromkeys(axis for spec in specs for axis in spec.shape if isinstance(axis, str)))
+
+
+def refuse_unbound_axes(signature: Signature, where: str) -> None:
+    """Check that every free axis of an output is an axis of some input, so that its size is known.
+
+    Raises:
+        ConversionError: an output names an axis that no input has.
+    """
+    known = free_axes(signature.inputs)
+    for spec in signature.outputs:
+        for axis in spec.shape:
+            if isinstance(axis, str) and axis not in known:
+                raise ConversionError(
+                    f"output `{spec.name}` has the free axis `{axis}`, which no input has",
+                    where=where,
+                    expected=f"one of {list(known)}",
+                    received=axis,
+                    field=spec.name,
+                )
