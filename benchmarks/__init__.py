@@ -1,0 +1,1 @@
+"""What noa costs, measured against the plain alternative in the same run: `make bench`."""

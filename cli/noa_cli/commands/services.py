@@ -1,0 +1,107 @@
+"""`noa up`, `noa down`, `noa status`: the processes of a project."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noa_cli import _console as console
+from noa_cli._invocation import current
+from noa_cli._options import DryRunOption, JsonOption
+
+if TYPE_CHECKING:
+    from noa_flows import ServiceEvent, ServiceName, ServiceStatus
+
+OnlyOption = Annotated[
+    list[str] | None, typer.Option("--only", help="Only this service (repeatable): prefect, mlflow, serving, worker.")
+]
+
+
+def up(only: OnlyOption = None, as_json: JsonOption = False) -> None:
+    """Start the Prefect server, the worker, the MLflow UI and the endpoints; wait until each is healthy."""
+    from noa_flows import up as start
+
+    settings = current().settings()
+    with console.step("Starting services") as tell:
+        statuses = start(settings, services=_names(only), on_progress=lambda event: tell(_say(event)))
+    _show(statuses, as_json)
+
+
+def down(only: OnlyOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
+    """Stop exactly the processes that `noa up` started, and prove that they are gone."""
+    from noa_flows import down as stop
+    from noa_flows import status as look
+
+    settings = current().settings()
+    if dry_run:
+        there = [found for found in look(settings) if found.state != "stopped" and (only is None or found.name in only)]
+        if as_json:
+            console.print_json([{"name": found.name, "pid": found.pid} for found in there])
+        for found in [] if as_json else there:
+            console.print_line(f"would stop {found.name} (pid {found.pid})")
+        return
+    with console.step("Stopping services") as tell:
+        stopped = stop(settings, services=_names(only), on_progress=lambda event: tell(_say(event)))
+    if as_json:
+        console.print_json({"stopped": stopped})
+    else:
+        console.print_line(f"stopped and gone: {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+def status(as_json: JsonOption = False) -> None:
+    """Show what runs, where, and where its log is."""
+    from noa_flows import status as look
+
+    _show(look(current().settings()), as_json)
+
+
+def _names(only: list[str] | None) -> list[ServiceName] | None:
+    from noa.errors import InvalidInputError
+    from noa_flows import SERVICE_NAMES
+
+    if only is None:
+        return None
+    unknown = [name for name in only if name not in SERVICE_NAMES]
+    if unknown:
+        raise InvalidInputError(f"no service `{unknown[0]}`", expected=", ".join(SERVICE_NAMES), received=unknown[0])
+    return [name for name in SERVICE_NAMES if name in only]
+
+
+def _say(event: ServiceEvent) -> str:
+    return f"{event.service} {event.phase}{f' at {event.address}' if event.address else ''}"
+
+
+def _show(statuses: list[ServiceStatus], as_json: bool) -> None:
+    if as_json:
+        console.print_json(
+            [
+                {
+                    "name": found.name,
+                    "state": found.state,
+                    "pid": found.pid,
+                    "address": found.address,
+                    "started_at": found.started_at,
+                    "memory_bytes": found.memory_bytes,
+                    "log_file": str(found.log_file),
+                    "detail": found.detail,
+                }
+                for found in statuses
+            ]
+        )
+        return
+    console.print_table(
+        ["service", "state", "address", "pid", "memory", "since", "log"],
+        [
+            [
+                found.name,
+                f"{found.state} ({found.detail})" if found.detail else found.state,
+                found.address,
+                found.pid,
+                f"{found.memory_bytes / 1e6:.0f} MB" if found.memory_bytes else None,
+                console.short_time(found.started_at) if found.started_at else None,
+                found.log_file,
+            ]
+            for found in statuses
+        ],
+    )

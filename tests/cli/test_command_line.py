@@ -1,0 +1,170 @@
+"""The front door: help, exit codes, one-line errors, JSON, common options anywhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Noa = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def noa(tmp_path: Path) -> Noa:
+    def run(*arguments: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "noa_cli", *arguments]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
+
+    return run
+
+
+def test_help_lists_every_command(noa: Noa) -> None:
+    result = noa("--help")
+    assert result.returncode == 0
+    for command in ("init", "demo", "up", "down", "status", "train", "models", "convert", "serve", "predict", "flows", "config", "doctor"):
+        assert f" {command} " in result.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["init", "demo", "up", "down", "status", "train", "models list", "models show", "models promote", "models rollback",
+     "models history", "models check", "models verify", "convert", "serve", "predict", "flows list", "flows run",
+     "flows schedule", "config show", "config explain", "config validate", "config schema", "config diff", "doctor"],
+)  # fmt: skip
+def test_every_command_has_help_with_the_common_options(noa: Noa, command: str) -> None:
+    result = noa(*command.split(), "--help")
+    assert result.returncode == 0
+    assert "--debug" in result.stdout
+    assert "--directory" in result.stdout
+
+
+def test_wrong_usage_exits_with_2(noa: Noa) -> None:
+    for arguments in (["nonsense"], ["models"], ["train"], ["config", "show", "--nonsense"]):
+        result = noa(*arguments)
+        assert result.returncode == 2, arguments
+        assert "Traceback" not in result.stderr
+
+
+def test_an_error_is_one_line_with_exit_code_1(noa: Noa) -> None:
+    result = noa("models", "list")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: no `noa.toml` here or in a folder above")
+    assert "noa init" in lines[0]
+
+
+def test_debug_adds_the_traceback(noa: Noa) -> None:
+    result = noa("models", "list", "--debug")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_an_error_under_json_is_json_with_its_parts(noa: Noa) -> None:
+    result = noa("models", "list", "--json")
+    assert result.returncode == 1
+    parts = json.loads(result.stderr)
+    assert parts["error"] == "NotFoundError"
+    assert "noa init" in parts["remedy"]
+
+
+def test_common_options_stand_before_or_after_the_command(noa: Noa) -> None:
+    for arguments in (["-o", "serving.port=7", "config", "show", "--json"], ["config", "show", "--json", "-o", "serving.port=7"]):
+        result = noa(*arguments)
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["serving.port"] == 7
+
+
+def test_malformed_toml_names_line_and_column(noa: Noa, tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text("[serving]\nport = = 3\n")
+    result = noa("config", "validate")
+    assert result.returncode == 1
+    assert "line 2, column 8" in result.stderr
+    assert "noa.toml:2:8" in result.stderr
+
+
+def test_show_origin_and_explain(noa: Noa, tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text("[serving]\nport = 3\n")
+    shown = json.loads(noa("config", "show", "--origin", "serving.port", "--json").stdout)
+    assert shown == [{"key": "serving.port", "value": 3, "origin": f"{tmp_path / 'noa.toml'}:2"}]
+    assert "NOA__SERVING__PORT" in noa("config", "explain", "serving.port").stdout
+    assert noa("config", "explain", "serving.nope").returncode == 1
+
+
+def test_diff_shows_what_a_profile_changes(noa: Noa, tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text("[profiles.prod.serving]\nport = 9\n")
+    assert json.loads(noa("config", "diff", "-", "prod", "--json").stdout) == [{"key": "serving.port", "a": 3000, "b": 9}]
+
+
+def test_the_schema_is_json_schema(noa: Noa) -> None:
+    schema = json.loads(noa("config", "schema").stdout)
+    assert schema["properties"]["serving"]
+
+
+def test_init_writes_a_project_and_refuses_to_overwrite_it(noa: Noa, tmp_path: Path) -> None:
+    assert noa("init", "fresh").returncode == 0
+    assert {path.name for path in (tmp_path / "fresh").iterdir()} >= {"noa.toml", "recipe.py", ".gitignore"}
+    assert noa("config", "validate", "-C", "fresh").returncode == 0
+    (tmp_path / "fresh" / "noa.toml").write_text("# mine\n")
+    again = noa("init", "fresh")
+    assert again.returncode == 1
+    assert "already there" in again.stderr
+    assert (tmp_path / "fresh" / "noa.toml").read_text() == "# mine\n"
+
+
+def test_init_dry_run_writes_nothing(noa: Noa, tmp_path: Path) -> None:
+    result = noa("init", "fresh", "--dry-run")
+    assert result.returncode == 0
+    assert "would write" in result.stdout
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_init_keeps_a_gitignore(noa: Noa, tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("*.log")
+    assert noa("init").returncode == 0
+    assert (tmp_path / ".gitignore").read_text() == "*.log\n.noa/\n"
+
+
+def test_unknown_template_and_missing_project_folder_are_told(noa: Noa) -> None:
+    assert "no template `x`" in noa("init", "--template", "x").stderr
+    assert "no such project folder" in noa("models", "list", "-C", "missing").stderr
+
+
+def test_doctor_reports_and_finds_a_broken_project(noa: Noa, tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text("")
+    findings = json.loads(noa("doctor", "--json").stdout)
+    assert {finding["name"] for finding in findings} >= {"python", "noa[torch]", "project", "registry", "disk"}
+    assert all(finding["state"] != "problem" for finding in findings)
+    (tmp_path / "noa.toml").write_text("[serving]\nprot = 1\n")
+    broken = noa("doctor")
+    assert broken.returncode == 1
+    assert "serving.port" in broken.stdout
+
+
+def test_completion_offers_the_commands(noa: Noa) -> None:
+    command = [sys.executable, "-m", "noa_cli"]
+    environment = {"_NOA_COMPLETE": "complete_bash", "COMP_WORDS": "noa mod", "COMP_CWORD": "1", "PATH": "/usr/bin:/bin"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert "models" in result.stdout.split()
+
+
+def test_output_that_nobody_reads_is_no_error() -> None:
+    command = f"{sys.executable} -m noa_cli config schema | head -1"
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert result.stderr == ""
+
+
+def test_an_unreadable_folder_is_one_line(noa: Noa, tmp_path: Path) -> None:
+    """Root may read everything, so the folder is made unusable by a file in its place."""
+    (tmp_path / "noa.toml").write_text("")
+    (tmp_path / ".noa").write_text("not a folder")
+    result = noa("models", "list")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert ".noa" in result.stderr

@@ -1,0 +1,83 @@
+"""What the documentation tells people to type is real: commands parse, Python runs, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md"), *ROOT.glob("*/README.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    found: list[str] = []
+    for language in ("bash", "console", ""):
+        for block in blocks(page, language):
+            for line in block.replace("\\\n", " ").splitlines():
+                text = re.sub(r"^\$ ", "", line.strip())
+                for part in re.split(r"\s+(?:&&|\|)\s+", text):
+                    words = shlex.split(part, comments=True) if re.match(r"(?:\.venv/bin/)?noa\b", part) else []
+                    if len(words) > 1:
+                        found.append(shlex.join(["noa", *words[1:]]))
+    return found
+
+
+def test_pages_are_found() -> None:
+    assert {"README.md", "start.md"} <= {page.name for page in PAGES}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_noa_command_in_the_docs_parses(page: Path) -> None:
+    import typer.main
+
+    from noa_cli._app import build
+
+    root = typer.main.get_command(build())
+    for line in commands(page):
+        words = shlex.split(line)[1:]
+        command, trail = root, "noa"
+        while words and hasattr(command, "commands") and words[0] in command.commands:
+            trail = f"{trail} {words[0]}"
+            command = command.commands[words.pop(0)]
+        if words in (["--help"], ["--version"]):
+            continue
+        assert not hasattr(command, "commands") or words[:1] == ["--install-completion"], f"{page.name}: `{line}` names no command"
+        if not hasattr(command, "commands"):
+            command.make_context(trail, words)  # raises a usage error that names the wrong part
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_in_the_docs_runs(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page, "python"):
+        if block.startswith("# not run:"):
+            compile(block, str(page), "exec")
+            continue
+        result = subprocess.run(
+            [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert result.returncode == 0, f"{page.name}:\n{block}\n{result.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_toml_in_the_docs_is_valid_settings(page: Path, tmp_path: Path) -> None:
+    from noa.settings import load_settings
+
+    for block in blocks(page, "toml"):
+        (tmp_path / "noa.toml").write_text(block)
+        load_settings(tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
