@@ -1,0 +1,93 @@
+"""`python -m noa_serving`: one server, run by BentoML's own `serve` command until it is told to stop.
+
+Reads its launch request from the file named in the environment. BentoML's arbiter listens, starts the workers, starts
+one again that dies, and ends them on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import socket
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from noa.errors import DependencyMissingError, NoaError, SettingsError
+from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, hold, load_request
+from noa_serving._parent_death import die_with_parent
+
+SERVICE = "noa_serving.bento_service:SERVICE"
+PARENT_VARIABLE = "NOA_SERVING_PARENT"
+_KEEP_ALIVE_S = 75
+_GRACE_S = 5
+
+
+def main() -> int:
+    """Run the server; returns the process's exit code."""
+    try:
+        request = load_request(_request_path())
+        require_engine()
+        if request.die_with_parent:
+            die_with_parent(int(os.environ[PARENT_VARIABLE]) if PARENT_VARIABLE in os.environ else None)
+        lock = hold(request)
+    except NoaError as exc:
+        print(f"error: {exc}", file=sys.stderr, flush=True)
+        return 1
+    try:
+        return _serve(request)
+    finally:
+        shutil.rmtree(request.folder, ignore_errors=True)
+        lock.close()
+
+
+def require_engine() -> None:
+    """Refuse to start without BentoML and the fast event loop and parser.
+
+    Raises:
+        DependencyMissingError: with the install command.
+    """
+    for package in ("bentoml", "uvloop", "httptools"):
+        if find_spec(package) is None:
+            raise DependencyMissingError(package, extra="serve", purpose="serving")
+
+
+def bento_environment(folder: Path) -> dict[str, str]:
+    """Return the variables that keep BentoML from the network and from the user's home folder."""
+    return {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(folder / "bentoml"), "NO_COLOR": "1"}
+
+
+def _request_path() -> Path:
+    path = os.environ.get(REQUEST_VARIABLE)
+    if path is None:
+        raise SettingsError(
+            f"the environment variable `{REQUEST_VARIABLE}` is not set",
+            expected="the path of a launch request",
+            remedy="Start the server with `noa serve`",
+        )
+    return Path(path)
+
+
+def _serve(request: LaunchRequest) -> int:
+    os.environ.update(bento_environment(request.folder))
+    from bentoml_cli.cli import cli
+
+    serving = request.settings.serving
+    arguments = ["serve", SERVICE, "--host", _address(serving.host), "--port", str(serving.port)]
+    arguments += ["--working-dir", str(request.folder), "--timeout-keep-alive", str(_KEEP_ALIVE_S)]
+    arguments += ["--timeout-graceful-shutdown", str(math.ceil(serving.timeout_s) + _GRACE_S)]
+    try:
+        cli(arguments, prog_name="bentoml", standalone_mode=False)
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else 1
+    return 0
+
+
+def _address(host: str) -> str:
+    """Return the IP address of `host`; BentoML takes nothing else."""
+    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

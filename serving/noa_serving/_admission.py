@@ -1,0 +1,91 @@
+"""Admission: who may come in, and how many at once. All state belongs to one event loop."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from noa_serving._http import Headers, RequestRefusedError
+
+_LONGEST_WAIT_S = 60
+_WINDOW_S = 4.0
+
+
+class KeyRing:
+    """Checks bearer tokens. Only their hashes are kept; the time of a check does not depend on the token."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def check(self, headers: Headers) -> None:
+        """Let a request pass if it shows a key, or if none are configured.
+
+        Raises:
+            RequestRefusedError: 401.
+        """
+        if not self._hashes:
+            return
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        shown = hashlib.sha256(token.strip()).digest()
+        is_known = False
+        for known in self._hashes:
+            is_known |= hmac.compare_digest(shown, known)
+        if not is_known or scheme.lower() != b"bearer":
+            raise RequestRefusedError(
+                "this server asks for a key",
+                status=401,
+                expected="the header `authorization: Bearer <key>`",
+                received="no valid key",
+            )
+
+
+class Admission:
+    """Counts requests in flight and refuses more than `limit`, with the time after which a place should be free.
+
+    The rate is that of the present busy period: an hour of silence before a burst says nothing about how fast we work.
+    """
+
+    def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limit = limit
+        self.in_flight = 0
+        self.refused = 0
+        self._clock = clock
+        self._finished = 0.0
+        self._busy_since = clock()
+
+    def enter(self) -> None:
+        """Take a place.
+
+        Raises:
+            RequestRefusedError: 503 with `Retry-After`; all places are taken.
+        """
+        if self.in_flight >= self.limit:
+            self.refused += 1
+            raise RequestRefusedError(
+                "the server is busy",
+                status=503,
+                expected=f"at most {self.limit} requests at once",
+                retry_after_s=self.retry_after_s(),
+            )
+        if self.in_flight == 0:
+            self._busy_since = self._clock()
+            self._finished = 0.0
+        self.in_flight += 1
+
+    def leave(self) -> None:
+        """Give the place back; called once the work has really ended."""
+        self.in_flight -= 1
+        self._finished += 1.0
+
+    def retry_after_s(self) -> int:
+        """Return how long what is in flight needs at the present rate, in whole seconds from 1 to 60."""
+        busy_s = self._clock() - self._busy_since
+        # Nothing has ended yet: as long again as it has taken so far.
+        wait_s = self.in_flight * busy_s / self._finished if self._finished > 0.0 else busy_s
+        if busy_s > _WINDOW_S:  # forget the older half
+            self._busy_since += busy_s / 2
+            self._finished /= 2
+        return min(max(1, math.ceil(wait_s)), _LONGEST_WAIT_S)

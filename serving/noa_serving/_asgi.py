@@ -1,0 +1,203 @@
+"""The ASGI side: reads bodies within limits, holds a place per request, keeps the deadline, and sends.
+
+Small models compute on the event loop itself; larger ones in a bounded pool. A place is given back when the compute has
+really ended, also if its client was told 504 before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from noa_serving._application import Application, HotRoute
+from noa_serving._http import Headers, RequestRefusedError, Response, refuse
+from noa_serving._prepared import Prepared, compute
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    import numpy as np
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+
+log = logging.getLogger("noa.serving")
+
+_MAX_CONTROL_BODY_BYTES = 64 << 10
+
+
+class _DisconnectedError(Exception):
+    """The client is gone; there is nobody to answer."""
+
+
+class AsgiApplication:
+    """An ASGI 3 callable around an `Application`. `on_startup` runs when the server listens."""
+
+    def __init__(self, application: Application, *, on_startup: Callable[[], None] = lambda: None) -> None:
+        self._application = application
+        self._on_startup = on_startup
+        self._timeout_s = application.settings.timeout_s
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one connection's event as ASGI asks for it."""
+        kind = scope["type"]
+        if kind == "http":
+            route = self._application.find_hot(scope["path"]) if scope["method"] == "POST" else None
+            if route is None:
+                await self._serve_control(scope, receive, send)
+            else:
+                await self._serve_hot(route, scope, receive, send)
+        elif kind == "lifespan":
+            await self._live(receive, send)
+        elif kind == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _serve_hot(self, route: HotRoute, scope: Message, receive: Receive, send: Send) -> None:
+        start = time.perf_counter()
+        try:
+            response = await self._compute(route, dict(scope["headers"]), receive)
+        except _DisconnectedError:
+            return
+        except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
+            response = refuse(exc)
+        route.metrics.observe(response.status, time.perf_counter() - start)
+        await _send(send, response)
+
+    async def _compute(self, route: HotRoute, headers: Headers, receive: Receive) -> Response:
+        application = self._application
+        application.keys.check(headers)
+        if route.endpoint.current is None:
+            route.require()
+        limit = application.settings.max_body_bytes
+        _check_length(headers, limit)
+        deadline = time.monotonic() + self._timeout_s
+        admission = application.admission
+        admission.enter()
+        is_ours = True  # the place is given back here, or by the pool once the work there has ended
+        try:
+            body = await self._read_body(receive, limit)
+            prepared = route.prepare(headers, body)
+            if prepared.generation.runs_inline(prepared.batch):
+                outputs = compute(prepared)
+            else:
+                is_ours = False
+                outputs = await self._run_in_pool(prepared, deadline)
+            return prepared.encode(outputs)
+        finally:
+            if is_ours:
+                admission.leave()
+
+    async def _run_in_pool(self, prepared: Prepared, deadline: float) -> Mapping[str, np.ndarray]:
+        loop = asyncio.get_running_loop()
+        leave = self._application.admission.leave
+        try:
+            work = self._application.pool.submit(compute, prepared)
+        except BaseException:
+            leave()
+            raise
+
+        def release(_: Future[Mapping[str, np.ndarray]]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(leave)
+
+        work.add_done_callback(release)
+        waiter = asyncio.wrap_future(work, loop=loop)
+        done, _ = await asyncio.wait((waiter,), timeout=max(0.0, deadline - time.monotonic()))
+        if not done:
+            waiter.cancel()  # takes it out of the queue if it has not begun
+            raise RequestRefusedError(
+                "the answer took too long",
+                status=504,
+                expected=f"at most {self._timeout_s:g} s",
+                remedy="Send a smaller batch, or raise `serving.timeout_s`",
+            )
+        return waiter.result()
+
+    async def _read_body(self, receive: Receive, limit: int) -> bytes:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await _receive_body(receive, limit)
+        except TimeoutError as exc:
+            raise RequestRefusedError(
+                "the request's body did not arrive in time",
+                status=408,
+                expected=f"all of it within {self._timeout_s:g} s",
+                close=True,
+            ) from exc
+
+    async def _serve_control(self, scope: Message, receive: Receive, send: Send) -> None:
+        headers = cast("Headers", dict(scope["headers"]))
+        body = b""
+        if scope["method"] == "POST":
+            try:
+                _check_length(headers, _MAX_CONTROL_BODY_BYTES)
+                body = await self._read_body(receive, _MAX_CONTROL_BODY_BYTES)
+            except _DisconnectedError:
+                return
+            except RequestRefusedError as exc:
+                await _send(send, refuse(exc))
+                return
+        await _send(send, self._application.answer(scope["method"], scope["path"], headers, body))
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    self._application.follower.start()
+                    self._on_startup()
+                except Exception as exc:
+                    log.exception("the worker cannot start")
+                    await send({"type": "lifespan.startup.failed", "message": str(exc)})
+                    return
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(None, self._application.follower.stop)
+                await loop.run_in_executor(None, self._application.close)
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+async def _receive_body(receive: Receive, limit: int) -> bytes:
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body = cast("bytes", message.get("body", b""))
+        if len(body) > limit:
+            raise _too_large(limit, len(body))
+        return body
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        if message["type"] != "http.request":
+            raise _DisconnectedError
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > limit:
+            raise _too_large(limit, size)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+        message = await receive()
+
+
+def _check_length(headers: Headers, limit: int) -> None:
+    length = headers.get(b"content-length")
+    if length is not None and length.isdigit() and (len(length) > 18 or int(length) > limit):
+        raise _too_large(limit, length[:24].decode())
+
+
+def _too_large(limit: int, received: object) -> RequestRefusedError:
+    return RequestRefusedError(
+        "the body is too large", status=413, expected=f"at most {limit} bytes", received=received, close=True
+    )
+
+
+async def _send(send: Send, response: Response) -> None:
+    length = (b"content-length", str(len(response.body)).encode())
+    await send({"type": "http.response.start", "status": response.status, "headers": [length, *response.headers]})
+    await send({"type": "http.response.body", "body": response.body})

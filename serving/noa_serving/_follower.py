@@ -1,0 +1,76 @@
+"""The follower: one thread per worker that keeps every endpoint at what the registry says.
+
+A thread, not a task: hashing, loading and warming a model must not hold up the event loop. If the registry cannot be
+read, serving goes on with what it has; the problem is logged once when it begins and once when it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from noa_serving._endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from noa_registry import Registry
+
+log = logging.getLogger("noa.serving")
+
+
+class Follower:
+    """Polls the registry until `stop`. `problem` tells why the registry cannot be read just now, or is None."""
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], open_registry: Callable[[], Registry], *, poll_interval_s: float
+    ) -> None:
+        self._endpoints = endpoints
+        self._open_registry = open_registry
+        self._poll_interval_s = poll_interval_s
+        self._stopping = threading.Event()
+        self._registry: Registry | None = None
+        self._thread = threading.Thread(target=self._run, name="noa-follower", daemon=True)
+        self.problem: str | None = None
+        self.failed_polls = 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every endpoint was tried at least once: each is ready, or has a reason why not."""
+        return all(endpoint.was_tried for endpoint in self._endpoints)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """End the thread; a load in progress is left to the end of the process."""
+        self._stopping.set()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self.poll()
+            self._stopping.wait(self._poll_interval_s)
+        if self._registry is not None:
+            self._registry.close()
+
+    def poll(self) -> None:
+        """Bring every endpoint up to date once."""
+        for endpoint in self._endpoints:
+            try:
+                if self._registry is None:
+                    self._registry = self._open_registry()
+                endpoint.follow(self._registry)
+            except Exception as exc:  # noqa: BLE001  # any failure of the registry must leave serving alone
+                self.failed_polls += 1
+                if self.problem is None:
+                    log.warning("the registry cannot be read, serving goes on with what is loaded: %s", exc)
+                self.problem = f"{type(exc).__name__}: {exc}"
+            else:
+                if self.problem is not None:
+                    log.info("the registry can be read again")
+                self.problem = None
+            endpoint.was_tried = True
+            if self._stopping.is_set():
+                return

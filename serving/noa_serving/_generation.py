@@ -1,0 +1,186 @@
+"""One loaded version behind an endpoint: immutable, so that a request keeps the one with which it began.
+
+`Generation.load` verifies the bytes, loads them and warms the model; only what has computed an answer may be swapped
+in. The old generation is freed by reference counting when the last request that holds it ends.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from noa.errors import IntegrityError
+from noa.formats import find_adapter
+
+if TYPE_CHECKING:
+    from noa.formats import Runnable
+    from noa.signatures import Signature, TensorSpec
+    from noa_registry import ModelVersion, Registry
+    from noa_serving._http import HeaderList
+
+INLINE_LIMIT_S = 0.001
+"""Compute below this runs on the event loop: handing it to a thread and back costs more than half of that."""
+
+_WARM_BATCH = 8
+_WARM_RUNS = 5
+_WARM_BUDGET_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one run takes, seconds: `fixed_s` per call and `per_item_s` per item of the batch axis."""
+
+    fixed_s: float
+    per_item_s: float
+
+    def estimate_s(self, batch: int) -> float:
+        """Return the expected time of one run of `batch` items, seconds."""
+        return self.fixed_s + self.per_item_s * batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A version that is ready to compute. `example` is one item of zeros with the shape of a real input."""
+
+    endpoint: str
+    model: str
+    number: int
+    digest: str
+    format: str
+    signature: Signature
+    run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+    specs: Mapping[str, TensorSpec]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    quoted_inputs: tuple[bytes, ...]
+    headers: HeaderList
+    cost: Cost
+    inline_items: int
+    example: Mapping[str, np.ndarray]
+
+    @property
+    def reference(self) -> str:
+        """The version's name, e.g. `digits/3`."""
+        return f"{self.model}/{self.number}"
+
+    def runs_inline(self, batch: int) -> bool:
+        """Tell whether a batch is small enough to compute on the event loop."""
+        return batch <= self.inline_items
+
+
+def load_generation(
+    registry: Registry,
+    version: ModelVersion,
+    *,
+    endpoint: str,
+    format: str,  # noqa: A002  # our word
+    threads: int,
+) -> Generation:
+    """Verify, load and warm one format of `version`.
+
+    Raises:
+        IntegrityError: the bytes are not what was sealed.
+        NotFoundError: the version has no such format.
+        NoaError: the adapter cannot load it. Errors of the framework pass as they are.
+    """
+    folder = registry.open_format(version, format)
+    runnable = find_adapter(format).load(folder, threads=threads)
+    if runnable.signature != version.signature:
+        raise IntegrityError(f"`{version.reference}` has another signature in `{format}` than in the registry")
+    return build_generation(
+        runnable,
+        endpoint=endpoint,
+        model=version.name,
+        number=version.number,
+        digest=version.digest,
+        format=format,
+        example=registry.input_example(version),
+    )
+
+
+def build_generation(
+    runnable: Runnable,
+    *,
+    endpoint: str,
+    model: str,
+    number: int,
+    digest: str,
+    format: str,  # noqa: A002  # our word
+    example: Mapping[str, np.ndarray],
+) -> Generation:
+    """Warm a loaded model with `example` and wrap it with everything a request needs, computed once."""
+    signature = runnable.signature
+    signature.validate(example)
+    cost = warm(runnable, example)
+    return Generation(
+        endpoint=endpoint,
+        model=model,
+        number=number,
+        digest=digest,
+        format=format,
+        signature=signature,
+        run=runnable.run,
+        specs={spec.name: spec for spec in signature.inputs},
+        input_names=tuple(spec.name for spec in signature.inputs),
+        output_names=tuple(spec.name for spec in signature.outputs),
+        quoted_inputs=tuple(f'"{spec.name}"'.encode() for spec in signature.inputs),
+        headers=(
+            (b"noa-model", model.encode()),
+            (b"noa-version", str(number).encode()),
+            (b"noa-digest", digest.encode()),
+        ),
+        cost=cost,
+        inline_items=_inline_items(cost),
+        example={name: np.zeros_like(array) for name, array in resize(signature, example, batch=1).items()},
+    )
+
+
+def warm(runnable: Runnable, example: Mapping[str, np.ndarray]) -> Cost:
+    """Run the model on real inputs at batch 1 and a larger batch until its time is known."""
+    signature = runnable.signature
+    single_s = _median_s(runnable, resize(signature, example, batch=1))
+    if _batch_axis(signature) is None:
+        return Cost(fixed_s=single_s, per_item_s=0.0)
+    many_s = _median_s(runnable, resize(signature, example, batch=_WARM_BATCH))
+    per_item_s = max(0.0, many_s - single_s) / (_WARM_BATCH - 1)
+    return Cost(fixed_s=max(single_s - per_item_s, 0.0), per_item_s=per_item_s)
+
+
+def resize(signature: Signature, example: Mapping[str, np.ndarray], *, batch: int) -> dict[str, np.ndarray]:
+    """Return `example` with `batch` items along the batch axis (the first free one), repeating what there is."""
+    axis = _batch_axis(signature)
+    resized: dict[str, np.ndarray] = {}
+    for spec in signature.inputs:
+        array = example[spec.name]
+        if axis is not None and axis in spec.shape:
+            place = spec.shape.index(axis)
+            array = np.take(array, [index % array.shape[place] for index in range(batch)], axis=place)
+        resized[spec.name] = array
+    return resized
+
+
+def _batch_axis(signature: Signature) -> str | None:
+    return next((axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)), None)
+
+
+def _median_s(runnable: Runnable, inputs: Mapping[str, np.ndarray]) -> float:
+    times: list[float] = []
+    runnable.run(inputs)  # the first run allocates and compiles
+    while len(times) < _WARM_RUNS and sum(times) < _WARM_BUDGET_S:
+        start = time.perf_counter()
+        runnable.run(inputs)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _inline_items(cost: Cost) -> int:
+    if cost.estimate_s(1) >= INLINE_LIMIT_S:
+        return 0
+    if cost.per_item_s <= 0.0:
+        return _WARM_BATCH
+    return max(1, int((INLINE_LIMIT_S - cost.fixed_s) / cost.per_item_s))

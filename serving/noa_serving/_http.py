@@ -1,0 +1,93 @@
+"""What a request and an answer are here, apart from any server: plain values that routes take and give.
+
+Routes raise `NoaError`; `refuse` turns it into an answer. The status is chosen from the type by one table, so that no
+route thinks about numbers, and a text never holds more than the error's own words: no path, no traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import orjson
+
+from noa.errors import ConflictError, InvalidInputError, NoaError, NotFoundError
+
+Headers: TypeAlias = Mapping[bytes, bytes]
+HeaderList: TypeAlias = tuple[tuple[bytes, bytes], ...]
+
+JSON_TYPE: tuple[bytes, bytes] = (b"content-type", b"application/json")
+BINARY_TYPE: tuple[bytes, bytes] = (b"content-type", b"application/octet-stream")
+
+log = logging.getLogger("noa.serving")
+
+
+class RequestRefusedError(NoaError):
+    """A request is refused with a given HTTP status; `retry_after_s` is sent where the caller may come back."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int,
+        retry_after_s: int | None = None,
+        close: bool = False,
+        expected: object = None,
+        received: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(what, expected=expected, received=received, remedy=remedy)
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.close = close
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One whole answer. `headers` lack only the content length."""
+
+    status: int
+    body: bytes
+    headers: HeaderList = (JSON_TYPE,)
+
+
+def json_response(value: object, *, status: int = 200, headers: HeaderList = ()) -> Response:
+    """Return `value` as a JSON answer; arrays of numpy are allowed inside."""
+    return Response(status, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), (JSON_TYPE, *headers))
+
+
+def refuse(error: BaseException) -> Response:
+    """Return the answer for an error. What noa did not raise on purpose is logged and answered with a bare 500."""
+    headers: list[tuple[bytes, bytes]] = []
+    if isinstance(error, RequestRefusedError):
+        status = error.status
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", str(error.retry_after_s).encode()))
+        if error.close:
+            headers.append((b"connection", b"close"))
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+    else:
+        status = _status_of(error)
+    if status == 500:
+        log.error("a request failed inside the server", exc_info=error)
+        return json_response({"error": "the server failed on this request; its log has the reason"}, status=500)
+    return json_response({"error": public_text(error)}, status=status, headers=tuple(headers))
+
+
+def public_text(error: BaseException) -> str:
+    """Return what callers may read of an error: never `where`, which may be a path, nor the text of a library."""
+    if not isinstance(error, NoaError):
+        return f"the server failed ({type(error).__name__})"
+    return str(NoaError(error.what, expected=error.expected, received=error.received, remedy=error.remedy))
+
+
+def _status_of(error: BaseException) -> int:
+    table: tuple[tuple[type[NoaError], int], ...] = (
+        (InvalidInputError, 400),
+        (NotFoundError, 404),
+        (ConflictError, 409),
+    )
+    return next((status for kind, status in table if isinstance(error, kind)), 500)

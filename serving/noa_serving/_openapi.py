@@ -1,0 +1,206 @@
+"""The description of the plain JSON routes for people and programs: an OpenAPI 3.1 document and one page without
+scripts.
+
+Both are made from the signatures of what is loaded at that moment; examples are requests that work as they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import orjson
+
+from noa import __version__
+from noa_serving._http import Response
+
+if TYPE_CHECKING:
+    from noa.signatures import Signature, TensorSpec
+    from noa_serving._endpoint import Endpoint
+    from noa_serving._generation import Generation
+
+Json = dict[str, object]
+_MAX_EXAMPLE_ELEMENTS = 4096
+
+_ERRORS: dict[str, str] = {
+    "400": "The request does not fit the model; the text names the field, what was expected and what was received.",
+    "401": "A key is missing or wrong.",
+    "413": "The body or the batch is too large.",
+    "415": "The body is not JSON.",
+    "503": "Busy or not ready; `Retry-After` says when to come back.",
+    "504": "The answer took too long.",
+}
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}"
+    "pre{background:#f4f4f4;padding:.8rem;overflow:auto}table{border-collapse:collapse}"
+    "td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}"
+)
+
+
+def document(endpoints: Sequence[Endpoint]) -> Json:
+    """Return the OpenAPI document of all endpoints; one that is not ready has a path without a schema."""
+    paths: Json = {f"/predict/{one.name}": {"post": _operation(one)} for one in endpoints}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "noa",
+            "version": __version__,
+            "description": "Plain JSON prediction. The Open Inference Protocol is served below /v2.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": {
+                "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+            },
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+def page(endpoints: Sequence[Endpoint]) -> Response:
+    """Return the page that shows each endpoint with its tensors and a command to try."""
+    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>noa</title><style>{_STYLE}</style><h1>noa</h1>"]
+    for one in endpoints:
+        parts.append(f"<h2>{escape(one.name)}</h2><p><code>{escape(one.settings.model)}</code>: {one.state}")
+        if (generation := one.current) is not None:
+            parts.append(_describe_html(generation))
+    parts.append(
+        "<p><a href=/openapi.json>OpenAPI document</a> · <a href=/metrics>metrics</a> · <a href=/status>status</a>"
+    )
+    policy = (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'")
+    return Response(200, "\n".join(parts).encode(), ((b"content-type", b"text/html; charset=utf-8"), policy))
+
+
+def example_body(generation: Generation) -> Json | None:
+    """Return a request that the model accepts: one item of zeros; None if it would be very large."""
+    arrays = generation.example
+    if sum(array.size for array in arrays.values()) > _MAX_EXAMPLE_ELEMENTS:
+        return None
+    return {"inputs": {name: array.tolist() for name, array in arrays.items()}}
+
+
+def _operation(endpoint: Endpoint) -> Json:
+    answers: Json = {
+        code: {"description": text, "content": _json_content({"$ref": "#/components/schemas/Error"})}
+        for code, text in _ERRORS.items()
+    }
+    operation: Json = {
+        "operationId": f"predict_{endpoint.name}",
+        "summary": f"Predict with {endpoint.settings.model}",
+        "responses": {"200": {"description": "The prediction."}, **answers},
+    }
+    if (generation := endpoint.current) is None:
+        operation["description"] = "Not ready; its model is not loaded yet."
+        return operation
+    operation["requestBody"] = {"required": True, "content": _request_content(generation)}
+    headers: Json = {name: {"schema": {"type": "string"}} for name in ("noa-model", "noa-version", "noa-digest")}
+    success: Json = {"description": "The prediction.", "headers": headers}
+    success["content"] = _json_content(_answer_schema(generation.signature))
+    operation["responses"] = {"200": success, **answers}
+    return operation
+
+
+def _request_content(generation: Generation) -> Json:
+    signature = generation.signature
+    columns = _named(signature.inputs, _batched_or_single)
+    rows = _named(signature.inputs, lambda spec: _nested(spec.dtype, spec.shape[1:]))
+    by_column: Json = {"anyOf": [columns]}
+    by_row: Json = rows
+    if len(signature.inputs) == 1:
+        by_column = {"anyOf": [columns, _batched_or_single(signature.inputs[0])]}
+        by_row = {"anyOf": [rows, _nested(signature.inputs[0].dtype, signature.inputs[0].shape[1:])]}
+    names: Json = {"type": "array", "items": {"enum": list(generation.output_names)}, "uniqueItems": True}
+    schema: Json = {
+        "type": "object",
+        "properties": {
+            "inputs": by_column,
+            "instances": {"type": "array", "minItems": 1, "items": by_row},
+            "outputs": names,
+        },
+        "oneOf": [{"required": ["inputs"]}, {"required": ["instances"]}],
+        "additionalProperties": False,
+    }
+    example = example_body(generation)
+    media: Json = {"schema": schema}
+    if example is not None:
+        media["example"] = example
+    return {"application/json": media}
+
+
+def _answer_schema(signature: Signature) -> Json:
+    outputs: Json = {
+        "type": "object",
+        "properties": {spec.name: {"description": spec.describe()} for spec in signature.outputs},
+    }
+    return {
+        "type": "object",
+        "required": ["outputs", "model", "version", "digest"],
+        "properties": {
+            "outputs": outputs,
+            "model": {"type": "string"},
+            "version": {"type": "integer", "minimum": 1},
+            "digest": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
+        },
+    }
+
+
+def _named(specs: Sequence[TensorSpec], schema_of: Callable[[TensorSpec], Json]) -> Json:
+    return {
+        "type": "object",
+        "properties": {spec.name: schema_of(spec) for spec in specs},
+        "required": [spec.name for spec in specs],
+        "additionalProperties": False,
+    }
+
+
+def _batched_or_single(spec: TensorSpec) -> Json:
+    whole = _nested(spec.dtype, spec.shape)
+    whole["description"] = spec.describe()
+    if not spec.shape or not isinstance(spec.shape[0], str):
+        return whole
+    return {"anyOf": [whole, _nested(spec.dtype, spec.shape[1:])]}
+
+
+def _nested(dtype: str, shape: Sequence[int | str]) -> Json:
+    schema: Json = _element(dtype)
+    for axis in reversed(shape):
+        schema = {"type": "array", "items": schema}
+        if isinstance(axis, int):
+            schema |= {"minItems": axis, "maxItems": axis}
+        else:
+            schema["minItems"] = 1
+    return schema
+
+
+def _element(dtype: str) -> Json:
+    if dtype == "bool":
+        return {"type": "boolean"}
+    if dtype.startswith("float"):
+        return {"type": "number"}
+    is_unsigned = dtype.startswith("u")
+    bits = int(dtype.lstrip("uint"))
+    low = 0 if is_unsigned else -(2 ** (bits - 1))
+    high = 2**bits - 1 if is_unsigned else 2 ** (bits - 1) - 1
+    return {"type": "integer", "minimum": low, "maximum": high}
+
+
+def _json_content(schema: Json) -> Json:
+    return {"application/json": {"schema": schema}}
+
+
+def _describe_html(generation: Generation) -> str:
+    rows = "".join(
+        f"<tr><td>{side}<td>{escape(spec.name)}<td>{escape(spec.describe())}"
+        for side, specs in (("input", generation.signature.inputs), ("output", generation.signature.outputs))
+        for spec in specs
+    )
+    example = example_body(generation)
+    command = ""
+    if example is not None:
+        body = orjson.dumps(example).decode()
+        line = f"curl -H 'content-type: application/json' -d '{body}' http://HOST:PORT/predict/{generation.endpoint}"
+        command = f"<pre>{escape(line)}</pre>"
+    digest = escape(generation.digest)
+    return f"<p>serves <b>{escape(generation.reference)}</b> <code>{digest}</code><table>{rows}</table>{command}"

@@ -1,0 +1,155 @@
+"""Plain JSON prediction: `POST /predict/{endpoint}`.
+
+    {"inputs": {"image": [[...], ...]}}     named tensors with a batch axis; or all without it: one item
+    {"inputs": [[...], ...]}                the tensor itself, for a model with one input
+    {"instances": [{"age": 3, "fare": 7.5}, ...]}   rows: an object of fields per item (or a value, for one input)
+
+Optional: `"outputs": ["probabilities"]`. The answer is `{"outputs": {...}, "model": "digits", "version": 3, "digest":
+...}`; for one item without batch axis the outputs have none either. A NaN or infinity in an output is `null`: JSON has
+neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from noa.errors import InvalidInputError, SignatureError
+from noa_serving._http import Headers, Response, json_response
+from noa_serving._json_body import JsonObject, check_content_type, json_kind, parse_object
+from noa_serving._prepared import Prepared, check_inputs, choose_outputs, too_many_items
+from noa_serving._tensors import array_from_json, contiguous
+
+if TYPE_CHECKING:
+    from noa_serving._generation import Generation
+
+_KEYS = ("inputs", "instances", "outputs")
+
+
+def prepare(generation: Generation, headers: Headers, body: bytes, *, max_batch_items: int) -> Prepared:
+    """Understand one plain prediction request.
+
+    Raises:
+        InvalidInputError, SignatureError: the request is malformed or does not fit the model.
+        RequestRefusedError: another content type, or too large a batch.
+    """
+    check_content_type(headers, binary=False)
+    table = parse_object(body, names=(*generation.quoted_inputs, b'"inputs"', b'"instances"', b'"outputs"'))
+    _refuse_strangers(table)
+    names = _read_output_names(table)
+    wanted = choose_outputs(generation, names)
+    if "instances" in table:
+        inputs, is_single = _from_rows(generation, table["instances"], max_batch_items=max_batch_items), False
+    else:
+        inputs, is_single = _from_columns(generation, table["inputs"], max_batch_items=max_batch_items)
+    batch = check_inputs(generation, inputs, max_batch_items=max_batch_items)
+
+    def encode(outputs: Mapping[str, np.ndarray]) -> Response:
+        arrays = {name: contiguous(outputs[name][0] if is_single else outputs[name]) for name in wanted}
+        return json_response(
+            {
+                "outputs": {name: array.item() if array.ndim == 0 else array for name, array in arrays.items()},
+                "model": generation.model,
+                "version": generation.number,
+                "digest": generation.digest,
+            },
+            headers=generation.headers,
+        )
+
+    return Prepared(generation, inputs, batch, encode)
+
+
+def _refuse_strangers(table: JsonObject) -> None:
+    for key in table:
+        if key not in _KEYS:
+            raise InvalidInputError(
+                f"the key `{key[:80]}` is not known", expected="`inputs` or `instances`, and `outputs`"
+            )
+    if ("inputs" in table) == ("instances" in table):
+        received = "both" if "inputs" in table else "neither"
+        raise InvalidInputError("the request has no clear input", expected="`inputs` or `instances`", received=received)
+
+
+def _read_output_names(table: JsonObject) -> list[str]:
+    value = table.get("outputs", [])
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in cast("list[object]", value)):
+        raise InvalidInputError("`outputs` is not a list of names", expected='["name", ...]')
+    return cast("list[str]", value)
+
+
+def _from_columns(generation: Generation, value: object, *, max_batch_items: int) -> tuple[dict[str, np.ndarray], bool]:
+    columns = _name_columns(generation, value)
+    inputs: dict[str, np.ndarray] = {}
+    for name, column in columns.items():
+        spec = generation.specs.get(name)
+        if spec is None:
+            raise _unknown(generation, name)
+        if isinstance(column, list) and spec.shape and isinstance(spec.shape[0], str):
+            items = cast("list[object]", column)
+            if len(items) > max_batch_items and (len(spec.shape) == 1 or isinstance(items[0], list)):
+                raise too_many_items(len(items), max_batch_items)
+        inputs[name] = array_from_json(spec, column)
+    is_single = bool(inputs) and all(
+        array.ndim + 1 == len(spec.shape) and isinstance(spec.shape[0], str)
+        for spec, array in ((generation.specs[name], array) for name, array in inputs.items())
+    )
+    if is_single:
+        inputs = {name: array[np.newaxis] for name, array in inputs.items()}
+    return inputs, is_single
+
+
+def _name_columns(generation: Generation, value: object) -> JsonObject:
+    if isinstance(value, dict):
+        return cast("JsonObject", value)
+    if len(generation.input_names) == 1:
+        return {generation.input_names[0]: value}
+    names = ", ".join(f"`{name}`" for name in generation.input_names)
+    raise InvalidInputError("`inputs` names no fields", expected=f"an object with {names}", received=json_kind(value))
+
+
+def _from_rows(generation: Generation, value: object, *, max_batch_items: int) -> dict[str, np.ndarray]:
+    if not isinstance(value, list) or not value:
+        raise InvalidInputError("`instances` holds no rows", expected="a list of rows", received=json_kind(value))
+    rows = cast("list[object]", value)
+    if len(rows) > max_batch_items:
+        raise too_many_items(len(rows), max_batch_items)
+    for spec in generation.signature.inputs:
+        if not spec.shape or not isinstance(spec.shape[0], str):
+            raise SignatureError(
+                f"input `{spec.name}` has no batch axis, so this model takes no rows", remedy="Send `inputs` instead"
+            )
+    columns: dict[str, list[object]] = {name: [] for name in generation.input_names}
+    for index, row in enumerate(rows):
+        for name, item in _name_row(generation, row, index).items():
+            if name not in columns:
+                raise _unknown(generation, name)
+            columns[name].append(item)
+        for name, column in columns.items():
+            if len(column) != index + 1:
+                raise SignatureError(
+                    f"input `{name}` is missing in row {index}",
+                    expected=generation.specs[name].describe(),
+                    received="nothing",
+                    field=name,
+                )
+    return {name: array_from_json(generation.specs[name], column) for name, column in columns.items()}
+
+
+def _name_row(generation: Generation, row: object, index: int) -> JsonObject:
+    if isinstance(row, dict):
+        return cast("JsonObject", row)
+    if len(generation.input_names) == 1:
+        return {generation.input_names[0]: row}
+    names = ", ".join(f"`{name}`" for name in generation.input_names)
+    raise InvalidInputError(
+        f"row {index} of `instances` names no fields", expected=f"an object with {names}", received=json_kind(row)
+    )
+
+
+def _unknown(generation: Generation, name: str) -> SignatureError:
+    known = ", ".join(f"`{one}`" for one in generation.input_names)
+    return SignatureError(
+        f"input `{name[:80]}` is not known", expected=known, received=f"`{name[:80]}`", field=name[:80]
+    )

@@ -1,0 +1,172 @@
+"""Tensors from the outside: JSON values and raw bytes become arrays that fit a `TensorSpec`, or a clear refusal.
+
+Nothing is guessed: a whole number fits a float field, but a fraction never fits an integer field, and text, `null` and
+`true` are not numbers. Sizes are computed with Python's integers before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from noa.errors import SignatureError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from noa.signatures import DType, TensorSpec
+
+DATATYPES: dict[DType, str] = {
+    "bool": "BOOL",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+}
+"""Names of the dtypes in the Open Inference Protocol."""
+
+MAX_RANK = 32
+_NUMBERS: frozenset[type] = frozenset({int, float})
+_KIND_WORDS: dict[type, str] = {
+    str: "text",
+    bool: "true/false",
+    type(None): "null",
+    dict: "an object",
+    float: "a number with a decimal point, an exponent or too many digits",
+    int: "a number",
+    list: "a list",
+}
+
+
+def array_from_json(spec: TensorSpec, value: object) -> np.ndarray:
+    """Return the array that a nested JSON list (or a bare number, for rank 0) writes down, in the dtype of `spec`.
+
+    Raises:
+        SignatureError: it is ragged, too deep, or holds something that the dtype cannot hold exactly enough.
+    """
+    kinds = _leaf_kinds(spec, cast("list[object]", value), MAX_RANK) if isinstance(value, list) else {type(value)}
+    _check_kinds(spec, kinds)
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(value, dtype=spec.dtype)
+    except OverflowError as exc:
+        raise _does_not_fit(spec) from exc
+    except ValueError as exc:
+        raise _misfit(spec, "is ragged", "lists of equal length", "lists of different lengths") from exc
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise _does_not_fit(spec)
+    return array
+
+
+def reshape_flat(spec: TensorSpec, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Return `array` in `shape`: it is that shape already, or flat with as many elements.
+
+    Raises:
+        SignatureError: the number of elements or the nesting does not agree with `shape`.
+    """
+    wanted = tuple(shape)
+    if array.shape == wanted:
+        return array
+    if array.ndim == 1 and array.size == math.prod(wanted):
+        return array.reshape(wanted)
+    received = f"{array.size} elements in a flat list" if array.ndim == 1 else f"nested lists of shape {array.shape}"
+    raise _misfit(spec, "has data that is not its `shape`", f"{math.prod(wanted)} elements for {wanted}", received)
+
+
+def array_from_bytes(spec: TensorSpec, data: memoryview, shape: Sequence[int], *, writable: bool) -> np.ndarray:
+    """Return the array over raw little-endian bytes; a copy only if they are unaligned or `writable` is asked for.
+
+    Raises:
+        SignatureError: the number of bytes is not what `shape` needs, or a boolean byte is neither 0 nor 1.
+    """
+    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    needed = math.prod(shape) * dtype.itemsize
+    if len(data) != needed:
+        raise _misfit(
+            spec,
+            "has the wrong number of bytes",
+            f"{needed} bytes for {spec.dtype}{tuple(shape)}",
+            f"{len(data)} bytes",
+        )
+    if spec.dtype == "bool" and len(data) and int(np.frombuffer(data, dtype=np.uint8).max()) > 1:
+        raise _misfit(spec, "holds a byte that is no boolean", "0 or 1", "another byte")
+    array = np.frombuffer(data, dtype=dtype).reshape(shape)
+    if writable or not array.flags.aligned or not array.dtype.isnative:
+        return array.astype(spec.dtype, copy=True)
+    return array
+
+
+def check_shape(spec: TensorSpec, value: object) -> tuple[int, ...]:
+    """Return `value` as a shape.
+
+    Raises:
+        SignatureError: it is no list of sizes, or not the shape that `spec` asks for.
+    """
+    sizes = cast("list[object]", value) if isinstance(value, list) else None
+    if sizes is None or len(sizes) > MAX_RANK or any(type(size) is not int or size < 0 for size in sizes):
+        raise _misfit(spec, "has a malformed `shape`", f"a list of sizes like {spec.describe()}", _short(value))
+    shape = tuple(cast("list[int]", sizes))
+    fits = len(shape) == len(spec.shape) and all(
+        isinstance(axis, str) or axis == size for axis, size in zip(spec.shape, shape, strict=True)
+    )
+    if not fits:
+        raise _misfit(spec, "has the wrong shape", f"({', '.join(map(str, spec.shape))})", str(shape))
+    return shape
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """Return `array` in C order and native bytes, as the encoders need it."""
+    array = np.asarray(array, order="C")  # not ascontiguousarray, which gives a scalar an axis
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _leaf_kinds(spec: TensorSpec, values: list[object], depth: int) -> set[type]:
+    kinds: set[type] = set(map(type, values))
+    if list not in kinds:
+        return kinds
+    if len(kinds) > 1:
+        raise _misfit(spec, "is ragged", "lists of equal depth", "a list beside a value")
+    if depth == 1:
+        raise _misfit(spec, "is nested too deeply", f"{len(spec.shape)} levels", f"more than {MAX_RANK}")
+    found: set[type] = set()
+    for inner in cast("list[list[object]]", values):
+        found |= _leaf_kinds(spec, inner, depth - 1)
+    return found
+
+
+def _check_kinds(spec: TensorSpec, kinds: set[type]) -> None:
+    if spec.dtype == "bool":
+        allowed = kinds <= {bool}
+    elif spec.dtype.startswith("float"):
+        allowed = kinds <= _NUMBERS
+    else:
+        allowed = kinds <= {int}
+    if not allowed:
+        strangers = kinds - ({bool} if spec.dtype == "bool" else _NUMBERS if spec.dtype[0] == "f" else {int})
+        words = sorted(_KIND_WORDS.get(kind, kind.__name__) for kind in strangers)
+        raise _misfit(spec, "has values of the wrong dtype", spec.dtype, " and ".join(words))
+
+
+def _does_not_fit(spec: TensorSpec) -> SignatureError:
+    limits = np.finfo(spec.dtype) if spec.dtype[0] == "f" else np.iinfo(spec.dtype)
+    return _misfit(
+        spec, "holds a number out of range", f"{spec.dtype}, {limits.min} to {limits.max}", "a number beyond it"
+    )
+
+
+def _misfit(spec: TensorSpec, what: str, expected: str, received: str) -> SignatureError:
+    return SignatureError(f"input `{spec.name}` {what}", expected=expected, received=received, field=spec.name)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,97 @@
+"""The BentoML service: BentoML packages and supervises it, the stack inside is ours.
+
+`NoaService.to_asgi` replaces BentoML's whole ASGI stack (its tracing, metrics, access log and timeouts cost twenty
+times what a small model does). The module is imported by the arbiter, which only asks for the worker count, and by each
+worker.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import bentoml
+from _bentoml_sdk import Service
+
+from noa.atomic_write import write_file
+from noa.errors import SettingsError
+from noa_serving._application import Application, compute_threads
+from noa_serving._asgi import AsgiApplication
+from noa_serving._endpoint import Endpoint
+from noa_serving._follower import Follower
+from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, load_request
+from noa_serving._parent_death import die_with_parent
+
+
+class NoaService(Service[Any]):
+    """A BentoML service whose ASGI application is noa's own."""
+
+    def to_asgi(self, is_main: bool = True) -> Any:
+        """Return the application of one worker, which dies with its arbiter."""
+        del is_main
+        die_with_parent()
+        _configure_logging()
+        return build_asgi(_REQUEST)
+
+
+def build_asgi(request: LaunchRequest) -> AsgiApplication:
+    """Build the application of one worker; it starts to follow the registry when the server starts it."""
+    settings = request.settings
+    threads = compute_threads(settings.serving)
+    endpoints = [Endpoint(name, one, threads=threads) for name, one in settings.endpoints.items()]
+
+    def open_registry() -> Any:
+        from noa_registry import Registry
+
+        return Registry.open(settings.registry)
+
+    follower = Follower(endpoints, open_registry, poll_interval_s=settings.serving.poll_interval_s)
+    application = Application(settings.serving, endpoints, follower)
+    return AsgiApplication(application, on_startup=lambda: _report_address(request))
+
+
+def _report_address(request: LaunchRequest) -> None:
+    host, port = _listening_address()
+    table = {"host": host, "port": port, "pid": os.getppid(), "workers": request.settings.serving.workers}
+    write_file(request.ready_file, json.dumps(table))
+
+
+def _listening_address() -> tuple[str, int]:
+    """Return where this worker listens: BentoML hands it the open socket as `--fd`."""
+    descriptor = int(sys.argv[sys.argv.index("--fd") + 1])
+    with socket.socket(fileno=os.dup(descriptor)) as listener:
+        name = listener.getsockname()
+        return str(name[0]), int(name[1])
+
+
+def _configure_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
+    logger = logging.getLogger("noa")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _load() -> LaunchRequest:
+    path = os.environ.get(REQUEST_VARIABLE)
+    if path is None:
+        raise SettingsError(f"`{REQUEST_VARIABLE}` is not set", remedy="Start the server with `noa serve`")
+    return load_request(Path(path))
+
+
+_REQUEST = _load()
+
+SERVICE = bentoml.service(
+    name="noa",
+    service_class=NoaService,
+    workers=_REQUEST.settings.serving.workers,
+    tracing={"excluded_urls": ".*"},
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+)(type("Noa", (), {"__doc__": "Serves the endpoints of a noa project."}))
