@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from noa.errors import NoaError
+from noa.errors import NoaError, NotFoundError
 
 if TYPE_CHECKING:
     from noa.settings import RegistrySettings
@@ -99,6 +99,9 @@ class RunTracking:
                     tracker.finish(run_id, self._status or "FAILED")
                 failure = None
             except Exception as exc:  # noqa: BLE001  # the job must outlive whatever the tracking store raises
+                if isinstance(exc, NotFoundError) and self._forget_run():
+                    self._on_warning(f"the run is gone, a new one is started: {exc}")
+                    continue
                 reason = str(exc) if isinstance(exc, NoaError) else f"{type(exc).__name__}: {exc}"
                 if reason != failure or is_last:
                     failure = reason
@@ -117,6 +120,13 @@ class RunTracking:
             self._run_id = info.run_id or tracker.start_run(info.name, dict(info.params), dict(info.tags))
             self._on_run(self._run_id)
         return self._run_id
+
+    def _forget_run(self) -> bool:
+        """Give up the run of an earlier part of the job, which somebody deleted; tell whether there was one."""
+        if self._info is None or self._info.run_id is None:
+            return False
+        self._run_id, self._info = None, replace(self._info, run_id=None)
+        return True
 
     def _flush(self, tracker: Tracker, run_id: str) -> None:
         from noa_registry.mlflow_tracking import MetricRow
