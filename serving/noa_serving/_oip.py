@@ -17,7 +17,15 @@ from noa.errors import InvalidInputError, SignatureError
 from noa_serving._http import BINARY_TYPE, JSON_TYPE, Headers, Response
 from noa_serving._json_body import JsonObject, check_content_type, json_kind, parse_object
 from noa_serving._prepared import Prepared, check_inputs, choose_outputs, too_many_items
-from noa_serving._tensors import DATATYPES, array_from_bytes, array_from_json, check_shape, contiguous, reshape_flat
+from noa_serving._tensors import (
+    DATATYPE_OF,
+    DATATYPES,
+    array_from_bytes,
+    array_from_json,
+    check_shape,
+    contiguous,
+    reshape_flat,
+)
 
 if TYPE_CHECKING:
     from noa.signatures import TensorSpec
@@ -207,7 +215,7 @@ def _encode(generation: Generation, wanted: _Wanted, outputs: Mapping[str, np.nd
     chunks: list[bytes] = []
     for name, is_binary in wanted.outputs:
         array = contiguous(outputs[name])
-        row: JsonObject = {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": array.shape}  # pyright: ignore[reportArgumentType]  # the signature allows these dtypes only
+        row: JsonObject = {"name": name, "datatype": DATATYPE_OF[array.dtype], "shape": array.shape}
         if is_binary:
             raw = array.tobytes()
             row["parameters"] = {"binary_data_size": len(raw)}

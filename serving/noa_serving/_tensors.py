@@ -34,6 +34,9 @@ DATATYPES: dict[DType, str] = {
 }
 """Names of the dtypes in the Open Inference Protocol."""
 
+DATATYPE_OF: dict[np.dtype, str] = {np.dtype(name): datatype for name, datatype in DATATYPES.items()}
+"""The same by numpy's dtype, whose `name` is slow to ask for."""
+
 MAX_RANK = 32
 _NUMBERS: frozenset[type] = frozenset({int, float})
 _KIND_WORDS: dict[type, str] = {

@@ -1,162 +1,61 @@
-"""Real content for serving tests: tiny ONNX models in a real registry, and real server processes on free ports."""
+"""Fixtures of the serving tests; what they are made of is in `serving_kit`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-from noa.settings import EndpointSettings, Settings
-from noa.signatures import Signature, TensorSpec
-from noa_registry import ModelVersion, Registry, VersionDraft, equivalence_evidence, metrics_evidence  # noqa: F401
-from onnx import TensorProto, helper, numpy_helper
 
-DATASET = "sha256:" + "0" * 64
+sys.path.insert(0, str(Path(__file__).parent))  # pytest imports test files by path, so a helper beside them needs this
 
+from serving_kit import Project, affine_model, build_app, endpoint, make_project, mixed_model
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Project:
-    """A project folder with a registry; `publish` registers a version and moves the alias to it."""
+from noa_serving import ServerProcess, start_server
+from noa_serving._asgi import AsgiApplication
 
-    settings: Settings
-
-    def registry(self) -> Registry:
-        return Registry.open(self.settings.registry)
-
-    def publish(
-        self, name: str, build: Callable[[Path], Mapping[str, np.ndarray]], *, alias: str | None = "champion"
-    ) -> ModelVersion:
-        folder = Path(self.settings.root) / "drafts" / f"{name}-{np.random.default_rng().integers(1 << 60)}"
-        folder.mkdir(parents=True)
-        example = build(folder)
-        draft = VersionDraft(
-            name=name, formats={"onnx": folder}, native="onnx", input_example=example, dataset_digest=DATASET
-        )
-        with self.registry() as registry:
-            version = registry.register(draft, actor="tests")
-            if alias is not None:
-                registry.promote(name, version.number, alias=alias, reason="test", actor="tests")
-        return version
-
-    def promote(self, name: str, number: int, *, alias: str = "champion") -> None:
-        with self.registry() as registry:
-            registry.promote(name, number, alias=alias, reason="test", actor="tests")
-
-
-def save_onnx(
-    folder: Path, signature: Signature, nodes: list[onnx.NodeProto], constants: Mapping[str, np.ndarray]
-) -> None:
-    """Write `model.onnx` and `signature.json`; free axes stay free."""
-
-    def value(spec: TensorSpec) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(
-            spec.name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), list(spec.shape)
-        )
-
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [value(spec) for spec in signature.inputs],
-        [value(spec) for spec in signature.outputs],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model)
-    onnx.save(model, folder / "model.onnx")
-    signature.save(folder)
-
-
-def affine_model(scale: float, *, features: int = 4) -> Callable[[Path], Mapping[str, np.ndarray]]:
-    """One float32 input `x`; outputs `y = scale * x` and `total = sum(y)`."""
-
-    def build(folder: Path) -> Mapping[str, np.ndarray]:
-        signature = Signature(
-            inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", features)),),
-            outputs=(
-                TensorSpec(name="y", dtype="float32", shape=("batch", features)),
-                TensorSpec(name="total", dtype="float32", shape=("batch",)),
-            ),
-        )
-        nodes = [
-            helper.make_node("Mul", ["x", "scale"], ["y"]),
-            helper.make_node("ReduceSum", ["y", "axes"], ["total"], keepdims=0),
-        ]
-        constants = {"scale": np.array(scale, dtype=np.float32), "axes": np.array([1], dtype=np.int64)}
-        save_onnx(folder, signature, nodes, constants)
-        return {"x": np.arange(2 * features, dtype=np.float32).reshape(2, features)}
-
-    return build
-
-
-def mixed_model(folder: Path) -> Mapping[str, np.ndarray]:
-    """Three inputs of other dtypes: `pixels` uint8(batch, 2, 2), `index` int64(batch), `flag` bool(batch)."""
-    signature = Signature(
-        inputs=(
-            TensorSpec(name="pixels", dtype="uint8", shape=("batch", 2, 2)),
-            TensorSpec(name="index", dtype="int64", shape=("batch",)),
-            TensorSpec(name="flag", dtype="bool", shape=("batch",)),
-        ),
-        outputs=(
-            TensorSpec(name="half", dtype="float16", shape=("batch", 2, 2)),
-            TensorSpec(name="picked", dtype="float32", shape=("batch",)),
-            TensorSpec(name="not_flag", dtype="bool", shape=("batch",)),
-        ),
-    )
-    nodes = [
-        helper.make_node("Cast", ["pixels"], ["half"], to=TensorProto.FLOAT16),
-        helper.make_node("Gather", ["table", "index"], ["picked"]),
-        helper.make_node("Not", ["flag"], ["not_flag"]),
-    ]
-    save_onnx(folder, signature, nodes, {"table": np.array([10.0, 20.0, 30.0], dtype=np.float32)})
-    return {
-        "pixels": np.arange(8, dtype=np.uint8).reshape(2, 2, 2),
-        "index": np.array([0, 2], dtype=np.int64),
-        "flag": np.array([True, False]),
-    }
-
-
-def slow_model(folder: Path, *, steps: int = 400, size: int = 384) -> Mapping[str, np.ndarray]:
-    """A float32 input `x` (batch, size) multiplied by a matrix in a loop of `steps`; takes a good part of a second."""
-    signature = Signature(
-        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", size)),),
-        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", size)),),
-    )
-    body = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["state", "matrix"], ["moved"]),
-            helper.make_node("MatMul", ["moved", "matrix"], ["next"]),
-            helper.make_node("Identity", ["condition"], ["go_on"]),
-        ],
-        "step",
-        [
-            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
-            helper.make_tensor_value_info("condition", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("state", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
-        ],
-    )
-    nodes = [helper.make_node("Loop", ["steps", "", "x"], ["y"], body=body)]
-    constants = {"steps": np.array(steps, dtype=np.int64), "matrix": np.eye(size, dtype=np.float32)}
-    save_onnx(folder, signature, nodes, constants)
-    return {"x": np.ones((2, size), dtype=np.float32)}
-
-
-def make_project(root: Path, **serving: object) -> Project:
-    """Return an empty project below `root` whose server polls quickly."""
-    table = {"serving": {"port": 0, "poll_interval_s": 0.05, "threads": 1, **serving}}
-    return Project(settings=Settings.model_validate(table).resolved(root))
-
-
-def endpoint(model: str) -> EndpointSettings:
-    return EndpointSettings(model=model)
+FEATURES = 4
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
-    yield make_project(tmp_path)
+def project(tmp_path: Path) -> Project:
+    return make_project(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with `digits` 1 (scale 2) and 2 (scale 3, champion), and `mixed` 1."""
+    project = make_project(tmp_path_factory.mktemp("content"))
+    project.publish("digits", affine_model(2.0, features=FEATURES))
+    project.publish("digits", affine_model(3.0, features=FEATURES))
+    project.publish("mixed", mixed_model)
+    return project
+
+
+@pytest.fixture(scope="module")
+def app(content: Project) -> AsgiApplication:
+    return build_app(
+        content.settings, digits="digits@champion", first="digits/1", mixed="mixed@champion", absent="digits@nobody"
+    )
+
+
+@pytest.fixture(scope="module")
+def server(content: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A real server with the endpoints `digits`, `first` (pinned) and `mixed`."""
+    endpoints = {
+        "digits": endpoint("digits@champion"),
+        "first": endpoint("digits/1"),
+        "mixed": endpoint("mixed@champion"),
+    }
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with start_server(content.settings, endpoints=endpoints, log_file=log) as process:
+        process.wait_ready()
+        yield process
+
+
+@pytest.fixture(scope="module")
+def url(server: ServerProcess) -> str:
+    address = server.command.read_address()
+    assert address is not None
+    return address.url
