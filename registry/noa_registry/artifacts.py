@@ -144,16 +144,26 @@ def copy_folder(source: Path, target: Path) -> None:
         InvalidInputError: there is a link or special file: its content could change or come from elsewhere.
         StorageError: the disk refused.
     """
-    for path in sorted(source.rglob("*")):
+    for path in regular_files(source):
+        copy = target / path.relative_to(source)
+        with _translate_copy_errors(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
+def regular_files(folder: Path) -> list[Path]:
+    """Return all files below `folder`, sorted.
+
+    Raises:
+        InvalidInputError: there is a link or special file.
+    """
+    paths = sorted(folder.rglob("*"))
+    for path in paths:
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise InvalidInputError(
                 f"`{path.name}` is a link or special file", where=str(path), expected="regular files only"
             )
-        if path.is_file():
-            copy = target / path.relative_to(source)
-            with _translate_copy_errors(copy):
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
+    return [path for path in paths if path.is_file()]
 
 
 @contextmanager

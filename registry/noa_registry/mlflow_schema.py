@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +15,26 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, inspect
 from sqlalchemy.engine import URL
+from sqlalchemy.orm import configure_mappers
 
 from noa.errors import StorageError
 from noa_registry.tables import mlflow_metadata
 
 
-def silence_mlflow() -> None:
-    """Turn MLflow's telemetry off; must come before its first import."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+def import_mlflow() -> None:
+    """Import MLflow's client and store with telemetry off, and without the warnings about its own use of libraries."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it at import and has no other switch
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow.store.tracking.sqlalchemy_store
+        import mlflow.tracking  # noqa: F401  # loaded for those who call this
+
+        configure_mappers()
 
 
 def create_mlflow_tables(path: Path, *, artifact_root: Path) -> str:
     """Create all of MLflow's tables in a new SQLite file and return the schema's revision."""
-    silence_mlflow()
+    import_mlflow()
     with _quiet():
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -43,7 +51,7 @@ def upgrade_mlflow_tables(path: Path) -> str:
     Raises:
         StorageError: the database was written by a newer MLflow, or its tables lack a column that noa writes.
     """
-    silence_mlflow()
+    import_mlflow()
     engine = create_engine(URL.create("sqlite", database=str(path)))
     try:
         with _quiet():

@@ -18,7 +18,7 @@ from noa.references import check_name
 from noa_registry.artifacts import RUNS_FOLDER
 from noa_registry.bootstrap import prepare_database
 from noa_registry.database import sqlite_path, sqlite_url
-from noa_registry.mlflow_schema import silence_mlflow
+from noa_registry.mlflow_schema import import_mlflow
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -115,7 +115,7 @@ def open_tracker(settings: RegistrySettings, project: str) -> Tracker:
     path = sqlite_path(settings.database_url)
     runs = settings.artifact_dir / RUNS_FOLDER
     prepare_database(path, artifact_root=runs, lock_timeout_s=settings.lock_timeout_s)
-    silence_mlflow()
+    import_mlflow()
     import mlflow
     from mlflow.tracking import MlflowClient
 

@@ -6,10 +6,11 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Connection, Row, func, insert, select
+from sqlalchemy import Connection, Integer, Row, bindparam, func, insert, select
 
 from noa.digests import Manifest, canonical_json, digest_json
 from noa.errors import IntegrityError, NotFoundError
@@ -22,6 +23,15 @@ from noa_registry.tables import aliases, evidence, formats, ledger, models, vers
 from noa_registry.versions import ModelSummary, ModelVersion, SealedFormat
 
 _PAGE = 1000
+_CACHED_RECORDS = 1024
+# Built once: composing a statement costs more than running it.
+_ALIASES_OF = select(aliases.c.alias, aliases.c.number).where(aliases.c.name == bindparam("name"))
+_VERSION = select(versions).where(
+    versions.c.name == bindparam("name"), versions.c.number == bindparam("number", type_=Integer)
+)
+_FORMATS_OF = select(formats).where(
+    formats.c.name == bindparam("name"), formats.c.number == bindparam("number", type_=Integer)
+)
 
 
 def version_digest(
@@ -42,8 +52,7 @@ def version_digest(
 
 def load_aliases(connection: Connection, name: str) -> dict[str, int]:
     """Return the version number that each alias of a model points to."""
-    query = select(aliases.c.alias, aliases.c.number).where(aliases.c.name == name)
-    return {str(row[0]): int(row[1]) for row in connection.execute(query)}
+    return {str(row[0]): int(row[1]) for row in connection.execute(_ALIASES_OF, {"name": name})}
 
 
 def load_version(
@@ -55,11 +64,11 @@ def load_version(
         NotFoundError: there is no such version; the message says what there is.
         IntegrityError: the rows were changed.
     """
-    row = connection.execute(select(versions).where(versions.c.name == name, versions.c.number == number)).one_or_none()
+    key = {"name": name, "number": number}
+    row = connection.execute(_VERSION, key).one_or_none()
     if row is None:
         raise version_not_found(connection, name, number)
-    query = select(formats).where(formats.c.name == name, formats.c.number == number)
-    rows = connection.execute(query).all()
+    rows = connection.execute(_FORMATS_OF, key).all()
     return _to_version(row, rows, root, load_aliases(connection, name) if held is None else held)
 
 
@@ -260,20 +269,18 @@ def from_json(text: str) -> dict[str, Any]:
 def _to_version(row: Row[Any], rows: Iterable[Row[Any]], root: Path, held: dict[str, int]) -> ModelVersion:
     reference = f"{row.name}/{row.number}"
     sealed = {entry.format: _to_format(entry, root, reference) for entry in rows}
-    signature = Signature.from_dict(json.loads(row.signature))
-    wrapper = Manifest.from_json(row.wrapper)
     native = sealed.get(row.native)
-    expected = version_digest(
-        name=row.name,
-        native=row.native,
-        native_digest="" if native is None else native.digest,
-        wrapper_digest=wrapper.digest,
-        signature=signature,
-        dataset_digest=row.dataset_digest,
+    signature, wrapper, digest = _parse_version(
+        row.name,
+        row.native,
+        "" if native is None else native.digest,
+        row.wrapper,
+        row.signature,
+        row.dataset_digest,
     )
-    if expected != row.digest:
+    if digest != row.digest:
         raise IntegrityError(
-            f"the record of `{reference}` was changed", expected=row.digest, received=expected, file="noa_versions"
+            f"the record of `{reference}` was changed", expected=row.digest, received=digest, file="noa_versions"
         )
     return ModelVersion(
         name=row.name,
@@ -297,8 +304,30 @@ def _to_version(row: Row[Any], rows: Iterable[Row[Any]], root: Path, held: dict[
     )
 
 
+@lru_cache(_CACHED_RECORDS)
+def _parse_manifest(text: str) -> Manifest:
+    return Manifest.from_json(text)
+
+
+@lru_cache(_CACHED_RECORDS)
+def _parse_version(
+    name: str, native: str, native_digest: str, wrapper_text: str, signature_text: str, dataset_digest: str
+) -> tuple[Signature, Manifest, str]:
+    """Return signature, wrapper and digest of a version's record; cached, for it depends on nothing else."""
+    signature, wrapper = Signature.from_dict(json.loads(signature_text)), Manifest.from_json(wrapper_text)
+    digest = version_digest(
+        name=name,
+        native=native,
+        native_digest=native_digest,
+        wrapper_digest=wrapper.digest,
+        signature=signature,
+        dataset_digest=dataset_digest,
+    )
+    return signature, wrapper, digest
+
+
 def _to_format(row: Row[Any], root: Path, reference: str) -> SealedFormat:
-    manifest = Manifest.from_json(row.manifest)
+    manifest = _parse_manifest(row.manifest)
     if manifest.digest != row.digest:
         raise IntegrityError(
             f"the record of `{reference}` in format `{row.format}` was changed",

@@ -20,7 +20,7 @@ from noa.errors import ConflictError, GateRefusedError, InvalidInputError
 from noa.references import check_name
 from noa.signatures import Signature
 from noa_registry import mlflow_rows
-from noa_registry.artifacts import FORMATS_FOLDER, ArtifactStore, StagedUnit, copy_folder
+from noa_registry.artifacts import FORMATS_FOLDER, ArtifactStore, StagedUnit, copy_folder, regular_files
 from noa_registry.database import Database, now, to_text
 from noa_registry.evidence import Evidence
 from noa_registry.faults import Checkpoint, no_checkpoint
@@ -291,7 +291,7 @@ def _check_format(name: str, folder: Path, signature: Signature) -> None:
         )
     if not folder.is_dir():
         raise InvalidInputError(f"format `{name}` has no folder", where=str(folder))
-    pickles = sorted(path.name for path in folder.rglob("*") if path.suffix.lower() in _PICKLES)
+    pickles = [path.name for path in regular_files(folder) if path.suffix.lower() in _PICKLES]
     if pickles:
         raise InvalidInputError(
             f"format `{name}` holds a pickle, `{pickles[0]}`; loading it would run its code",

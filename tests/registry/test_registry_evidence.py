@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from noa.errors import InvalidInputError
+from noa_registry import Evidence, Registry
+from noa_registry.evidence import plain_json
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(json_values)
+def test_every_value_becomes_strict_json_and_stays_as_it_is_the_second_time(value: object) -> None:
+    plain = plain_json(value)
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain_json(plain) == plain
+
+
+def test_numpy_values_and_numbers_without_json_form_are_kept_readable() -> None:
+    value = {"a": np.float32(0.5), "b": np.arange(3), "c": math.nan, "d": (np.int64(3), -math.inf)}
+    assert plain_json(value) == {"a": 0.5, "b": [0, 1, 2], "c": "nan", "d": [3, "-inf"]}
+
+
+def test_what_has_no_json_form_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="cannot be stored"):
+        plain_json({"model": object()})
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        Evidence(kind="", subject="onnx", digest="sha256:a"),
+        Evidence(kind="metrics", subject="", digest="sha256:a"),
+        Evidence(kind="metrics", subject="onnx", digest="a"),
+        Evidence(kind="metrics", subject="onnx", digest="sha256:a", created_at=datetime(2026, 1, 1)),  # noqa: DTZ001
+        Evidence(kind="metrics", subject="onnx", digest="sha256:a", values={"x": object()}),
+    ],
+)
+def test_incomplete_evidence_is_refused(registry: Registry, version: object, fact: Evidence) -> None:
+    with pytest.raises(InvalidInputError):
+        registry.attach("digits", 1, [fact])
+    assert len(registry.evidence("digits", 1)) == 1
+
+
+def test_the_time_of_evidence_is_kept_to_the_microsecond(registry: Registry, version: object) -> None:
+    moment = datetime(2026, 3, 1, 12, 0, 0, 7, tzinfo=UTC)
+    registry.attach("digits", 1, Evidence(kind="scan", subject="version", digest="sha256:a", created_at=moment))
+    assert registry.evidence("digits", 1)[-1].created_at == moment

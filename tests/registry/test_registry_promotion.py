@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from noa.errors import ConflictError, GateRefusedError, IntegrityError, InvalidInputError, NotFoundError
+from noa.settings import GateSettings, RegistrySettings
+from noa_registry import EXPECT_ANY, ModelVersion, Registry
+
+CHILD = Path(__file__).with_name("registry_child.py")
+
+
+def test_promote_moves_the_alias_and_writes_who_when_from_to_and_why(
+    registry: Registry, promoted: list[ModelVersion]
+) -> None:
+    newest = registry.history("digits")[0]
+    assert (newest.action, newest.from_number, newest.to_number) == ("promote", 2, 3)
+    assert (newest.from_digest, newest.to_digest) == (promoted[1].digest, promoted[2].digest)
+    assert (newest.actor, newest.reason, newest.verdict["passed"]) == ("ada", "release 3", True)
+    assert registry.resolve("digits@champion").number == 3
+    assert registry.resolve("digits/3").aliases == ("champion",)
+    assert registry.resolve("digits/2").aliases == ()
+    assert registry.resolve_digest("digits", "champion") == (3, promoted[2].digest)
+    assert [entry.to_number for entry in registry.history("digits")] == [3, 2, 1]
+    registry.verify_ledger()
+
+
+def test_aliases_are_independent(registry: Registry, promoted: list[ModelVersion]) -> None:
+    registry.promote("digits", 1, alias="staging", reason="compare", actor="bob")
+    assert registry.models()[0].aliases == {"champion": 3, "staging": 1}
+    assert [entry.alias for entry in registry.history("digits", alias="staging")] == ["staging"]
+    with pytest.raises(NotFoundError, match="no version before 1"):
+        registry.rollback("digits", alias="staging", reason="undo", actor="bob")
+
+
+def test_rollback_walks_back_one_version_at_a_time_and_then_refuses(
+    registry: Registry, promoted: list[ModelVersion]
+) -> None:
+    assert registry.rollback("digits", reason="worse", actor="bob").to_number == 2
+    assert registry.rollback("digits", reason="still worse", actor="bob").to_number == 1
+    with pytest.raises(NotFoundError, match="no version before 1"):
+        registry.rollback("digits", reason="further", actor="bob")
+    assert registry.resolve("digits@champion").number == 1
+    newest = registry.history("digits")[0]
+    assert (newest.action, newest.from_number, newest.to_number, newest.reason) == ("rollback", 2, 1, "still worse")
+    assert newest.verdict["passed"] is True
+    registry.verify_ledger()
+
+
+def test_rollback_after_a_rollback_and_a_promotion_follows_the_stack(
+    registry: Registry, promoted: list[ModelVersion]
+) -> None:
+    registry.rollback("digits", reason="r", actor="bob")
+    registry.promote("digits", 1, reason="p", actor="bob")
+    assert registry.rollback("digits", reason="r", actor="bob").to_number == 2
+    assert registry.rollback("digits", reason="r", actor="bob").to_number == 1
+
+
+def test_rollback_of_what_does_not_exist_is_refused(registry: Registry, version: ModelVersion) -> None:
+    with pytest.raises(NotFoundError, match="no model `none`"):
+        registry.rollback("none", reason="r", actor="bob")
+    with pytest.raises(NotFoundError, match="`digits@champion` does not exist"):
+        registry.rollback("digits", reason="r", actor="bob")
+
+
+def test_rollback_verifies_the_bytes(registry: Registry, promoted: list[ModelVersion]) -> None:
+    path = promoted[1].formats["onnx"].folder / "model.onnx"
+    path.chmod(0o644)
+    path.write_bytes(b"other")
+    with pytest.raises(GateRefusedError, match=r"model\.onnx"):
+        registry.rollback("digits", reason="r", actor="bob")
+    assert registry.resolve("digits@champion").number == 3
+
+
+def test_expect_names_the_holder_that_must_be_there(registry: Registry, promoted: list[ModelVersion]) -> None:
+    with pytest.raises(ConflictError, match="version 3, put there by ada") as caught:
+        registry.promote("digits", 1, reason="r", actor="bob", expect=2)
+    assert caught.value.facts["holder"] == 3
+    with pytest.raises(ConflictError, match="expected no holder"):
+        registry.promote("digits", 1, reason="r", actor="bob", expect=None)
+    with pytest.raises(ConflictError, match="received no holder"):
+        registry.promote("digits", 1, alias="staging", reason="r", actor="bob", expect=3)
+    with pytest.raises(ConflictError):
+        registry.rollback("digits", reason="r", actor="bob", expect=2)
+    assert registry.promote("digits", 1, reason="r", actor="bob", expect=3).from_number == 3
+    assert registry.promote("digits", 1, alias="staging", reason="r", actor="bob", expect=None).from_number is None
+    assert registry.promote("digits", 2, reason="r", actor="bob", expect=EXPECT_ANY).from_number == 1
+
+
+def test_promoting_the_holder_again_writes_nothing(registry: Registry, promoted: list[ModelVersion]) -> None:
+    again = registry.promote("digits", 3, reason="run again", actor="bob")
+    assert (again.sequence, again.actor) == (3, "ada")
+    assert len(registry.history("digits")) == 3
+    assert registry.rollback("digits", reason="r", actor="bob").to_number == 2
+
+
+def test_a_move_needs_a_reason_an_actor_and_a_proper_alias(registry: Registry, version: ModelVersion) -> None:
+    for change in ({"reason": " "}, {"actor": ""}, {"alias": "Champion"}, {"alias": "latest"}):
+        arguments: dict[str, Any] = {"reason": "r", "actor": "a", "alias": "champion", **change}
+        with pytest.raises(InvalidInputError):
+            registry.promote("digits", 1, **arguments)
+    with pytest.raises(NotFoundError, match="no version 2"):
+        registry.promote("digits", 2, reason="r", actor="a")
+    assert registry.history("digits") == []
+
+
+@pytest.mark.parametrize("file", ["formats/onnx/model.onnx", "formats/torch/weights.safetensors", "MLmodel"])
+def test_tampered_files_fail_the_gate_with_a_verdict_that_names_the_file(
+    registry: Registry, version: ModelVersion, file: str
+) -> None:
+    path = version.folder / file
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(GateRefusedError, match=path.name) as caught:
+        registry.promote("digits", 1, reason="r", actor="a")
+    report: Any = caught.value.facts["report"]
+    assert [verdict.rule for verdict in report.refusals] == ["bytes"]
+    assert path.name in report.refusals[0].received
+    assert registry.check("digits", 1) == report
+    assert (registry.history("digits"), registry.resolve_digest("digits", "champion")) == ([], None)
+
+
+def test_a_refused_promotion_leaves_alias_ledger_and_mlflow_as_they_were(
+    registry: Registry, promoted: list[ModelVersion], formats: Any
+) -> None:
+    registry.register(formats.draft(evidence=()), actor="ada")
+    with pytest.raises(GateRefusedError, match=r"equivalence\.onnx"):
+        registry.promote("digits", 4, reason="r", actor="a")
+    assert registry.resolve("digits@champion").number == 3
+    assert len(registry.history("digits")) == 3
+    assert registry.mirror_discrepancies() == []
+
+
+def test_the_newest_evidence_counts(registry: Registry, version: ModelVersion, formats: Any) -> None:
+    registry.attach("digits", 1, [formats.equivalence(passed=False)])
+    with pytest.raises(GateRefusedError, match="failed"):
+        registry.promote("digits", 1, reason="r", actor="a")
+    registry.attach("digits", 1, [formats.equivalence(passed=True)])
+    assert registry.promote("digits", 1, reason="r", actor="a").to_number == 1
+
+
+def test_metric_limits_of_the_model_are_applied(settings: RegistrySettings, formats: Any) -> None:
+    gates = {"digits": GateSettings(min_metrics={"accuracy": 0.9}, max_regression={"accuracy": 0.01})}
+    with Registry.open(settings, gates=gates) as registry:
+        for accuracy in (0.95, 0.93, 0.945, 0.5):
+            facts = (formats.equivalence(), formats.metrics(accuracy=accuracy))
+            registry.register(formats.draft(evidence=facts), actor="a")
+        registry.promote("digits", 1, reason="r", actor="a")
+        with pytest.raises(GateRefusedError, match=r"at least 0\.94"):
+            registry.promote("digits", 2, reason="r", actor="a")
+        assert registry.promote("digits", 3, reason="r", actor="a").to_number == 3
+        with pytest.raises(GateRefusedError, match=r"min_metrics\.accuracy"):
+            registry.promote("digits", 4, reason="r", actor="a")
+        assert registry.rollback("digits", reason="r", actor="a").to_number == 1
+    with Registry.open(settings) as ungated:
+        assert ungated.check("digits", 4).passed
+
+
+def test_a_format_added_while_the_bytes_are_hashed_is_hashed_too(
+    registry: Registry, formats: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from noa_registry import promotion
+
+    registry.register(formats.draft(formats={"torch": formats.torch}, evidence=()), actor="a")
+    hashed: list[list[str]] = []
+    real = promotion.verify_bytes
+
+    def slow(version: ModelVersion, **options: Any) -> None:
+        real(version, **options)
+        hashed.append(sorted(version.formats))
+        if len(hashed) == 1:
+            registry.add_format("digits", 1, "onnx", formats.onnx, evidence=[formats.equivalence()], actor="b")
+
+    monkeypatch.setattr(promotion, "verify_bytes", slow)
+    entry = registry.promote("digits", 1, reason="r", actor="a")
+    assert hashed == [["torch"], ["onnx", "torch"]]
+    assert [v["rule"] for v in entry.verdict["verdicts"]] == ["bytes", "equivalence.onnx"]  # type: ignore[union-attr]
+
+
+def test_of_twenty_processes_that_expect_the_same_holder_exactly_one_wins(
+    registry: Registry, settings: RegistrySettings, formats: Any
+) -> None:
+    registry.register(formats.draft(), actor="ada")
+    registry.promote("digits", 1, reason="first", actor="ada")
+    for _ in range(20):
+        registry.register(formats.draft(), actor="ada")
+    racers = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                str(CHILD),
+                "promote",
+                json.dumps({"settings": settings.model_dump(mode="json"), "number": number, "expect": 1}),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2, 22)
+    ]
+    answers = start_together(racers)
+    winners = [answer for answer in answers if "to" in answer]
+    losers = [answer for answer in answers if answer.get("error") == "ConflictError"]
+    assert (len(winners), len(losers)) == (1, 19), answers
+    winner = winners[0]["to"]
+    assert all(loser["holder"] == winner and f"racer {winner}" in loser["received"] for loser in losers)
+    assert registry.resolve("digits@champion").number == winner
+    assert len(registry.history("digits")) == 2
+    registry.verify_ledger()
+
+
+def start_together(racers: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    outputs = [racer.communicate(timeout=120)[0] for racer in racers]
+    return [json.loads(output) for output in outputs]
+
+
+def execute(settings: RegistrySettings, *statements: str) -> None:
+    path = settings.database_url.removeprefix("sqlite:///")
+    connection = sqlite3.connect(path)
+    with connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("UPDATE noa_ledger SET reason = 'innocent' WHERE sequence = 2", "row 2"),
+        ("UPDATE noa_ledger SET actor = 'eve' WHERE sequence = 3", "row 3"),
+        ("DELETE FROM noa_ledger WHERE sequence = 1", "row 1"),
+        ("DELETE FROM noa_ledger WHERE sequence = 2", "row 2"),
+        ("DELETE FROM noa_ledger WHERE sequence = 3", "digits@champion"),
+        ("UPDATE noa_aliases SET number = 1", "digits@champion"),
+        ("DELETE FROM noa_aliases", "digits@champion"),
+    ],
+)
+def test_a_ledger_that_was_tampered_with_is_detected_and_the_place_named(
+    registry: Registry, settings: RegistrySettings, promoted: list[ModelVersion], statement: str, message: str
+) -> None:
+    registry.verify_ledger()
+    execute(
+        settings,
+        "PRAGMA foreign_keys = OFF",
+        "DROP TRIGGER noa_ledger_no_update",
+        "DROP TRIGGER noa_ledger_no_delete",
+        statement,
+    )
+    with pytest.raises(IntegrityError, match=message):
+        registry.verify_ledger()
+
+
+@pytest.mark.parametrize("table", ["noa_ledger", "noa_evidence", "noa_versions", "noa_formats"])
+@pytest.mark.parametrize("verb", ["DELETE FROM {}", "UPDATE {} SET created_at = 'never'"])
+def test_the_database_refuses_to_change_what_was_written(
+    settings: RegistrySettings, promoted: list[ModelVersion], table: str, verb: str
+) -> None:
+    with pytest.raises(sqlite3.IntegrityError, match="never changed or deleted"):
+        execute(settings, verb.format(table))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE noa_formats SET digest = 'sha256:' || hex(randomblob(32)) WHERE format = 'onnx'",
+        "UPDATE noa_formats SET manifest = '[]' WHERE format = 'torch'",
+        "UPDATE noa_versions SET dataset_digest = 'sha256:other'",
+        "UPDATE noa_versions SET signature = replace(signature, 'logits', 'scores')",
+        "UPDATE noa_versions SET wrapper = 'nonsense'",
+    ],
+)
+def test_a_record_that_was_changed_is_not_resolved(
+    registry: Registry, settings: RegistrySettings, version: ModelVersion, statement: str
+) -> None:
+    execute(settings, "DROP TRIGGER noa_formats_no_update", "DROP TRIGGER noa_versions_no_update", statement)
+    with pytest.raises(IntegrityError):
+        registry.resolve("digits/1")
+
+
+def test_promotions_of_different_models_share_one_chain(
+    registry: Registry, formats: Any, make_formats: Callable[[int], Any]
+) -> None:
+    registry.register(formats.draft(name="a"), actor="ada")
+    registry.register(make_formats(7).draft(name="b"), actor="ada")
+    first = registry.promote("a", 1, reason="r", actor="ada")
+    second = registry.promote("b", 1, reason="r", actor="ada")
+    assert (second.sequence, second.previous_hash) == (2, first.hash)
