@@ -1,1 +1,160 @@
-"""The flows room."""
+"""The flows room: in what order do things run, and which processes of a project are there?
+
+The pipeline's steps and the schedules are loaded on first use; nothing here imports a framework.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from noa_flows._service_plans import SERVICE_NAMES, ServiceName
+from noa_flows.services import ServiceEvent, ServiceStatus, address_of, down, status, up
+from noa_flows.supervisor import Command, ServiceRecord, Supervisor
+
+if TYPE_CHECKING:
+    from noa_flows.child import ChildResult, run_child
+    from noa_flows.deployment import deploy
+    from noa_flows.pipeline import PipelinePlan, check_backends, plan_pipeline, run_pipeline
+    from noa_flows.pipeline_values import (
+        STEPS,
+        Candidate,
+        Conversion,
+        Deployment,
+        Evaluation,
+        PipelineEvent,
+        PipelineResult,
+        Promotion,
+        StepName,
+        Verification,
+    )
+    from noa_flows.provenance import capture_environment, current_actor
+    from noa_flows.schedules import (
+        FlowDeployment,
+        FlowRun,
+        cancel,
+        follow,
+        list_deployments,
+        list_runs,
+        run,
+        schedule,
+        unschedule,
+    )
+    from noa_flows.steps import (
+        check_gate,
+        choose_best,
+        convert_job,
+        evaluate_job,
+        find_holder,
+        promote_best,
+        register_job,
+        verify_job,
+    )
+    from noa_flows.training_job import train_job
+
+_LAZY = {
+    **dict.fromkeys(("ChildResult", "run_child"), "child"),
+    **dict.fromkeys(("deploy",), "deployment"),
+    **dict.fromkeys(("PipelinePlan", "check_backends", "plan_pipeline", "run_pipeline"), "pipeline"),
+    **dict.fromkeys(
+        (
+            "STEPS",
+            "Candidate",
+            "Conversion",
+            "Deployment",
+            "Evaluation",
+            "PipelineEvent",
+            "PipelineResult",
+            "Promotion",
+            "StepName",
+            "Verification",
+        ),
+        "pipeline_values",
+    ),
+    **dict.fromkeys(("capture_environment", "current_actor"), "provenance"),
+    **dict.fromkeys(
+        (
+            "FlowDeployment",
+            "FlowRun",
+            "cancel",
+            "follow",
+            "list_deployments",
+            "list_runs",
+            "run",
+            "schedule",
+            "unschedule",
+        ),
+        "schedules",
+    ),
+    **dict.fromkeys(
+        (
+            "check_gate",
+            "choose_best",
+            "convert_job",
+            "evaluate_job",
+            "find_holder",
+            "promote_best",
+            "register_job",
+            "verify_job",
+        ),
+        "steps",
+    ),
+    **dict.fromkeys(("train_job",), "training_job"),
+}
+
+__all__ = [
+    "SERVICE_NAMES",
+    "STEPS",
+    "Candidate",
+    "ChildResult",
+    "Command",
+    "Conversion",
+    "Deployment",
+    "Evaluation",
+    "FlowDeployment",
+    "FlowRun",
+    "PipelineEvent",
+    "PipelinePlan",
+    "PipelineResult",
+    "Promotion",
+    "ServiceEvent",
+    "ServiceName",
+    "ServiceRecord",
+    "ServiceStatus",
+    "StepName",
+    "Supervisor",
+    "Verification",
+    "address_of",
+    "cancel",
+    "capture_environment",
+    "check_backends",
+    "check_gate",
+    "choose_best",
+    "convert_job",
+    "current_actor",
+    "deploy",
+    "down",
+    "evaluate_job",
+    "find_holder",
+    "follow",
+    "list_deployments",
+    "list_runs",
+    "plan_pipeline",
+    "promote_best",
+    "register_job",
+    "run",
+    "run_child",
+    "run_pipeline",
+    "schedule",
+    "status",
+    "train_job",
+    "unschedule",
+    "up",
+    "verify_job",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return getattr(import_module(f"noa_flows.{_LAZY[name]}"), name)
+    raise AttributeError(f"module `noa_flows` has no attribute `{name}`")

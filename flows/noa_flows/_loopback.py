@@ -52,14 +52,17 @@ def claim_port(host: str, port: int, *, service: str, setting: str) -> int:
         return cast("int", probe.getsockname()[1])
 
 
-def ask(url: str, *, body: object = None, method: str | None = None, timeout_s: float = 5.0) -> Answer:
-    """Send one request, with `body` as JSON if given.
+def ask(
+    url: str, *, body: object = None, method: str | None = None, timeout_s: float = 5.0, token: str | None = None
+) -> Answer:
+    """Send one request, with `body` as JSON and `token` as bearer token if given.
 
     Raises:
         ConnectionError: nobody answered, in time or in HTTP.
     """
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(url, data=data, method=method, headers=headers)
     try:
         with _OPENER.open(request, timeout=timeout_s) as response:
             return Answer(status=response.status, body=_parse(response.read()))

@@ -44,6 +44,22 @@ class PrefectApi:
             for row in rows
         )
 
+    def ensure_pool(self, name: str) -> None:
+        """Create a work pool for processes if there is none; the worker fills in its defaults when it starts."""
+        self._send("/work_pools/", {"name": name, "type": "process"}, allow=(409,))
+
+    def next_starts(self, deployments: list[str]) -> dict[str, str]:
+        """Return when the next scheduled run of each deployment is due, by deployment id."""
+        due: dict[str, str] = {}
+        body: Row = {
+            "flow_runs": {"deployment_id": {"any_": deployments}, "state": {"type": {"any_": ["SCHEDULED"]}}},
+            "sort": "EXPECTED_START_TIME_ASC",
+            "limit": _PAGE,
+        }
+        for row in self._rows("/flow_runs/filter", body) if deployments else []:
+            due.setdefault(str(row["deployment_id"]), str(row["expected_start_time"]))
+        return due
+
     def ensure_flow(self, name: str) -> str:
         """Return the id of a flow, made if it does not exist."""
         return str(self._row(self._send("/flows/", {"name": name}))["id"])

@@ -62,7 +62,7 @@ async def _prepare_pool(pool: str, folder: str) -> None:
     """Create the pool, or bring its defaults up to date: this interpreter, this folder."""
     template = ProcessWorker.get_default_base_job_template()
     variables = cast("dict[str, dict[str, dict[str, object]]]", template["variables"])["properties"]
-    engine = [sys.executable, "-m", "prefect.engine"]
+    engine = [sys.executable, "-P", "-m", "prefect.engine"]
     command = warden_command(engine, parent=f"env:{WORKER_PID_VARIABLE}", grace_s=_GRACE_S)
     variables["command"]["default"] = shlex.join(command)
     variables["working_dir"]["default"] = folder

@@ -171,7 +171,7 @@ def _command(
 ) -> Command:
     return Command(
         name=name,
-        arguments=(sys.executable, *arguments),
+        arguments=(sys.executable, "-P", *arguments),
         environment={**inherited_environment(), **environment},
         folder=folder,
         log_file=settings.state_dir / "logs" / f"{name}.log",

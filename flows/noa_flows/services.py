@@ -118,8 +118,15 @@ def status(settings: Settings) -> list[ServiceStatus]:
     plans = plan_services(settings)
     records: dict[ServiceName, ServiceRecord | None] = {name: supervisor.find(name) for name in SERVICE_NAMES}
     addresses = _addresses(records)
-    names = [name for name in SERVICE_NAMES if name in plans or records[name] is not None]
+    names: list[ServiceName] = [name for name in SERVICE_NAMES if name in plans or records[name] is not None]
     return [_status_of(name, records[name], plans.get(name), supervisor, addresses, settings) for name in names]
+
+
+def is_running(settings: Settings, service: ServiceName) -> bool:
+    """Tell whether the process of a service runs now; it may not be healthy."""
+    supervisor = Supervisor(settings.state_dir)
+    record = supervisor.find(service)
+    return record is not None and supervisor.is_running(record)
 
 
 def address_of(settings: Settings, service: ServiceName) -> str | None:

@@ -1,0 +1,34 @@
+"""Where a version came from: interpreter, platform, package versions, and who asked."""
+
+from __future__ import annotations
+
+import getpass
+import platform
+import socket
+from importlib.metadata import PackageNotFoundError, version
+
+_COMMON = ("noa", "numpy", "safetensors", "onnx", "onnxruntime", "mlflow")
+_OF_BACKEND = {
+    "torch": ("torch", "onnxscript"),
+    "jax": ("jax", "jaxlib", "optax", "ml-dtypes"),
+}
+
+
+def capture_environment(backend: str) -> dict[str, str]:
+    """Return the versions of `python`, the platform and the packages that decide what such a model computes."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in (*_COMMON, *_OF_BACKEND.get(backend, ())):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def current_actor() -> str:
+    """Return who runs this process, as the ledger records it: `user@host`."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in many containers
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"

@@ -1,0 +1,231 @@
+"""The steps of a pipeline as plain functions: typed values in, a typed value out, an error with its reason if it fails.
+
+`noa train`, the Prefect flow and the tests call these same functions; `train_job` is in `training_job`, `deploy` in
+`deployment`. Each step opens what it needs itself, so that it can run in any thread of the project's processes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from noa.atomic_write import translate_disk_errors
+from noa.digests import build_manifest
+from noa.errors import ConversionError, GateRefusedError, InvalidInputError, NotFoundError
+from noa.settings import Settings
+from noa_conversion import convert, load_format, measure_equivalence
+from noa_flows._test_data import load_test_data
+from noa_flows.pipeline_values import Candidate, Conversion, Evaluation, Promotion, Verification
+from noa_flows.provenance import capture_environment
+from noa_registry import GateReport, ModelVersion, Registry, VersionDraft, metrics_evidence
+from noa_training import evaluate, is_larger_better, load_trained, recipe_of
+
+if TYPE_CHECKING:
+    from noa_registry import Evidence
+    from noa_training import TrainedJob
+
+SERVED_FORMAT = "onnx"
+TEST_SPLIT = "test"
+_EXAMPLE_ROWS = 2
+_conversion_lock = threading.Lock()  # torch's exporter changes state of the whole process while it runs
+
+
+def evaluate_job(job: TrainedJob, settings: Settings) -> Evaluation:
+    """Measure the native format of a finished job on the test split.
+
+    Raises:
+        IntegrityError: the recipe's data is not what the job was trained on.
+        RecipeError: the recipe cannot be loaded any more.
+    """
+    native = Conversion(format=job.backend, folder=job.native_folder, digest=build_manifest(job.native_folder).digest)
+    return _evaluate(job, native, settings)
+
+
+def convert_job(job: TrainedJob, settings: Settings) -> Conversion:
+    """Write the job's model as ONNX beside its native format, in place of an earlier attempt.
+
+    Raises:
+        ConversionError: the model cannot be expressed in ONNX.
+        StorageError: the disk refused.
+    """
+    folder = job.folder / SERVED_FORMAT
+    with translate_disk_errors(folder):
+        if folder.exists():
+            shutil.rmtree(folder)
+    model = load_trained(job)
+    with _conversion_lock:
+        convert(model, folder, to=SERVED_FORMAT, settings=settings.conversion)
+    return Conversion(format=SERVED_FORMAT, folder=folder, digest=build_manifest(folder).digest)
+
+
+def verify_job(job: TrainedJob, conversion: Conversion, settings: Settings) -> Verification:
+    """Prove on the test split's inputs that the converted format computes what the native one does, and measure it.
+
+    Raises:
+        ConversionError: it computes something else; names the worst output.
+    """
+    evidence = measure_equivalence(
+        source=job.backend,
+        source_folder=job.native_folder,
+        target=conversion.format,
+        target_folder=conversion.folder,
+        samples=load_test_data(job).inputs,
+        settings=settings.conversion,
+    )
+    if not evidence.passed:
+        raise ConversionError(
+            f"`{conversion.format}` computes something else than `{job.backend}`",
+            where=str(conversion.folder),
+            expected="equal outputs within the tolerance of `conversion.absolute_tolerance` and `relative_tolerance`",
+            received=", ".join(f"{key} {value}" for key, value in evidence.values.items() if "digest" not in key),
+            remedy="Do not serve this format; report the operation, or train with another layer",
+            evidence=evidence,
+        )
+    return Verification(evidence=evidence, evaluation=_evaluate(job, conversion, settings))
+
+
+def register_job(
+    job: TrainedJob,
+    evaluation: Evaluation,
+    conversion: Conversion,
+    verification: Verification,
+    settings: Settings,
+    *,
+    actor: str,
+) -> ModelVersion:
+    """Seal a job's formats with all that was measured as the next version of its model.
+
+    Raises:
+        InvalidInputError: the parts contradict each other; nothing was written.
+        StorageError: the disk or database refused; nothing is left.
+    """
+    draft = VersionDraft(
+        name=job.name,
+        formats={job.backend: job.native_folder, conversion.format: conversion.folder},
+        native=job.backend,
+        input_example=load_test_data(job).head(_EXAMPLE_ROWS).inputs,
+        dataset_digest=job.dataset_digest,
+        evidence=(_metrics(evaluation), _metrics(verification.evaluation), verification.evidence),
+        run_id=job.run_id,
+        git_commit=job.git_commit,
+        environment=capture_environment(job.backend),
+        params={**job.params, "backend": job.backend},
+        tags={"noa.backend": job.backend, "noa.job_id": job.job_id, "noa.recipe": job.recipe},
+    )
+    with Registry.open(settings.registry, gates=settings.gates) as registry:
+        return registry.register(draft, actor=actor)
+
+
+def find_holder(settings: Settings, model: str, alias: str) -> int | None:
+    """Return the number of the version that holds an alias now, None if nobody does."""
+    with Registry.open(settings.registry) as registry:
+        found = registry.resolve_digest(model, alias)
+    return None if found is None else found[0]
+
+
+def choose_best(candidates: Sequence[Candidate], metric: str) -> Candidate:
+    """Return the candidate with the best value of a metric on the test split; of equals, the first.
+
+    Raises:
+        InvalidInputError: there is no candidate, or one has no such metric.
+    """
+    for candidate in candidates:
+        if metric not in candidate.metrics:
+            raise InvalidInputError(
+                f"the primary metric `{metric}` was not measured",
+                where=candidate.version.reference,
+                expected=", ".join(f"`{name}`" for name in candidate.metrics),
+                received=f"`{metric}`",
+                remedy="Set `primary_metric` of the recipe in `noa.toml`, or add it to the recipe's `metrics`",
+            )
+    if not candidates:
+        raise InvalidInputError("there is no candidate to choose from")
+    sign = 1.0 if is_larger_better(metric) else -1.0
+    return max(candidates, key=lambda candidate: sign * candidate.metrics[metric])
+
+
+def check_gate(settings: Settings, candidate: Candidate, alias: str) -> GateReport:
+    """Let the gate judge a candidate. Where it must not be worse than the holder, both are measured on the same data.
+
+    Raises:
+        GateRefusedError: the gate refuses it; `facts["report"]` holds the verdicts, the message those that refuse.
+    """
+    version = candidate.version
+    with Registry.open(settings.registry, gates=settings.gates) as registry:
+        policy = settings.gates.get(version.name)
+        if policy is not None and policy.max_regression:
+            _measure_holder(registry, candidate, alias)
+        report = registry.check(version.name, version.number, alias=alias)
+    if not report.passed:
+        reasons = "; ".join(f"{v.rule}: expected {v.expected}, received {v.received}" for v in report.refusals)
+        raise GateRefusedError(
+            f"the gate refuses `{version.reference}` as `{alias}`: {reasons}",
+            remedy=f"`{version.name}@{alias}` is as it was; see `noa models show {version.reference}`",
+            report=report,
+        )
+    return report
+
+
+def promote_best(
+    settings: Settings, best: Candidate, alias: str, *, expect: int | None, reason: str, actor: str
+) -> Promotion:
+    """Point the alias at a candidate, if the gate allows it and the holder is still the one seen at the start.
+
+    Raises:
+        GateRefusedError: the gate refuses it; the alias stays.
+        ConflictError: somebody else moved the alias meanwhile; it stays where they put it.
+    """
+    version = best.version
+    with Registry.open(settings.registry, gates=settings.gates) as registry:
+        entry = registry.promote(version.name, version.number, alias=alias, reason=reason, actor=actor, expect=expect)
+    return Promotion(
+        alias=alias,
+        reference=version.reference,
+        digest=version.digest,
+        previous=entry.from_number,
+        sequence=entry.sequence,
+    )
+
+
+def _evaluate(job: TrainedJob, written: Conversion, settings: Settings) -> Evaluation:
+    test = load_test_data(job)
+    runnable = load_format(written.format, written.folder, threads=settings.training.threads or None)
+    return Evaluation(
+        format=written.format,
+        digest=written.digest,
+        dataset_digest=job.dataset_digest,
+        rows=test.rows,
+        metrics=evaluate(recipe_of(job.request), runnable, test),
+    )
+
+
+def _measure_holder(registry: Registry, candidate: Candidate, alias: str) -> None:
+    """Attach the present holder's metrics on the candidate's test split, unless they are known."""
+    job = candidate.job
+    try:
+        holder = registry.resolve(f"{candidate.version.name}@{alias}")
+    except NotFoundError:
+        return
+    served = holder.default_format
+    digest = holder.formats[served].digest
+    known = registry.evidence(holder.name, holder.number)
+    if any(entry.digest == digest and entry.values.get("dataset_digest") == job.dataset_digest for entry in known):
+        return
+    runnable = registry.load(f"{holder.name}/{holder.number}", format=served)
+    metrics = evaluate(recipe_of(job.request), runnable, load_test_data(job))
+    evidence = metrics_evidence(
+        format=served, digest=digest, dataset_digest=job.dataset_digest, split=TEST_SPLIT, values=metrics
+    )
+    registry.attach(holder.name, holder.number, evidence)
+
+
+def _metrics(evaluation: Evaluation) -> Evidence:
+    return metrics_evidence(
+        format=evaluation.format,
+        digest=evaluation.digest,
+        dataset_digest=evaluation.dataset_digest,
+        split=TEST_SPLIT,
+        values=evaluation.metrics,
+    )

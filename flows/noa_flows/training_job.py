@@ -1,0 +1,119 @@
+"""Run a training job as a supervised child process and hand on what it says."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from noa import errors
+from noa.atomic_write import translate_disk_errors
+from noa.errors import InvalidInputError, NoaError, TrainingError
+from noa.settings import Settings
+from noa_flows._environment import inherited_environment
+from noa_flows._process_tree import MARKER_VARIABLE
+from noa_flows.child import ChildResult, run_child
+from noa_training import JobEvent, JobRequest, TrainedJob, WorkerRequest, load_result, parse_event
+from noa_training.events import Failed, Finished
+
+
+def train_job(
+    request: JobRequest,
+    settings: Settings,
+    *,
+    on_event: Callable[[JobEvent], None],
+    cancel: threading.Event | None = None,
+    grace_s: float = 10.0,
+) -> TrainedJob:
+    """Train in a child process that cannot outlive this one; continues the job if it was interrupted before.
+
+    `on_event` gets the job's events in this thread. `cancel`, set by another thread, stops the job; its checkpoint
+    stays.
+
+    Raises:
+        RecipeError, NotFoundError, ConflictError, StorageError: as the child found them.
+        TrainingError: the job ended without a model, or was cancelled.
+    """
+    heard = _Heard(on_event)
+    with translate_disk_errors(settings.training.jobs_dir):
+        settings.training.jobs_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".request-", dir=settings.training.jobs_dir) as folder:
+            file = Path(folder, "request.json")
+            worker = WorkerRequest(request=request, settings=settings.training, registry=settings.registry)
+            file.write_text(worker.to_json())
+            result = run_child(
+                [sys.executable, "-P", "-m", "noa_training.worker", str(file)],
+                on_line=heard.take,
+                environment=_job_environment(),
+                folder=settings.root,
+                cancel=cancel,
+                grace_s=grace_s,
+            )
+    if heard.finished is not None and result.exit_code == 0:
+        return load_result(Path(heard.finished.folder))
+    raise _failure(request, heard, result)
+
+
+class _Heard:
+    """What the child has said so far."""
+
+    def __init__(self, on_event: Callable[[JobEvent], None]) -> None:
+        self._on_event = on_event
+        self.finished: Finished | None = None
+        self.failed: Failed | None = None
+
+    def take(self, line: str) -> None:
+        try:
+            event = parse_event(line)
+        except InvalidInputError:  # something that the user's code printed past us; it is no event of the job
+            return
+        if isinstance(event, Finished):
+            self.finished = event
+        elif isinstance(event, Failed):
+            self.failed = event
+        self._on_event(event)
+
+
+def _failure(request: JobRequest, heard: _Heard, result: ChildResult) -> NoaError:
+    if result.was_cancelled:
+        return TrainingError(
+            f"the {request.backend} job was cancelled", remedy="Its checkpoint is kept; the same command continues it"
+        )
+    if heard.failed is not None:
+        return rebuild_error(heard.failed.error, fallback=heard.failed.message)
+    ending = f"signal {-result.exit_code}" if result.exit_code < 0 else f"exit code {result.exit_code}"
+    return TrainingError(
+        f"the {request.backend} job ended without a model",
+        where=request.recipe,
+        expected="a finished job",
+        received=f"{ending}; {_last_line(result.error_tail)}",
+        remedy="Its checkpoint is kept; the same command continues it",
+    )
+
+
+def rebuild_error(parts: dict[str, str | None], *, fallback: str) -> NoaError:
+    """Return the error whose `to_dict` another process sent; one of an unknown type becomes a `TrainingError`."""
+    kind = getattr(errors, parts.get("error") or "", TrainingError)
+    if not (isinstance(kind, type) and issubclass(kind, NoaError)) or kind is errors.DependencyMissingError:
+        kind = TrainingError
+    return kind(
+        parts.get("what") or fallback,
+        where=parts.get("where"),
+        expected=parts.get("expected"),
+        received=parts.get("received"),
+        remedy=parts.get("remedy"),
+    )
+
+
+def _job_environment() -> dict[str, str]:
+    environment = inherited_environment()
+    marker = os.environ.get(MARKER_VARIABLE)
+    return environment if marker is None else {**environment, MARKER_VARIABLE: marker}
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"
