@@ -68,8 +68,8 @@ class ArtifactStore:
         Raises:
             StorageError: the disk refused; nothing is left.
         """
+        make_folder(self._staging)
         with translate_disk_errors(self._staging):
-            self._staging.mkdir(parents=True, exist_ok=True)
             uid, handle, lock = self._claim(name)
         unit = StagedUnit(uid=uid, folder=self._staging / uid, final=self.unit_folder(name, uid))
         try:
@@ -128,13 +128,33 @@ class ArtifactStore:
     def _final_of(self, uid: str, lock: Path) -> Path:
         try:
             return self.unit_folder(str(json.loads(lock.read_text())["name"]), uid)
-        except (ValueError, KeyError, TypeError):  # killed before it wrote its name: then it published nothing either
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            InvalidInputError,
+        ):  # killed before it wrote its name: then it published nothing either
             return self._staging / uid
 
     def _discard(self, unit: StagedUnit) -> None:
         _remove_tree(unit.folder)
         if unit.final.exists() and not self._is_sealed(unit.uid):
             _remove_tree(unit.final)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents if they are missing.
+
+    Raises:
+        StorageError: the disk refused, or a file is where the folder should be.
+    """
+    try:
+        with translate_disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as exc:
+        raise StorageError(
+            "a file is where a folder should be", where=str(folder), remedy="Move it away, or set another folder"
+        ) from exc
 
 
 def copy_folder(source: Path, target: Path) -> None:

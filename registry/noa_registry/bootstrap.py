@@ -17,6 +17,7 @@ from sqlalchemy import insert
 
 from noa.atomic_write import sync_folder, translate_disk_errors
 from noa.errors import StorageError
+from noa_registry.artifacts import make_folder
 from noa_registry.database import Database, now, to_text, translate_database_errors
 from noa_registry.mlflow_schema import create_mlflow_tables, upgrade_mlflow_tables
 from noa_registry.tables import SCHEMA_VERSION, create_tables, schema
@@ -32,8 +33,8 @@ def prepare_database(path: Path, *, artifact_root: Path, lock_timeout_s: float) 
     """
     if _is_ready(path):
         return
+    make_folder(path.parent)
     with translate_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock", timeout=lock_timeout_s)
         try:
             lock.acquire()

@@ -12,8 +12,6 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from noa.errors import NoaError
 from noa.settings import RegistrySettings
 from noa_registry import Registry, VersionDraft
@@ -54,6 +52,8 @@ def main(command: str, request: dict[str, object]) -> dict[str, object]:
 
 
 def _draft(request: dict[str, object]) -> VersionDraft:
+    import numpy as np
+
     folder = Path(str(request["formats"]))
     return VersionDraft(
         name="digits",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from noa.errors import NoaError, StorageError
+from noa.errors import StorageError
 from noa.settings import RegistrySettings
 from noa_registry import Registry
 
@@ -135,7 +135,7 @@ def test_a_file_that_is_no_database_is_refused(fresh_settings: RegistrySettings)
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     settings = RegistrySettings(database_url=f"sqlite:///{tmp_path}/file/noa.db", artifact_dir=tmp_path / "artifacts")
-    with pytest.raises(NoaError):
+    with pytest.raises(StorageError, match="a file is where a folder should be"):
         Registry.open(settings)
 
 

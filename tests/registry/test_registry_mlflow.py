@@ -31,7 +31,9 @@ signature = model.metadata.signature
 print(json.dumps({
     "models": [m.name for m in client.search_registered_models()],
     "aliases": client.get_registered_model("digits").aliases,
-    "versions": sorted((int(v.version), v.status, v.tags["noa.digest"]) for v in client.search_model_versions("name='digits'")),
+    "versions": sorted(
+        (int(v.version), v.status, v.tags["noa.digest"]) for v in client.search_model_versions("name='digits'")
+    ),
     "champion": int(client.get_model_version_by_alias("digits", "champion").version),
     "run_id": client.get_model_version("digits", "1").run_id,
     "logits": np.asarray(model.predict(x)["logits"]).tolist(),
@@ -115,7 +117,7 @@ def test_mlmodel_is_what_mlflow_itself_reads_and_writes(version: ModelVersion) -
 
 
 def test_our_mlmodel_agrees_with_one_that_mlflow_saves(version: ModelVersion, formats: Any, tmp_path: Path) -> None:
-    """Saves the same graph with `mlflow.onnx.save_model` in another process and compares what decides about running it."""
+    """Save the same graph with `mlflow.onnx.save_model` in another process and compare what decides how it runs."""
     code = """
 import sys, mlflow.onnx, numpy as np, onnx
 from mlflow.models import ModelSignature

@@ -20,7 +20,8 @@ from noa_registry import MetricRow, open_tracker
 tracker = open_tracker(RegistrySettings.model_validate_json(sys.argv[1]), "project")
 run = tracker.start_run(sys.argv[2], {"seed": 1}, {})
 for batch in range(5):
-    tracker.log_metrics(run, [MetricRow(key="loss", value=1.0 / (1 + i), step=batch * 300 + i, timestamp_ms=1) for i in range(300)])
+    steps = range(batch * 300, batch * 300 + 300)
+    tracker.log_metrics(run, [MetricRow(key="loss", value=1 / (1 + i), step=i, timestamp_ms=1) for i in steps])
 tracker.finish(run, "FINISHED")
 print(run)
 """
