@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from noa_cli._command import NoaCommand, NoaGroup
-from noa_cli.commands import (
-    config,
-    convert,
-    demo,
-    doctor,
-    flows,
-    models,
-    predict,
-    project,
-    serve,
-    services,
-    train,
+from noa_cli._command import (
+    ConfigOption,
+    DebugOption,
+    DirectoryOption,
+    OverrideOption,
+    ProfileOption,
+    add_command,
+    keep_common,
 )
+from noa_cli.commands import config as config_commands
+from noa_cli.commands import convert, demo, doctor, flows, models, predict, project, serve, services, train
 
 
 def _version(value: bool) -> None:
@@ -34,7 +32,6 @@ def build() -> typer.Typer:
     """Return the application with all commands."""
     app = typer.Typer(
         name="noa",
-        cls=NoaGroup,
         no_args_is_help=True,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
@@ -44,14 +41,19 @@ def build() -> typer.Typer:
 
     @app.callback()
     def root(  # pyright: ignore[reportUnusedFunction]  # typer keeps it
+        override: OverrideOption = None,
+        directory: DirectoryOption = None,
+        profile: ProfileOption = None,
+        config: ConfigOption = None,
+        debug: DebugOption = False,
         version: Annotated[
             bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
         ] = False,
     ) -> None:
-        pass
+        keep_common(override, directory, profile, config, debug)
 
-    def add(function: Any, panel: str, name: str | None = None) -> None:
-        app.command(name=name, cls=NoaCommand, rich_help_panel=panel)(function)
+    def add(function: Callable[..., Any], panel: str) -> None:
+        add_command(app, function, panel=panel)
 
     add(demo.demo, "Start here")
     add(project.init, "Start here")
@@ -65,5 +67,5 @@ def build() -> typer.Typer:
     add(services.down, "Operation")
     add(services.status, "Operation")
     app.add_typer(flows.build(), name="flows", rich_help_panel="Operation")
-    app.add_typer(config.build(), name="config", rich_help_panel="Operation")
+    app.add_typer(config_commands.build(), name="config", rich_help_panel="Operation")
     return app

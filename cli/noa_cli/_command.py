@@ -1,79 +1,98 @@
-"""The class of all commands: adds the options that every command takes, so that they may stand before or after it."""
+"""The options that every command takes, so that they may stand before or after its name.
+
+typer reads a command's options from its signature; `with_common_options` lengthens that signature and keeps the values in
+the current invocation before the command runs.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, TypeVar, get_type_hints
 
-from typer.core import TyperCommand, TyperGroup, TyperOption
+import typer
 
 from noa_cli._invocation import current
 
 _PANEL = "Everywhere"
+_ReturnT = TypeVar("_ReturnT")
+
+OverrideOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override", "-o", metavar="KEY=VALUE", help="Set one setting, e.g. serving.port=0.", rich_help_panel=_PANEL
+    ),
+]
+DirectoryOption = Annotated[
+    Path | None,
+    typer.Option("--directory", "-C", metavar="DIR", help="The project's folder.", rich_help_panel=_PANEL),
+]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option("--profile", metavar="NAME", help="A profile of the settings.", rich_help_panel=_PANEL),
+]
+ConfigOption = Annotated[
+    list[Path] | None,
+    typer.Option("--config", metavar="FILE", help="One more settings file.", rich_help_panel=_PANEL),
+]
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_PANEL)
+]
 
 
-class NoaCommand(TyperCommand):
-    """A command with the common options; it may claim a short name such as `-o` for itself."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        taken = {name for parameter in self.params for name in parameter.opts}
-        self.params.extend(_common_options(taken))
-
-
-class NoaGroup(TyperGroup):
-    """A group whose own command line takes the common options too."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        taken = {name for parameter in self.params for name in parameter.opts}
-        self.params.extend(_common_options(taken))
+def keep_common(
+    override: list[str] | None, directory: Path | None, profile: str | None, config: list[Path] | None, debug: bool
+) -> None:
+    """Add options to the current invocation; what stands later on the command line wins."""
+    invocation = current()
+    invocation.overrides += tuple(override or ())
+    invocation.config_files += tuple(config or ())
+    invocation.directory = directory or invocation.directory
+    invocation.profile = profile or invocation.profile
+    invocation.debug = invocation.debug or debug
 
 
-def _common_options(taken: set[str]) -> list[TyperOption]:
-    def option(names: list[str], store: Callable[[Any], None], **kwargs: Any) -> TyperOption:
-        def keep(_context: object, _parameter: object, value: Any) -> Any:
-            if value not in (None, False, ()):
-                store(value)
-            return value
+_COMMON: dict[str, tuple[Any, object]] = {
+    "override": (OverrideOption, None),
+    "directory": (DirectoryOption, None),
+    "profile": (ProfileOption, None),
+    "config": (ConfigOption, None),
+    "debug": (DebugOption, False),
+}
 
-        free = [name for name in names if name not in taken]
-        callback = cast("Any", keep)
-        return TyperOption(
-            param_decls=free, callback=callback, expose_value=False, rich_help_panel=_PANEL, required=False, **kwargs
-        )
 
-    def set_debug(_: bool) -> None:
-        current().debug = True
+def with_common_options(function: Callable[..., _ReturnT]) -> Callable[..., _ReturnT]:
+    """Return `function` with the common options added to its signature."""
 
-    def set_directory(value: str) -> None:
-        current().directory = Path(value)
+    @functools.wraps(function)
+    def command(**arguments: Any) -> _ReturnT:
+        keep_common(*(arguments.pop(name) for name in _COMMON))
+        return function(**arguments)
 
-    def set_profile(value: str) -> None:
-        current().profile = value
-
-    def add_config(values: tuple[str, ...]) -> None:
-        current().config_files += tuple(Path(value) for value in values)
-
-    def add_overrides(values: tuple[str, ...]) -> None:
-        current().overrides += tuple(values)
-
-    return [
-        option(
-            ["--override", "-o"],
-            add_overrides,
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Set one setting, e.g. serving.port=0.",
-        ),
-        option(
-            ["--directory", "-C"],
-            set_directory,
-            metavar="DIR",
-            help="The project's folder (default: this one or above).",
-        ),
-        option(["--profile"], set_profile, metavar="NAME", help="A [profiles.NAME] table of the settings."),
-        option(["--config"], add_config, multiple=True, metavar="FILE", help="One more settings file."),
-        option(["--debug"], set_debug, is_flag=True, help="Show the traceback of an error."),
+    hints = get_type_hints(function, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(function).parameters.values()
     ]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in _COMMON.items()
+    ]
+    lengthened: Any = command
+    lengthened.__signature__ = inspect.Signature([*own, *added])
+    lengthened.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *added]}
+    return command
+
+
+def new_group(summary: str) -> typer.Typer:
+    """Return an empty group of commands."""
+    return typer.Typer(no_args_is_help=True, help=summary)
+
+
+def add_command(
+    group: typer.Typer, function: Callable[..., Any], *, name: str | None = None, panel: str | None = None
+) -> None:
+    """Add a command with the common options to a group."""
+    group.command(name=name, rich_help_panel=panel)(with_common_options(function))

@@ -10,16 +10,16 @@ from typing import Annotated
 import typer
 
 from noa_cli import _console as console
-from noa_cli._command import NoaCommand, NoaGroup
+from noa_cli._command import add_command, new_group
 from noa_cli._invocation import current
 from noa_cli._options import JsonOption
 
 
 def build() -> typer.Typer:
     """Return the group with its commands."""
-    group = typer.Typer(cls=NoaGroup, no_args_is_help=True, help="Show, explain and check the settings.")
+    group = new_group("Show, explain and check the settings.")
     for function in (show, explain, validate, schema, diff):
-        group.command(cls=NoaCommand)(function)
+        add_command(group, function)
     return group
 
 

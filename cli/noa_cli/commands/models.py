@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noa_cli import _console as console
-from noa_cli._command import NoaCommand, NoaGroup
+from noa_cli._command import add_command, new_group
 from noa_cli._invocation import actor
 from noa_cli._options import AliasOption, DryRunOption, JsonOption, ReasonOption
 from noa_cli._registry import entry_to_dict, open_registry, report_to_dict, version_to_dict
@@ -24,10 +24,10 @@ ExpectOption = Annotated[
 
 def build() -> typer.Typer:
     """Return the group with its commands."""
-    group = typer.Typer(cls=NoaGroup, no_args_is_help=True, help="List, inspect, promote and roll back versions.")
-    group.command(name="list", cls=NoaCommand)(list_models)
+    group = new_group("List, inspect, promote and roll back versions.")
+    add_command(group, list_models, name="list")
     for function in (show, check, verify, promote, rollback, history):
-        group.command(cls=NoaCommand)(function)
+        add_command(group, function)
     return group
 
 

@@ -1,0 +1,126 @@
+"""Show a pipeline while it runs: one live line per backend on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from noa_cli import _console as console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from noa_flows.pipeline_values import OnEvent, PipelineEvent
+    from noa_training import JobEvent
+
+_LINE_EVERY_S = 5.0
+
+
+class _View(Protocol):
+    def show(self, lane: str, text: str, done: float | None) -> None:
+        """Replace what a lane shows; `done` is the share of its training steps."""
+        ...
+
+    def say(self, lane: str, text: str) -> None:
+        """Keep a line for good."""
+        ...
+
+
+@contextmanager
+def follow() -> Generator[OnEvent]:
+    """Yield what takes the events of a pipeline and shows them on standard error."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    terminal = console.err()
+    if not terminal.is_terminal:
+        yield _Narrator(_Lines()).take
+        return
+    columns = (
+        TextColumn("{task.fields[lane]}", justify="right"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=terminal, transient=True) as progress:
+        yield _Narrator(_Live(progress)).take
+
+
+class _Narrator:
+    """Turns events into what a view shows."""
+
+    def __init__(self, view: _View) -> None:
+        self._view = view
+        self._metrics: dict[str, str] = {}
+
+    def take(self, event: PipelineEvent) -> None:
+        lane = event.backend or "model"
+        if event.phase == "progress" and event.job is not None:
+            self._take_job(lane, event.job)
+        elif event.phase == "started":
+            self._view.show(lane, event.step, None)
+        elif event.phase == "done":
+            seconds = f" in {event.seconds:.1f} s" if event.seconds is not None else ""
+            self._view.say(lane, f"{event.step} done{seconds}")
+        elif event.phase == "failed":
+            self._view.say(lane, f"{event.step} failed")
+
+    def _take_job(self, lane: str, job: JobEvent) -> None:
+        match job.kind:
+            case "step":
+                share = job.step / max(job.total_steps, 1)
+                metrics = self._metrics.get(lane, "")
+                self._view.show(
+                    lane,
+                    f"step {job.step}/{job.total_steps}  loss {job.loss:.4f}  {job.samples_per_s:,.0f} rows/s"
+                    f"  {job.eta_s:.0f} s left{metrics}",
+                    share,
+                )
+            case "epoch":
+                values = "  ".join(f"{name} {value:.4f}" for name, value in job.metrics.items())
+                self._metrics[lane] = f"  validation: {values}"
+            case "resumed":
+                self._view.say(lane, f"continues from step {job.step} ({job.checkpoint})")
+            case "early_stopped":
+                self._view.say(lane, f"stopped early after epoch {job.epoch}; epoch {job.best_epoch} was the best")
+            case "warning":
+                self._view.say(lane, f"warning: {job.subject}: {job.message}")
+            case "finished":
+                values = "  ".join(f"{name} {value:.4f}" for name, value in job.metrics.items())
+                self._view.say(lane, f"trained {job.steps} steps in {job.seconds:.1f} s  validation: {values}")
+            case _:
+                pass
+
+
+class _Lines:
+    """Lines for logs: one when something happens, and one now and then while training."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def show(self, lane: str, text: str, done: float | None) -> None:
+        now = time.monotonic()
+        if done is not None and now - self._last.setdefault(lane, now) >= _LINE_EVERY_S:
+            self._last[lane] = now
+            console.note(f"{lane:>5}  {text}")
+
+    def say(self, lane: str, text: str) -> None:
+        console.note(f"{lane:>5}  {text}")
+
+
+class _Live:
+    """One bar per lane."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, lane: str, text: str, done: float | None) -> None:
+        if lane not in self._tasks:
+            self._tasks[lane] = self._progress.add_task("", total=None, lane=lane)
+        total = None if done is None else 1.0
+        self._progress.update(self._tasks[lane], description=text, total=total, completed=done or 0.0)
+
+    def say(self, lane: str, text: str) -> None:
+        self._progress.console.print(f"{lane:>5}  {text}", markup=False, style="dim")

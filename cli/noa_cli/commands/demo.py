@@ -1,0 +1,89 @@
+"""`noa demo`: real data through the whole life of a model, on this machine, cleaned up afterwards."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noa_cli import _console as console
+from noa_cli._invocation import current
+from noa_cli._options import JsonOption
+from noa_cli.commands.project import write_project
+
+if TYPE_CHECKING:
+    from noa.settings import Settings
+
+_NEEDED = {"torch": "torch", "jax": "jax", "bentoml": "serve", "prefect": "flows", "sklearn": "demo"}
+
+
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the project and its services running at the end.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where to make the project (default: a temporary folder).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, register, convert, verify, promote, serve, retrain, swap and roll back; about two minutes on two cores."""
+    from noa.errors import ConflictError
+    from noa_cli._demo_run import Demo
+
+    _require_extras()
+    if folder is not None and folder.exists() and any(folder.iterdir()):
+        raise ConflictError(f"`{folder}` is not empty", remedy="Choose another folder; nothing was written")
+    root = folder.absolute() if folder is not None else Path(tempfile.mkdtemp(prefix="noa-demo-"))
+    write_project(root, template="digits", name="noa-demo")
+    settings = _settings(root)
+    console.note(f"The demo's project is {root}")
+    has_ended = False
+    try:
+        report = Demo(settings, quiet=as_json).run()
+        has_ended = True
+    finally:
+        if not (keep and has_ended):
+            _clean_up(settings, root, remove=folder is None)
+    if as_json:
+        console.print_json({**report.values, "problems": list(report.problems), "kept": keep})
+    else:
+        _say_goodbye(root, keep=keep, seconds=report.values["seconds"])
+        for problem in report.problems:
+            console.print_line(f"PROBLEM: {problem}", "red")
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _settings(root: Path) -> Settings:
+    from noa.settings import load_settings
+
+    ports = tuple(f"{section}.port=0" for section in ("serving", "flows", "tracking"))
+    return load_settings(root, overrides=(*ports, "serving.poll_interval_s=0.2", *current().overrides)).settings
+
+
+def _require_extras() -> None:
+    from noa.errors import DependencyMissingError
+
+    for package, extra in _NEEDED.items():
+        if find_spec(package) is None:
+            raise DependencyMissingError(package, extra="demo", purpose=f"The demo (its part `{extra}`)")
+
+
+def _clean_up(settings: Settings, root: Path, *, remove: bool) -> None:
+    from noa_flows import down
+
+    with console.step("Stopping the services and proving that they are gone"):
+        down(settings)
+    if remove:
+        shutil.rmtree(root)
+
+
+def _say_goodbye(root: Path, *, keep: bool, seconds: float) -> None:
+    console.print_line(f"\nDone in {seconds:.0f} s.", "bold")
+    if keep:
+        console.print_line(f"Everything is left running. Look at it: noa status -C {root}")
+        console.print_line(f"End it:                              noa down -C {root} && rm -r {root}")
+    else:
+        console.print_line("All processes are gone. `noa demo --keep` leaves it running; `noa init` makes your own project.")

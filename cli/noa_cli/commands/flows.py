@@ -1,0 +1,169 @@
+"""`noa flows`: schedule retraining, run it now, and see how it went."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noa_cli import _console as console
+from noa_cli._command import add_command, new_group
+from noa_cli._invocation import current
+from noa_cli._options import DryRunOption, JsonOption
+from noa_cli.commands.train import read_changes
+
+if TYPE_CHECKING:
+    from noa_flows import FlowDeployment, FlowRun
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe of noa.toml.")]
+
+
+def build() -> typer.Typer:
+    """Return the group with its commands."""
+    group = new_group("Retrain on a schedule or now, through Prefect.")
+    add_command(group, list_flows, name="list")
+    for function in (run, schedule, unschedule, cancel):
+        add_command(group, function)
+    return group
+
+
+def list_flows(
+    limit: Annotated[int, typer.Option("--limit", min=1, max=200, help="Most runs shown.")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """List the schedules and the newest runs."""
+    from noa_flows import list_deployments, list_runs
+
+    settings = current().settings()
+    deployments, runs = list_deployments(settings), list_runs(settings, limit=limit)
+    if as_json:
+        console.print_json({"deployments": [_plain(d) for d in deployments], "runs": [_plain(r) for r in runs]})
+        return
+    show_deployments(deployments)
+    show_runs(runs)
+
+
+def run(
+    recipe: RecipeArgument,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the recipe for this run.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the run to its end.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Retrain now: train, evaluate, convert, verify, register, gate, promote, deploy. Exit code 1 if the run fails."""
+    from noa_flows import run as start
+
+    settings = current().settings()
+    with console.step(f"Retraining {recipe}" if wait else f"Starting a run of {recipe}") as tell:
+        found = start(settings, recipe, wait=wait, overrides=read_changes(change or []), on_log=tell)
+    if as_json:
+        console.print_json(_plain(found))
+    else:
+        show_runs([found])
+    if wait and not found.is_success:
+        raise typer.Exit(1)
+
+
+def schedule(
+    recipe: RecipeArgument,
+    cron: Annotated[str, typer.Option("--cron", help='When, e.g. "0 3 * * *" for every day at three.')],
+    timezone: Annotated[str, typer.Option("--timezone", help="In which time zone.")] = "UTC",
+    change: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the recipe for these runs.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Retrain on a schedule: makes a Prefect deployment that the worker of `noa up` executes."""
+    from noa_flows import list_deployments
+    from noa_flows import schedule as make
+
+    settings = current().settings()
+    identity = make(settings, recipe, cron, timezone=timezone, overrides=read_changes(change or []))
+    made = [found for found in list_deployments(settings) if found.id == identity]
+    if as_json:
+        console.print_json(_plain(made[0]))
+    else:
+        show_deployments(made)
+
+
+def unschedule(recipe: RecipeArgument, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
+    """Remove a recipe's schedule. Runs that are under way go on."""
+    from noa.errors import NotFoundError
+    from noa_flows import list_deployments
+    from noa_flows import unschedule as remove
+
+    settings = current().settings()
+    there = [found for found in list_deployments(settings) if found.recipe == recipe]
+    if not there:
+        raise NotFoundError(f"recipe `{recipe}` has no schedule", remedy="See `noa flows list`")
+    if not dry_run:
+        remove(settings, recipe)
+    if as_json:
+        console.print_json({**_plain(there[0]), "dry_run": dry_run})
+    else:
+        console.print_line(f"{'would remove' if dry_run else 'removed'} the schedule `{there[0].cron}` of {recipe}")
+
+
+def cancel(
+    run_id: Annotated[str, typer.Argument(help="The run's id, as `noa flows list` shows it.")], as_json: JsonOption = False
+) -> None:
+    """Cancel a run and wait until its processes are gone."""
+    from noa_flows import cancel as stop
+
+    with console.step("Cancelling"):
+        found = stop(current().settings(), run_id)
+    if as_json:
+        console.print_json(_plain(found))
+    else:
+        show_runs([found])
+
+
+def show_deployments(deployments: list[FlowDeployment]) -> None:
+    """Print schedules."""
+    console.print_table(
+        ["recipe", "schedule", "time zone", "next run", "active"],
+        [
+            [
+                found.recipe,
+                found.cron,
+                found.timezone,
+                console.short_time(found.next_run) if found.next_run else None,
+                "yes" if found.is_active else "no",
+            ]
+            for found in deployments
+        ],
+    )
+
+
+def show_runs(runs: list[FlowRun]) -> None:
+    """Print flow runs, newest first."""
+    console.print_table(
+        ["run", "recipe", "state", "started", "took", "message", "id"],
+        [
+            [
+                found.name,
+                found.recipe,
+                found.state,
+                console.short_time(found.started_at) if found.started_at else None,
+                _took(found),
+                found.message or None,
+                found.id,
+            ]
+            for found in runs
+        ],
+    )
+
+
+def _took(found: FlowRun) -> str | None:
+    if found.started_at is None or found.ended_at is None:
+        return None
+    return f"{(found.ended_at - found.started_at).total_seconds():.0f} s"
+
+
+def _plain(value: FlowDeployment | FlowRun) -> dict[str, object]:
+    return {
+        key: item.isoformat() if isinstance(item, datetime) else item for key, item in dataclasses.asdict(value).items()
+    }

@@ -1,0 +1,208 @@
+"""`noa predict`: ask a running endpoint, or compute with a version right here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from noa_cli import _console as console
+from noa_cli._invocation import current
+from noa_cli._options import JsonOption
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from noa.settings import Settings
+    from noa.signatures import TensorSpec
+
+_MOST_INPUT_BYTES = 1 << 30
+
+
+def predict(
+    what: Annotated[str, typer.Argument(help="An endpoint by name, or a version: `name@alias`, `name/number`.")],
+    source: Annotated[
+        str, typer.Option("--input", "-i", help="A file .json, .npy or .npz, or `-` for JSON on standard input.")
+    ],
+    url: Annotated[str | None, typer.Option("--url", help="The server (default: this project's, if it runs).")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="Compute a version in this format (default: onnx).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict. An endpoint is asked over HTTP; a version is verified, loaded and computed in this process.
+
+    JSON input is `{"name": [...], ...}`, or just the values for a model with one input, always with a batch axis.
+    """
+    from noa.references import parse_reference
+
+    reference = parse_reference(what)
+    is_version = reference.alias is not None or reference.number is not None
+    answer = _compute(what, source, format) if is_version and url is None else _ask(reference.name, source, url)
+    if as_json or not sys.stdout.isatty():
+        console.print_json(answer)
+        return
+    outputs = cast("dict[str, object]", answer["outputs"])
+    for name, values in outputs.items():
+        console.print_line(f"{name}: {json.dumps(values)}")
+    console.print_line(
+        f"computed by {answer['model']}/{answer['version']} ({console.short_digest(str(answer['digest']))})", "dim"
+    )
+
+
+def _compute(what: str, source: str, format: str | None) -> dict[str, object]:
+    from noa.formats import find_adapter
+    from noa_cli._registry import open_registry
+
+    with open_registry() as registry:
+        version = registry.resolve(what)
+        inputs = read_inputs(source, version.signature.inputs)
+        version.signature.validate(inputs)
+        chosen = format or version.default_format
+        runnable = find_adapter(chosen).load(registry.open_format(version, chosen))
+    outputs = runnable.run(inputs)
+    return {
+        "outputs": {name: _plain(array) for name, array in outputs.items()},
+        "model": version.name,
+        "version": version.number,
+        "digest": version.digest,
+        "format": chosen,
+    }
+
+
+def _ask(endpoint: str, source: str, url: str | None) -> dict[str, object]:
+    from noa_serving import Client
+
+    settings = current().load().settings
+    keys = settings.serving.api_keys
+    with Client(url or find_server(settings), api_key=keys[0].get_secret_value() if keys else None) as client:
+        specs = _specs_of(client.metadata(endpoint))
+        answer = client.predict(endpoint, read_inputs(source, specs))
+    return {
+        "outputs": {name: _plain(array) for name, array in answer.outputs.items()},
+        "model": answer.model,
+        "version": answer.version,
+        "digest": answer.digest,
+    }
+
+
+def find_server(settings: Settings) -> str:
+    """Return the address of the project's server: the one that `noa up` started, else the configured one."""
+    from noa_flows import address_of
+
+    known = address_of(settings, "serving") if settings.state_dir.exists() else None
+    return known or f"http://{settings.serving.host}:{settings.serving.port}"
+
+
+def read_inputs(source: str, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
+    """Read named tensors from a file or standard input, in the dtypes of the signature.
+
+    Raises:
+        NotFoundError: no such file.
+        InvalidInputError: it is not readable, or a value does not fit its tensor's dtype.
+    """
+    from noa.errors import InvalidInputError, NotFoundError
+
+    suffix = ".json" if source == "-" else Path(source).suffix.lower()
+    if source != "-" and not Path(source).is_file():
+        raise NotFoundError("no such input file", where=source)
+    if source != "-" and Path(source).stat().st_size > _MOST_INPUT_BYTES:
+        raise InvalidInputError("the input file is too large", where=source, expected=f"at most {_MOST_INPUT_BYTES} bytes")
+    if suffix == ".json":
+        return _from_json(sys.stdin.read() if source == "-" else Path(source).read_text(), source, specs)
+    if suffix in (".npy", ".npz"):
+        return _from_numpy(Path(source), specs)
+    raise InvalidInputError("the input's kind is not known", where=source, expected=".json, .npy, .npz or -", received=suffix)
+
+
+def _from_json(text: str, source: str, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
+    import numpy as np
+
+    from noa.errors import InvalidInputError
+
+    try:
+        value = cast("object", json.loads(text))
+    except ValueError as exc:
+        raise InvalidInputError(f"malformed JSON: {exc}", where=source) from exc
+    except RecursionError as exc:
+        raise InvalidInputError("the JSON is nested too deeply", where=source) from exc
+    if isinstance(value, dict) and set(cast("dict[str, object]", value)) == {"inputs"}:
+        value = cast("dict[str, object]", value)["inputs"]
+    table = cast("dict[str, object]", value) if isinstance(value, dict) else {specs[0].name: value}
+    if not isinstance(value, dict) and len(specs) > 1:
+        raise InvalidInputError("the input names no tensors", where=source, expected=", ".join(s.name for s in specs))
+    arrays: dict[str, np.ndarray] = {}
+    for name, values in table.items():
+        try:
+            arrays[name] = np.asarray(values)
+        except ValueError as exc:
+            raise InvalidInputError(f"the values of `{name}` are ragged", where=source) from exc
+    return _cast_all(arrays, source, specs)
+
+
+def _from_numpy(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
+    import zipfile
+
+    import numpy as np
+
+    from noa.errors import InvalidInputError
+
+    try:
+        if path.suffix.lower() == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        else:
+            arrays = {specs[0].name: np.load(path, allow_pickle=False)}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as exc:
+        raise InvalidInputError(f"not a NumPy file: {exc}", where=str(path)) from exc
+    return _cast_all(arrays, str(path), specs)
+
+
+def _cast_all(arrays: dict[str, np.ndarray], source: str, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
+    """Cast to the signature's dtypes where no value changes; floats may lose precision, never kind or range."""
+    import numpy as np
+
+    from noa.errors import InvalidInputError
+
+    wanted = {spec.name: spec.dtype for spec in specs}
+    cast_arrays: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        dtype = np.dtype(wanted.get(name, array.dtype))
+        if array.dtype == dtype:
+            cast_arrays[name] = array
+            continue
+        kinds_fit = array.dtype.kind in {"f": "iuf", "i": "iu", "u": "iu", "b": "b"}[dtype.kind]
+        with np.errstate(over="ignore", invalid="ignore"):
+            changed = array.astype(dtype) if kinds_fit else array
+        is_whole = dtype.kind == "f" or bool((changed == array).all())
+        if not kinds_fit or not is_whole or bool((np.isinf(changed) & ~np.isinf(array)).any() if dtype.kind == "f" else False):
+            raise InvalidInputError(
+                f"the values of `{name}` do not fit its dtype", where=source, expected=dtype.name, received=array.dtype.name
+            )
+        cast_arrays[name] = changed
+    return cast_arrays
+
+
+def _specs_of(metadata: dict[str, object]) -> tuple[TensorSpec, ...]:
+    from noa.signatures import DType, TensorSpec
+    from noa_serving.client import dtype_of
+
+    rows = cast("list[dict[str, object]]", metadata["inputs"])
+    return tuple(
+        TensorSpec(
+            name=str(row["name"]),
+            dtype=cast("DType", dtype_of(str(row["datatype"]))),
+            shape=tuple("batch" if size == -1 else int(size) for size in cast("list[int]", row["shape"])),
+        )
+        for row in rows
+    )
+
+
+def _plain(array: np.ndarray) -> object:
+    """Return nested lists; JSON has no NaN or infinity, so these become null."""
+    import numpy as np
+
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return np.where(np.isfinite(array), array.astype(object), None).tolist()
+    return cast("object", array.tolist())

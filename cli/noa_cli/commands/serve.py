@@ -1,0 +1,102 @@
+"""`noa serve`: answer requests in the foreground, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noa_cli import _console as console
+from noa_cli._invocation import current
+from noa_cli._options import JsonOption
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from noa.settings import EndpointSettings, Settings
+
+
+def serve(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(help="`name@alias` or `name/number` (repeatable), or endpoints of noa.toml (default: all of them)."),
+    ] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0: a free one.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", "-w", min=1, help="Worker processes.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve models over the Open Inference Protocol and POST /predict; follows an alias when it moves."""
+    from noa_serving import check_endpoints, start_server
+
+    settings = current().settings()
+    endpoints = choose_endpoints(settings, what or [])
+    check_endpoints(settings, endpoints)
+    log_file = settings.state_dir / "logs" / "serve.log"
+    with console.step("Starting the server"):
+        server = start_server(settings, endpoints=endpoints, host=host, port=port, workers=workers, log_file=log_file)
+        address = server.wait_ready(settings.flows.start_timeout_s)
+    _forward_signals(server.pid)
+    if as_json:
+        console.print_json({"url": address.url, "pid": address.pid, "endpoints": list(endpoints)})
+    else:
+        _tell(address.url, endpoints, log_file)
+    raise typer.Exit(server.wait())
+
+
+def choose_endpoints(settings: Settings, what: list[str]) -> dict[str, EndpointSettings]:
+    """Return the endpoints to serve by name.
+
+    Raises:
+        NotFoundError: nothing is named and noa.toml has no endpoint, or a name is none.
+    """
+    from noa.errors import NotFoundError
+    from noa.references import parse_reference
+    from noa.settings import EndpointSettings
+
+    if not what:
+        if not settings.endpoints:
+            raise NotFoundError(
+                "there is nothing to serve",
+                where=str(settings.root / "noa.toml"),
+                expected="a table [endpoints.NAME] or an argument such as digits@champion",
+            )
+        return dict(settings.endpoints)
+    chosen: dict[str, EndpointSettings] = {}
+    for text in what:
+        reference = parse_reference(text)
+        if reference.alias is not None or reference.number is not None:
+            chosen[reference.name] = EndpointSettings(model=text)
+        elif text in settings.endpoints:
+            chosen[text] = settings.endpoints[text]
+        else:
+            raise NotFoundError(
+                f"no endpoint `{text}`",
+                where=str(settings.root / "noa.toml"),
+                expected=", ".join(settings.endpoints) or "a reference such as digits@champion",
+                received=text,
+                remedy=f"Serve a version by `{text}@champion`, or add [endpoints.{text}] to noa.toml",
+            )
+    return chosen
+
+
+def _tell(url: str, endpoints: dict[str, EndpointSettings], log_file: Path) -> None:
+    console.print_line(f"Serving on {url}  (Ctrl-C ends it; log: {log_file})")
+    for name, rule in endpoints.items():
+        console.print_line(f"  {name}: {rule.model} as {rule.format}")
+        console.print_line(f"    POST {url}/predict/{name}")
+        console.print_line(f"    POST {url}/v2/models/{name}/infer")
+    console.print_line(f"  docs: {url}/docs   metrics: {url}/metrics")
+
+
+def _forward_signals(pid: int) -> None:
+    """Let the server finish its requests when somebody ends us."""
+    import os
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        os.kill(pid, signal.SIGTERM)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, forward)

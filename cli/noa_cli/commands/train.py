@@ -1,0 +1,97 @@
+"""`noa train`: from a recipe to a registered version with its evidence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noa_cli import _console as console
+from noa_cli._invocation import actor, current
+from noa_cli._options import JsonOption
+
+if TYPE_CHECKING:
+    from noa_flows import PipelineResult
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A name in noa.toml, a file `recipe.py[:name]` or `package.module:name`.")],
+    backend: Annotated[
+        str | None, typer.Option("--backend", "-b", help="torch, jax, or both as `torch,jax` (default: the recipe's first).")
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the recipe: epochs=3, data.rows=200.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed (default: the recipe's).")] = None,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Put the best version live if the gate allows it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, evaluate, convert, verify and register; a killed job continues with the same command."""
+    from noa_cli._training_progress import follow
+    from noa_flows import check_backends, run_pipeline
+
+    settings = current().settings()
+    names = _backends(settings.recipes[recipe].backends[:1] if recipe in settings.recipes else ("torch",), backend)
+    with follow() as on_event:
+        result = run_pipeline(
+            settings,
+            recipe,
+            backends=check_backends(names),
+            overrides=read_changes(change or []),
+            seed=seed,
+            promote=promote,
+            on_event=on_event,
+            actor=actor(),
+        )
+    show_result(result, as_json=as_json)
+
+
+def read_changes(pairs: list[str]) -> dict[str, object]:
+    """Return `KEY=VALUE` pairs as a table; values are text, the recipe's fields say what they mean.
+
+    Raises:
+        InvalidInputError: a pair has no `=`.
+    """
+    from noa.errors import InvalidInputError
+
+    changes: dict[str, object] = {}
+    for pair in pairs:
+        key, mark, value = pair.partition("=")
+        if not mark or not key.strip():
+            raise InvalidInputError("a change of the recipe is not readable", where=f"--set {pair}", expected="KEY=VALUE")
+        changes[key.strip()] = value
+    return changes
+
+
+def show_result(result: PipelineResult, *, as_json: bool) -> None:
+    """Print what a pipeline did."""
+    if as_json:
+        console.print_json(result.to_dict())
+        return
+    names = list(dict.fromkeys(name for candidate in result.candidates for name in candidate.metrics))
+    console.print_table(
+        ["version", "backend", *[f"test {name}" for name in names], "steps", "training", "digest"],
+        [
+            [
+                c.version.reference,
+                c.backend,
+                *[f"{c.metrics[name]:.4f}" if name in c.metrics else None for name in names],
+                c.job.steps,
+                f"{c.job.seconds:.1f} s",
+                console.short_digest(c.version.digest),
+            ]
+            for c in result.candidates
+        ],
+    )
+    if result.promotion is not None:
+        console.print_line(
+            f"promoted {result.promotion.reference} to {result.promotion.alias}, ledger row {result.promotion.sequence}"
+        )
+    else:
+        console.print_line(f"Next: noa models promote {result.best.version.reference} --reason ...")
+
+
+def _backends(defaults: tuple[str, ...], text: str | None) -> list[str]:
+    return list(defaults) if text is None else [part.strip() for part in text.split(",") if part.strip()] or [text]
