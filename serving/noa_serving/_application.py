@@ -127,8 +127,7 @@ class Application:
         if self.find_hot(path) is not None:
             _require_method(method, "POST")
         if parts[:2] == ["v2", "models"] and len(parts) >= 3:
-            _require_method(method, "GET")
-            return self._answer_model(parts[2:])
+            return self._answer_model(method, parts[2:])
         if parts[:2] == ["v2", "repository"]:
             _require_method(method, "POST")
             return self._answer_repository(parts[2:], body)
@@ -193,7 +192,7 @@ class Application:
         )
         return Response(200, text, ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),))
 
-    def _answer_model(self, parts: list[str]) -> Response:
+    def _answer_model(self, method: str, parts: list[str]) -> Response:
         endpoint = self._endpoint(parts[0])
         rest = parts[1:]
         version: int | None = None
@@ -201,7 +200,9 @@ class Application:
             if not _is_number(rest[1]):
                 raise NotFoundError(f"no version `{rest[1][:40]}` of endpoint `{endpoint.name}`")
             version, rest = int(rest[1]), rest[2:]
-        if rest not in ([], ["ready"]):
+        if rest in ([], ["ready"]):
+            _require_method(method, "GET")
+        else:
             raise NotFoundError(f"no route `{'/'.join(rest)[:80]}` below model `{endpoint.name}`")
         route = HotRoute(
             endpoint=endpoint,

@@ -18,15 +18,23 @@ from noa_serving._asgi import AsgiApplication
 FEATURES = 4
 
 
+@pytest.fixture(scope="session")
+def empty_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder of an empty registry; making its tables takes seconds, copying it does not."""
+    project = make_project(tmp_path_factory.mktemp("empty"))
+    project.registry().close()
+    return project.settings.state_dir
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return make_project(tmp_path)
+def project(tmp_path: Path, empty_state: Path) -> Project:
+    return make_project(tmp_path, empty_state)
 
 
 @pytest.fixture(scope="module")
-def content(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def content(tmp_path_factory: pytest.TempPathFactory, empty_state: Path) -> Project:
     """A project with `digits` 1 (scale 2) and 2 (scale 3, champion), and `mixed` 1."""
-    project = make_project(tmp_path_factory.mktemp("content"))
+    project = make_project(tmp_path_factory.mktemp("content"), empty_state)
     project.publish("digits", affine_model(2.0, features=FEATURES))
     project.publish("digits", affine_model(3.0, features=FEATURES))
     project.publish("mixed", mixed_model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def mixed_model(folder: Path) -> Mapping[str, np.ndarray]:
     }
 
 
-def slow_model(folder: Path, *, steps: int = 400, size: int = 384) -> Mapping[str, np.ndarray]:
+def slow_model(folder: Path, *, steps: int = 1200, size: int = 384) -> Mapping[str, np.ndarray]:
     """A float32 input `x` (batch, size) multiplied by a matrix in a loop of `steps`; takes a good part of a second."""
     signature = Signature(
         inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", size)),),
@@ -154,10 +155,13 @@ def slow_model(folder: Path, *, steps: int = 400, size: int = 384) -> Mapping[st
     return {"x": np.ones((2, size), dtype=np.float32)}
 
 
-def make_project(root: Path, **serving: object) -> Project:
-    """Return an empty project below `root` whose server polls quickly."""
+def make_project(root: Path, state: Path | None = None, **serving: object) -> Project:
+    """Return an empty project below `root` whose server polls quickly; `state` is copied to be its state folder."""
     table = {"serving": {"port": 0, "poll_interval_s": 0.05, "threads": 1, **serving}}
-    return Project(settings=Settings.model_validate(table).resolved(root))
+    settings = Settings.model_validate(table).resolved(root)
+    if state is not None:
+        shutil.copytree(state, settings.state_dir)
+    return Project(settings=settings)
 
 
 def endpoint(model: str) -> EndpointSettings:

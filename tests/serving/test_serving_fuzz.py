@@ -1,0 +1,100 @@
+"""Whatever comes in, what goes out is an answer below 500 that is JSON, and no place in flight is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serving_kit import Answer, call
+
+from noa_serving._asgi import AsgiApplication
+
+PATHS = ["/predict/digits", "/predict/mixed", "/v2/models/digits/infer", "/v2/models/mixed/infer"]
+KEYS = ["inputs", "instances", "outputs", "id", "parameters", "x", "pixels", "index", "flag", "name", "data", "shape"]
+KEYS += ["datatype", "binary_data_size", "binary_data_output", "binary_data"]
+WORDS = [*KEYS, "FP32", "INT64", "BOOL", "UINT8", "BYTES", "y", "total"]
+
+leaves = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(WORDS),
+    st.text(max_size=5),
+)
+values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), inner),
+    max_leaves=20,
+)
+tensors = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["x", "pixels", "index", "flag"]) | leaves,
+        "datatype": st.sampled_from(["FP32", "INT64", "BOOL", "UINT8"]) | leaves,
+        "shape": st.lists(st.integers(-1, 5) | st.just(2**62), max_size=4) | values,
+        "data": st.lists(leaves, max_size=8) | values,
+        "parameters": st.dictionaries(st.just("binary_data_size"), st.integers(-1, 40) | leaves) | values,
+    },
+)
+requests = st.fixed_dictionaries(
+    {"inputs": st.lists(tensors, max_size=3) | values},
+    optional={"outputs": values, "id": values, "parameters": values, "instances": values},
+)
+relaxed = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def check(app: AsgiApplication, answer: Answer) -> None:
+    assert answer.status < 500, answer.body
+    if answer.status != 200:
+        assert set(json.loads(answer.body)) == {"error"}
+        assert "Traceback" not in answer.error
+    assert app._application.admission.in_flight == 0
+
+
+@relaxed
+@given(path=st.sampled_from(PATHS), body=requests | values)
+def test_any_json_is_answered(app: AsgiApplication, path: str, body: object) -> None:
+    check(app, asyncio.run(call(app, "POST", path, json.dumps(body).encode(), {"content-type": "application/json"})))
+
+
+@relaxed
+@given(
+    path=st.sampled_from(PATHS),
+    table=requests | values,
+    raw=st.binary(max_size=64),
+    length=st.one_of(st.none(), st.integers(-5, 400).map(str), st.text(st.characters(max_codepoint=255), max_size=8)),
+    cut=st.integers(0, 400),
+)
+def test_any_binary_frame_is_answered(
+    app: AsgiApplication, path: str, table: object, raw: bytes, length: str | None, cut: int
+) -> None:
+    head = json.dumps(table).encode()
+    text = str(len(head)) if length is None else length
+    headers = {"inference-header-content-length": text, "content-type": "application/octet-stream"}
+    body = (head + raw)[: max(cut, 1)] if cut < 200 else head + raw
+    check(app, asyncio.run(call(app, "POST", path, body, headers)))
+
+
+@relaxed
+@given(path=st.sampled_from(PATHS), body=st.binary(max_size=200), kind=st.sampled_from(["application/json", "x", ""]))
+def test_any_bytes_are_answered(app: AsgiApplication, path: str, body: bytes, kind: str) -> None:
+    check(app, asyncio.run(call(app, "POST", path, body, {"content-type": kind})))
+
+
+@relaxed
+@given(
+    method=st.sampled_from(["GET", "POST", "PUT", "HEAD", "DELETE", "x"]),
+    parts=st.lists(
+        st.sampled_from(
+            ["v2", "models", "digits", "versions", "2", "infer", "predict", "repository", "index", "ready", ""]
+        )
+        | st.text(max_size=6),
+        max_size=7,
+    ),
+)
+def test_any_path_is_answered(app: AsgiApplication, method: str, parts: list[str]) -> None:
+    answer = asyncio.run(call(app, method, "/" + "/".join(parts), b""))
+    assert answer.status < 500, answer.body

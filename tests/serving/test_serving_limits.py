@@ -1,0 +1,166 @@
+"""Overload, deadlines, keys and sizes: refused early and clearly, and no place is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving_kit import Project, affine_model, ask, build_app, call, make_project, slow_model
+
+from noa.settings import Settings
+from noa_serving._admission import Admission, KeyRing
+from noa_serving._asgi import AsgiApplication
+from noa_serving._http import RequestRefusedError
+
+KEY = "a-key-of-sixteen-characters"
+ROW = json.dumps({"inputs": [[1, 2, 3, 4]]}).encode()
+SLOW = json.dumps({"inputs": np.ones((1, 384)).tolist()}).encode()
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory: pytest.TempPathFactory, empty_state: Path) -> Project:
+    project = make_project(tmp_path_factory.mktemp("stocked"), empty_state)
+    project.publish("digits", affine_model(2.0))
+    project.publish("slow", slow_model)
+    return project
+
+
+def limited(project: Project, **serving: object) -> AsgiApplication:
+    table = project.settings.model_dump()
+    settings = Settings.model_validate({**table, "serving": {**table["serving"], **serving}})
+    return build_app(settings, digits="digits@champion", slow="slow@champion")
+
+
+def test_more_than_the_limit_in_flight_is_refused_at_once_with_retry_after(stocked: Project) -> None:
+    app = limited(stocked, max_in_flight=2)
+
+    async def main() -> None:
+        busy = [asyncio.create_task(call(app, "POST", "/predict/slow", SLOW, JSON)) for _ in range(2)]
+        await asyncio.sleep(0)
+        start = time.perf_counter()
+        refused = await call(app, "POST", "/predict/slow", SLOW, JSON)
+        assert time.perf_counter() - start < 0.05
+        assert refused.status == 503
+        assert "at most 2 requests at once" in refused.error
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert (await call(app, "GET", "/v2/health/live")).status == 200
+        assert [answer.status for answer in await asyncio.gather(*busy)] == [200, 200]
+        await asyncio.sleep(0.05)
+        assert app._application.admission.in_flight == 0
+        assert (await call(app, "POST", "/predict/slow", SLOW, JSON)).status == 200
+
+    asyncio.run(main())
+    app._application.close()
+
+
+def test_compute_beyond_the_deadline_is_504_and_keeps_its_place_until_it_ends(stocked: Project) -> None:
+    app = limited(stocked, timeout_s=0.02)
+
+    async def main() -> None:
+        answer = await call(app, "POST", "/predict/slow", SLOW, JSON)
+        assert (answer.status, "at most 0.02 s" in answer.error) == (504, True)
+        assert app._application.admission.in_flight == 1
+        deadline = time.monotonic() + 20
+        while app._application.admission.in_flight:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    app._application.close()
+
+
+def test_a_body_that_does_not_arrive_is_408_and_its_place_is_free_again(stocked: Project) -> None:
+    app = limited(stocked, timeout_s=0.05)
+    answer = asyncio.run(call(app, "POST", "/predict/digits", ROW[:5], JSON, stall=True))
+    assert (answer.status, answer.headers["connection"]) == (408, "close")
+    assert app._application.admission.in_flight == 0
+
+
+def test_too_large_a_body_is_413_by_its_announced_and_by_its_real_size(stocked: Project) -> None:
+    app = limited(stocked, max_body_bytes=100)
+    announced = ask(app, "POST", "/predict/digits", b"", {**JSON, "content-length": "101"})
+    assert (announced.status, "at most 100 bytes" in announced.error) == (413, True)
+    assert ask(app, "POST", "/predict/digits", b"", {**JSON, "content-length": "9" * 30}).status == 413
+    chunks = [b" " * 60, b" " * 60, b" " * 60]
+    assert asyncio.run(call(app, "POST", "/predict/digits", chunks, JSON)).status == 413
+    assert asyncio.run(call(app, "POST", "/predict/digits", [ROW[:9], ROW[9:]], JSON)).status == 200
+    assert app._application.admission.in_flight == 0
+
+
+def test_too_large_a_batch_is_413(stocked: Project) -> None:
+    app = limited(stocked, max_batch_items=3)
+    for body in ({"inputs": [[1, 2, 3, 4]] * 4}, {"instances": [[1, 2, 3, 4]] * 4}):
+        answer = ask(app, "POST", "/predict/digits", body)
+        assert (answer.status, "at most 3 items" in answer.error) == (413, True)
+    assert ask(app, "POST", "/predict/digits", {"inputs": [[1, 2, 3, 4]] * 3}).status == 200
+
+
+def test_keys_guard_everything_but_health(stocked: Project) -> None:
+    app = limited(stocked, api_keys=[KEY, KEY[::-1]])
+    for path in ("/", "/v2", "/metrics", "/status", "/docs", "/openapi.json", "/v2/models/digits"):
+        refused = ask(app, "GET", path)
+        assert (refused.status, refused.headers["www-authenticate"]) == (401, "Bearer")
+    for path in ("/v2/health/live", "/v2/health/ready", "/health/startup"):
+        assert ask(app, "GET", path).status == 200
+    for shown in (None, "", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", KEY, f"Bearer {KEY[:-1]}"):
+        headers = {**JSON} if shown is None else {**JSON, "authorization": shown}
+        assert ask(app, "POST", "/predict/digits", ROW, headers).status == 401
+    for key in (KEY, KEY[::-1]):
+        assert ask(app, "POST", "/predict/digits", ROW, {**JSON, "authorization": f"bearer {key}"}).status == 200
+
+
+def test_a_key_ring_keeps_no_key() -> None:
+    ring = KeyRing([KEY])
+    assert KEY.encode() not in repr(vars(ring)).encode()
+    with pytest.raises(RequestRefusedError):
+        ring.check({b"authorization": b"Bearer x"})
+
+
+def test_retry_after_is_what_the_present_rate_needs() -> None:
+    now = 1000.0
+    admission = Admission(40, clock=lambda: now)
+    for _ in range(40):
+        admission.enter()
+    now += 2.0
+    for _ in range(10):
+        admission.leave()
+    assert admission.retry_after_s() == 6  # 30 in flight at 5 per second
+    now += 10_000.0
+    assert admission.retry_after_s() == 60
+
+
+def test_silence_before_a_burst_does_not_count_as_slowness() -> None:
+    now = 0.0
+    admission = Admission(4, clock=lambda: now)
+    admission.enter()
+    admission.leave()
+    now = 3600.0
+    for _ in range(4):
+        admission.enter()
+    now += 0.5
+    admission.leave()
+    assert admission.retry_after_s() == 2  # 3 in flight at 2 per second
+
+
+def test_small_models_compute_on_the_loop_and_large_ones_leave_it_free(stocked: Project) -> None:
+    app = limited(stocked)
+    endpoints = app._application.endpoints
+    assert endpoints["digits"].require().runs_inline(1)
+    assert not endpoints["slow"].require().runs_inline(1)
+
+    async def main() -> None:
+        work = asyncio.create_task(call(app, "POST", "/predict/slow", SLOW, JSON))
+        answered = 0
+        while not work.done():
+            assert (await call(app, "GET", "/v2/health/live")).status == 200
+            answered += 1
+            await asyncio.sleep(0.001)
+        assert answered > 3
+
+    asyncio.run(main())
+    app._application.close()
