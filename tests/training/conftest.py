@@ -11,7 +11,7 @@ import pytest
 from noa.settings import TrainingSettings
 from noa_training import JobEvent, JobRequest, TrainedJob, run_job
 
-TINY = '''
+TINY = """
 import numpy as np
 
 from noa_training import SGD, AdamW, Dataset, EarlyStopping, Recipe, Split, WarmupCosine, cnn, mlp
@@ -43,7 +43,7 @@ tiny = Recipe(
     batch_size=32,
     seed=3,
 )
-'''
+"""
 
 
 @pytest.fixture
@@ -86,6 +86,18 @@ class Jobs:
             **options,
         )
 
+    @staticmethod
+    def stop_after(count: int) -> Callable[[], bool]:
+        """Return a `should_stop` that lets `count` steps pass."""
+        asked = 0
+
+        def should_stop() -> bool:
+            nonlocal asked
+            asked += 1
+            return asked > count
+
+        return should_stop
+
     def kinds(self) -> list[str]:
         return [event.kind for event in self.events]
 
@@ -96,15 +108,3 @@ class Jobs:
 @pytest.fixture
 def jobs(project: Path) -> Jobs:
     return Jobs(project)
-
-
-def stop_after(count: int) -> Callable[[], bool]:
-    """Return a `should_stop` that lets `count` steps pass."""
-    asked = 0
-
-    def should_stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked > count
-
-    return should_stop

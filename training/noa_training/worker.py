@@ -8,18 +8,17 @@ finished, 143 stopped, 1 failed (the last line is a `failed` event), 2 the reque
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
-if TYPE_CHECKING:
-    from noa_training.events import JobEvent
-    from noa_training.requests import WorkerRequest
+from noa.errors import NoaError
+from noa_training.events import Failed, JobEvent
+from noa_training.requests import WorkerRequest
 
 EXIT_CANCELLED = 143
 _PR_SET_PDEATHSIG = 1
@@ -32,21 +31,17 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m noa_training.worker REQUEST.json", file=sys.stderr)
         return 2
     try:
-        text = Path(arguments[0]).read_text(encoding="utf-8")
-        _limit_threads(text)
-        from noa_training.requests import WorkerRequest
-
-        worker = WorkerRequest.from_json(text)
-    except (OSError, ValueError, _noa_error()) as exc:
+        worker = WorkerRequest.from_json(Path(arguments[0]).read_text(encoding="utf-8"))
+    except (OSError, ValueError, NoaError) as exc:
         print(f"the request is not readable: {exc}", file=sys.stderr)
         return 2
+    _limit_threads(worker.request.threads or worker.settings.threads)
     _die_with_parent(worker.parent_pid)
     return _run(worker, events)
 
 
 def _run(worker: WorkerRequest, events: TextIO) -> int:
-    from noa.errors import NoaError
-    from noa_training.events import Failed
+    # Only now, when the thread limits are set: this imports numpy.
     from noa_training.jobs import run_job
     from noa_training.loop import JobCancelledError
 
@@ -94,10 +89,8 @@ def _take_stdout() -> TextIO:
     return events
 
 
-def _limit_threads(text: str) -> None:
+def _limit_threads(threads: int) -> None:
     """Set what the numeric libraries read once, when they are imported."""
-    values = json.loads(text)
-    threads = int(values["request"].get("threads") or values["settings"].get("threads") or 0)
     if not threads:
         return
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "PJRT_NPROC"):
@@ -113,12 +106,6 @@ def _die_with_parent(parent_pid: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if parent_pid and os.getppid() != parent_pid:  # it died before the line above
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _noa_error() -> type[Exception]:
-    from noa.errors import NoaError
-
-    return NoaError
 
 
 if __name__ == "__main__":
