@@ -83,9 +83,9 @@ class PrefectApi:
         """
         return str(self._row(self._send("/deployments/", dict(table)))["id"])
 
-    def update_deployment(self, deployment_id: str, table: Mapping[str, object]) -> None:
-        """Change some fields of a deployment."""
-        self._send(f"/deployments/{deployment_id}", dict(table), method="PATCH")
+    def plan_runs(self, deployment_id: str) -> None:
+        """Make the runs of a deployment's schedule now instead of when the server next looks."""
+        self._send(f"/deployments/{deployment_id}/schedule", {})
 
     def delete_deployment(self, deployment_id: str) -> None:
         """Delete a deployment with its schedules."""
@@ -193,10 +193,15 @@ def _reason(body: object) -> str:
     if isinstance(body, dict):
         table = cast("Row", body)
         details = table.get("exception_detail")
-        if isinstance(details, list) and details and isinstance(details[0], dict):
-            first = cast("Row", details[0])
-            return str(first.get("msg", first)).removeprefix("Value error, ")
+        if isinstance(details, list) and details:
+            return _clearest([cast("Row", entry) for entry in cast("list[object]", details) if isinstance(entry, dict)])
         for key in ("detail", "exception_message"):
             if table.get(key):
                 return str(table[key])
     return str(body)[:300]
+
+
+def _clearest(details: list[Row]) -> str:
+    """Return the one complaint of a validator's list that is about a value; the others are alternatives not meant."""
+    about_values = [entry for entry in details if entry.get("type") == "value_error"]
+    return str((about_values or details)[0].get("msg")).removeprefix("Value error, ")

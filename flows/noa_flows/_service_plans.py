@@ -70,12 +70,10 @@ def _plan_prefect(settings: Settings) -> ServicePlan:
     def build(address: str | None, _: Mapping[ServiceName, str]) -> Command:
         host, port = _split(address)
         prefect_home(settings).mkdir(parents=True, exist_ok=True)
-        # The same application that `prefect server start` runs, without the command line's process in front of it.
-        arguments = ("-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on")
         return _command(
             settings,
             "prefect",
-            (*arguments, "--host", host, "--port", port, "--log-level", "warning", "--timeout-keep-alive", "5"),
+            ("-m", "noa_flows._prefect_server", "--host", host, "--port", port),
             environment=prefect_environment(settings, api_url(str(address))),
             folder=prefect_home(settings),
             address=address,
@@ -128,7 +126,34 @@ def _plan_mlflow(settings: Settings) -> ServicePlan:
 
 
 def _plan_serving(settings: Settings) -> ServicePlan:
-    raise NotImplementedError
+    def build(address: str | None, _: Mapping[ServiceName, str]) -> Command:
+        from noa_serving import server_command
+
+        server = server_command(settings, port=int(_split(address)[1]))
+        return Command(
+            name="serving",
+            arguments=server.argv,
+            environment={**inherited_environment(), **server.env},
+            folder=settings.state_dir,
+            log_file=settings.state_dir / "logs" / "serving.log",
+            address=address,
+            grace_s=settings.flows.stop_timeout_s,
+        )
+
+    def is_healthy(record: ServiceRecord, _: Mapping[ServiceName, str]) -> bool:
+        from noa_serving import STARTED_PATH
+
+        return answers(f"{record.address}{STARTED_PATH}")
+
+    return ServicePlan(
+        name="serving",
+        host=settings.serving.host,
+        port=settings.serving.port,
+        port_setting="serving.port",
+        needs=None,
+        build=build,
+        is_healthy=is_healthy,
+    )
 
 
 def _plan_worker(settings: Settings) -> ServicePlan:

@@ -12,7 +12,7 @@ import time
 import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import cast
 
 from noa.errors import InvalidInputError, NotFoundError, ServiceError
@@ -42,6 +42,7 @@ _PARAMETER_SCHEMA: Row = {
     "required": ["recipe"],
 }
 _POLL_S = 0.5
+_LOG_DELAY_S = 2.5  # a run's process sends its log in batches, the last one after its final state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,13 +102,15 @@ def schedule(
     api = _connect(settings)
     entry: Row = {"active": True, "schedule": {"cron": cron, "timezone": timezone, "day_or": True}}
     try:
-        return _deploy(api, settings, recipe, overrides=overrides, schedules=[entry])
+        deployment = _deploy(api, settings, recipe, overrides=overrides, schedules=[entry])
     except InvalidInputError as exc:
         raise InvalidInputError(
             f"`{cron}` is no cron expression",
             expected="minute hour day month weekday, e.g. `0 3 * * *`",
             received=exc.what.rpartition(": ")[2],
         ) from exc
+    api.plan_runs(deployment)
+    return deployment
 
 
 def unschedule(settings: Settings, recipe: str) -> None:
@@ -138,13 +141,14 @@ def list_deployments(settings: Settings) -> list[FlowDeployment]:
 
 
 def list_runs(settings: Settings, *, recipe: str | None = None, limit: int = 20) -> list[FlowRun]:
-    """Return the newest runs, of one recipe or of all; runs that are only scheduled are among them.
+    """Return the newest runs, of one recipe or of all; runs that are not due yet are left out.
 
     Raises:
         ServiceError: the Prefect server is not running.
     """
     api = _connect(settings)
-    return [_run_of(row, api) for row in api.runs(FLOW_NAME, limit=limit, deployment=recipe)]
+    until = datetime.now(UTC).isoformat()
+    return [_run_of(row, api) for row in api.runs(FLOW_NAME, limit=limit, until=until, deployment=recipe)]
 
 
 def run(
@@ -216,14 +220,20 @@ def _follow(settings: Settings, api: PrefectApi, run_id: str, on_log: Callable[[
         row = api.run(run_id)
         ended = is_finished(str(row["state_type"]))
         if on_log is not None:
-            lines = api.logs(run_id, offset=shown)
-            for line in lines:
-                on_log(str(line["message"]))
-            shown += len(lines)
+            if ended:
+                time.sleep(_LOG_DELAY_S)
+            shown += _forward_logs(api, run_id, shown, on_log)
         if ended:
             return _run_of(row, api)
         _require_worker(settings)
         time.sleep(_POLL_S)
+
+
+def _forward_logs(api: PrefectApi, run_id: str, shown: int, on_log: Callable[[str], None]) -> int:
+    lines = api.logs(run_id, offset=shown)
+    for line in lines:
+        on_log(str(line["message"]))
+    return len(lines)
 
 
 def _connect(settings: Settings) -> PrefectApi:

@@ -194,8 +194,7 @@ class _Launch:
         return claim_port(str(plan.host), plan.port, service=plan.name, setting=plan.port_setting)
 
     def _start(self, plan: ServicePlan, port: int | None, addresses: Mapping[ServiceName, str]) -> ServiceRecord:
-        host = f"[{plan.host}]" if plan.host and ":" in plan.host else plan.host
-        address = None if host is None else f"http://{host}:{port}"
+        address = None if plan.host is None else f"http://{_reachable(plan.host)}:{port}"
         self.report(ServiceEvent(service=plan.name, phase="starting", address=address))
         return self.supervisor.start(plan.build(address, addresses))
 
@@ -273,6 +272,12 @@ def _status_of(
         memory_bytes=memory_bytes(members),
         detail=detail,
     )
+
+
+def _reachable(host: str) -> str:
+    """Return the host part of the address at which this machine reaches a server that listens on `host`."""
+    found = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{found}]" if ":" in found else found
 
 
 def _addresses(records: Mapping[ServiceName, ServiceRecord | None]) -> dict[ServiceName, str]:
