@@ -128,12 +128,8 @@ class ArtifactStore:
     def _final_of(self, uid: str, lock: Path) -> Path:
         try:
             return self.unit_folder(str(json.loads(lock.read_text())["name"]), uid)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            InvalidInputError,
-        ):  # killed before it wrote its name: then it published nothing either
+        except (ValueError, KeyError, TypeError, InvalidInputError):
+            # Killed before it wrote its name: then it published nothing either.
             return self._staging / uid
 
     def _discard(self, unit: StagedUnit) -> None:

@@ -10,12 +10,12 @@ import os
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, inspect
 from sqlalchemy.engine import URL
-from sqlalchemy.orm import configure_mappers
 
 from noa.errors import StorageError
 from noa_registry.tables import mlflow_metadata
@@ -26,10 +26,9 @@ def import_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it at import and has no other switch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import mlflow.store.tracking.sqlalchemy_store
-        import mlflow.tracking  # noqa: F401  # loaded for those who call this
-
-        configure_mappers()
+        for module in ("mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store"):
+            import_module(module)
+        import_module("sqlalchemy.orm").configure_mappers()
 
 
 def create_mlflow_tables(path: Path, *, artifact_root: Path) -> str:

@@ -98,7 +98,11 @@ class Registry:
             gates=gates,
             checkpoint=checkpoint,
         )
-        registry._artifacts.remove_leftovers()
+        try:
+            registry._artifacts.remove_leftovers()
+        except BaseException:
+            registry.close()
+            raise
         return registry
 
     def register(self, draft: VersionDraft, *, actor: str) -> ModelVersion:
