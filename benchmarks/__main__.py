@@ -1,7 +1,7 @@
 """`python -m benchmarks [NAME ...] [--quick] [--output FILE]`: run the benchmarks, print a table, write JSON.
 
-Each benchmark returns rows (case, figure, unit, and where there is a peer in the same run: the peer and the ratio). Machines
-are shared and noisy: ratios within one run are to be quoted, medians of several bursts.
+Each benchmark returns rows (case, figure, unit, and where there is a peer in the same run: the peer and the ratio).
+Machines are shared and noisy: ratios within one run are to be quoted, medians of several bursts.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def show(rows: list[Row]) -> None:
                             ("peer's figure", "right"), ("ratio", "right")):  # fmt: skip
         table.add_column(column, justify="right" if justify == "right" else "left", no_wrap=True)
     for row in rows:
-        table.add_row(row.what, number(row.figure), row.unit, row.peer or "", number(row.peer_figure), number(row.ratio))
+        table.add_row(
+            row.what, number(row.figure), row.unit, row.peer or "", number(row.peer_figure), number(row.ratio)
+        )
     Console(width=150).print(table)
 
 

@@ -37,10 +37,17 @@ def measure(registry: Registry, url: str, *, versions: int, repeats: int) -> lis
         lambda: client.set_registered_model_alias("bench", "other", 1 + next(turn) % versions), repeats=repeats // 4
     )
     promote = median_seconds(
-        lambda: registry.promote("bench", 1 + next(turn) % versions, reason="bench", actor="bench"), repeats=repeats // 4
+        lambda: registry.promote("bench", 1 + next(turn) % versions, reason="bench", actor="bench"),
+        repeats=repeats // 4,
     )
     return [
-        Row(what="resolve name@alias, p50", figure=resolve * 1e3, unit="ms", peer="MLflow", peer_figure=stock_resolve * 1e3),
+        Row(
+            what="resolve name@alias, p50",
+            figure=resolve * 1e3,
+            unit="ms",
+            peer="MLflow",
+            peer_figure=stock_resolve * 1e3,
+        ),
         Row(
             what="promote (gate, hash of all bytes, ledger), p50",
             figure=promote * 1e3,

@@ -1,8 +1,8 @@
 """Training: the engine's time per step against a minimal hand-written loop of the same model, in the same run.
 
 The engine's time runs from the end of its second epoch to the end of its last, so what a job costs once (imports,
-compilation) falls out and what an epoch costs (shuffling, validation, events, checkpoints) does not. The hand loops do nothing but the step: fused AdamW for torch, one jitted step
-with donated buffers for JAX.
+compilation) falls out and what an epoch costs (shuffling, validation, events, checkpoints) does not. The hand loops do
+nothing but the step: fused AdamW for torch, one jitted step with donated buffers for JAX.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ if backend == "torch":
 settings = TrainingSettings(jobs_dir=root / "jobs", log_every_steps=20, checkpoint_every_s=3600)
 def microseconds(seed):
     times = []
-    request = JobRequest(recipe="recipe.py", root=root, backend=backend, overrides={"epochs": epochs + 2}, seed=seed, threads=1)
+    overrides = {"epochs": epochs + 2}
+    request = JobRequest(recipe="recipe.py", root=root, backend=backend, overrides=overrides, seed=seed, threads=1)
     run_job(request, settings, registry=None,
             on_event=lambda e: times.append(time.perf_counter()) if e.kind == "epoch" else None)
     return (times[-1] - times[1]) / (epochs * STEPS) * 1e6
@@ -134,7 +135,9 @@ def run(*, quick: bool) -> list[Row]:
 def measure(code: str, backend: str, epochs: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "recipe.py").write_text(RECIPE)
-        head = f"BATCH, FEATURES, HIDDEN, CLASSES, STEPS = {BATCH}, {FEATURES}, {HIDDEN}, {CLASSES}, {STEPS_PER_EPOCH}\n"
+        head = (
+            f"BATCH, FEATURES, HIDDEN, CLASSES, STEPS = {BATCH}, {FEATURES}, {HIDDEN}, {CLASSES}, {STEPS_PER_EPOCH}\n"
+        )
         result = subprocess.run(
             [sys.executable, "-c", head + textwrap.dedent(code), backend, folder, str(epochs)],
             capture_output=True,

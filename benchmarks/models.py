@@ -62,7 +62,11 @@ def register_version(registry: Registry, name: str, *, seed: int) -> ModelVersio
             dataset_digest="sha256:" + "0" * 64,
             evidence=(
                 metrics_evidence(
-                    format="onnx", digest=digest, dataset_digest="sha256:" + "0" * 64, split="test", values={"accuracy": 1.0}
+                    format="onnx",
+                    digest=digest,
+                    dataset_digest="sha256:" + "0" * 64,
+                    split="test",
+                    values={"accuracy": 1.0},
                 ),
             ),
             run_id=None,

@@ -1,7 +1,7 @@
 """The options that every command takes, so that they may stand before or after its name.
 
-typer reads a command's options from its signature; `with_common_options` lengthens that signature and keeps the values in
-the current invocation before the command runs.
+typer reads a command's options from its signature; `with_common_options` lengthens that signature and keeps the values
+in the current invocation before the command runs.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ ConfigOption = Annotated[
     list[Path] | None,
     typer.Option("--config", metavar="FILE", help="One more settings file.", rich_help_panel=_PANEL),
 ]
-DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_PANEL)
-]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_PANEL)]
 
 
 def keep_common(

@@ -1,7 +1,8 @@
 """The demo's story, told with the same functions that the commands call: nothing in it is made for the demo.
 
-Services start in the background while both backends train. Then: the better model is promoted and served, every held-out
-image goes through HTTP, a scheduled deployment retrains with more data while requests keep coming, and a rollback ends it.
+Services start in the background while both backends train. Then: the better model is promoted and served, every
+held-out image goes through HTTP, a scheduled deployment retrains with more data while requests keep coming, and a
+rollback ends it.
 """
 
 from __future__ import annotations

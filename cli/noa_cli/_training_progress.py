@@ -67,8 +67,10 @@ class _Narrator:
             self._view.say(lane, f"{event.step} failed")
 
     def _take_job(self, lane: str, job: JobEvent) -> None:
-        match job.kind:
-            case "step":
+        from noa_training import EarlyStopped, Epoch, Finished, Resumed, Step, Warned
+
+        match job:
+            case Step():
                 share = job.step / max(job.total_steps, 1)
                 metrics = self._metrics.get(lane, "")
                 self._view.show(
@@ -77,20 +79,23 @@ class _Narrator:
                     f"  {job.eta_s:.0f} s left{metrics}",
                     share,
                 )
-            case "epoch":
-                values = "  ".join(f"{name} {value:.4f}" for name, value in job.metrics.items())
-                self._metrics[lane] = f"  validation: {values}"
-            case "resumed":
+            case Epoch():
+                self._metrics[lane] = f"  validation: {_join(job.metrics)}"
+            case Resumed():
                 self._view.say(lane, f"continues from step {job.step} ({job.checkpoint})")
-            case "early_stopped":
+            case EarlyStopped():
                 self._view.say(lane, f"stopped early after epoch {job.epoch}; epoch {job.best_epoch} was the best")
-            case "warning":
+            case Warned():
                 self._view.say(lane, f"warning: {job.subject}: {job.message}")
-            case "finished":
-                values = "  ".join(f"{name} {value:.4f}" for name, value in job.metrics.items())
-                self._view.say(lane, f"trained {job.steps} steps in {job.seconds:.1f} s  validation: {values}")
+            case Finished():
+                text = f"trained {job.steps} steps in {job.seconds:.1f} s  validation: {_join(job.metrics)}"
+                self._view.say(lane, text)
             case _:
                 pass
+
+
+def _join(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 class _Lines:

@@ -10,22 +10,38 @@ from pathlib import Path
 
 import pytest
 
+from noa_cli.__main__ import run
+
 Noa = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def noa(tmp_path: Path) -> Noa:
-    def run(*arguments: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+    def call(*arguments: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "noa_cli", *arguments]
         return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
 
-    return run
+    return call
 
 
 def test_help_lists_every_command(noa: Noa) -> None:
     result = noa("--help")
     assert result.returncode == 0
-    for command in ("init", "demo", "up", "down", "status", "train", "models", "convert", "serve", "predict", "flows", "config", "doctor"):
+    for command in (
+        "init",
+        "demo",
+        "up",
+        "down",
+        "status",
+        "train",
+        "models",
+        "convert",
+        "serve",
+        "predict",
+        "flows",
+        "config",
+        "doctor",
+    ):
         assert f" {command} " in result.stdout
 
 
@@ -35,11 +51,11 @@ def test_help_lists_every_command(noa: Noa) -> None:
      "models history", "models check", "models verify", "convert", "serve", "predict", "flows list", "flows run",
      "flows schedule", "config show", "config explain", "config validate", "config schema", "config diff", "doctor"],
 )  # fmt: skip
-def test_every_command_has_help_with_the_common_options(noa: Noa, command: str) -> None:
-    result = noa(*command.split(), "--help")
-    assert result.returncode == 0
-    assert "--debug" in result.stdout
-    assert "--directory" in result.stdout
+def test_every_command_has_help_with_the_common_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--debug" in text
+    assert "--directory" in text
 
 
 def test_wrong_usage_exits_with_2(noa: Noa) -> None:
@@ -75,7 +91,10 @@ def test_an_error_under_json_is_json_with_its_parts(noa: Noa) -> None:
 
 
 def test_common_options_stand_before_or_after_the_command(noa: Noa) -> None:
-    for arguments in (["-o", "serving.port=7", "config", "show", "--json"], ["config", "show", "--json", "-o", "serving.port=7"]):
+    for arguments in (
+        ["-o", "serving.port=7", "config", "show", "--json"],
+        ["config", "show", "--json", "-o", "serving.port=7"],
+    ):
         result = noa(*arguments)
         assert result.returncode == 0, result.stderr
         assert json.loads(result.stdout)["serving.port"] == 7
@@ -99,7 +118,9 @@ def test_show_origin_and_explain(noa: Noa, tmp_path: Path) -> None:
 
 def test_diff_shows_what_a_profile_changes(noa: Noa, tmp_path: Path) -> None:
     (tmp_path / "noa.toml").write_text("[profiles.prod.serving]\nport = 9\n")
-    assert json.loads(noa("config", "diff", "-", "prod", "--json").stdout) == [{"key": "serving.port", "a": 3000, "b": 9}]
+    assert json.loads(noa("config", "diff", "-", "prod", "--json").stdout) == [
+        {"key": "serving.port", "a": 3000, "b": 9}
+    ]
 
 
 def test_the_schema_is_json_schema(noa: Noa) -> None:
@@ -149,14 +170,21 @@ def test_doctor_reports_and_finds_a_broken_project(noa: Noa, tmp_path: Path) -> 
 
 def test_completion_offers_the_commands(noa: Noa) -> None:
     command = [sys.executable, "-m", "noa_cli"]
-    environment = {"_NOA_COMPLETE": "complete_bash", "COMP_WORDS": "noa mod", "COMP_CWORD": "1", "PATH": "/usr/bin:/bin"}
+    environment = {
+        "_NOA_COMPLETE": "complete_bash",
+        "COMP_WORDS": "noa mod",
+        "COMP_CWORD": "1",
+        "PATH": "/usr/bin:/bin",
+    }
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert "models" in result.stdout.split()
 
 
 def test_output_that_nobody_reads_is_no_error() -> None:
     command = f"{sys.executable} -m noa_cli config schema | head -1"
-    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    result = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False, timeout=60
+    )
     assert result.stderr == ""
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md"), *ROOT.glob("*/README.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md"), *ROOT.glob("*/README.md")]
+)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -50,7 +52,9 @@ def test_every_noa_command_in_the_docs_parses(page: Path) -> None:
             command = command.commands[words.pop(0)]
         if words in (["--help"], ["--version"]):
             continue
-        assert not hasattr(command, "commands") or words[:1] == ["--install-completion"], f"{page.name}: `{line}` names no command"
+        assert not hasattr(command, "commands") or words[:1] == ["--install-completion"], (
+            f"{page.name}: `{line}` names no command"
+        )
         if not hasattr(command, "commands"):
             command.make_context(trail, words)  # raises a usage error that names the wrong part
 
@@ -62,7 +66,12 @@ def test_python_in_the_docs_runs(page: Path, tmp_path: Path) -> None:
             compile(block, str(page), "exec")
             continue
         result = subprocess.run(
-            [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+            [sys.executable, "-W", "error", "-c", block],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
         assert result.returncode == 0, f"{page.name}:\n{block}\n{result.stderr}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -49,15 +50,28 @@ def imports_of(path: Path) -> Iterator[tuple[str, int, bool]]:
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
-        names = (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            # `from package import module` needs the module, not all of the package.
+            names = [
+                f"{node.module}.{alias.name}" if is_module(f"{node.module}.{alias.name}") else node.module or ""
+                for alias in node.names
+            ]
+        else:
+            continue
         for name in names:
             yield name, node.lineno, id(node) not in lazy
+
+
+@functools.cache
+def is_module(name: str) -> bool:
+    top, *rest = name.split(".")
+    folder = packages().get(top)
+    if folder is None:
+        return False
+    path = folder.joinpath(*rest)
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def _is_type_checking(node: ast.AST) -> bool:
@@ -128,6 +142,7 @@ def names_framework(path: Path, framework: str) -> bool:
         "onnxruntime": "onnx",
         "onnxscript": "onnx",
         "onnx": "onnx",
+        "bentoml": "bento",
     }.get(framework, framework)
     relative = path.relative_to(next(folder for folder in packages().values() if path.is_relative_to(folder)))
     return any(family in part for part in relative.with_suffix("").parts)
@@ -169,7 +184,7 @@ def test_the_shop_windows_list_what_they_show() -> None:
         shown = {
             alias.asname or alias.name
             for node in tree.body
-            if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("noa")
             for alias in node.names
         }
         listed: set[str] = set()

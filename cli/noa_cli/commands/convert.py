@@ -53,7 +53,9 @@ def convert(
             raise ConversionError(
                 f"`{to}` computes something else than `{version.native}`; nothing was registered",
                 expected="equal outputs within the tolerance of [conversion] in noa.toml",
-                received=", ".join(f"{key}={value}" for key, value in evidence.values.items() if not isinstance(value, dict)),
+                received=", ".join(
+                    f"{key}={value}" for key, value in evidence.values.items() if not isinstance(value, dict)
+                ),
             )
         digest = build_manifest(folder).digest
         if output is not None:
@@ -91,7 +93,7 @@ def _write_from_job(version: ModelVersion, to: str, folder: Path, settings: Sett
     job = version.tags.get("noa.job_folder")
     if job is None or not Path(job).is_dir():
         raise NotFoundError(
-            f"the job that trained `{version.reference}` is gone, and a stored `{version.native}` program cannot be converted",
+            f"the job of `{version.reference}` is gone; a stored `{version.native}` program cannot be converted",
             where=job,
             remedy="Train it again; `noa train` converts as part of its work",
         )

@@ -22,7 +22,9 @@ _NEEDED = {"torch": "torch", "jax": "jax", "bentoml": "serve", "prefect": "flows
 
 
 def demo(
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the project and its services running at the end.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the project and its services running at the end.")
+    ] = False,
     folder: Annotated[
         Path | None, typer.Option("--folder", help="Where to make the project (default: a temporary folder).")
     ] = None,
@@ -86,4 +88,6 @@ def _say_goodbye(root: Path, *, keep: bool, seconds: float) -> None:
         console.print_line(f"Everything is left running. Look at it: noa status -C {root}")
         console.print_line(f"End it:                              noa down -C {root} && rm -r {root}")
     else:
-        console.print_line("All processes are gone. `noa demo --keep` leaves it running; `noa init` makes your own project.")
+        console.print_line(
+            "All processes are gone. `noa demo --keep` leaves it running; `noa init` makes your own project."
+        )

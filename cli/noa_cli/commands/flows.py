@@ -108,7 +108,8 @@ def unschedule(recipe: RecipeArgument, dry_run: DryRunOption = False, as_json: J
 
 
 def cancel(
-    run_id: Annotated[str, typer.Argument(help="The run's id, as `noa flows list` shows it.")], as_json: JsonOption = False
+    run_id: Annotated[str, typer.Argument(help="The run's id, as `noa flows list` shows it.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Cancel a run and wait until its processes are gone."""
     from noa_flows import cancel as stop

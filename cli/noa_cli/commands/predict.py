@@ -28,7 +28,9 @@ def predict(
         str, typer.Option("--input", "-i", help="A file .json, .npy or .npz, or `-` for JSON on standard input.")
     ],
     url: Annotated[str | None, typer.Option("--url", help="The server (default: this project's, if it runs).")] = None,
-    format: Annotated[str | None, typer.Option("--format", help="Compute a version in this format (default: onnx).")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="Compute a version in this format (default: onnx).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict. An endpoint is asked over HTTP; a version is verified, loaded and computed in this process.
@@ -108,12 +110,16 @@ def read_inputs(source: str, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndar
     if source != "-" and not Path(source).is_file():
         raise NotFoundError("no such input file", where=source)
     if source != "-" and Path(source).stat().st_size > _MOST_INPUT_BYTES:
-        raise InvalidInputError("the input file is too large", where=source, expected=f"at most {_MOST_INPUT_BYTES} bytes")
+        raise InvalidInputError(
+            "the input file is too large", where=source, expected=f"at most {_MOST_INPUT_BYTES} bytes"
+        )
     if suffix == ".json":
         return _from_json(sys.stdin.read() if source == "-" else Path(source).read_text(), source, specs)
     if suffix in (".npy", ".npz"):
         return _from_numpy(Path(source), specs)
-    raise InvalidInputError("the input's kind is not known", where=source, expected=".json, .npy, .npz or -", received=suffix)
+    raise InvalidInputError(
+        "the input's kind is not known", where=source, expected=".json, .npy, .npz or -", received=suffix
+    )
 
 
 def _from_json(text: str, source: str, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
@@ -176,9 +182,16 @@ def _cast_all(arrays: dict[str, np.ndarray], source: str, specs: tuple[TensorSpe
         with np.errstate(over="ignore", invalid="ignore"):
             changed = array.astype(dtype) if kinds_fit else array
         is_whole = dtype.kind == "f" or bool((changed == array).all())
-        if not kinds_fit or not is_whole or bool((np.isinf(changed) & ~np.isinf(array)).any() if dtype.kind == "f" else False):
+        if (
+            not kinds_fit
+            or not is_whole
+            or bool((np.isinf(changed) & ~np.isinf(array)).any() if dtype.kind == "f" else False)
+        ):
             raise InvalidInputError(
-                f"the values of `{name}` do not fit its dtype", where=source, expected=dtype.name, received=array.dtype.name
+                f"the values of `{name}` do not fit its dtype",
+                where=source,
+                expected=dtype.name,
+                received=array.dtype.name,
             )
         cast_arrays[name] = changed
     return cast_arrays
@@ -204,5 +217,7 @@ def _plain(array: np.ndarray) -> object:
     import numpy as np
 
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return np.where(np.isfinite(array), array.astype(object), None).tolist()
+        plain = array.astype(object)
+        plain[~np.isfinite(array)] = None
+        return cast("object", plain.tolist())
     return cast("object", array.tolist())

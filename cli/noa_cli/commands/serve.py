@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def serve(
     what: Annotated[
         list[str] | None,
-        typer.Argument(help="`name@alias` or `name/number` (repeatable), or endpoints of noa.toml (default: all of them)."),
+        typer.Argument(
+            help="`name@alias` or `name/number` (repeatable), or endpoints of noa.toml (default: all of them)."
+        ),
     ] = None,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0: a free one.")] = None,

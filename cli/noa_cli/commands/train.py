@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A name in noa.toml, a file `recipe.py[:name]` or `package.module:name`.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A name in noa.toml, a file `recipe.py[:name]` or `package.module:name`.")
+    ],
     backend: Annotated[
-        str | None, typer.Option("--backend", "-b", help="torch, jax, or both as `torch,jax` (default: the recipe's first).")
+        str | None,
+        typer.Option("--backend", "-b", help="torch, jax, or both as `torch,jax` (default: the recipe's first)."),
     ] = None,
     change: Annotated[
-        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the recipe: epochs=3, data.rows=200.")
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change the recipe: epochs=3, data.rows=200."),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed (default: the recipe's).")] = None,
     promote: Annotated[
@@ -60,7 +64,9 @@ def read_changes(pairs: list[str]) -> dict[str, object]:
     for pair in pairs:
         key, mark, value = pair.partition("=")
         if not mark or not key.strip():
-            raise InvalidInputError("a change of the recipe is not readable", where=f"--set {pair}", expected="KEY=VALUE")
+            raise InvalidInputError(
+                "a change of the recipe is not readable", where=f"--set {pair}", expected="KEY=VALUE"
+            )
         changes[key.strip()] = value
     return changes
 

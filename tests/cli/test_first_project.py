@@ -1,0 +1,251 @@
+"""A new user's first project, command by command, in a repository that has folders called like our rooms."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+Noa = Callable[..., subprocess.CompletedProcess[str]]
+QUICK = ("--set", "epochs=2", "--set", "data.fraction=0.2")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's repository with its own training/, registry/, serving/ and conversion/ packages."""
+    root = tmp_path_factory.mktemp("users-repository")
+    for package in ("training", "registry", "serving", "conversion", "flows", "core"):
+        (root / package).mkdir()
+        (root / package / "__init__.py").write_text(f'WHOSE = "the user\'s {package}"\n')
+    result = noa_in(root)("init", "--name", "mine")
+    assert result.returncode == 0, result.stderr
+    recipe = root / "recipe.py"
+    guard = (
+        'import training\nimport registry\n\nassert training.WHOSE == "the user\'s training"\nassert registry.WHOSE\n'
+    )
+    recipe.write_text(recipe.read_text() + "\n" + guard)
+    settings = root / "noa.toml"
+    settings.write_text(settings.read_text().replace("accuracy = 0.97", "accuracy = 0.5"))
+    return root
+
+
+def noa_in(root: Path) -> Noa:
+    def call(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "noa_cli", *arguments]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=240, **options)  # type: ignore[call-overload]
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(project: Path) -> dict[str, object]:
+    result = noa_in(project)("train", "digits", "--backend", "torch,jax", *QUICK, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def promoted(project: Path, trained: dict[str, object]) -> str:
+    result = noa_in(project)("models", "promote", str(trained["best"]), "--reason", "first", "--expect", "0", "--json")
+    assert result.returncode == 0, result.stderr
+    return str(trained["best"])
+
+
+def test_both_backends_are_trained_and_registered(trained: dict[str, object]) -> None:
+    candidates = trained["candidates"]
+    assert isinstance(candidates, list)
+    assert {row["backend"] for row in candidates} == {"torch", "jax"}
+    assert {row["reference"] for row in candidates} == {"digits/1", "digits/2"}
+
+
+def test_the_users_packages_stay_the_users(project: Path, trained: dict[str, object]) -> None:
+    code = "import training, registry, serving; print(training.WHOSE, registry.WHOSE, serving.WHOSE)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "the user's training the user's registry the user's serving"
+
+
+def test_show_tells_where_a_version_came_from(project: Path, trained: dict[str, object]) -> None:
+    shown = json.loads(noa_in(project)("models", "show", "digits/1", "--json").stdout)
+    assert set(shown["formats"]) == {shown["native"], "onnx"}
+    assert shown["dataset_digest"].startswith("sha256:")
+    assert shown["environment"]["python"]
+    kinds = {fact["kind"] for fact in shown["evidence"]}
+    assert kinds == {"metrics", "equivalence"}
+    assert noa_in(project)("models", "show", "digits/1").returncode == 0
+
+
+def test_history_shows_who_when_from_to_and_why(project: Path, promoted: str) -> None:
+    entries = json.loads(noa_in(project)("models", "history", "digits", "--json").stdout)
+    first = entries[-1]
+    assert (first["action"], first["from"], first["reason"]) == ("promote", None, "first")
+    assert f"digits/{first['to']}" == promoted
+    assert first["actor"]
+    assert first["created_at"]
+
+
+def test_a_stale_expectation_is_a_conflict(project: Path, promoted: str) -> None:
+    result = noa_in(project)("models", "promote", "digits/1", "--expect", "99")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "99" in result.stderr
+
+
+def test_a_rollback_with_nothing_before_is_refused(project: Path, promoted: str) -> None:
+    result = noa_in(project)("models", "rollback", "digits")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_predict_in_process_and_stock_mlflow_give_the_same_numbers(project: Path, promoted: str) -> None:
+    values = [[[[0.25] * 8] * 8]] * 3
+    (project / "in.json").write_text(json.dumps({"image": values}))
+    ours = json.loads(noa_in(project)("predict", "digits@champion", "--input", "in.json").stdout)
+    code = (
+        "import json, sys, numpy as np, mlflow, logging\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        "model = mlflow.pyfunc.load_model('models:/digits@champion')\n"
+        "print(json.dumps(model.predict(np.full((3, 1, 8, 8), 0.25, np.float32))['logits'].tolist()))"
+    )
+    url = f"sqlite:///{project / '.noa' / 'noa.db'}"
+    stock = subprocess.run(
+        [sys.executable, "-c", code, url], capture_output=True, text=True, check=True, cwd=project.parent
+    )
+    assert json.loads(stock.stdout.splitlines()[-1]) == pytest.approx(ours["outputs"]["logits"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"image": [[1, 2], [3]]}', ["ragged"]),
+        ('{"image": "x"}', ["image"]),
+        ('{"picture": [[1]]}', ["picture", "image"]),
+        ('{"image": [[1.0]]}', ["image", "(batch, 1, 8, 8)"]),
+        ("{", ["malformed JSON"]),
+        ("[" * 100_000, ["nested too deeply"]),
+    ],
+)
+def test_bad_input_names_the_field(project: Path, promoted: str, content: str, words: list[str]) -> None:
+    (project / "bad.json").write_text(content)
+    result = noa_in(project)("predict", promoted, "--input", "bad.json")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "nothing"], ["no recipe `nothing`", "digits"]),
+        (["train", "missing.py"], ["missing.py"]),
+        (["train", "digits", "--backend", "tensorflow"], ["no backend `tensorflow`", "torch", "jax"]),
+        (["train", "digits", "--set", "epoch=3"], ["epoch", "Did you mean `epochs`"]),
+        (["train", "digits", "--set", "epochs"], ["KEY=VALUE"]),
+        (["train", "digits", "--set", "epochs=many"], ["epochs"]),
+        (["models", "show", "nothing"], ["nothing"]),
+        (["models", "show", "digits/99"], ["99"]),
+        (["models", "show", "digits@nothing"], ["nothing"]),
+        (["models", "promote", "digits/99"], ["99"]),
+        (["serve", "digits@nothing"], ["nothing"]),
+        (["serve", "nowhere"], ["no endpoint `nowhere`"]),
+        (["predict", "digits/1", "--input", "missing.json"], ["no such input file"]),
+        (["predict", "digits/1", "--input", "recipe.py"], [".json, .npy, .npz"]),
+        (["convert", "digits/1", "--to", "tensorrt"], ["no format `tensorrt`"]),
+        (["convert", "digits/1"], ["already has the format `onnx`"]),
+        (["flows", "list"], ["noa up"]),
+    ],
+)
+def test_each_wrong_argument_gets_one_clear_line(
+    project: Path, trained: dict[str, object], arguments: list[str], words: list[str]
+) -> None:
+    result = noa_in(project)(*arguments)
+    assert result.returncode == 1, result.stdout
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def test_serve_answers_and_a_used_port_is_refused(project: Path, promoted: str) -> None:
+    with serving(project) as url:
+        port = url.rsplit(":", 1)[1]
+        (project / "in.json").write_text(json.dumps({"image": [[[[0.5] * 8] * 8]]}))
+        answer = json.loads(noa_in(project)("predict", "digits", "--input", "in.json", "--url", url).stdout)
+        assert f"{answer['model']}/{answer['version']}" == promoted
+        assert answer["digest"].startswith("sha256:")
+        taken = noa_in(project)("serve", "digits@champion", "--port", port)
+        assert taken.returncode == 1
+        assert f"port {port}" in taken.stderr
+        assert "in use" in taken.stderr
+
+
+class serving:  # noqa: N801  # reads as a statement: `with serving(project) as url`
+    """`noa serve` in the foreground of a process of its own, ended by Ctrl-C; nothing may be left of it."""
+
+    def __init__(self, root: Path) -> None:
+        command = [sys.executable, "-m", "noa_cli", "serve", "digits@champion", "--port", "0", "--json"]
+        self.process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> str:
+        assert self.process.stdout is not None
+        text = ""
+        for line in iterate_lines(self.process):
+            text += line
+            if line.startswith("}"):
+                break
+        self.children = psutil.Process(self.process.pid).children(recursive=True)
+        assert self.children
+        return str(json.loads(text)["url"])
+
+    def __exit__(self, *_: object) -> None:
+        os.kill(self.process.pid, signal.SIGINT)
+        self.process.communicate(timeout=60)
+        assert self.process.returncode == 0
+        deadline = time.monotonic() + 20
+        while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in self.children):
+            assert time.monotonic() < deadline, "processes are left after `noa serve` ended"
+            time.sleep(0.05)
+
+
+def iterate_lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stdout is not None
+    while line := process.stdout.readline():
+        yield line
+    raise AssertionError(process.stderr.read() if process.stderr else "the server ended")
+
+
+def test_convert_writes_a_proven_copy(project: Path, trained: dict[str, object]) -> None:
+    out = project / "copied"
+    for reference in ("digits/1", "digits/2"):
+        result = noa_in(project)("convert", reference, "--output", str(out / reference.replace("/", "-")), "--json")
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["evidence"]
+    assert {path.name for path in (out / "digits-1").iterdir()} >= {"model.onnx", "signature.json"}
+
+
+def test_verify_finds_a_flipped_byte_and_a_tampered_version_is_not_promoted(project: Path, promoted: str) -> None:
+    result = noa_in(project)("train", "digits", *QUICK, "--seed", "5", "--json")
+    assert result.returncode == 0, result.stderr
+    reference = json.loads(result.stdout)["best"]
+    shown = json.loads(noa_in(project)("models", "show", reference, "--json").stdout)
+    weights = Path(shown["formats"]["onnx"]["folder"]) / "model.onnx"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    weights.chmod(0o644)
+    weights.write_bytes(data)
+    verified = noa_in(project)("models", "verify")
+    assert verified.returncode == 1
+    assert "model.onnx" in verified.stdout
+    refused = noa_in(project)("models", "promote", reference)
+    assert refused.returncode == 1
+    assert "model.onnx" in refused.stdout + refused.stderr
+    held = json.loads(noa_in(project)("models", "list", "--json").stdout)
+    assert held[0]["aliases"]["champion"] == int(promoted.split("/")[1])
+    assert noa_in(project)("predict", reference, "--input", "in.json").returncode == 1
