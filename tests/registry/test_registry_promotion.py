@@ -224,7 +224,7 @@ def start_together(racers: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
         assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    outputs = [racer.communicate(timeout=120)[0] for racer in racers]
+    outputs = [racer.communicate(timeout=240)[0] for racer in racers]
     return [json.loads(output) for output in outputs]
 
 
