@@ -33,7 +33,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     recipe.write_text(recipe.read_text() + "\n" + guard)
     settings = root / "noa.toml"
-    settings.write_text(settings.read_text().replace("accuracy = 0.97", "accuracy = 0.5"))
+    settings.write_text(settings.read_text().replace("accuracy = 0.97", "accuracy = 0.2"))
     return root
 
 
