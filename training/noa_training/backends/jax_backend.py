@@ -57,30 +57,36 @@ class JaxTrainer:
         # Copies: donated buffers must be this trainer's own.
         self._params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
         self._moments = first_moments(recipe.optimizer, self._params)
-        self._counters = _counters(0, 0)
+        self._counters = _counters(0, 0, 0)
         self._compiled = jax.jit(_make_step(recipe, apply), donate_argnums=(0, 1, 2))
         self._predict = jax.jit(_evaluation(apply))
         self._step = 0
-        self._losses: list[Any] = []
+        # The epoch's losses lie on the device too: fetching them one by one would cost more than a small model's step.
+        self._taken = 0
+        self._position = 0
+        self._kept = np.zeros(0, np.float32)
         self._plan: tuple[Any, Any] = (None, None)
 
     def begin_epoch(self, order: np.ndarray, rates: np.ndarray, position: int) -> None:
         """Put rows and rates of an epoch on the device."""
+        self._kept = self.take_losses()
         self._plan = (jnp.asarray(order), jnp.asarray(rates))
-        self._counters = _counters(self._step, position)
+        self._counters = _counters(self._step, position, len(order))
+        self._taken = self._position = position
 
     def step(self) -> None:
         """Dispatch one step; it runs while Python goes on."""
-        self._params, self._moments, self._counters, loss = self._compiled(
+        self._params, self._moments, self._counters = self._compiled(
             self._params, self._moments, self._counters, self._plan, self._data
         )
-        self._losses.append(loss)
+        self._position += 1
         self._step += 1
 
     def take_losses(self) -> np.ndarray:
         """Return the losses since the last call; waits for their steps."""
-        losses = np.asarray([float(loss) for loss in self._losses], np.float32)
-        self._losses = []
+        fresh = np.asarray(self._counters[2])[self._taken : self._position]
+        losses = np.concatenate([self._kept, fresh])  # a copy: the device's buffer is donated to the next step
+        self._taken, self._kept = self._position, np.zeros(0, np.float32)
         return losses
 
     def predict(self, split: Split) -> np.ndarray:
@@ -108,7 +114,9 @@ class JaxTrainer:
             of_kind = {name: state.moments[f"{kind}/{name}"] for name in shapes}
             self._moments[kind] = unflatten_params(of_kind)
         self._step = state.step
-        self._losses = []
+        self._counters = _counters(state.step, 0, 0)
+        self._taken = self._position = 0
+        self._kept = np.zeros(0, np.float32)
 
 
 def flatten_params(params: Any, prefix: str = "") -> dict[str, np.ndarray]:
@@ -141,7 +149,7 @@ def _make_step(recipe: Recipe, apply: Callable[..., Any]) -> Callable[..., Any]:
 
     def step(params: Any, moments: Any, counters: Any, plan: Any, data: Any) -> Any:
         order, rates = plan
-        done, position = counters
+        done, position, losses = counters
         rows, rate = order[position], rates[position]
         *inputs, targets = [array.at[rows].get(mode="promise_in_bounds") for array in data]
         key = jax.random.fold_in(jax.random.key(recipe.seed), done)
@@ -149,7 +157,7 @@ def _make_step(recipe: Recipe, apply: Callable[..., Any]) -> Callable[..., Any]:
         if clip is not None:
             gradients = clip_by_global_norm(gradients, clip)
         params, moments = update(params, gradients, moments, rate, done + 1)
-        return params, moments, (done + 1, position + 1), loss
+        return params, moments, (done + 1, position + 1, losses.at[position].set(loss))
 
     return step
 
@@ -199,5 +207,6 @@ def _evaluation(apply: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _counters(step: int, position: int) -> tuple[Any, Any]:
-    return jnp.int32(step), jnp.int32(position)
+def _counters(step: int, position: int, steps: int) -> tuple[Any, Any, Any]:
+    """Return steps done, position in the epoch, and room for the losses of its `steps`."""
+    return jnp.int32(step), jnp.int32(position), jnp.zeros(steps, jnp.float32)
