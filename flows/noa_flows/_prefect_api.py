@@ -103,10 +103,11 @@ class PrefectApi:
         """
         return self._row(self._send(f"/flow_runs/{run_id}", None))
 
-    def runs(self, flow: str, *, limit: int, deployment: str | None = None) -> list[Row]:
-        """Return the newest runs of a flow, or of one of its deployments by name."""
+    def runs(self, flow: str, *, limit: int, until: str, deployment: str | None = None) -> list[Row]:
+        """Return the newest runs of a flow, or of one of its deployments by name, that were due `until` a time."""
         body: Row = {
             "flows": {"name": {"any_": [flow]}},
+            "flow_runs": {"expected_start_time": {"before_": until}},
             "limit": min(limit, _PAGE),
             "sort": "EXPECTED_START_TIME_DESC",
         }

@@ -162,7 +162,7 @@ class _Launch:
                     started[plan.name] = self._start(plan, ports.get(plan.name), addresses)
                     waiting[plan.name] = started[plan.name]
                 addresses |= _addresses(started)
-                self._wait(plans, waiting, addresses, deadline)
+                self._wait(plans, waiting, started, addresses, deadline)
         except BaseException:
             for name in reversed(started):
                 self.supervisor.stop(name, timeout_s=self.settings.flows.stop_timeout_s)
@@ -202,6 +202,7 @@ class _Launch:
         self,
         plans: Mapping[ServiceName, ServicePlan],
         waiting: dict[ServiceName, ServiceRecord],
+        started: Mapping[ServiceName, ServiceRecord],
         addresses: Mapping[ServiceName, str],
         deadline: float,
     ) -> None:
@@ -209,7 +210,8 @@ class _Launch:
             for name, record in list(waiting.items()):
                 if plans[name].is_healthy(record, addresses) and self.supervisor.is_running(record):
                     del waiting[name]
-                    self.report(ServiceEvent(service=name, phase="healthy", address=record.address))
+                    if name in started:
+                        self.report(ServiceEvent(service=name, phase="healthy", address=record.address))
                 elif not self.supervisor.is_running(record):
                     raise self._failure(record, "died while it started")
             if waiting and time.monotonic() > deadline:

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import filelock
+import pytest
+from flows_helpers import make_project, wait_until
+
+from noa.errors import ConflictError, InvalidInputError, ServiceError
+from noa.settings import Settings, load_settings
+from noa_flows import ServiceEvent, down, status, up
+from noa_flows.supervisor import Supervisor
+
+_UP = """
+import sys
+from pathlib import Path
+from noa.settings import load_settings
+from noa_flows import up
+up(load_settings(Path(sys.argv[1])).settings, services=["prefect"])
+"""
+
+
+def test_down_is_fine_when_nothing_runs(tmp_path: Path) -> None:
+    settings = make_project(tmp_path)
+    assert down(settings) == []
+    assert not (tmp_path / ".noa").exists()
+
+
+def test_status_lists_what_the_project_has(tmp_path: Path) -> None:
+    found = status(make_project(tmp_path))
+    assert [(entry.name, entry.state) for entry in found] == [
+        ("prefect", "stopped"),
+        ("mlflow", "stopped"),
+        ("serving", "stopped"),
+        ("worker", "stopped"),
+    ]
+    (tmp_path / "noa.toml").write_text("")
+    assert [entry.name for entry in status(load_settings(tmp_path).settings)] == ["prefect", "mlflow", "worker"]
+
+
+def test_a_port_in_use_starts_nothing_and_names_the_setting(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        settings = load_settings(tmp_path, overrides=[f"tracking.port={port}"]).settings
+        with pytest.raises(ConflictError, match=r"`tracking\.port`"):
+            up(settings)
+    assert [entry.state for entry in status(settings)] == ["stopped"] * 4
+    assert Supervisor(settings.state_dir).names() == []
+
+
+def test_a_service_that_the_project_lacks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text("")
+    with pytest.raises(InvalidInputError, match="no service `serving`"):
+        up(load_settings(tmp_path).settings, services=["serving"])
+
+
+def test_a_second_up_that_waits_too_long_says_so(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    settings = load_settings(tmp_path, overrides=["flows.start_timeout_s=0.1", "flows.stop_timeout_s=0.1"]).settings
+    (tmp_path / ".noa" / "services").mkdir(parents=True)
+    with filelock.FileLock(tmp_path / ".noa" / "services" / "lock"), pytest.raises(ConflictError, match="another"):
+        up(settings, services=["prefect"])
+
+
+@pytest.mark.prefect
+def test_a_service_that_dies_takes_what_was_started_with_it_and_shows_its_log(tmp_path: Path) -> None:
+    settings = make_project(tmp_path)
+    home = tmp_path / ".noa" / "prefect"
+    home.mkdir(parents=True)
+    (home / "prefect.db").write_bytes(b"this is no database" * 1000)
+    seen: list[ServiceEvent] = []
+    with pytest.raises(ServiceError, match=r"`prefect` died while it started") as caught:
+        up(settings, services=["prefect"], on_progress=seen.append)
+    assert "not a database" in str(caught.value)
+    assert [entry.state for entry in status(settings)] == ["stopped"] * 4
+    assert [(event.service, event.phase) for event in seen] == [("prefect", "starting")]
+
+
+@pytest.mark.prefect
+def test_a_service_that_does_not_answer_in_time_is_stopped_again(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    settings: Settings = load_settings(tmp_path, overrides=["flows.start_timeout_s=0.3"]).settings
+    with pytest.raises(ServiceError, match=r"`prefect` did not answer within 0\.3 s"):
+        up(settings, services=["prefect"])
+    assert [entry.state for entry in status(settings)] == ["stopped"] * 4
+
+
+@pytest.mark.prefect
+def test_down_finds_what_an_up_that_was_killed_had_started(tmp_path: Path) -> None:
+    settings = make_project(tmp_path)
+    supervisor = Supervisor(settings.state_dir)
+    with subprocess.Popen([sys.executable, "-c", _UP, str(tmp_path)], stderr=subprocess.DEVNULL) as starter:
+        wait_until(lambda: "prefect" in supervisor.names(), deadline_s=60)
+        os.kill(starter.pid, signal.SIGKILL)
+    record = supervisor.find("prefect")
+    assert record is not None
+    assert down(settings) == ["prefect"]
+    assert supervisor.members(record) == []
