@@ -162,7 +162,7 @@ def check_gate(settings: Settings, candidate: Candidate, alias: str) -> GateRepo
         reasons = "; ".join(f"{v.rule}: expected {v.expected}, received {v.received}" for v in report.refusals)
         raise GateRefusedError(
             f"the gate refuses `{version.reference}` as `{alias}`: {reasons}",
-            remedy=f"`{version.name}@{alias}` is as it was; see `noa models show {version.reference}`",
+            remedy=f"`{version.name}@{alias}` is as it was; see `noa models check {version.reference}`",
             report=report,
         )
     return report

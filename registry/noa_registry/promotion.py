@@ -114,6 +114,12 @@ class Promoter:
                     report = evaluate_rollback(candidate, alias=alias, bytes_problem=problem)
                     return _settle(connection, move, holder, present, report)
 
+    def previous(self, name: str, *, alias: str) -> int:
+        """Return the version that a rollback would move to. See `Registry.previous`."""
+        move = _checked_move(name, alias, "rollback", "only asked", "nobody", EXPECT_ANY)
+        with self.database.read() as connection:
+            return _previous(connection, move, _holder(connection, name, alias))
+
     def verify_ledger(self) -> None:
         """Check the chain, and that the aliases are where the ledger says.
 
@@ -240,7 +246,7 @@ def _settle(
         raise GateRefusedError(
             f"the gate refuses `{version.reference}` as `{move.alias}`: "
             + "; ".join(f"{v.rule}: expected {v.expected}, received {v.received}" for v in report.refusals),
-            remedy=f"See all verdicts with: noa models show {version.reference}",
+            remedy=f"See all verdicts with `noa models check {version.reference}`",
             report=report,
         )
     if move.action == "promote" and holder is not None and holder.number == version.number:

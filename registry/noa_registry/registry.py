@@ -260,6 +260,14 @@ class Registry:
         """
         return self._promoter.rollback(name, alias=alias, reason=reason, actor=actor, expect=expect)
 
+    def previous(self, name: str, *, alias: str = "champion") -> int:
+        """Return the number of the version that `rollback` would move to; changes nothing.
+
+        Raises:
+            NotFoundError: there is no earlier version.
+        """
+        return self._promoter.previous(name, alias=alias)
+
     def history(self, name: str, *, alias: str | None = None) -> list[LedgerEntry]:
         """Return who moved which alias when, from, to and why, newest first.
 

@@ -54,6 +54,14 @@ def test_rollback_walks_back_one_version_at_a_time_and_then_refuses(
     registry.verify_ledger()
 
 
+def test_previous_tells_where_a_rollback_would_go_and_moves_nothing(
+    registry: Registry, promoted: list[ModelVersion]
+) -> None:
+    assert registry.previous("digits") == 2
+    assert registry.resolve("digits@champion").number == 3
+    assert registry.rollback("digits", reason="r", actor="bob").to_number == 2
+
+
 def test_rollback_after_a_rollback_and_a_promotion_follows_the_stack(
     registry: Registry, promoted: list[ModelVersion]
 ) -> None:

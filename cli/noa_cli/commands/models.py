@@ -189,7 +189,7 @@ def verify(
 def promote(
     reference: ReferenceArgument,
     alias: AliasOption = "champion",
-    reason: ReasonOption = "",
+    reason: ReasonOption = "none given",
     expect: ExpectOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -227,7 +227,7 @@ def promote(
 def rollback(
     name: Annotated[str, typer.Argument(help="The model, `name` or `name@alias`.")],
     alias: AliasOption = "champion",
-    reason: ReasonOption = "",
+    reason: ReasonOption = "none given",
     expect: ExpectOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
