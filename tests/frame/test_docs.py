@@ -17,7 +17,18 @@ PAGES = sorted(
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+    found: list[str] = []
+    inside: str | None = None
+    lines: list[str] = []
+    for line in page.read_text().splitlines():
+        if not line.startswith("```"):
+            lines.append(line)
+        elif inside is None:
+            inside, lines = line[3:].strip(), []
+        else:
+            found += ["\n".join(lines) + "\n"] if inside == language else []
+            inside = None
+    return found
 
 
 def commands(page: Path) -> list[str]:
