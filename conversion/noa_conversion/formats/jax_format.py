@@ -104,7 +104,8 @@ class JaxAdapter:
         _check_program(exported, [stored[name] for name in order], signature, folder / PROGRAM_FILE)
         options = {"xla_cpu_multi_thread_eigen": False} if threads == 1 else None
         call = jax.jit(exported.call, compiler_options=options)
-        weights = tuple(jax.device_put(stored[name]) for name in order)
+        cpu = jax.local_devices(backend="cpu")[0]
+        weights = tuple(jax.device_put(stored[name], cpu) for name in order)
         return JaxRunnable(call, weights, signature, folder / PROGRAM_FILE)
 
 

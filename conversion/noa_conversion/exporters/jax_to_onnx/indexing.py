@@ -1,0 +1,136 @@
+"""`gather` in the forms that models use: table lookup, indexing by several arrays, along-axis, and a fixed window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from noa_conversion.exporters.jax_to_onnx.builder import Operand, Value
+from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler, is_static
+from noa_conversion.exporters.jax_to_onnx.shaping import slice_axes
+
+
+def _gather(call: Call) -> list[Operand]:
+    value, indices = call.inputs
+    numbers = call.params["dimension_numbers"]
+    indexed = [int(axis) for axis in numbers.start_index_map]
+    if numbers.operand_batching_dims:
+        return [_along_axis(call, value, indices)]
+    if indices.rank == 1 and indices.constant is not None and is_static([value.shape[axis] for axis in indexed]):
+        return [_fixed_window(call, value, indices.constant)]
+    sizes = call.params["slice_sizes"]
+    others = [axis for axis in range(value.rank) if axis not in indexed]
+    is_lookup = sorted(numbers.collapsed_slice_dims) == sorted(indexed)
+    is_lookup = is_lookup and all(str(sizes[axis]) == str(value.shape[axis]) for axis in others)
+    if not is_lookup:
+        raise call.refuse("it cuts a window at a computed place", received=f"slice_sizes={tuple(sizes)}")
+    return [_lookup(call, value, indices, indexed, others)]
+
+
+def _lookup(call: Call, value: Value, indices: Value, indexed: list[int], others: list[int]) -> Operand:
+    """Give whole rows of the other axes. The result's axes are the indices' and the others', in the order JAX asks for."""
+    graph = call.graph
+    numbers = call.params["dimension_numbers"]
+    wide = call.cast(indices, "int64")
+    safe = _inside(call, wide, [value.shape[axis] for axis in indexed])
+    order = [*indexed, *others]
+    table: Operand = value
+    if len(indexed) == 1:
+        last = graph.node("Squeeze", safe, graph.integers([indices.rank - 1]))
+        axis = indexed[0]
+        rows = graph.node("Gather", value, last, axis=axis)
+        # Gather leaves the axes before `axis` in front of the indices'.
+        front = list(range(axis, axis + indices.rank - 1))
+        rest = [index for index in range(value.rank - 1 + indices.rank - 1) if index not in front]
+        placed = [*front, *rest]
+    else:
+        table = value if order == sorted(order) else graph.node("Transpose", value, perm=order)
+        rows = graph.node("GatherND", table, safe)
+        placed = list(range(indices.rank - 1 + len(others)))
+    rank = len(placed)
+    offsets = [int(axis) for axis in numbers.offset_dims]
+    batch = [axis for axis in range(rank) if axis not in offsets]
+    target = [0] * rank
+    for position, axis in zip(placed, [*batch, *offsets], strict=True):
+        target[axis] = position
+    result: Operand = rows if target == sorted(target) else graph.node("Transpose", rows, perm=target)
+    return _fill_outside(call, result, wide, safe, batch, rank)
+
+
+def _inside(call: Call, indices: str, sizes: list[Any]) -> str:
+    """Clamp indices to `0 .. size - 1`; the last axis of `indices` goes with `sizes`, or there is one size for all."""
+    graph = call.graph
+    if is_static(sizes):
+        highest = graph.integers([size - 1 for size in sizes])
+    else:
+        highest = graph.node("Sub", graph.shape(sizes), graph.constant(np.int64(1)))
+    return graph.node("Min", graph.node("Max", indices, graph.constant(np.int64(0))), highest)
+
+
+def _fill_outside(call: Call, rows: Operand, wide: str, safe: str, batch: list[int], rank: int) -> Operand:
+    """Where the mode is to fill, write JAX's fill value over rows whose index is out of bounds."""
+    if "FILL" not in str(call.params["mode"]):
+        return rows
+    graph = call.graph
+    dtype = np.dtype(call.outputs[0].dtype)
+    same = graph.node("Cast", graph.node("Equal", wide, safe), to=6)
+    inside = graph.node("Cast", graph.node("ReduceMin", same, graph.integers([-1]), keepdims=0), to=9)
+    added = [axis for axis in range(rank) if axis not in batch]
+    mask = graph.node("Unsqueeze", inside, graph.integers(added)) if added else inside
+    return graph.node(
+        "Where", mask, rows, graph.constant(np.asarray(_fill_value(call.params["fill_value"], dtype), dtype))
+    )
+
+
+def _fill_value(given: Any, dtype: np.dtype[Any]) -> Any:
+    """JAX fills with NaN, the smallest signed or the largest unsigned integer, or True."""
+    if given is not None:
+        return given
+    if dtype.kind == "f":
+        return np.nan
+    if dtype.kind == "b":
+        return True
+    return np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
+
+
+def _along_axis(call: Call, value: Value, indices: Value) -> Operand:
+    """`take_along_axis`: each element of the indices picks along one axis, at its own place on all others."""
+    numbers = call.params["dimension_numbers"]
+    graph = call.graph
+    axes = [int(axis) for axis in numbers.start_index_map]
+    shared = [int(axis) for axis in numbers.operand_batching_dims]
+    places = [int(axis) for axis in numbers.start_indices_batching_dims]
+    is_plain = len(axes) == 1 and sorted([*shared, *axes]) == list(range(value.rank)) and shared == places
+    is_plain = is_plain and indices.rank == value.rank + 1 and list(numbers.collapsed_slice_dims) == axes
+    if not is_plain or numbers.offset_dims:
+        raise call.refuse("it is a batched lookup other than `take_along_axis`")
+    wide = graph.node("Squeeze", call.cast(indices, "int64"), graph.integers([indices.rank - 1]))
+    safe = _inside(call, wide, [value.shape[axes[0]]])
+    found = graph.node("GatherElements", value, safe, axis=axes[0])
+    if "FILL" not in str(call.params["mode"]):
+        return found
+    dtype = np.dtype(call.outputs[0].dtype)
+    fill = graph.constant(np.asarray(_fill_value(call.params["fill_value"], dtype), dtype))
+    return graph.node("Where", graph.node("Equal", wide, safe), found, fill)
+
+
+def _fixed_window(call: Call, value: Value, start: np.ndarray) -> Operand:
+    numbers = call.params["dimension_numbers"]
+    sizes = call.params["slice_sizes"]
+    cuts: dict[int, tuple[Any, Any, int]] = {}
+    for axis, first in zip(numbers.start_index_map, start, strict=True):
+        highest = value.shape[axis] - sizes[axis]
+        if not 0 <= int(first) <= highest and "CLIP" not in str(call.params["mode"]):
+            raise call.refuse("its fixed index is out of bounds", received=int(first))
+        begin = min(max(int(first), 0), highest)
+        cuts[int(axis)] = (begin, begin + int(sizes[axis]), 1)
+    result = slice_axes(call.graph, value, cuts)
+    collapsed = [int(axis) for axis in numbers.collapsed_slice_dims]
+    for axis in range(value.rank):
+        if axis not in cuts and str(sizes[axis]) != str(value.shape[axis]):
+            raise call.refuse("it cuts an axis that it does not index", received=f"slice_sizes={tuple(sizes)}")
+    return call.node("Squeeze", result, call.graph.integers(collapsed)) if collapsed else result
+
+
+HANDLERS: dict[str, Handler] = {"gather": _gather}
