@@ -73,12 +73,17 @@ class Application:
         self.keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
         self.admission = Admission(settings.max_in_flight)
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
+        self.fast_answers = 0
         self._metrics: list[RouteMetrics] = []
         self._hot = self._hot_routes()
 
     def find_hot(self, path: str) -> HotRoute | None:
         """Return the route on which a model computes for `POST path`, or None."""
         return self._hot.get(path) or self._find_versioned(path)
+
+    def hot_paths(self) -> dict[str, HotRoute]:
+        """Return all hot routes by path, but for those that name a version."""
+        return self._hot
 
     def answer(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
         """Answer a request that needs no compute."""
@@ -188,6 +193,7 @@ class Application:
             self.endpoints.values(),
             admission=self.admission,
             follower=self.follower,
+            fast_answers=self.fast_answers,
             worker=os.getpid(),
         )
         return Response(200, text, ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),))

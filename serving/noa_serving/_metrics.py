@@ -42,6 +42,7 @@ def render(
     *,
     admission: Admission,
     follower: Follower,
+    fast_answers: int,
     worker: int,
 ) -> bytes:
     """Return everything that is counted, as Prometheus text (version 0.0.4)."""
@@ -52,6 +53,7 @@ def render(
         *_endpoints(endpoints, worker),
         *_gauge("noa_requests_in_flight", "Requests being computed or waiting.", admission.in_flight, worker),
         *_counter("noa_requests_refused_total", "Requests refused because of overload.", admission.refused, worker),
+        *_counter("noa_fast_answers_total", "Requests answered without ASGI.", fast_answers, worker),
         *_counter("noa_registry_failed_polls_total", "Look-ups that failed.", follower.failed_polls, worker),
         *_gauge("noa_registry_reachable", "Whether the last look-up worked.", int(follower.problem is None), worker),
     ]

@@ -53,7 +53,7 @@ def check_inputs(generation: Generation, inputs: Mapping[str, np.ndarray], *, ma
         SignatureError: an input is missing, unknown, or has another dtype or shape.
         RequestRefusedError: 413, the batch is larger than the server accepts.
     """
-    batch = generation.signature.validate(inputs)
+    batch = generation.check(inputs)
     if batch > max_batch_items:
         raise too_many_items(batch, max_batch_items)
     for name, array in inputs.items():

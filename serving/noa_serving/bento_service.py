@@ -17,6 +17,7 @@ from typing import Any
 
 import bentoml
 from _bentoml_sdk import Service
+from uvicorn.config import HTTP_PROTOCOLS
 
 from noa.atomic_write import write_file
 from noa.errors import SettingsError
@@ -26,6 +27,7 @@ from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
 from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, load_request
 from noa_serving._parent_death import die_with_parent
+from noa_serving._protocol import hot_protocol
 
 
 class NoaService(Service[Any]):
@@ -36,10 +38,13 @@ class NoaService(Service[Any]):
         del is_main
         die_with_parent()
         _configure_logging()
-        return build_asgi(_REQUEST)
+        application = build_application(_REQUEST)
+        # The worker makes its uvicorn configuration after this call and looks the protocol up in this table.
+        HTTP_PROTOCOLS["auto"] = hot_protocol(application)  # pyright: ignore[reportArgumentType]  # uvicorn takes classes too
+        return AsgiApplication(application, on_startup=lambda: _report_address(_REQUEST))
 
 
-def build_asgi(request: LaunchRequest) -> AsgiApplication:
+def build_application(request: LaunchRequest) -> Application:
     """Build the application of one worker; it starts to follow the registry when the server starts it."""
     settings = request.settings
     threads = compute_threads(settings.serving)
@@ -51,8 +56,7 @@ def build_asgi(request: LaunchRequest) -> AsgiApplication:
         return Registry.open(settings.registry)
 
     follower = Follower(endpoints, open_registry, poll_interval_s=settings.serving.poll_interval_s)
-    application = Application(settings.serving, endpoints, follower)
-    return AsgiApplication(application, on_startup=lambda: _report_address(request))
+    return Application(settings.serving, endpoints, follower)
 
 
 def _report_address(request: LaunchRequest) -> None:

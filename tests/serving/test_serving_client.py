@@ -104,7 +104,7 @@ class BusyOnce(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002  # the base class names it so
+    def log_message(self, format: str, *args: object) -> None: ...  # the base class names it so
 
 
 @pytest.mark.parametrize(("retry_after", "calls"), [("0", 2), ("50", 1)])

@@ -1,0 +1,219 @@
+"""The fast way: small inference requests are answered in the HTTP protocol class itself, without ASGI.
+
+`hot_protocol` makes a subclass of uvicorn's httptools protocol for one application. It takes a request only if it can
+answer at once and in order: a known path, a small body of known length, keep-alive, nobody waiting before it on the
+connection, and a model that is quick. Everything else goes the ordinary way through ASGI; a request that turns out to
+be slow after its body was read is replayed there, so that waiting, pipelining and back-pressure have one
+implementation, uvicorn's.
+
+Measured with a perceptron: ASGI with its tasks, events and per-header checks costs more than twice what the model does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import time
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from noa_serving._application import Application, HotRoute
+from noa_serving._http import HeaderList, RequestRefusedError, Response, refuse
+from noa_serving._prepared import compute
+
+MAX_HOT_BODY_BYTES = 64 << 10
+"""Larger bodies arrive in many pieces; ASGI's flow control is worth its cost there."""
+
+_MAX_CACHED_HEADS = 1024
+_NOT_HOT = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
+
+
+def hot_protocol(application: Application) -> type[HttpToolsProtocol]:
+    """Return the protocol class of one worker's application."""
+    limit = min(application.settings.max_body_bytes, MAX_HOT_BODY_BYTES)
+    timeout_s = application.settings.timeout_s
+
+    class HotProtocol(_HotProtocol):
+        """The protocol, bound to its application."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._bind(application, limit, timeout_s)
+
+    return HotProtocol
+
+
+class _HotProtocol(HttpToolsProtocol):
+    def _bind(self, application: Application, limit: int, timeout_s: float) -> None:
+        self._application = application
+        self._routes = {path.encode(): route for path, route in application.hot_paths().items()}
+        self._limit = limit
+        self._timeout_s = timeout_s
+        self._route: HotRoute | None = None
+        self._chunks: list[bytes] = []
+        self._started = 0.0
+        self._last_answer = 0.0
+        self._is_closing = False
+        self._body_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._route is not None and self._body_timer is None:
+            self._body_timer = self.loop.call_later(self._timeout_s, self._body_is_late)
+
+    def on_headers_complete(self) -> None:
+        route = self._routes.get(self.url)
+        if route is None or not self._is_hot():
+            super().on_headers_complete()
+            return
+        self._route = route
+        self._chunks = []
+        self._started = time.perf_counter()
+
+    def on_body(self, body: bytes) -> None:
+        if self._route is None:
+            super().on_body(body)
+        else:
+            self._chunks.append(body)
+
+    def on_message_complete(self) -> None:
+        route = self._route
+        if route is None:
+            super().on_message_complete()
+            return
+        self._route = None
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks = []
+        try:
+            response = self._answer(route, body)
+        except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
+            response = refuse(exc)
+        if response is None:
+            self._replay(body)
+            return
+        route.metrics.observe(response.status, time.perf_counter() - self._started)
+        self._write(response)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._body_timer, self._idle_timer):
+            if timer is not None:
+                timer.cancel()
+        self._route = None
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """End gracefully: a request whose body is still arriving is answered first."""
+        if self._route is None:
+            super().shutdown()
+        else:
+            self._is_closing = True
+
+    def _is_hot(self) -> bool:
+        parser = self.parser
+        if parser is None or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
+            return False
+        if not parser.should_keep_alive() or self.flow.write_paused or self._has_open_cycle():
+            return False
+        length = b""
+        for name, value in self.headers:
+            if name == b"content-length":
+                length = value
+            elif name in _NOT_HOT:
+                return False
+        return length.isdigit() and len(length) < 10 and int(length) <= self._limit
+
+    def _has_open_cycle(self) -> bool:
+        # uvicorn starts with None behind a narrower annotation.
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        return cycle is not None and not cycle.response_complete
+
+    def _answer(self, route: HotRoute, body: bytes) -> Response | None:
+        """Return the answer, or None if the compute must not hold up the event loop."""
+        application = self._application
+        headers = dict(self.headers)
+        application.keys.check(headers)
+        generation = route.require()
+        if generation.inline_items == 0:
+            return None
+        application.admission.enter()
+        try:
+            prepared = route.prepare(headers, body)
+            if not prepared.generation.runs_inline(prepared.batch):
+                return None
+            return prepared.encode(compute(prepared))
+        finally:
+            application.admission.leave()
+
+    def _replay(self, body: bytes) -> None:
+        super().on_headers_complete()
+        if self._is_closing:
+            self.cycle.keep_alive = False
+        if body:
+            super().on_body(body)
+        super().on_message_complete()
+
+    def _write(self, response: Response) -> None:
+        if self.transport.is_closing():
+            return
+        dates = [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
+        close = b"connection: close\r\n" if self._is_closing else b""
+        length = b"content-length: %d\r\n\r\n" % len(response.body)
+        head = _head(response.status, response.headers)
+        self.transport.write(b"".join((head, *dates, close, length, response.body)))
+        self.server_state.total_requests += 1
+        self._application.fast_answers += 1
+        if self._is_closing or (b"connection", b"close") in response.headers:
+            self.transport.close()
+            return
+        self._last_answer = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
+
+    def _body_is_late(self) -> None:
+        route = self._route
+        self._body_timer = None
+        if route is None:
+            return
+        self._route = None
+        self._is_closing = True
+        late = RequestRefusedError(
+            "the request's body did not arrive in time",
+            status=408,
+            expected=f"all of it within {self._timeout_s:g} s",
+        )
+        route.metrics.observe(408, time.perf_counter() - self._started)
+        self._write(refuse(late))
+
+    def _check_idle(self) -> None:
+        """Close the connection if nothing happened since the last answer; one timer serves many requests."""
+        self._idle_timer = None
+        if self.transport.is_closing():
+            return
+        is_busy = self._route is not None or self._has_open_cycle()
+        left_s = self._last_answer + self.timeout_keep_alive - self.loop.time()
+        if not is_busy and left_s <= 0 and self.timeout_keep_alive_task is None:
+            self.transport.close()
+            return
+        self._idle_timer = self.loop.call_later(max(left_s, 1.0), self._check_idle)
+
+
+_heads: dict[tuple[int, HeaderList], bytes] = {}
+
+
+def _head(status: int, headers: HeaderList) -> bytes:
+    """Return the status line and the headers of an answer; nearly all answers share a few."""
+    key = (status, headers)
+    head = _heads.get(key)
+    if head is None:
+        lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n".encode()]
+        lines += [b"%b: %b\r\n" % pair for pair in headers]
+        head = b"".join(lines)
+        if len(_heads) >= _MAX_CACHED_HEADS:
+            _heads.clear()
+        _heads[key] = head
+    return head
