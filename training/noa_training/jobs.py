@@ -189,8 +189,12 @@ def _run_to_an_end(
     finally:
         run_id = reporter.tracking.finish(status) if reporter.tracking is not None else None
     trained = replace(trained, run_id=run_id)
-    write_file(job.folder / RESULT_FILE, trained.to_json())
-    write_state(job.folder, "finished", now=time.time())
+    try:
+        write_file(job.folder / RESULT_FILE, trained.to_json())
+        write_state(job.folder, "finished", now=time.time())
+    except NoaError as exc:
+        _end(job, reporter, "failed", exc)
+        raise
     reporter.finished(job.folder, metrics=trained.metrics, steps=trained.steps, seconds=trained.seconds)
     CheckpointStore(job.folder / "checkpoints", keep=settings.keep_checkpoints).discard()
     return trained

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ class Reporter:
         self._log = folder / "events.jsonl"
         self._on_event = on_event
         self._has_log = True
+        self._lock = threading.Lock()  # the tracking thread warns while the training thread reports
         self._plan: Plan | None = None
         self._first_step = 0
         self._begun = self._last_report = time.perf_counter()
@@ -136,15 +138,19 @@ class Reporter:
 
     def send(self, event: JobEvent) -> None:
         """Append the event to the job's log and give it to the caller."""
-        if self._has_log:
-            try:
-                with self._log.open("a", encoding="utf-8") as file:
-                    file.write(event.to_json() + "\n")
-            except OSError as exc:
-                self._has_log = False
-                message = f"events are no longer written: {exc.strerror}"
-                self._on_event(Warned(job_id=self._job_id, at=time.time(), subject=self._log.name, message=message))
-        self._on_event(event)
+        with self._lock:
+            if self._has_log:
+                self._append(event)
+            self._on_event(event)
+
+    def _append(self, event: JobEvent) -> None:
+        try:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(event.to_json() + "\n")
+        except OSError as exc:
+            self._has_log = False
+            message = f"events are no longer written: {exc.strerror}"
+            self._on_event(Warned(job_id=self._job_id, at=time.time(), subject=self._log.name, message=message))
 
     def _track(self, values: Mapping[str, float], *, step: int, now: float) -> None:
         if self.tracking is not None:
