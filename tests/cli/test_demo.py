@@ -1,0 +1,68 @@
+"""`noa demo`, as a new user runs it: real training, real servers, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Return every process that works in a folder, names it, or was given it in its environment."""
+    found: list[str] = []
+    for process in psutil.process_iter():
+        try:
+            texts = [process.cwd(), *process.cmdline(), *process.environ().values()]
+        except psutil.Error:
+            continue
+        if process.pid != os.getpid() and any(str(folder) in text for text in texts):
+            found.append(f"{process.pid} {' '.join(process.cmdline())[:100]}")
+    return found
+
+
+def command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "noa_cli", "demo", "--json", "--folder", str(folder)]
+
+
+@pytest.mark.prefect
+@pytest.mark.bentoml
+def test_the_demo_holds_its_promises_and_leaves_no_process(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    result = subprocess.run(command(folder), capture_output=True, text=True, check=False, timeout=800)
+    assert result.returncode == 0, result.stderr[-3000:] + result.stdout[-2000:]
+    report = json.loads(result.stdout)
+    assert report["problems"] == []
+    assert {row["backend"] for row in report["first"]["candidates"]} == {"torch", "jax"}
+    for key in ("served", "retrained"):
+        assert report[key]["accuracy"] >= 0.98
+        assert report[key]["agreement"] >= 0.99
+    assert report["swap"]["failed"] == 0
+    assert len(report["swap"]["versions"]) == 2
+    assert report["rollback"]["to"] == int(report["served"]["reference"].split("/")[1])
+    assert processes_of(folder) == []
+
+
+@pytest.mark.prefect
+@pytest.mark.bentoml
+def test_ctrl_c_in_the_middle_stops_everything(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    process = subprocess.Popen(command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(".noa/jobs/*/*/events.jsonl")):  # training and the services are under way
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert processes_of(folder) == []
