@@ -10,7 +10,16 @@ from flows_helpers import make_project
 
 from noa.errors import ConflictError, GateRefusedError, InvalidInputError, NotFoundError, RecipeError, TrainingError
 from noa.settings import GateSettings, Settings
-from noa_flows import PipelineEvent, PipelineResult, find_holder, plan_pipeline, promote_best, run_pipeline, train_job
+from noa_flows import (
+    PipelineEvent,
+    PipelineResult,
+    check_gate,
+    find_holder,
+    plan_pipeline,
+    promote_best,
+    run_pipeline,
+    train_job,
+)
 from noa_flows.pipeline import pipeline_lock
 from noa_registry import Registry
 from noa_training import JobEvent
@@ -68,16 +77,17 @@ def test_a_gate_that_cannot_be_met_leaves_the_champion_untouched(champion: Pipel
     before = find_holder(project, "tiny", "champion")
     settings = _strict(project, min_metrics={"accuracy": 2.0})
     with pytest.raises(GateRefusedError, match=r"accuracy.*expected at least 2"):
-        run_pipeline(settings, "tiny", promote=True)
+        check_gate(settings, champion.best, "champion")
+    with pytest.raises(GateRefusedError, match=r"accuracy.*expected at least 2"):
+        promote_best(settings, champion.best, "second", expect=None, reason="try", actor="tester")
     assert find_holder(project, "tiny", "champion") == before == champion.best.version.number
+    assert find_holder(project, "tiny", "second") is None
 
 
 def test_the_holder_is_measured_on_new_data_before_it_is_compared(champion: PipelineResult, project: Settings) -> None:
     settings = _strict(project, max_regression={"accuracy": 1.0})
     result = run_pipeline(settings, "tiny", overrides={"data.rows": 120}, promote=False)
     assert result.promotion is None
-    from noa_flows import check_gate
-
     report = check_gate(settings, result.best, "champion")
     rule = next(verdict for verdict in report.verdicts if verdict.rule == "max_regression.accuracy")
     assert rule.passed
