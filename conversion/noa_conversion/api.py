@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from noa.errors import InvalidInputError
 from noa.formats import Runnable, find_adapter
 from noa.settings import ConversionSettings
-
 from noa_conversion.converters import Converter, conversion_chain
 from noa_conversion.files import staged_folder
 from noa_conversion.models import JaxModel, TorchModel, refuse_unbound_axes
 
 if TYPE_CHECKING:
     import numpy as np
+
     from noa_registry import Evidence
 
 

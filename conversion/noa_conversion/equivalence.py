@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from noa.digests import build_manifest
 from noa.errors import InvalidInputError, NoaError
 from noa.formats import Runnable, find_adapter

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from noa.atomic_write import publish_folder, translate_disk_errors
-from noa.errors import InvalidInputError
+from noa.errors import InvalidInputError, StorageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ _MAX_JSON_BYTES = 16 << 20
 
 
 @contextmanager
-def staged_folder(folder: Path) -> Iterator[Path]:
+def staged_folder(folder: Path) -> Generator[Path]:
     """Give a temporary sibling of `folder` that takes its name when the block ends; an error leaves no trace.
 
     Raises:
@@ -94,12 +94,29 @@ def read_json(folder: Path, name: str) -> dict[str, object]:
 
 
 def write_weights(folder: Path, weights: Mapping[str, np.ndarray]) -> None:
-    """Write arrays under their names, in the order of the names."""
+    """Write arrays under their names, in the order of the names.
+
+    Raises:
+        StorageError: the disk refused.
+    """
     import numpy as np
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     ordered = {name: np.ascontiguousarray(weights[name]).reshape(weights[name].shape) for name in sorted(weights)}
-    save_file(ordered, folder / WEIGHTS_FILE)
+    try:
+        save_file(ordered, folder / WEIGHTS_FILE)
+    except SafetensorError as exc:
+        raise unwritable_weights(folder, exc) from exc
+
+
+def unwritable_weights(folder: Path, error: Exception) -> StorageError:
+    """Return the error for weights that the library could not write: it hides the disk's own error in its text."""
+    return StorageError(
+        f"cannot write `{WEIGHTS_FILE}`: {error}",
+        where=str(folder),
+        remedy="Free some space and run it again; nothing was lost",
+    )
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Live models: what training hands over, before any file exists.
 
-Both types carry a signature; a format is written from them by `save_native` and `convert`. The frameworks are not imported
-here: the types only hold their objects.
+Both types carry a signature; a format is written from them by `save_native` and `convert`. The frameworks are not
+imported here: the types only hold their objects.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class JaxModel:
     """A pure function `apply(params, *inputs)` that gives one array or a tuple, and its params: nested dicts of arrays.
 
     Raises:
-        ConversionError: the signature has a 64-bit tensor. JAX computes it in 32 bits unless a process-wide switch is on,
-            so that values would change without a word.
+        ConversionError: the signature has a 64-bit tensor. JAX computes it in 32 bits unless a process-wide switch is
+            on, so that values would change without a word.
     """
 
     apply: Callable[..., Any]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from jax import lax
+
 from noa.settings import ConversionSettings
 from noa.signatures import Signature, TensorSpec
 from noa_conversion import JaxModel, TorchModel, convert, save_native

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
+
 from noa.digests import build_manifest
 from noa.errors import InvalidInputError, SignatureError
 from noa.settings import ConversionSettings
@@ -17,7 +19,6 @@ from noa.signatures import Signature, TensorSpec
 from noa_conversion import measure_equivalence
 from noa_conversion.equivalence import compare_output, tolerance_for
 from noa_registry import Evidence
-from onnx import numpy_helper
 
 SCORES = TensorSpec(name="scores", dtype="float32", shape=("batch", 3))
 
@@ -91,13 +92,11 @@ def test_a_target_with_another_signature_fails_without_raising(zoo: Any) -> None
 
 def test_a_target_that_cannot_compute_fails_without_raising(zoo: Any, tmp_path: Path) -> None:
     def fix_batch(model: onnx.ModelProto) -> None:
-        shape = numpy_helper.from_array(np.asarray([1, 14], np.int64), "fixed")
-        model.graph.initializer.append(shape)
-        joined = next(node for node in model.graph.node if node.op_type == "Concat" and len(node.input) == 2)
-        reader = next(node for node in model.graph.node if joined.output[0] in node.input)
-        node = onnx.helper.make_node("Reshape", [joined.output[0], "fixed"], ["forced"])
-        reader.input[list(reader.input).index(joined.output[0])] = "forced"
-        model.graph.node.insert(list(model.graph.node).index(reader), node)
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray([1, 6], np.int64), "one_row"))
+        for node in model.graph.node:
+            node.input[:] = ["forced" if name == "numbers" else name for name in node.input]
+        node = onnx.helper.make_node("Reshape", ["numbers", "one_row"], ["forced"])
+        model.graph.node.insert(0, node)
 
     folder = _edit(zoo, tmp_path, fix_batch)
     evidence = _measure(zoo, "torch", "rows", folder, zoo.draw_inputs(Signature.load(folder), 8))
@@ -138,7 +137,7 @@ def test_integers_are_exact() -> None:
     spec = TensorSpec(name="choice", dtype="int64", shape=("batch",))
     native = np.array([1, 2, 2**62], np.int64)
     assert compare_output(spec, native, native.copy(), batch=3, settings=ConversionSettings()).passed
-    difference = compare_output(spec, native, native + [0, 0, 1], batch=3, settings=ConversionSettings())
+    difference = compare_output(spec, native, native + np.array([0, 0, 1]), batch=3, settings=ConversionSettings())
     assert not difference.passed
     assert difference.worst_sample == 2
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from noa.errors import InvalidInputError, NotFoundError, SignatureError
 from noa.formats import FormatAdapter, Runnable, find_adapter
 from noa.signatures import Signature
@@ -176,7 +177,8 @@ def test_running_a_format_imports_no_other_framework(format_name: str, foreign: 
 
 
 def test_importing_the_room_loads_no_framework_and_no_numpy() -> None:
-    code = "import sys, noa_conversion; print([m for m in ('numpy','torch','jax','onnx','onnxruntime') if m in sys.modules])"
+    frameworks = ("numpy", "torch", "jax", "onnx", "onnxruntime", "sqlalchemy", "mlflow")
+    code = f"import sys, noa_conversion; print([name for name in {frameworks!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
 

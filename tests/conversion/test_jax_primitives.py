@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.export import SymbolicScope, symbolic_shape
+
 from noa.errors import ConversionError
 from noa.settings import ConversionSettings
 from noa.signatures import Signature, TensorSpec
@@ -61,6 +62,8 @@ _SMOOTH += ("exp2", "expm1", "erfc", "neg")
 _STEPS = ("abs", "sign", "floor", "ceil", "is_finite")
 _ABOVE_ZERO = ("log", "sqrt", "rsqrt", "log1p")
 _WITHIN_ONE = ("asin", "acos", "atanh")
+_ACTIVATIONS = ("softmax", "log_softmax", "logsumexp", "relu", "gelu", "silu", "elu", "leaky_relu", "softplus", "relu6")
+_ACTIVATIONS += ("selu", "mish", "hard_swish", "sigmoid", "swish", "celu", "log_sigmoid", "standardize")
 _INTEGERS = ("int32", "int8", "uint8", "int16", "uint32")
 _EINSUMS = {
     "bi,io->bo": ((B, 3), (3, 4)),
@@ -213,14 +216,9 @@ CASES: dict[str, Case] = {
     ),
     "activations": Case(
         function=lambda p, x: (
-            tuple(
-                getattr(jax.nn, name)(x)
-                for name in (
-                    *("softmax", "log_softmax", "logsumexp", "relu", "gelu", "silu", "elu", "leaky_relu", "softplus"),
-                    *("relu6", "selu", "mish", "hard_swish", "sigmoid", "swish", "celu", "log_sigmoid", "standardize"),
-                )
-            )
-            + (jax.nn.gelu(x, approximate=False), jax.nn.one_hot(jnp.argmax(x, 1), 5))
+            *(getattr(jax.nn, name)(x) for name in _ACTIVATIONS),
+            jax.nn.gelu(x, approximate=False),
+            jax.nn.one_hot(jnp.argmax(x, 1), 5),
         ),
         shapes=((B, 5),),
     ),

@@ -11,7 +11,6 @@ from noa.atomic_write import write_file
 from noa.errors import ConversionError
 from noa.settings import ConversionSettings
 from noa.signatures import Signature, TensorSpec
-
 from noa_conversion.files import MAX_GRAPH_BYTES
 from noa_conversion.formats.onnx_format import MODEL_FILE
 

@@ -1,21 +1,20 @@
 """PyTorch to ONNX, through PyTorch's own exporter (`torch.onnx.export(dynamo=True)`).
 
-Weights keep their names: the exporter's optimiser renames and folds most of them, so it is left off; onnxruntime does the
-same folding when it loads. Free axes get the names of the signature. What identifies the machine is left out.
+Weights keep their names: the exporter's optimiser renames and folds most of them, so it is left off; onnxruntime does
+the same folding when it loads. Free axes get the names of the signature. What identifies the machine is left out.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noa.errors import ConversionError, DependencyMissingError
 from noa.settings import ConversionSettings
-
 from noa_conversion.exporters.onnx_model import write_model
 from noa_conversion.formats.torch_format import (
     dynamic_axes,
@@ -71,7 +70,7 @@ def _export_proto(model: TorchModel, settings: ConversionSettings) -> onnx.Model
                 dynamic_shapes=_per_argument(model),
             )
             return program.model_proto
-    except Exception as exc:  # noqa: BLE001  # tracing runs the user's forward, which may raise anything
+    except Exception as exc:  # tracing runs the user's forward, which may raise anything
         raise ConversionError(
             f"PyTorch's exporter cannot express the module in ONNX: {first_line(_innermost(exc))}",
             where=type(model.module).__name__,
@@ -94,7 +93,7 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def _without_torchvision_notes() -> Iterator[None]:
+def _without_torchvision_notes() -> Generator[None]:
     """Drop the exporter's notes that torchvision is not installed, and only those."""
 
     def is_wanted(record: logging.LogRecord) -> bool:

@@ -1,1 +1,1 @@
-"""Format adapters: one module per format, each with an `ADAPTER` that loads and runs it. Found through `noa.formats`."""
+"""Format adapters: one module per format, each with an `ADAPTER` that loads it. Found through `noa.formats`."""

@@ -1,16 +1,17 @@
-"""The `jax` format: a function exported as StableHLO that takes its weights as arguments, and the weights as safetensors.
+"""The `jax` format: a function exported as StableHLO that takes its weights as arguments, and the safetensors.
 
     program.stablehlo      what `jax.export` serialises; `jax.export.deserialize` reads it
     weights.safetensors    params under their dotted names
     program.json           order of weights, SHA-256 of the program
     signature.json
 
-The program holds no Python. Its custom calls could still reach into the process (a Python callback is one), so that only
-those which JAX itself needs for free axes are accepted.
+The program holds no Python. Its custom calls could still reach into the process (a Python callback is one), so that
+only those are accepted which JAX itself needs for free axes and for functions that StableHLO has no word for.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,6 @@ from noa.atomic_write import write_file
 from noa.digests import canonical_json, sha256_bytes
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.signatures import Signature, TensorSpec
-
 from noa_conversion.files import check_weight_names, read_bytes, read_json, read_weights, write_weights
 from noa_conversion.models import JaxModel, free_axes
 
@@ -116,19 +116,20 @@ def save(model: JaxModel, folder: Path) -> None:
     """Write a live model into an empty folder.
 
     Raises:
-        ConversionError: it cannot be traced with free axes, needs a custom call, or does not do what its signature says.
+        ConversionError: it cannot be traced with free axes, needs a custom call, or does not do what its signature
+            says.
     """
     jax = import_jax()
     from jax._src.config import (
         traceback_in_locations_limit,
-    )  # the public flag is for the whole process, this for a block
+    )  # public: only process-wide
 
     weights = flat_params(model.params)
     try:
         with traceback_in_locations_limit(0):  # source locations name files of the machine that exports
             traced = jax.jit(flat_function(model))
             exported = jax.export.export(traced, platforms=("cpu",))(*abstract_arguments(model, weights))
-    except Exception as exc:  # noqa: BLE001  # tracing runs the user's function, which may raise anything
+    except Exception as exc:  # tracing runs the user's function, which may raise anything
         raise untraceable(exc) from exc
     check_outputs(model.signature, exported.out_avals)
     program = bytes(exported.serialize(vjp_order=0))
@@ -148,7 +149,8 @@ def import_jax() -> Any:
     """
     try:
         import jax
-        import jax.export
+
+        importlib.import_module("jax.export")  # a submodule that `import jax` leaves out
     except ImportError as exc:
         raise DependencyMissingError("jax", extra="jax", purpose="the format `jax`") from exc
     return jax
@@ -277,7 +279,7 @@ def _read_program(folder: Path, expected: str) -> Any:
     try:
         exported = export.deserialize(bytearray(data))
         calls = _foreign_calls(exported)
-    except Exception as exc:  # noqa: BLE001  # a malformed program makes flatbuffers and MLIR raise many types
+    except Exception as exc:  # a malformed program makes flatbuffers and MLIR raise many types
         raise InvalidInputError(f"JAX refuses `{PROGRAM_FILE}`: {_first_line(exc)}", where=str(path)) from exc
     if calls:
         raise InvalidInputError(

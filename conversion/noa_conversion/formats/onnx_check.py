@@ -1,7 +1,7 @@
 """Checks of an ONNX file before any runtime sees it: claims about sizes, files outside the folder, unknown domains.
 
-A hostile file may claim a tensor of terabytes, point its data at `/etc/passwd`, or nest graphs until a reader's stack ends.
-Everything here reads the parsed protobuf only; nothing is allocated by a claim.
+A hostile file may claim a tensor of terabytes, point its data at `/etc/passwd`, or nest graphs until a reader's stack
+ends. Everything here reads the parsed protobuf only; nothing is allocated by a claim.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_TENSOR_BYTES = 1 << 36
 """Largest constant tensor a file may claim, 64 GiB: above any model this room converts, below what harms a server."""
-_MAX_DEPTH = 32
+_MAX_DEPTH = 16
 _KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 # Operators whose output is as large as a constant says.

@@ -5,13 +5,13 @@ This is what serving calls, so `run` does nothing but call the session. It impor
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from noa.errors import DependencyMissingError, InvalidInputError
 from noa.signatures import Signature, TensorSpec
-
 from noa_conversion.files import read_bytes
 
 if TYPE_CHECKING:
@@ -137,8 +137,7 @@ def _check_side(values: list[onnx.ValueInfoProto], specs: tuple[TensorSpec, ...]
 
 def _runtime_errors() -> tuple[type[Exception], ...]:
     """Return all exception types of onnxruntime; they have no common base but `Exception`."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
+    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # compiled, without a stub
     own = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
     return (*own, RuntimeError, ValueError, TypeError)
 

@@ -1,9 +1,10 @@
 """What may be in a stored exported program, checked before PyTorch reads it.
 
 `torch.export.load` trusts its file: an archive can hold pickles (`use_pickle`, custom objects, sample inputs), shape
-expressions are evaluated as Python by sympy, operator names may walk to any attribute of `torch`, and node names are pasted
-into generated source. So the archive is opened here as a plain zip, every entry and every string with a meaning is matched
-against what an exported program of ATen operators needs, and PyTorch is given a new archive made of the checked entries.
+expressions are evaluated as Python by sympy, operator names may walk to any attribute of `torch`, and node names are
+pasted into generated source. So the archive is opened here as a plain zip, every entry and every string with a meaning
+is matched against what an exported program of ATen operators needs, and PyTorch is given a new archive made of the
+checked entries. Operators that write to their arguments are refused: calls share the weights.
 Nothing here imports torch.
 """
 
@@ -34,7 +35,7 @@ _MAX_DEPTH = 64
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,511}")
 _DOTTED = re.compile(r"[A-Za-z0-9_.]{0,1024}")
-_ATEN = re.compile(r"torch\.ops\.aten\.([A-Za-z0-9_]+)\.[A-Za-z0-9_]+")
+_ATEN = re.compile(r"torch\.ops\.aten\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)")
 # `save`, `from_file` and `warn` are registered as ATen operators and reach the file system or the terminal.
 _REFUSED_ATEN = {"save", "from_file", "warn", "_print", "set_data", "_test_string_default"}
 _OPERATORS = {
@@ -210,6 +211,8 @@ def _check_text(key: str, text: str, path: Path) -> None:
 
 def _check_operator(target: str, path: Path) -> None:
     match = _ATEN.fullmatch(target)
+    if match is not None and (re.fullmatch(r"(?!__).*[^_]_", match[1]) or match[2].endswith("out")):
+        raise _refuse(path, f"calls `{target[:120]}`, which writes to its arguments", "a program must leave them alone")
     if target not in _OPERATORS and (match is None or match[1] in _REFUSED_ATEN):
         raise _refuse(path, f"calls `{target[:120]}`", "only ATen operators and integer arithmetic are run")
 

@@ -5,7 +5,7 @@
     program.json           order of weights, inputs and outputs
     signature.json
 
-The program is checked by `torch_archive` before PyTorch sees it, and run as a graph of ATen calls: no user code is needed.
+The program is checked by `torch_archive` before PyTorch sees it, and run as a graph of ATen calls without user code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,8 +22,7 @@ from noa.atomic_write import write_file
 from noa.digests import canonical_json
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.signatures import Signature, TensorSpec
-
-from noa_conversion.files import WEIGHTS_FILE, check_weight_names, read_bytes, read_json
+from noa_conversion.files import WEIGHTS_FILE, check_weight_names, read_bytes, read_json, unwritable_weights
 from noa_conversion.formats.torch_archive import PROGRAM_FILE, canonical_archive
 from noa_conversion.models import TorchModel, free_axes
 
@@ -101,8 +100,6 @@ def save(model: TorchModel, folder: Path) -> None:
         ConversionError: it cannot be exported, changes its buffers, or does not do what its signature says.
     """
     torch = import_torch()
-    from safetensors.torch import save_file
-
     with evaluation_mode(model.module):
         weights = {name: tensor.detach().contiguous().clone() for name, tensor in _named_tensors(model.module)}
         program = _export_functional(model, weights)
@@ -122,7 +119,7 @@ def save(model: TorchModel, folder: Path) -> None:
             f"the exported program needs more than ATen operators: {exc.what}", where="torch export"
         ) from exc
     write_file(folder / PROGRAM_FILE, archive)
-    save_file(weights, folder / WEIGHTS_FILE)
+    _write_weights(folder, weights)
     write_file(folder / LAYOUT_FILE, canonical_json({"weights": list(weights)}))
     model.signature.save(folder)
 
@@ -151,7 +148,7 @@ def import_torch() -> Any:
 
 
 @contextmanager
-def quiet_torch() -> Iterator[None]:
+def quiet_torch() -> Generator[None]:
     """Hold back the deprecation warnings that PyTorch's exporters raise about their own insides."""
     with _WARNING_LOCK, warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning, UserWarning):
@@ -160,7 +157,7 @@ def quiet_torch() -> Iterator[None]:
 
 
 @contextmanager
-def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+def evaluation_mode(module: torch.nn.Module) -> Generator[None]:
     """Put a module into evaluation mode, and every part back as it was."""
     training = [part for part in module.modules() if part.training]
     module.eval()
@@ -256,12 +253,13 @@ def _export_functional(model: TorchModel, weights: Mapping[str, torch.Tensor]) -
         def forward(self, weights: dict[str, Any], inputs: tuple[Any, ...]) -> Any:
             return torch.func.functional_call(module, weights, inputs)
 
-    shapes = ({name: None for name in weights}, dynamic_axes(model.signature))
+    shapes = (dict.fromkeys(weights), dynamic_axes(model.signature))
     try:
         with quiet_torch(), torch.no_grad():
             inputs = example_inputs(model.signature)
-            return torch.export.export(Functional(), (dict(weights), inputs), dynamic_shapes=shapes, strict=False)
-    except Exception as exc:  # noqa: BLE001  # tracing runs the user's forward, which may raise anything
+            program = torch.export.export(Functional(), (dict(weights), inputs), dynamic_shapes=shapes, strict=False)
+            return program.run_decompositions({})  # writes in place become values
+    except Exception as exc:  # tracing runs the user's forward, which may raise anything
         raise ConversionError(
             f"the module cannot be exported: {first_line(exc)}",
             where=type(module).__name__,
@@ -296,7 +294,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, torch.Tensor], Signature]:
     try:
         with quiet_torch():
             program = torch.export.load(io.BytesIO(archive))
-    except Exception as exc:  # noqa: BLE001  # whatever PyTorch raises on a malformed graph, the file is at fault
+    except Exception as exc:  # whatever PyTorch raises on a malformed graph, the file is at fault
         raise InvalidInputError(f"PyTorch refuses `{PROGRAM_FILE}`: {first_line(exc)}", where=str(path)) from exc
     return program.graph_module, {**_bound_constants(program, weights, signature, path), **weights}, signature
 
@@ -329,6 +327,16 @@ def _bound_constants(
     except ConversionError as exc:
         raise InvalidInputError(f"`{PROGRAM_FILE}`: {exc.what}", where=str(path), expected=exc.expected) from exc
     return {lifted[name]: program.constants[lifted[name]] for name in placeholders[: len(lifted)]}
+
+
+def _write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(weights, folder / WEIGHTS_FILE)
+    except SafetensorError as exc:
+        raise unwritable_weights(folder, exc) from exc
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -372,7 +380,7 @@ def _stored_module(graph: Any, weights: Mapping[str, torch.Tensor]) -> torch.nn.
 
 
 def _to_tensor(torch: Any, array: np.ndarray) -> torch.Tensor:
-    """Share the array's memory where PyTorch can read it: aligned and writeable (it warns otherwise, and never writes)."""
+    """Share the array's memory where PyTorch can read it without a warning: aligned and writeable. It never writes."""
     if not (array.flags.writeable and array.flags.aligned) or array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("="), copy=True)
     return torch.from_numpy(array)

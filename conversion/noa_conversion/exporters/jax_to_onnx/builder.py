@@ -1,7 +1,7 @@
 """The graph under construction: nodes, initialisers, names, and sizes of free axes as tensors.
 
-A `Value` is one JAX value: its shape and dtype, and either the name of a tensor or a constant that is not yet in the graph.
-Constants enter the graph when a node takes them, once per content.
+A `Value` is one JAX value: its shape and dtype, and either the name of a tensor or a constant that is not yet in the
+graph. Constants enter the graph when a node takes them, once per content.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+
 from noa.errors import ConversionError
 
 if TYPE_CHECKING:

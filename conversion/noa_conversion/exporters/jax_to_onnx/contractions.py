@@ -31,7 +31,7 @@ def _dot_general(call: Call) -> list[Operand]:
 
 
 def _einsum(call: Call, operands: list[Operand], free_left: list[int], free_right: list[int]) -> str:
-    left, right = call.inputs
+    left = call.inputs[0]
     (contract_left, contract_right), (batch_left, batch_right) = call.params["dimension_numbers"]
     letters = iter(ascii_letters)
     names_left = {axis: next(letters) for axis in range(left.rank)}

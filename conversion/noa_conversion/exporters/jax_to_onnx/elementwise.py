@@ -1,7 +1,7 @@
 """Primitives that work element by element.
 
-onnxruntime computes arithmetic in 32 and 64 bits only; narrower integers are computed in 32 bits and cast back, which gives
-the same bits, since the low bits of sums, differences and products do not depend on the high ones.
+onnxruntime computes arithmetic in 32 and 64 bits only; narrower integers are computed in 32 bits and cast back, which
+gives the same bits, since the low bits of sums, differences and products do not depend on the high ones.
 """
 
 from __future__ import annotations
@@ -208,16 +208,34 @@ def _reduce_precision(call: Call) -> list[Operand]:
 
 
 _UNARY = {
-    **{"neg": "Neg", "exp": "Exp", "log": "Log", "tanh": "Tanh", "logistic": "Sigmoid", "sqrt": "Sqrt", "abs": "Abs"},
-    **{"sign": "Sign", "floor": "Floor", "ceil": "Ceil", "erf": "Erf", "sin": "Sin", "cos": "Cos", "tan": "Tan"},
-    **{"asin": "Asin", "acos": "Acos", "atan": "Atan", "sinh": "Sinh", "cosh": "Cosh"},
-    **{"asinh": "Asinh", "acosh": "Acosh", "atanh": "Atanh"},
+    "neg": "Neg",
+    "exp": "Exp",
+    "log": "Log",
+    "tanh": "Tanh",
+    "logistic": "Sigmoid",
+    "sqrt": "Sqrt",
+    "abs": "Abs",
+    "sign": "Sign",
+    "floor": "Floor",
+    "ceil": "Ceil",
+    "erf": "Erf",
+    "sin": "Sin",
+    "cos": "Cos",
+    "tan": "Tan",
+    "asin": "Asin",
+    "acos": "Acos",
+    "atan": "Atan",
+    "sinh": "Sinh",
+    "cosh": "Cosh",
+    "asinh": "Asinh",
+    "acosh": "Acosh",
+    "atanh": "Atanh",
 }
 _IDENTITIES = ("copy", "copy_p", "stop_gradient", "optimization_barrier", "name", "sharding_constraint", "pvary")
 
 HANDLERS: dict[str, Handler] = {
     **{primitive: partial(_unary, op=op) for primitive, op in _UNARY.items()},
-    **{primitive: _identity for primitive in _IDENTITIES},
+    **dict.fromkeys(_IDENTITIES, _identity),
     "add": partial(_binary, op="Add"),
     "add_any": partial(_binary, op="Add"),
     "sub": partial(_binary, op="Sub"),

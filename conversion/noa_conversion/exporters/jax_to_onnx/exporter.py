@@ -1,8 +1,8 @@
 """The walk over a jaxpr: every equation becomes nodes, a constant, or the equations inside it.
 
 What depends on no input or weight is computed here and becomes a constant, unless that would make the file grow. Calls
-(`jit`, `custom_jvp`, `remat`, ...) are written in place; a short `scan` is unrolled. An equation without a handler is refused
-by name, unless nothing needs its result.
+(`jit`, `custom_jvp`, `remat`, ...) are written in place; a short `scan` is unrolled. An equation without a handler is
+refused by name, unless nothing needs its result.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from noa.errors import ConversionError, DependencyMissingError
 from noa.settings import ConversionSettings
 from noa.signatures import Signature
-
 from noa_conversion.exporters.jax_to_onnx import contractions, elementwise, indexing, reductions, shaping, windows
 from noa_conversion.exporters.jax_to_onnx.builder import GraphBuilder, Operand, Value, is_number, onnx_type
 from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler
@@ -70,7 +70,7 @@ def export(model: JaxModel, folder: Path, settings: ConversionSettings) -> None:
     weights = flat_params(model.params)
     try:
         closed = jax.make_jaxpr(flat_function(model))(*abstract_arguments(model, weights))
-    except Exception as exc:  # noqa: BLE001  # tracing runs the user's function, which may raise anything
+    except Exception as exc:  # tracing runs the user's function, which may raise anything
         raise untraceable(exc) from exc
     check_outputs(model.signature, closed.out_avals)
     proto = _build(closed, weights, model.signature, settings)
@@ -104,8 +104,7 @@ def _walk(graph: GraphBuilder, jaxpr: Any, consts: Sequence[Any], arguments: Seq
     known.update({var: _constant(const) for var, const in zip(jaxpr.constvars, consts, strict=True)})
     for equation in _needed(jaxpr):
         inputs = [_read(known, atom) for atom in equation.invars]
-        for var, value in zip(equation.outvars, _equation(graph, equation, inputs), strict=True):
-            known[var] = value
+        known.update(zip(equation.outvars, _equation(graph, equation, inputs), strict=True))
     return [_read(known, atom) for atom in jaxpr.outvars]
 
 
@@ -178,7 +177,7 @@ def _unroll(graph: GraphBuilder, equation: Any, inputs: list[Value]) -> list[Val
     params = equation.params
     call = Call(graph=graph, primitive="scan", params=params, inputs=inputs, outputs=[v.aval for v in equation.outvars])
     length = params["length"]
-    if not isinstance(length, int) or length > _UNROLLED_STEPS or length == 0:
+    if not is_number(length) or length > _UNROLLED_STEPS or length == 0:
         raise call.refuse(f"only loops of 1 to {_UNROLLED_STEPS} steps are unrolled", received=f"{length} steps")
     fixed, carried = int(params["num_consts"]), int(params["num_carry"])
     constants, carry, sequences = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]

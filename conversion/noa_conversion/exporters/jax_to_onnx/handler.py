@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from noa.errors import ConversionError
 
+from noa.errors import ConversionError
 from noa_conversion.exporters.jax_to_onnx.builder import GraphBuilder, Operand, Value, is_number, onnx_type
 
 

@@ -29,7 +29,7 @@ def _gather(call: Call) -> list[Operand]:
 
 
 def _lookup(call: Call, value: Value, indices: Value, indexed: list[int], others: list[int]) -> Operand:
-    """Give whole rows of the other axes. The result's axes are the indices' and the others', in the order JAX asks for."""
+    """Give whole rows of the other axes; the result has the indices' axes and those, in the order JAX asks for."""
     graph = call.graph
     numbers = call.params["dimension_numbers"]
     wide = call.cast(indices, "int64")
@@ -74,8 +74,8 @@ def _fill_outside(call: Call, rows: Operand, wide: str, safe: str, batch: list[i
         return rows
     graph = call.graph
     dtype = np.dtype(call.outputs[0].dtype)
-    same = graph.node("Cast", graph.node("Equal", wide, safe), to=6)
-    inside = graph.node("Cast", graph.node("ReduceMin", same, graph.integers([-1]), keepdims=0), to=9)
+    same = call.cast(graph.node("Equal", wide, safe), "int32")
+    inside = call.cast(graph.node("ReduceMin", same, graph.integers([-1]), keepdims=0), "bool")
     added = [axis for axis in range(rank) if axis not in batch]
     mask = graph.node("Unsqueeze", inside, graph.integers(added)) if added else inside
     return graph.node(

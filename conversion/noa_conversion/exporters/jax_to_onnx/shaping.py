@@ -1,7 +1,7 @@
 """Primitives that move elements without computing: reshape, broadcast, slice, pad, concatenate, iota.
 
-Where one size is free, shapes are written as constants with -1 (reshape) or 1 (broadcast), which keeps the graph free of
-shape arithmetic. Otherwise sizes are computed from the inputs' shapes.
+Where one size is free, shapes are written as constants with -1 (reshape) or 1 (broadcast), which keeps the graph free
+of shape arithmetic. Otherwise sizes are computed from the inputs' shapes.
 """
 
 from __future__ import annotations
@@ -101,18 +101,16 @@ def _dynamic_slice(call: Call) -> list[Operand]:
     cut = [axis for axis in range(value.rank) if str(sizes[axis]) != str(value.shape[axis])]
     if not cut:
         return [value]
-    if not is_static([sizes[axis] for axis in cut]) or not is_static([value.shape[axis] for axis in cut]):
-        raise call.refuse("it cuts a free axis", received=str(sizes))
+    rest = [value.shape[axis] - sizes[axis] for axis in cut]
     known = [starts[axis].constant for axis in cut]
     graph = call.graph
-    if all(start is not None for start in known):
+    if all(start is not None for start in known) and is_static(rest):
         begin = {axis: _clamped(start, value.shape[axis] - sizes[axis]) for axis, start in zip(cut, known, strict=True)}
         return [slice_axes(graph, value, {axis: (begin[axis], begin[axis] + sizes[axis], 1) for axis in cut})]
     parts = [graph.node("Reshape", call.cast(starts[axis], "int64"), graph.integers([1])) for axis in cut]
     start = parts[0] if len(parts) == 1 else graph.node("Concat", *parts, axis=0)
-    highest = graph.integers([value.shape[axis] - sizes[axis] for axis in cut])
-    start = graph.node("Min", graph.node("Max", start, graph.integers([0])), highest)
-    end = graph.node("Add", start, graph.integers([sizes[axis] for axis in cut]))
+    start = graph.node("Min", graph.node("Max", start, graph.integers([0])), graph.shape(rest))
+    end = graph.node("Add", start, graph.shape([sizes[axis] for axis in cut]))
     return [graph.node("Slice", value, start, end, graph.integers(cut))]
 
 

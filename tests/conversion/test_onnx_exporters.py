@@ -1,0 +1,157 @@
+"""What both exporters to ONNX promise: names, opset, free axes, a valid graph, and silence."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from noa.errors import ConversionError
+from noa.settings import ConversionSettings
+from noa.signatures import Signature, TensorSpec
+from noa_conversion import TorchModel, convert, load_format
+
+BOTH = pytest.mark.parametrize("backend", ["torch", "jax"])
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["image", "rows"])
+def test_inputs_outputs_and_free_axes_have_the_names_of_the_signature(backend: str, name: str, zoo: Any) -> None:
+    signature = zoo.live(backend, name).signature
+    model = onnx.load(zoo.folder(backend, name, "onnx") / "model.onnx")
+    for values, specs in ((model.graph.input, signature.inputs), (model.graph.output, signature.outputs)):
+        found = [
+            (value.name, tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim))
+            for value in values
+        ]
+        assert found == [(spec.name, spec.shape) for spec in specs]
+
+
+@pytest.mark.parametrize("name", ["image", "rows"])
+def test_all_weights_of_a_module_keep_their_names_and_values(name: str, zoo: Any) -> None:
+    module = zoo.torch_model(name).module
+    stored = _initialisers(zoo.folder("torch", name, "onnx"))
+    for key, value in module.named_parameters():
+        np.testing.assert_array_equal(stored[key], value.detach().numpy())
+
+
+@pytest.mark.parametrize("name", ["image", "rows", "tokens"])
+def test_all_params_of_a_function_keep_their_dotted_names_and_values(name: str, zoo: Any) -> None:
+    from noa_conversion.formats.jax_format import flat_params
+
+    stored = _initialisers(zoo.folder("jax", name, "onnx"))
+    for key, value in flat_params(zoo.jax_model(name).params).items():
+        np.testing.assert_array_equal(stored[key], value)
+
+
+@BOTH
+@pytest.mark.parametrize("opset", [18, 20, 23])
+def test_the_graph_has_the_opset_asked_for(backend: str, opset: int, zoo: Any, tmp_path: Path) -> None:
+    model = zoo.live(backend, "rows")
+    convert(model, tmp_path / "onnx", settings=ConversionSettings(opset=opset))
+    proto = onnx.load(tmp_path / "onnx" / "model.onnx")
+    assert {entry.domain: entry.version for entry in proto.opset_import}[""] == opset
+    inputs = zoo.draw_inputs(model.signature, 3)
+    expected = zoo.live_outputs(model, inputs)
+    for key, value in load_format("onnx", tmp_path / "onnx").run(inputs).items():
+        np.testing.assert_allclose(value, expected[key], rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+def test_the_file_says_where_it_comes_from(backend: str, zoo: Any) -> None:
+    model = onnx.load(zoo.folder(backend, "rows", "onnx") / "model.onnx")
+    assert model.producer_name == "noa"
+    assert {entry.key: entry.value for entry in model.metadata_props}["noa.source"] == backend
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_a_transformer_block_computes_the_same(batch: int, zoo: Any) -> None:
+    model = zoo.jax_model("tokens")
+    inputs = zoo.draw_inputs(model.signature, batch)
+    given = load_format("onnx", zoo.folder("jax", "tokens", "onnx")).run(inputs)["logits"]
+    np.testing.assert_allclose(given, zoo.live_outputs(model, inputs)["logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_exporting_is_silent_and_leaves_warnings_and_logging_as_they_were(
+    zoo: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = (list(warnings.filters), list(logger.filters), torch.get_num_threads(), torch.is_grad_enabled())
+    convert(zoo.torch_model("rows"), tmp_path / "onnx", settings=zoo.settings)
+    assert (list(warnings.filters), list(logger.filters), torch.get_num_threads(), torch.is_grad_enabled()) == before
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+
+
+def test_two_threads_export_at_once(zoo: Any, tmp_path: Path) -> None:
+    failures: list[BaseException] = []
+
+    def run(index: int) -> None:
+        try:
+            convert(zoo.torch_model("rows"), tmp_path / str(index), settings=zoo.settings)
+        except BaseException as exc:  # noqa: BLE001  # reported by the test
+            failures.append(exc)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert failures == []
+    assert (tmp_path / "0" / "model.onnx").read_bytes() == (tmp_path / "1" / "model.onnx").read_bytes()
+
+
+class _Unsupported(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.cholesky(x @ x.transpose(1, 2) + torch.eye(2))
+
+
+def test_an_operation_without_onnx_form_is_refused_by_name(tmp_path: Path) -> None:
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 2, 2)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 2, 2)),),
+    )
+    with pytest.raises(ConversionError, match="cholesky"):
+        convert(TorchModel(module=_Unsupported(), signature=signature), tmp_path / "out", settings=ConversionSettings())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_integer_and_boolean_inputs_keep_their_width(tmp_path: Path) -> None:
+    class Lookup(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(4, 2)
+
+        def forward(self, index: torch.Tensor, keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.table(index) * keep[:, None], index + 2**40
+
+    signature = Signature(
+        inputs=(
+            TensorSpec(name="index", dtype="int64", shape=("batch",)),
+            TensorSpec(name="keep", dtype="bool", shape=("batch",)),
+        ),
+        outputs=(
+            TensorSpec(name="rows", dtype="float32", shape=("batch", 2)),
+            TensorSpec(name="moved", dtype="int64", shape=("batch",)),
+        ),
+    )
+    model = TorchModel(module=Lookup().eval(), signature=signature)
+    inputs = {"index": np.array([0, 3, 1]), "keep": np.array([True, False, True])}
+    for target in ("torch", "onnx"):
+        convert(model, tmp_path / target, to=target, settings=ConversionSettings())
+        outputs = load_format(target, tmp_path / target).run(inputs)
+        np.testing.assert_array_equal(outputs["moved"], inputs["index"] + 2**40)
+        assert (outputs["rows"][1] == 0).all() and (outputs["rows"][0] != 0).any()
+
+
+def _initialisers(folder: Path) -> dict[str, np.ndarray]:
+    model = onnx.load(folder / "model.onnx")
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
