@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SERVED_FORMAT = "onnx"
 TEST_SPLIT = "test"
-_EXAMPLE_ROWS = 2
+_EXAMPLE_ROWS = 9  # `noa convert` measures on them; the odd size catches a batch axis that became static
 _conversion_lock = threading.Lock()  # torch's exporter changes state of the whole process while it runs
 
 
@@ -112,7 +112,12 @@ def register_job(
         git_commit=job.git_commit,
         environment=capture_environment(job.backend),
         params={**job.params, "backend": job.backend},
-        tags={"noa.backend": job.backend, "noa.job_id": job.job_id, "noa.recipe": job.recipe},
+        tags={
+            "noa.backend": job.backend,
+            "noa.job_id": job.job_id,
+            "noa.job_folder": str(job.folder),
+            "noa.recipe": job.recipe,
+        },
     )
     with Registry.open(settings.registry, gates=settings.gates) as registry:
         return registry.register(draft, actor=actor)
