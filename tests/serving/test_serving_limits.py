@@ -18,7 +18,7 @@ from noa_serving._http import RequestRefusedError
 
 KEY = "a-key-of-sixteen-characters"
 ROW = json.dumps({"inputs": [[1, 2, 3, 4]]}).encode()
-SLOW = json.dumps({"inputs": np.ones((1, 384)).tolist()}).encode()
+SLOW = json.dumps({"inputs": np.ones((32, 384)).tolist()}).encode()  # a good part of a second of one core
 JSON = {"content-type": "application/json"}
 
 

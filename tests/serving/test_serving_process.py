@@ -47,7 +47,7 @@ def test_sigterm_finishes_what_was_begun_ends_with_0_and_leaves_no_process(fille
 
     def request() -> None:
         with Client(address.url) as client:
-            totals.append(float(client.predict("slow", np.ones((8, 384), np.float32)).outputs["y"].sum()))
+            totals.append(float(client.predict("slow", np.ones((64, 384), np.float32)).outputs["y"].sum()))
 
     with Client(address.url) as watcher:
         thread = threading.Thread(target=request)
@@ -56,7 +56,7 @@ def test_sigterm_finishes_what_was_begun_ends_with_0_and_leaves_no_process(fille
         wait_until(lambda: any(process.cpu_percent() > 20 for process in workers), what="the computing")
         server._process.send_signal(signal.SIGTERM)
         thread.join(30)
-    assert totals == [8 * 384]
+    assert totals == [64 * 384]
     assert server.stop() == 0
     assert [process for process in tree if not is_gone(process)] == []
     assert not server.command.request.folder.exists()
