@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 from noa.errors import InvalidInputError, NotFoundError, ServiceError
+from noa.signatures import DType, TensorSpec
 
 _DTYPES = {
     "BOOL": "bool",
@@ -116,6 +117,17 @@ class Client:
     def metadata(self, endpoint: str) -> dict[str, object]:
         """Return the model metadata of the Open Inference Protocol. Errors as in `predict`."""
         return cast("dict[str, object]", json.loads(self._call("GET", f"/v2/models/{quote(endpoint, safe='')}").body))
+
+    def inputs(self, endpoint: str) -> tuple[TensorSpec, ...]:
+        """Return the input tensors of an endpoint; a free first axis is called `batch`. Errors as in `predict`."""
+        return tuple(
+            TensorSpec(
+                name=str(row["name"]),
+                dtype=cast("DType", _DTYPES[str(row["datatype"])]),
+                shape=tuple("batch" if size == -1 else size for size in cast("list[int]", row["shape"])),
+            )
+            for row in self._inputs_of(endpoint)
+        )
 
     def endpoints(self) -> dict[str, dict[str, object]]:
         """Return each endpoint with its model reference and state."""

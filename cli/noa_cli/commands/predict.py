@@ -79,8 +79,7 @@ def _ask(endpoint: str, source: str, url: str | None) -> dict[str, object]:
     settings = current().load().settings
     keys = settings.serving.api_keys
     with Client(url or find_server(settings), api_key=keys[0].get_secret_value() if keys else None) as client:
-        specs = _specs_of(client.metadata(endpoint))
-        answer = client.predict(endpoint, read_inputs(source, specs))
+        answer = client.predict(endpoint, read_inputs(source, client.inputs(endpoint)))
     return {
         "outputs": {name: _plain(array) for name, array in answer.outputs.items()},
         "model": answer.model,
@@ -195,21 +194,6 @@ def _cast_all(arrays: dict[str, np.ndarray], source: str, specs: tuple[TensorSpe
             )
         cast_arrays[name] = changed
     return cast_arrays
-
-
-def _specs_of(metadata: dict[str, object]) -> tuple[TensorSpec, ...]:
-    from noa.signatures import DType, TensorSpec
-    from noa_serving.client import dtype_of
-
-    rows = cast("list[dict[str, object]]", metadata["inputs"])
-    return tuple(
-        TensorSpec(
-            name=str(row["name"]),
-            dtype=cast("DType", dtype_of(str(row["datatype"]))),
-            shape=tuple("batch" if size == -1 else int(size) for size in cast("list[int]", row["shape"])),
-        )
-        for row in rows
-    )
 
 
 def _plain(array: np.ndarray) -> object:
