@@ -14,7 +14,16 @@ from pathlib import Path
 
 from noa.errors import StorageError
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOTDIR}
+_DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ENOTDIR,
+}
 
 
 def write_file(path: Path, data: bytes | str) -> None:
@@ -70,8 +79,8 @@ def translate_disk_errors(path: Path) -> Generator[None]:
         remedies = {
             errno.ENOSPC: "Free some space and run the same command again; nothing was lost",
             errno.EFBIG: "Raise the limit on file sizes and run the same command again; nothing was lost",
-        errno.ENOTDIR: "A file is in the place of a folder: move it away",
-        errno.EDQUOT: "Raise the quota or free some space and run the same command again; nothing was lost",
+            errno.ENOTDIR: "A file is in the place of a folder: move it away",
+            errno.EDQUOT: "Raise the quota or free some space and run the same command again; nothing was lost",
         }
         raise StorageError(
             f"cannot write `{path.name}`: {os.strerror(exc.errno or 0).lower()}",

@@ -41,7 +41,7 @@ class Evidence:
 
 def metrics_evidence(
     *,
-    format: str,  # noqa: A002  # our word
+    format: str,  # our word
     digest: str,
     dataset_digest: str,
     split: str,

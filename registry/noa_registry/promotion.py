@@ -163,7 +163,7 @@ class Promoter:
         return candidate_of(version, load_evidence(connection, name, number))
 
 
-def verify_bytes(version: ModelVersion, *, format: str | None = None) -> None:  # noqa: A002  # our word
+def verify_bytes(version: ModelVersion, *, format: str | None = None) -> None:  # our word
     """Re-hash the files of a version, or of one of its formats.
 
     Raises:

@@ -118,7 +118,7 @@ class Registry:
         self,
         name: str,
         number: int,
-        format: str,  # noqa: A002  # our word
+        format: str,  # our word
         folder: Path,
         *,
         evidence: Sequence[Evidence],
@@ -179,7 +179,7 @@ class Registry:
         with self._database.read() as connection:
             return load_versions(connection, self._artifacts.root, name, limit=limit, offset=offset)
 
-    def verify(self, name: str, number: int, *, format: str | None = None) -> None:  # noqa: A002  # our word
+    def verify(self, name: str, number: int, *, format: str | None = None) -> None:  # our word
         """Re-hash the files of a version, or of one of its formats.
 
         Raises:
@@ -187,7 +187,7 @@ class Registry:
         """
         verify_bytes(self.resolve(ModelReference(name=check_name(name), number=number)), format=format)
 
-    def open_format(self, version: ModelVersion, format: str) -> Path:  # noqa: A002  # our word
+    def open_format(self, version: ModelVersion, format: str) -> Path:  # our word
         """Return the folder of a format after re-hashing all its files: ready to load.
 
         Raises:
@@ -201,7 +201,7 @@ class Registry:
         self,
         reference: str | ModelReference,
         *,
-        format: str | None = None,  # noqa: A002  # our word
+        format: str | None = None,  # our word
         threads: int | None = None,
     ) -> Runnable:
         """Verify and load a version; `format` defaults to `onnx` if there is one, else to the native format.

@@ -87,7 +87,7 @@ class ModelVersion:
         """The format used where none is asked for: `onnx` if there is one, else the native one."""
         return "onnx" if "onnx" in self.formats else self.native
 
-    def sealed(self, format: str) -> SealedFormat:  # noqa: A002  # our word
+    def sealed(self, format: str) -> SealedFormat:  # our word
         """Return one format.
 
         Raises:
