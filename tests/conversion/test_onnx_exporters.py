@@ -93,10 +93,11 @@ def test_exporting_is_silent_and_leaves_warnings_and_logging_as_they_were(
 
 def test_two_threads_export_at_once(zoo: Any, tmp_path: Path) -> None:
     failures: list[BaseException] = []
+    models = [zoo.torch_model("rows") for _ in range(2)]
 
     def run(index: int) -> None:
         try:
-            convert(zoo.torch_model("rows"), tmp_path / str(index), settings=zoo.settings)
+            convert(models[index], tmp_path / str(index), settings=zoo.settings)
         except BaseException as exc:  # noqa: BLE001  # reported by the test
             failures.append(exc)
 
@@ -107,6 +108,37 @@ def test_two_threads_export_at_once(zoo: Any, tmp_path: Path) -> None:
         thread.join(120)
     assert failures == []
     assert (tmp_path / "0" / "model.onnx").read_bytes() == (tmp_path / "1" / "model.onnx").read_bytes()
+
+
+class _Encoder(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(20, 16)
+        self.layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+        self.out = torch.nn.Linear(16, 4)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        mask = torch.triu(torch.full((tokens.shape[1], tokens.shape[1]), float("-inf")), 1)
+        return self.out(self.layer(self.embed(tokens), src_mask=mask, is_causal=True).mean(1))
+
+
+@pytest.mark.parametrize("target", ["torch", "onnx"])
+def test_a_transformer_encoder_is_free_in_batch_and_length(target: str, tmp_path: Path) -> None:
+    """PyTorch's fused inference path of this layer, which no format has, must not be exported."""
+    torch.manual_seed(0)
+    signature = Signature(
+        inputs=(TensorSpec(name="tokens", dtype="int64", shape=("batch", "seq")),),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 4)),),
+    )
+    module = _Encoder().eval().requires_grad_(False)
+    convert(TorchModel(module=module, signature=signature), tmp_path / target, to=target, settings=ConversionSettings())
+    assert not any(weight.requires_grad for weight in module.parameters())
+    runnable = load_format(target, tmp_path / target)
+    for batch, seq in ((1, 1), (2, 6), (5, 3)):
+        tokens = np.random.default_rng(batch).integers(0, 20, (batch, seq))
+        with torch.no_grad():
+            expected = module(torch.from_numpy(tokens)).numpy()
+        np.testing.assert_allclose(runnable.run({"tokens": tokens})["logits"], expected, rtol=1e-4, atol=1e-5)
 
 
 class _Unsupported(torch.nn.Module):

@@ -6,6 +6,7 @@ the same folding when it loads. Free axes get the names of the signature. What i
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 from collections.abc import Generator
@@ -18,10 +19,11 @@ from noa.settings import ConversionSettings
 from noa_conversion.exporters.onnx_model import write_model
 from noa_conversion.formats.torch_format import (
     dynamic_axes,
-    evaluation_mode,
     example_inputs,
+    export_mode,
     first_line,
     import_torch,
+    on_cpu,
     quiet_torch,
 )
 from noa_conversion.models import TorchModel
@@ -45,7 +47,8 @@ def export(model: TorchModel, folder: Path, settings: ConversionSettings) -> Non
     except ImportError as exc:
         raise DependencyMissingError("onnxscript", extra="torch", purpose="torch to ONNX") from exc
     del onnxscript
-    with evaluation_mode(model.module):
+    model = dataclasses.replace(model, module=on_cpu(model.module))
+    with export_mode(model.module):
         proto = _export_proto(model, settings)
     for node in proto.graph.node:
         node.ClearField("metadata_props")
@@ -57,7 +60,7 @@ def _export_proto(model: TorchModel, settings: ConversionSettings) -> onnx.Model
     torch = import_torch()
     signature = model.signature
     try:
-        with quiet_torch(), _without_torchvision_notes(), torch.no_grad():
+        with quiet_torch(), _without_torchvision_notes():
             program: Any = torch.onnx.export(
                 model.module,
                 example_inputs(signature),

@@ -2,7 +2,7 @@
 
     program.pt2            ATen graph without weights; `torch.export.load` of a stock PyTorch reads it
     weights.safetensors    parameters and buffers under their dotted names
-    program.json           order of weights, inputs and outputs
+    program.json           order of the weights, and which of them are buffers
     signature.json
 
 The program is checked by `torch_archive` before PyTorch sees it, and run as a graph of ATen calls without user code.
@@ -10,6 +10,8 @@ The program is checked by `torch_archive` before PyTorch sees it, and run as a g
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import io
 import threading
 import warnings
@@ -100,8 +102,10 @@ def save(model: TorchModel, folder: Path) -> None:
         ConversionError: it cannot be exported, changes its buffers, or does not do what its signature says.
     """
     torch = import_torch()
-    with evaluation_mode(model.module):
+    model = dataclasses.replace(model, module=on_cpu(model.module))
+    with export_mode(model.module):
         weights = {name: tensor.detach().contiguous().clone() for name, tensor in _named_tensors(model.module)}
+        buffers = sorted(name for name, _ in model.module.named_buffers())
         program = _export_functional(model, weights)
     specs = program.graph_signature
     mutated = sorted({*specs.buffers_to_mutate.values(), *specs.user_inputs_to_mutate.values()})
@@ -120,7 +124,7 @@ def save(model: TorchModel, folder: Path) -> None:
         ) from exc
     write_file(folder / PROGRAM_FILE, archive)
     _write_weights(folder, weights)
-    write_file(folder / LAYOUT_FILE, canonical_json({"weights": list(weights)}))
+    write_file(folder / LAYOUT_FILE, canonical_json({"weights": list(weights), "buffers": buffers}))
     model.signature.save(folder)
 
 
@@ -131,7 +135,8 @@ def load_live(folder: Path) -> TorchModel:
         InvalidInputError: missing, corrupt or not safe to load.
     """
     graph, weights, signature = _read(folder)
-    return TorchModel(module=_stored_module(graph, weights), signature=signature)
+    buffers = frozenset(_names_in_layout(folder, "buffers"))
+    return TorchModel(module=_stored_module(graph, weights, buffers), signature=signature)
 
 
 def import_torch() -> Any:
@@ -157,15 +162,32 @@ def quiet_torch() -> Generator[None]:
 
 
 @contextmanager
-def evaluation_mode(module: torch.nn.Module) -> Generator[None]:
-    """Put a module into evaluation mode, and every part back as it was."""
+def export_mode(module: torch.nn.Module) -> Generator[None]:
+    """Put a module into evaluation mode with gradients on, and every part back as it was.
+
+    Without gradients PyTorch's transformer layers call fused operators of their own, which no other format has.
+    """
+    torch = import_torch()
     training = [part for part in module.modules() if part.training]
+    frozen = [weight for weight in module.parameters() if weight.is_floating_point() and not weight.requires_grad]
     module.eval()
     try:
-        yield
+        for weight in frozen:
+            weight.requires_grad_(True)
+        with torch.enable_grad():
+            yield
     finally:
         for part in training:
             part.training = True
+        for weight in frozen:
+            weight.requires_grad_(False)
+
+
+def on_cpu(module: torch.nn.Module) -> torch.nn.Module:
+    """Return the module if all of it is on the CPU, else a copy that is: formats hold CPU programs."""
+    if all(tensor.device.type == "cpu" for _, tensor in _named_tensors(module)):
+        return module
+    return copy.deepcopy(module).cpu()
 
 
 def example_inputs(signature: Signature) -> tuple[torch.Tensor, ...]:
@@ -254,10 +276,12 @@ def _export_functional(model: TorchModel, weights: Mapping[str, torch.Tensor]) -
             return torch.func.functional_call(module, weights, inputs)
 
     shapes = (dict.fromkeys(weights), dynamic_axes(model.signature))
+    trained = {name for name, weight in module.named_parameters() if weight.requires_grad}
+    given = {name: weight.detach().requires_grad_(name in trained) for name, weight in weights.items()}
     try:
-        with quiet_torch(), torch.no_grad():
+        with quiet_torch():
             inputs = example_inputs(model.signature)
-            program = torch.export.export(Functional(), (dict(weights), inputs), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(Functional(), (given, inputs), dynamic_shapes=shapes, strict=False)
             return program.run_decompositions({})  # writes in place become values
     except Exception as exc:  # tracing runs the user's forward, which may raise anything
         raise ConversionError(
@@ -284,11 +308,8 @@ def _read(folder: Path) -> tuple[Any, dict[str, torch.Tensor], Signature]:
     signature = Signature.load(folder)
     path = folder / PROGRAM_FILE
     archive = canonical_archive(read_bytes(folder, PROGRAM_FILE), path)
-    names = read_json(folder, LAYOUT_FILE).get("weights")
-    if not isinstance(names, list):
-        raise InvalidInputError(f"`{LAYOUT_FILE}` does not list the weights", where=str(folder), file=LAYOUT_FILE)
+    order = _names_in_layout(folder, "weights")
     stored = _read_weights(folder)
-    order = [str(name) for name in cast("list[object]", names)]
     check_weight_names(folder, stored, order)
     weights = {name: stored[name] for name in order}
     try:
@@ -297,6 +318,13 @@ def _read(folder: Path) -> tuple[Any, dict[str, torch.Tensor], Signature]:
     except Exception as exc:  # whatever PyTorch raises on a malformed graph, the file is at fault
         raise InvalidInputError(f"PyTorch refuses `{PROGRAM_FILE}`: {first_line(exc)}", where=str(path)) from exc
     return program.graph_module, {**_bound_constants(program, weights, signature, path), **weights}, signature
+
+
+def _names_in_layout(folder: Path, key: str) -> list[str]:
+    names = read_json(folder, LAYOUT_FILE).get(key)
+    if not isinstance(names, list):
+        raise InvalidInputError(f"`{LAYOUT_FILE}` does not list the {key}", where=str(folder), file=LAYOUT_FILE)
+    return [str(name) for name in cast("list[object]", names)]
 
 
 def _bound_constants(
@@ -354,7 +382,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
         ) from exc
 
 
-def _stored_module(graph: Any, weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+def _stored_module(graph: Any, weights: Mapping[str, torch.Tensor], buffers: frozenset[str]) -> torch.nn.Module:
     torch = import_torch()
 
     class Stored(torch.nn.Module):
@@ -372,8 +400,8 @@ def _stored_module(graph: Any, weights: Mapping[str, torch.Tensor]) -> torch.nn.
             if part not in here._modules:
                 here.add_module(part, torch.nn.Module())
             here = here.get_submodule(part)
-        if tensor.is_floating_point():
-            here.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=False))
+        if tensor.is_floating_point() and name not in buffers:
+            here.register_parameter(leaf, torch.nn.Parameter(tensor))
         else:
             here.register_buffer(leaf, tensor)
     return root.eval()

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from noa_conversion.exporters.jax_to_onnx.builder import Operand, Value, is_number, onnx_type
+from noa_conversion.exporters.jax_to_onnx.builder import Operand, Value, is_number
 from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler
 
 _NARROW = {"int8": "int32", "int16": "int32", "uint8": "int32", "uint16": "int32", "uint32": "int64"}
@@ -27,10 +27,8 @@ def _reduce(call: Call, op: str) -> list[Operand]:
 
 def _keep_nan(call: Call, value: Value, axes: list[int], result: str) -> str:
     """Write NaN where any element is one: onnxruntime's extremes may skip it, JAX's never do."""
-    is_nan = call.node("Cast", call.node("IsNaN", value), to=onnx_type("int32"))
-    has_nan = call.node(
-        "Cast", call.node("ReduceMax", is_nan, call.graph.integers(axes), keepdims=0), to=onnx_type("bool")
-    )
+    is_nan = call.cast(call.node("IsNaN", value), "int32")
+    has_nan = call.cast(call.node("ReduceMax", is_nan, call.graph.integers(axes), keepdims=0), "bool")
     return call.node("Where", has_nan, call.scalar(np.nan, value.dtype), result)
 
 
