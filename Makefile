@@ -53,7 +53,11 @@ check: lint types frame test wheel ## Everything CI runs: lint, types, frame, te
 bench: setup ## Measure serving, training, registry and the demo; prints a table and writes JSON.
 	@$(BIN)/python -m benchmarks
 
+docs: setup ## Build the documentation as a site in build/site.
+	@$(BIN)/zensical build --strict --clean >/dev/null
+	@echo "docs: build/site/index.html"
+
 clean: ## Remove .venv, caches and build outputs; never a project's .noa folder.
-	@rm -rf .venv dist build .pytest_cache .ruff_cache .hypothesis benchmarks/results
+	@rm -rf .venv dist build .cache .pytest_cache .ruff_cache .hypothesis benchmarks/results
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "clean: done"
