@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_UNBROKEN = 24
+
+
 class Step(Protocol):
     """A running step; calling it with text tells how far it is."""
 
@@ -47,14 +50,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
-    for row in rows:
-        table.add_row(*[_escape(value) for value in row])
     console = out()
     if not sys.stdout.isatty():
         console.width = 10_000
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, collapse_padding=True)
+    widths = [max([len(column), *(len(str(row[index])) for row in rows)]) for index, column in enumerate(columns)]
+    room = console.width - 2 * (len(columns) - 1) - sum(min(width, _UNBROKEN) for width in widths)
+    for column, width in zip(columns, widths, strict=True):
+        # Numbers, names and digests stay on one line while there is room for them.
+        table.add_column(column, overflow="fold", no_wrap=console.width > 1000 or (width <= _UNBROKEN and room >= 0))
+    for row in rows:
+        table.add_row(*[_escape(value) for value in row])
     console.print(table)
 
 

@@ -91,7 +91,7 @@ def _show(statuses: list[ServiceStatus], as_json: bool) -> None:
         )
         return
     console.print_table(
-        ["service", "state", "address", "pid", "memory", "since", "log"],
+        ["service", "state", "address", "pid", "memory", "since"],
         [
             [
                 found.name,
@@ -100,8 +100,9 @@ def _show(statuses: list[ServiceStatus], as_json: bool) -> None:
                 found.pid,
                 f"{found.memory_bytes / 1e6:.0f} MB" if found.memory_bytes else None,
                 console.short_time(found.started_at) if found.started_at else None,
-                found.log_file,
             ]
             for found in statuses
         ],
     )
+    if statuses:
+        console.print_line(f"Logs: {statuses[0].log_file.parent}", "dim")

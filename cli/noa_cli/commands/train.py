@@ -78,7 +78,7 @@ def show_result(result: PipelineResult, *, as_json: bool) -> None:
         return
     names = list(dict.fromkeys(name for candidate in result.candidates for name in candidate.metrics))
     console.print_table(
-        ["version", "backend", *[f"test {name}" for name in names], "steps", "training", "digest"],
+        ["version", "backend", *names, "steps", "trained in", "digest"],
         [
             [
                 c.version.reference,
@@ -90,6 +90,7 @@ def show_result(result: PipelineResult, *, as_json: bool) -> None:
             ]
             for c in result.candidates
         ],
+        title="Measured on the test split",
     )
     if result.promotion is not None:
         console.print_line(
