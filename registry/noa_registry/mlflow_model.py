@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 MLMODEL_FILE = "MLmodel"
 INPUT_EXAMPLE_FILE = "input_example.safetensors"
+LOADED_MARK = "registered_model_meta"
+"""Stock MLflow writes this file, a name and a number, into a local model's folder each time it loads it. Nothing reads
+it to run or to load a model, so it is left out of the comparison."""
 _REQUIREMENTS_FILE = "requirements.txt"
 _PYTHON_ENV_FILE = "python_env.yaml"
 _MLFLOW_EXAMPLE_FILE = "input_example.json"
@@ -113,7 +116,7 @@ def verify_wrapper(folder: Path, manifest: Manifest) -> None:
     """
     if not folder.is_dir():
         raise IntegrityError("a sealed folder is missing", where=str(folder), file=str(folder))
-    found = {file.path: file for file in wrapper_manifest(folder).files}
+    found = {file.path: file for file in wrapper_manifest(folder).files if file.path != LOADED_MARK}
     sealed = {file.path: file for file in manifest.files}
     for path in sorted(found.keys() | sealed.keys()):
         if found.get(path) != sealed.get(path):

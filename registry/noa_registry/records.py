@@ -89,6 +89,19 @@ def load_versions(connection: Connection, root: Path, name: str, *, limit: int, 
     return [_to_version(row, by_number[row.number], root, held) for row in rows]
 
 
+def load_numbers(connection: Connection, name: str) -> list[int]:
+    """Return the numbers of all versions of a model, oldest first.
+
+    Raises:
+        NotFoundError: there is no such model.
+    """
+    query = select(versions.c.number).where(versions.c.name == name).order_by(versions.c.number)
+    numbers = [int(row.number) for row in connection.execute(query)]
+    if not numbers:
+        raise model_not_found(connection, name)
+    return numbers
+
+
 def newest_number(connection: Connection, name: str) -> int:
     """Return the number of the newest version.
 

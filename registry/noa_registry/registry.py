@@ -30,6 +30,7 @@ from noa_registry.records import (
     load_aliases,
     load_evidence,
     load_history,
+    load_numbers,
     load_summaries,
     load_version,
     load_versions,
@@ -178,6 +179,15 @@ class Registry:
             raise InvalidInputError("a page must not be empty", expected="limit >= 1, offset >= 0", received=str(limit))
         with self._database.read() as connection:
             return load_versions(connection, self._artifacts.root, name, limit=limit, offset=offset)
+
+    def numbers(self, name: str) -> list[int]:
+        """Return the numbers of all versions of a model, oldest first; reads no more than that.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
+        with self._database.read() as connection:
+            return load_numbers(connection, check_name(name))
 
     def verify(self, name: str, number: int, *, format: str | None = None) -> None:  # our word
         """Re-hash the files of a version, or of one of its formats.

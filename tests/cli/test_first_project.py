@@ -175,7 +175,7 @@ def test_each_wrong_argument_gets_one_clear_line(
 
 
 def test_serve_answers_and_a_used_port_is_refused(project: Path, promoted: str) -> None:
-    with serving(project) as url:
+    with Serving(project, "digits@champion") as url:
         port = url.rsplit(":", 1)[1]
         (project / "in.json").write_text(json.dumps({"image": [[[[0.5] * 8] * 8]]}))
         answer = json.loads(noa_in(project)("predict", "digits", "--input", "in.json", "--url", url).stdout)
@@ -187,11 +187,11 @@ def test_serve_answers_and_a_used_port_is_refused(project: Path, promoted: str) 
         assert "in use" in taken.stderr
 
 
-class serving:  # noqa: N801  # reads as a statement: `with serving(project) as url`
+class Serving:
     """`noa serve` in the foreground of a process of its own, ended by Ctrl-C; nothing may be left of it."""
 
-    def __init__(self, root: Path) -> None:
-        command = [sys.executable, "-m", "noa_cli", "serve", "digits@champion", "--port", "0", "--json"]
+    def __init__(self, root: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "noa_cli", "serve", *arguments, "--port", "0", "--json"]
         self.process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def __enter__(self) -> str:
@@ -220,6 +220,36 @@ def iterate_lines(process: subprocess.Popen[str]) -> Iterator[str]:
     while line := process.stdout.readline():
         yield line
     raise AssertionError(process.stderr.read() if process.stderr else "the server ended")
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_serve_computes_in_the_native_format_too(project: Path, trained: dict[str, object], backend: str) -> None:
+    candidates = trained["candidates"]
+    assert isinstance(candidates, list)
+    reference = next(row["reference"] for row in candidates if row["backend"] == backend)
+    (project / "some.json").write_text(json.dumps({"image": [[[[0.1 * i] * 8] * 8] for i in range(5)]}))
+    overrides = ("-o", f"endpoints.native.model={reference}", "-o", f"endpoints.native.format={backend}")
+    with Serving(project, "native", *overrides) as url:
+        answer = json.loads(noa_in(project)("predict", "native", "--input", "some.json", "--url", url).stdout)
+    onnx = json.loads(noa_in(project)("predict", reference, "--input", "some.json").stdout)
+    assert np.allclose(answer["outputs"]["logits"], onnx["outputs"]["logits"], atol=1e-4)
+
+
+def test_an_alias_moved_in_mlflow_is_found_never_followed_and_repaired(project: Path, promoted: str) -> None:
+    code = (
+        "import sys, mlflow; c = mlflow.MlflowClient(sys.argv[1], sys.argv[1])\n"
+        "c.set_registered_model_alias('digits', 'champion', sys.argv[2])"
+    )
+    url = f"sqlite:///{project / '.noa' / 'noa.db'}"
+    other = "1" if promoted.endswith("/2") else "2"
+    subprocess.run([sys.executable, "-c", code, url, other], capture_output=True, check=True, cwd=project.parent)
+    found = noa_in(project)("models", "verify")
+    assert found.returncode == 1
+    assert "champion" in found.stdout
+    shown = json.loads(noa_in(project)("models", "show", "digits@champion", "--json").stdout)
+    assert shown["reference"] == promoted
+    assert noa_in(project)("models", "verify", "--repair").returncode == 0
+    assert noa_in(project)("models", "verify").returncode == 0
 
 
 def test_convert_writes_a_proven_copy(project: Path, trained: dict[str, object]) -> None:

@@ -87,6 +87,9 @@ def test_stock_mlflow_sees_and_runs_what_noa_registered(
     assert Path(seen["requirements"]).is_file()
     assert seen["modules"] == []
     assert "ONNX model declares" not in done.stderr
+    assert (promoted[1].folder / "registered_model_meta").is_file()  # MLflow left its mark in the sealed folder
+    registry.verify("digits", 2)
+    registry.promote("digits", 3, reason="loading is no tampering", actor="ada")
 
 
 def test_mlmodel_is_what_mlflow_itself_reads_and_writes(version: ModelVersion) -> None:

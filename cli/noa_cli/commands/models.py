@@ -13,7 +13,10 @@ from noa_cli._options import AliasOption, DryRunOption, JsonOption, ReasonOption
 from noa_cli._registry import entry_to_dict, open_registry, report_to_dict, version_to_dict
 
 if TYPE_CHECKING:
-    from noa_registry import GateReport, LedgerEntry
+    from collections.abc import Iterator
+
+    from noa.references import ModelReference
+    from noa_registry import Discrepancy, GateReport, LedgerEntry, Registry
 
 ReferenceArgument = Annotated[str, typer.Argument(help="`name`, `name@alias` or `name/number`.")]
 ExpectOption = Annotated[
@@ -144,44 +147,25 @@ def verify(
     reference: Annotated[
         str | None, typer.Argument(help="`name`, `name@alias` or `name/number`; nothing: every version.")
     ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write MLflow's rows anew where somebody moved them behind noa's back.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Hash every sealed file again and compare; also the ledger's chain. Exit code 1 if something differs."""
-    from noa.errors import IntegrityError
-    from noa.references import parse_reference
-
-    problems: list[str] = []
-    checked = 0
+    """Hash every sealed file again and compare; also the ledger and MLflow's rows. Exit code 1 if something differs."""
     with open_registry() as registry:
-        if reference is None:
-            names = [model.name for model in registry.models()]
-        else:
-            parsed = parse_reference(reference)
-            names = [] if parsed.number is not None or parsed.alias is not None else [parsed.name]
-        targets = [] if reference is None or names else [registry.resolve(reference)]
-        for name in names:
-            offset = 0
-            while page := registry.versions(name, limit=200, offset=offset):
-                targets += page
-                offset += len(page)
+        repaired = [_discrepancy(found) for found in registry.repair_mirror()] if repair else []
+        targets = _targets(registry, reference)
         with console.step(f"Verifying {len(targets)} versions") as tell:
-            for version in targets:
-                tell(version.reference)
-                try:
-                    registry.verify(version.name, version.number)
-                except IntegrityError as exc:
-                    problems.append(f"{version.reference}: {exc}")
-                checked += 1
-            try:
-                registry.verify_ledger()
-            except IntegrityError as exc:
-                problems.append(f"ledger: {exc}")
+            problems = list(_problems(registry, targets, tell))
     if as_json:
-        console.print_json({"checked": checked, "problems": problems})
+        console.print_json({"checked": len(targets), "problems": problems, "repaired": repaired})
     else:
+        for text in repaired:
+            console.print_line(f"repaired: {text}", "green")
         for problem in problems:
             console.print_line(problem, "red")
-        console.print_line(f"{checked} versions checked, {len(problems)} problems; ledger included")
+        console.print_line(f"{len(targets)} versions, the ledger and MLflow's rows checked: {len(problems)} problems")
     if problems:
         raise typer.Exit(1)
 
@@ -295,6 +279,39 @@ def print_report(report: GateReport) -> None:
         [[v.rule, "passed" if v.passed else "REFUSED", v.expected, v.received] for v in report.verdicts],
         title=f"Gate of {report.reference} for @{report.alias}: {'passed' if report.passed else 'refused'}",
     )
+
+
+def _targets(registry: Registry, reference: str | None) -> list[ModelReference]:
+    """Return the versions that a reference means: one, all of a model, or all."""
+    from noa.references import ModelReference, parse_reference
+
+    parsed = None if reference is None else parse_reference(reference)
+    if parsed is not None and (parsed.number is not None or parsed.alias is not None):
+        version = registry.resolve(parsed)
+        return [ModelReference(name=version.name, number=version.number)]
+    names = [model.name for model in registry.models()] if parsed is None else [parsed.name]
+    return [ModelReference(name=name, number=number) for name in names for number in reversed(registry.numbers(name))]
+
+
+def _problems(registry: Registry, targets: list[ModelReference], tell: console.Step) -> Iterator[str]:
+    from noa.errors import IntegrityError
+
+    for target in targets:
+        tell(str(target))
+        try:
+            registry.verify(target.name, target.number or 0)
+        except IntegrityError as exc:
+            yield f"{target}: {exc}"
+    try:
+        registry.verify_ledger()
+    except IntegrityError as exc:
+        yield f"ledger: {exc}"
+    for found in registry.mirror_discrepancies():
+        yield f"{_discrepancy(found)}; `noa models verify --repair` writes MLflow's rows anew"
+
+
+def _discrepancy(found: Discrepancy) -> str:
+    return f"MLflow's row of {found.name}, {found.subject}: expected {found.expected}; received {found.received}"
 
 
 def _print_move(entry: LedgerEntry, as_json: bool) -> None:
