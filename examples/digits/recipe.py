@@ -42,7 +42,7 @@ digits = Recipe(
     metrics=("accuracy", "f1"),
     optimizer=AdamW(learning_rate=3e-3),
     schedule=WarmupCosine(warmup_steps=50),
-    epochs=15,
+    epochs=10,
     batch_size=64,
     best_by="loss",
 )
