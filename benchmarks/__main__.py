@@ -24,19 +24,23 @@ NAMES = ("registry", "training", "serving", "demo")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], help=f"which (default: all): {', '.join(NAMES)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which (default: all): {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="shorter bursts: to see that it runs, not to quote")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/latest.json"))
     arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in NAMES]
+    if unknown:
+        parser.error(f"no benchmark `{unknown[0]}`; there are {', '.join(NAMES)}")
     rows: list[Row] = []
     for name in arguments.names or NAMES:
         started = time.monotonic()
         print(f"bench: {name}", file=sys.stderr, flush=True)
         module = importlib.import_module(f"benchmarks.bench_{name}")
         rows += module.run(quick=arguments.quick)
+        write(rows, arguments.output, quick=arguments.quick)  # what was measured is kept, whatever comes next
         print(f"bench: {name} done in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     show(rows)
-    write(rows, arguments.output, quick=arguments.quick)
+    print(f"bench: written to {arguments.output}", file=sys.stderr)
     return 0
 
 
@@ -71,7 +75,6 @@ def write(rows: list[Row], path: Path, *, quick: bool) -> None:
         "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
     }
     path.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"bench: written to {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ def main() -> int:
     print(f"setup: installing noa[{arguments.extras}] and {packages} locked packages (some minutes the first time)")
     # torch first: from the lock it is the CPU build where one is on disk; a dependency's range could pick another.
     torch = [line for line in LOCK.read_text().splitlines() if line.startswith("torch==")]
-    for what in (torch, ["-e", f"{ROOT}[{arguments.extras}]"]):
-        if not install(what, packages):
+    everything = ["-e", f"{ROOT}[{arguments.extras}]"]
+    for label, what, count in (("installing torch", torch, 10), ("installing the rest", everything, packages)):
+        if not install(what, count, label):
             return 1
     print("setup: compiling byte code")
     with heartbeat("setup: compiling"):
@@ -79,7 +80,7 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-def install(what: list[str], packages: int) -> bool:
+def install(what: list[str], packages: int, label: str) -> bool:
     """Install with pip from the lock; on failure print pip's own last lines."""
     command = [
         str(VENV / "bin" / "python"),
@@ -100,7 +101,7 @@ def install(what: list[str], packages: int) -> bool:
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean_environment()
         ) as process,
-        heartbeat("setup: installing") as progress,
+        heartbeat(f"setup: {label}") as progress,
     ):
         assert process.stdout is not None
         for line in process.stdout:

@@ -5,24 +5,36 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 
 _UNBROKEN = 24
+_LINE_EVERY_S = 5.0
+_PIPED_WIDTH = 160
 
 
-class Step(Protocol):
-    """A running step; calling it with text tells how far it is."""
+class Step:
+    """A running step; calling it with text tells how far it is, `end` says how it ended if not simply done."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+        self.ending = "done"
 
     def __call__(self, text: str) -> None:
-        """Show `text` beside the step."""
-        ...
+        """Show `text` beside the step; empty text changes nothing."""
+        if text:
+            self._show(text)
+
+    def end(self, text: str) -> None:
+        """Set the word of the closing line."""
+        self.ending = text
 
 
 def out() -> Console:
@@ -46,19 +58,26 @@ def print_json(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-    """Print rows under headings; piped output has one row a line."""
+    """Print rows under headings. Programs read `--json` instead."""
     from rich import box
     from rich.table import Table
 
     console = out()
     if not sys.stdout.isatty():
-        console.width = 10_000
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, collapse_padding=True)
+        console.width = max(console.width, _PIPED_WIDTH)
+    table = Table(
+        title=title,
+        show_header=any(columns),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
+    )
     widths = [max([len(column), *(len(str(row[index])) for row in rows)]) for index, column in enumerate(columns)]
     room = console.width - 2 * (len(columns) - 1) - sum(min(width, _UNBROKEN) for width in widths)
     for column, width in zip(columns, widths, strict=True):
         # Numbers, names and digests stay on one line while there is room for them.
-        table.add_column(column, overflow="fold", no_wrap=console.width > 1000 or (width <= _UNBROKEN and room >= 0))
+        table.add_column(column, overflow="fold", no_wrap=width <= _UNBROKEN and room >= 0)
     for row in rows:
         table.add_row(*[_escape(value) for value in row])
     console.print(table)
@@ -88,17 +107,27 @@ def step(title: str) -> Generator[Step]:
         from rich.text import Text
 
         with Status(Text(title), console=console, spinner="dots") as status:
-            yield lambda text: status.update(Text(f"{title}  {text} ({time.monotonic() - started:.0f} s)"))
+            shown = Step(lambda text: status.update(_one_line(title, text, time.monotonic() - started, console.width)))
+            yield shown
     else:
         last = [started]
 
         def tell(text: str) -> None:
-            if time.monotonic() - last[0] >= 5:  # a log wants a line now and then, not every step
+            if time.monotonic() - last[0] >= _LINE_EVERY_S:  # a log wants a line now and then, not every step
                 last[0] = time.monotonic()
                 note(f"{title}: {text}")
 
-        yield tell
-    note(f"{title}  done in {time.monotonic() - started:.1f} s")
+        shown = Step(tell)
+        yield shown
+    note(f"{title}  {shown.ending} in {time.monotonic() - started:.1f} s")
+
+
+def _one_line(title: str, text: str, seconds: float, width: int) -> Text:
+    from rich.text import Text
+
+    line = Text(f"{title}  {seconds:.0f} s  {text}")
+    line.truncate(max(width - 4, 20), overflow="ellipsis")
+    return line
 
 
 def short_digest(digest: str) -> str:

@@ -21,6 +21,7 @@ from noa_cli._demo_traffic import Answers, send_each, stream
 from noa_cli._invocation import actor
 from noa_cli._registry import open_registry
 from noa_cli._training_progress import follow
+from noa_cli.commands.flows import shorten_log
 
 if TYPE_CHECKING:
     from noa.settings import Settings
@@ -135,7 +136,13 @@ class Demo:
         self._line(f"Prefect deployment {identity}, next run {due:%Y-%m-%d %H:%M} UTC" if due else identity)
         with stream(url, ENDPOINT, test.inputs["image"]) as traffic:
             with self._step("Retraining through Prefect, while requests keep coming") as tell:
-                found = run(self._settings, MODEL, wait=True, overrides={"data.fraction": 1.0}, on_log=tell)
+                found = run(
+                    self._settings,
+                    MODEL,
+                    wait=True,
+                    overrides={"data.fraction": 1.0},
+                    on_log=lambda line: tell(shorten_log(line)),
+                )
             if not found.is_success:
                 raise ServiceError("the retraining run failed", where=found.address, received=found.message)
             version = _champion(self._settings)

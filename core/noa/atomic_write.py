@@ -26,8 +26,8 @@ _DISK_ERRORS = {
 }
 
 
-def write_file(path: Path, data: bytes | str) -> None:
-    """Replace the content of `path` atomically, creating parent folders.
+def write_file(path: Path, data: bytes | str, *, private: bool = False) -> None:
+    """Replace the content of `path` atomically, creating parent folders; `private`: only the owner may read it.
 
     Raises:
         StorageError: the disk refused (full, read-only, no permission); the old content is still there.
@@ -40,6 +40,8 @@ def write_file(path: Path, data: bytes | str) -> None:
             with os.fdopen(handle, "wb") as file:
                 file.write(payload)
                 file.flush()
+                if not private:
+                    os.fchmod(file.fileno(), 0o666 & ~_umask())
                 os.fsync(file.fileno())
             Path(temporary).replace(path)
         except BaseException:
@@ -89,6 +91,15 @@ def translate_disk_errors(path: Path) -> Generator[None]:
             path=str(path),
             errno=exc.errno,
         ) from exc
+
+
+def _umask() -> int:
+    # The system has no call that only reads it; the file of this process says it without changing it for other threads.
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("Umask:", 1)[1].split()[0], 8)
+    except (OSError, IndexError, ValueError):
+        return 0o022
 
 
 def _sync_path(path: Path) -> None:

@@ -160,7 +160,11 @@ class PrefectApi:
             return answer
         where, reason = f"{self.url}{path}", _reason(answer.body)
         if answer.status == 404:
-            raise NotFoundError(f"the Prefect server knows no such thing: {reason}", where=where)
+            raise NotFoundError(
+                f"the Prefect server knows no such thing: {reason}",
+                where=where,
+                remedy="See what there is: noa flows list",
+            )
         if answer.status in (400, 409, 422):
             raise InvalidInputError(f"the Prefect server does not accept this: {reason}", where=where)
         raise ServiceError(

@@ -36,7 +36,7 @@ OnEvent: TypeAlias = Callable[[PipelineEvent], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Metrics of one format, whose bytes are `digest`, on the test split of a dataset of `rows` rows."""
+    """Metrics of one format, whose bytes are `digest`, on a test split of `rows` rows named by `dataset_digest`."""
 
     format: str
     digest: str

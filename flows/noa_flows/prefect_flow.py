@@ -66,7 +66,8 @@ def _train(context: _Context, request: JobRequest, backend: str) -> TrainedJob:
 @task(name="evaluate", task_run_name="evaluate-{backend}", persist_result=False, cache_policy=NO_CACHE)
 def _evaluate(context: _Context, job: TrainedJob, backend: str) -> Evaluation:
     evaluation = steps.evaluate_job(job, context.settings)
-    get_run_logger().info("%s on %d test rows: %s", backend, evaluation.rows, dict(evaluation.metrics))
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
+    get_run_logger().info("%s on %d test rows: %s", backend, evaluation.rows, metrics)
     return evaluation
 
 

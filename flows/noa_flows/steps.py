@@ -200,7 +200,7 @@ def _evaluate(job: TrainedJob, written: Conversion, settings: Settings) -> Evalu
     return Evaluation(
         format=written.format,
         digest=written.digest,
-        dataset_digest=job.dataset_digest,
+        dataset_digest=test.digest,
         rows=test.rows,
         metrics=evaluate(recipe_of(job.request), runnable, test),
     )
@@ -216,12 +216,13 @@ def _measure_holder(registry: Registry, candidate: Candidate, alias: str) -> Non
     served = holder.default_format
     digest = holder.formats[served].digest
     known = registry.evidence(holder.name, holder.number)
-    if any(entry.digest == digest and entry.values.get("dataset_digest") == job.dataset_digest for entry in known):
+    test = load_test_data(job)
+    if any(entry.digest == digest and entry.values.get("dataset_digest") == test.digest for entry in known):
         return
     runnable = registry.load(f"{holder.name}/{holder.number}", format=served)
-    metrics = evaluate(recipe_of(job.request), runnable, load_test_data(job))
+    metrics = evaluate(recipe_of(job.request), runnable, test)
     evidence = metrics_evidence(
-        format=served, digest=digest, dataset_digest=job.dataset_digest, split=TEST_SPLIT, values=metrics
+        format=served, digest=digest, dataset_digest=test.digest, split=TEST_SPLIT, values=metrics
     )
     registry.attach(holder.name, holder.number, evidence)
 

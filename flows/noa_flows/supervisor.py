@@ -196,7 +196,7 @@ class Supervisor:
         return self._records / f"{name}.json"
 
     def _write(self, record: ServiceRecord) -> None:
-        write_file(self._path(record.name), _to_json(record))
+        write_file(self._path(record.name), _to_json(record), private=True)
 
 
 def warden_command(arguments: Sequence[str], *, parent: str, grace_s: float, note: bool = False) -> list[str]:

@@ -218,7 +218,8 @@ def _regression_verdict(
             rule=rule,
             passed=False,
             expected=f"`{holder.reference}` measured on the same dataset, {dataset}",
-            received=f"it was measured on {other.values.get('dataset_digest')}",
+            received=f"measured on {other.values.get('dataset_digest')} only; `noa flows run` and "
+            "`noa train --promote` measure both on the same rows",
         )
     if value is None or reference_value is None:
         missing, evidence = (candidate, mine) if value is None else (holder, theirs)

@@ -54,7 +54,7 @@ class LaunchRequest:
         """Write the file, readable by this user only."""
         self.folder.mkdir(parents=True, mode=0o700)
         table = {"settings": _reveal(self.settings.model_dump()), "die_with_parent": self.die_with_parent}
-        write_file(self.path, json.dumps(table))
+        write_file(self.path, json.dumps(table), private=True)
 
 
 def new_request(settings: Settings, *, die_with_parent: bool) -> LaunchRequest:

@@ -149,7 +149,7 @@ def test_init_dry_run_writes_nothing(noa: Noa, tmp_path: Path) -> None:
 def test_init_keeps_a_gitignore(noa: Noa, tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("*.log")
     assert noa("init").returncode == 0
-    assert (tmp_path / ".gitignore").read_text() == "*.log\n.noa/\n"
+    assert (tmp_path / ".gitignore").read_text() == "*.log\n.noa/\n__pycache__/\n"
 
 
 def test_unknown_template_and_missing_project_folder_are_told(noa: Noa) -> None:

@@ -143,6 +143,8 @@ def _import_error(exc: Exception, root: Path, fallback: str) -> RecipeError:
 
 def _choose(module: ModuleType, wanted: str, file: Path) -> tuple[str, Recipe]:
     found = {name: value for name, value in vars(module).items() if isinstance(value, Recipe)}
+    own = {name: value for name, value in found.items() if name in _assigned_names(file)}
+    found = own or found  # a recipe that was only imported, to start from, is not meant
     listed = ", ".join(f"`{name}`" for name in found) or "no recipe at all"
     if not wanted:
         distinct = {id(value): (name, value) for name, value in found.items()}
@@ -157,6 +159,11 @@ def _choose(module: ModuleType, wanted: str, file: Path) -> tuple[str, Recipe]:
         if wanted in (name, value.name):
             return name, value
     raise NotFoundError(f"no recipe `{wanted}` in `{file.name}`", where=str(file), expected=listed, received=wanted)
+
+
+def _assigned_names(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
 def _lines_of(source: str, variable: str) -> dict[str, int]:

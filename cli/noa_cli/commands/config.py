@@ -78,11 +78,13 @@ def schema(
     output: Annotated[
         Path | None, typer.Option("--output", help="Write to this file instead of standard output.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Print the JSON Schema of `noa.toml`, for editors."""
     from noa.atomic_write import write_file
     from noa.settings import json_schema
 
+    del as_json  # it is JSON in any case
     text = json.dumps(json_schema(), indent=2) + "\n"
     if output is None:
         typer.echo(text, nl=False)

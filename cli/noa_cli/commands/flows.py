@@ -54,17 +54,33 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Retrain now: train, evaluate, convert, verify, register, gate, promote, deploy. Exit code 1 if the run fails."""
+    from noa.errors import ServiceError
     from noa_flows import run as start
 
     settings = current().settings()
     with console.step(f"Retraining {recipe}" if wait else f"Starting a run of {recipe}") as tell:
-        found = start(settings, recipe, wait=wait, overrides=read_changes(change or []), on_log=tell)
+        changes = read_changes(change or [])
+        found = start(settings, recipe, wait=wait, overrides=changes, on_log=lambda line: tell(shorten_log(line)))
+        if wait:
+            tell.end(f"ended as {found.state.lower()}")
     if as_json:
         console.print_json(_plain(found))
     else:
         show_runs([found])
     if wait and not found.is_success:
-        raise typer.Exit(1)
+        raise ServiceError(
+            f"the run `{found.name}` of {recipe} ended as {found.state.lower()}",
+            where=found.address,
+            received=shorten_log(found.message, most=500) or None,
+            remedy="The champion is as it was; the whole log is in the Prefect UI",
+        )
+
+
+def shorten_log(text: str, *, most: int = 100) -> str:
+    """Return the first line of a log message; the rest, e.g. a traceback, is in the Prefect UI."""
+    line = text.strip().splitlines()[0] if text.strip() else ""
+    line = "" if line.startswith("Finished in state") else line
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def schedule(
@@ -150,7 +166,7 @@ def show_runs(runs: list[FlowRun]) -> None:
                 found.state,
                 console.short_time(found.started_at) if found.started_at else None,
                 _took(found),
-                found.message or None,
+                shorten_log(found.message) or None,
                 found.id,
             ]
             for found in runs

@@ -48,6 +48,8 @@ def predict(
     outputs = cast("dict[str, object]", answer["outputs"])
     for name, values in outputs.items():
         console.print_line(f"{name}: {json.dumps(values)}")
+        for index, (best, share) in enumerate(_classes(name, values)):
+            console.print_line(f"  item {index}: class {best}, probability {share:.3f}", "bold")
     console.print_line(
         f"computed by {answer['model']}/{answer['version']} ({console.short_digest(str(answer['digest']))})", "dim"
     )
@@ -74,11 +76,20 @@ def _compute(what: str, source: str, format: str | None) -> dict[str, object]:
 
 
 def _ask(endpoint: str, source: str, url: str | None) -> dict[str, object]:
+    from noa.errors import ServiceError
     from noa_serving import Client
 
     settings = current().load().settings
     keys = settings.serving.api_keys
-    with Client(url or find_server(settings), api_key=keys[0].get_secret_value() if keys else None) as client:
+    _check_source(source)
+    address = url or find_server(settings)
+    with Client(address, api_key=keys[0].get_secret_value() if keys else None) as client:
+        if not client.answers("/v2/health/live"):
+            raise ServiceError(
+                "no server answers",
+                where=address,
+                remedy=f"Start one with `noa serve` or `noa up`, or compute here: noa predict {endpoint}@champion",
+            )
         answer = client.predict(endpoint, read_inputs(source, client.inputs(endpoint)))
     return {
         "outputs": {name: _plain(array) for name, array in answer.outputs.items()},
@@ -103,22 +114,37 @@ def read_inputs(source: str, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndar
         NotFoundError: no such file.
         InvalidInputError: it is not readable, or a value does not fit its tensor's dtype.
     """
+    from noa.errors import InvalidInputError
+
+    suffix = _check_source(source)
+    if suffix == ".json":
+        try:
+            text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        except UnicodeDecodeError as exc:
+            raise InvalidInputError("the input is not UTF-8 text", where=source) from exc
+        return _from_json(text, source, specs)
+    return _from_numpy(Path(source), specs)
+
+
+def _check_source(source: str) -> str:
+    """Return the kind of the input by its suffix, `.json` for standard input."""
     from noa.errors import InvalidInputError, NotFoundError
 
-    suffix = ".json" if source == "-" else Path(source).suffix.lower()
-    if source != "-" and not Path(source).is_file():
+    if source == "-":
+        return ".json"
+    path = Path(source)
+    if not path.is_file():
         raise NotFoundError("no such input file", where=source)
-    if source != "-" and Path(source).stat().st_size > _MOST_INPUT_BYTES:
+    size = path.stat().st_size
+    if size > _MOST_INPUT_BYTES:
         raise InvalidInputError(
-            "the input file is too large", where=source, expected=f"at most {_MOST_INPUT_BYTES} bytes"
+            "the input file is too large", where=source, expected=f"at most {_MOST_INPUT_BYTES} bytes", received=size
         )
-    if suffix == ".json":
-        return _from_json(sys.stdin.read() if source == "-" else Path(source).read_text(), source, specs)
-    if suffix in (".npy", ".npz"):
-        return _from_numpy(Path(source), specs)
-    raise InvalidInputError(
-        "the input's kind is not known", where=source, expected=".json, .npy, .npz or -", received=suffix
-    )
+    if path.suffix.lower() not in (".json", ".npy", ".npz"):
+        raise InvalidInputError(
+            "the input's kind is not known", where=source, expected=".json, .npy, .npz or -", received=path.suffix
+        )
+    return path.suffix.lower()
 
 
 def _from_json(text: str, source: str, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
@@ -194,6 +220,19 @@ def _cast_all(arrays: dict[str, np.ndarray], source: str, specs: tuple[TensorSpe
             )
         cast_arrays[name] = changed
     return cast_arrays
+
+
+def _classes(name: str, values: object) -> list[tuple[int, float]]:
+    """Return the likeliest class of each item and its softmax probability, for the logits of a classifier."""
+    import numpy as np
+
+    scores = np.asarray(values, dtype=object)
+    if name != "logits" or scores.ndim != 2 or scores.shape[1] < 2 or any(value is None for value in scores.flat):
+        return []
+    logits = scores.astype(np.float64)
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    return [(int(row.argmax()), float(row.max())) for row in shares]
 
 
 def _plain(array: np.ndarray) -> object:

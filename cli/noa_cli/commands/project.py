@@ -79,8 +79,11 @@ def _name_from(folder: Path) -> str:
 
 
 def _gitignore_with_state(folder: Path) -> str | None:
+    """Return `.gitignore` with what must not be committed added; None if nothing is to be added."""
     path = folder / ".gitignore"
     text = path.read_text() if path.is_file() else ""
-    if any(line.strip() in {".noa", ".noa/", "/.noa", "/.noa/"} for line in text.splitlines()):
+    present = {line.strip().strip("/") for line in text.splitlines()}
+    missing = [entry for entry in (".noa/", "__pycache__/") if entry.strip("/") not in present]
+    if not missing:
         return None
-    return text + ("" if not text or text.endswith("\n") else "\n") + ".noa/\n"
+    return text + ("" if not text or text.endswith("\n") else "\n") + "\n".join(missing) + "\n"
