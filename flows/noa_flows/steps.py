@@ -19,6 +19,7 @@ from noa_conversion import convert, load_format, measure_equivalence
 from noa_flows._test_data import load_test_data
 from noa_flows.pipeline_values import Candidate, Conversion, Evaluation, Promotion, Verification
 from noa_flows.provenance import capture_environment
+from noa_flows.training_job import JOB_FOLDER_TAG
 from noa_registry import GateReport, ModelVersion, Registry, VersionDraft, metrics_evidence
 from noa_training import evaluate, is_larger_better, load_trained, recipe_of
 
@@ -115,7 +116,7 @@ def register_job(
         tags={
             "noa.backend": job.backend,
             "noa.job_id": job.job_id,
-            "noa.job_folder": str(job.folder),
+            JOB_FOLDER_TAG: str(job.folder),
             "noa.recipe": job.recipe,
         },
     )

@@ -6,18 +6,25 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from noa import errors
 from noa.atomic_write import translate_disk_errors
-from noa.errors import InvalidInputError, NoaError, TrainingError
+from noa.errors import InvalidInputError, NoaError, NotFoundError, TrainingError
 from noa.settings import Settings
 from noa_flows._environment import inherited_environment
 from noa_flows._process_tree import MARKER_VARIABLE
+from noa_flows._test_data import load_test_data
 from noa_flows.child import ChildResult, run_child
-from noa_training import JobEvent, JobRequest, TrainedJob, WorkerRequest, load_result, parse_event
-from noa_training.events import Failed, Finished
+from noa_registry import Registry
+from noa_training import JobEvent, JobRequest, TrainedJob, WorkerRequest, finished_job, load_result, parse_event
+from noa_training.events import Failed, Finished, Warned
+
+JOB_FOLDER_TAG = "noa.job_folder"
+"""The tag of a version that names the job it came from."""
+_RECENT_VERSIONS = 200
 
 
 def train_job(
@@ -37,6 +44,11 @@ def train_job(
         RecipeError, NotFoundError, ConflictError, StorageError: as the child found them.
         TrainingError: the job ended without a model, or was cancelled.
     """
+    ready = _finished_but_unregistered(request, settings)
+    if ready is not None:
+        message = "it finished before and was not registered; its model is used"
+        on_event(Warned(job_id=ready.job_id, at=time.time(), subject="training", message=message))
+        return ready
     heard = _Heard(on_event)
     with translate_disk_errors(settings.training.jobs_dir):
         settings.training.jobs_dir.mkdir(parents=True, exist_ok=True)
@@ -55,6 +67,25 @@ def train_job(
     if heard.finished is not None and result.exit_code == 0:
         return load_result(Path(heard.finished.folder))
     raise _failure(request, heard, result)
+
+
+def _finished_but_unregistered(request: JobRequest, settings: Settings) -> TrainedJob | None:
+    """Return the model of a job that was killed between training and registration, if its data is still the same."""
+    job = finished_job(request, settings.training)
+    if job is None:
+        return None
+    with Registry.open(settings.registry) as registry:
+        try:
+            known = registry.versions(job.name, limit=_RECENT_VERSIONS)
+        except NotFoundError:
+            known = []
+    if any(version.tags.get(JOB_FOLDER_TAG) == str(job.folder) for version in known):
+        return None
+    try:
+        load_test_data(job)
+    except NoaError:
+        return None
+    return job
 
 
 class _Heard:

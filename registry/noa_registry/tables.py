@@ -193,6 +193,8 @@ _GUARDS = {
     f"WHEN NEW.current_stage = 'Deleted_Internal' AND {_LIVE}",
     "noa_guard_source": "BEFORE UPDATE OF source, storage_location ON model_versions "
     f"WHEN NEW.current_stage <> 'Deleted_Internal' AND {_SEALED}",
+    "noa_guard_rename": "BEFORE UPDATE OF name ON registered_models "
+    "WHEN NEW.name <> OLD.name AND EXISTS (SELECT 1 FROM noa_versions WHERE noa_versions.name = OLD.name)",
 }
 
 

@@ -29,7 +29,7 @@ REQUEST_VARIABLE = "NOA_SERVING_REQUEST"
 
 _REQUEST_FILE = "request.json"
 _READY_FILE = "ready.json"
-_STALE_AFTER_S = 3600.0
+_STALE_AFTER_S = 120.0  # a start that takes longer has failed; a killed server's keys must not lie about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,9 @@ from noa_serving._prepared import compute
 MAX_HOT_BODY_BYTES = 64 << 10
 """Larger bodies arrive in many pieces; ASGI's flow control is worth its cost there."""
 
+MAX_HEAD_BYTES = 64 << 10
+"""Request line and headers; counted in whole reads of the socket, so a little more may pass."""
+
 _MAX_CACHED_HEADS = 1024
 _NOT_HOT = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
 
@@ -57,13 +60,36 @@ class _HotProtocol(HttpToolsProtocol):
         self._is_closing = False
         self._body_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._is_in_head = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(self._timeout_s, self._head_is_late)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse_head(431, "the request's head is too large", f"at most {MAX_HEAD_BYTES} bytes")
+                return
         super().data_received(data)
+        if self._is_in_head and self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._timeout_s, self._head_is_late)
         if self._route is not None and self._body_timer is None:
             self._body_timer = self.loop.call_later(self._timeout_s, self._body_is_late)
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head = True
+        self._head_bytes = 0
+
     def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
         route = self._routes.get(self.url)
         if route is None or not self._is_hot():
             super().on_headers_complete()
@@ -100,7 +126,7 @@ class _HotProtocol(HttpToolsProtocol):
         self._write(response)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._body_timer, self._idle_timer):
+        for timer in (self._body_timer, self._idle_timer, self._head_timer):
             if timer is not None:
                 timer.cancel()
         self._route = None
@@ -188,6 +214,21 @@ class _HotProtocol(HttpToolsProtocol):
         )
         route.metrics.observe(408, time.perf_counter() - self._started)
         self._write(refuse(late))
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        self._refuse_head(408, "the request's head did not arrive in time", f"all of it within {self._timeout_s:g} s")
+
+    def _refuse_head(self, status: int, what: str, expected: str) -> None:
+        """Answer a head that is not there yet, and close; behind an answer that is still being made, only close."""
+        if self.transport.is_closing():
+            return
+        if self._has_open_cycle() or not self._is_in_head:
+            self.transport.close()
+            return
+        self._is_closing = True
+        self._is_in_head = False
+        self._write(refuse(RequestRefusedError(what, status=status, expected=expected)))
 
     def _check_idle(self) -> None:
         """Close the connection if nothing happened since the last answer; one timer serves many requests."""

@@ -220,10 +220,11 @@ def start_server(
 
 
 def check_endpoints(settings: Settings, endpoints: Mapping[str, EndpointSettings]) -> None:
-    """Check that each endpoint's version exists and has the format.
+    """Check that each endpoint's version exists, has the format, and that its files are what was sealed.
 
     Raises:
         NotFoundError: it does not; the message says what there is.
+        IntegrityError: a file was changed; names it.
     """
     from noa_registry import Registry
 
@@ -237,6 +238,7 @@ def check_endpoints(settings: Settings, endpoints: Mapping[str, EndpointSettings
                     received=f"`{endpoint.format}`",
                     remedy=f"Convert it with `noa convert {version.reference}`, or choose another format",
                 )
+            registry.open_format(version, endpoint.format)
 
 
 def check_port(host: str, port: int) -> None:

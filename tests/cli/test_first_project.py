@@ -280,3 +280,7 @@ def test_verify_finds_a_flipped_byte_and_a_tampered_version_is_not_promoted(proj
     held = json.loads(noa_in(project)("models", "list", "--json").stdout)
     assert held[0]["aliases"]["champion"] == int(promoted.split("/")[1])
     assert noa_in(project)("predict", reference, "--input", "in.json").returncode == 1
+    served = noa_in(project)("serve", reference, "--port", "0")
+    assert served.returncode == 1
+    assert len(served.stderr.splitlines()) == 1
+    assert "model.onnx" in served.stderr

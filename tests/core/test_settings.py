@@ -59,6 +59,8 @@ def test_origin_names_file_and_line(project: Write) -> None:
         ("[servin]\nport = 1\n", ["unknown setting `servin`", "Did you mean `serving`?"]),
         ("[serving]\nport = \n", ["malformed TOML at line 2, column", "noa.toml:2:"]),
         ("[serving\n", ["malformed TOML", "line 1"]),
+        ("a = " + "[" * 100_000, ["nested too deeply"]),
+        ("[serving]\ntimeout_s = inf\n", ["serving.timeout_s", "finite"]),
         ('[serving]\nport = "x"\n', ["`serving.port`", "noa.toml:2", "received 'x'"]),
         ("[serving]\nport = 70000\n", ["`serving.port`", "65535"]),
         ('[serving]\nhost = "0.0.0.0"\n', ["0.0.0.0", "api_keys"]),
@@ -101,6 +103,13 @@ def test_settings_that_are_not_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "noa.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match="not UTF-8"):
         load_settings(tmp_path)
+
+
+def test_a_folder_in_the_place_of_the_file_does_not_lead_to_the_parents_project(project: Write) -> None:
+    below = project('[project]\nname = "up"\n') / "below"
+    (below / "noa.toml").mkdir(parents=True)
+    with pytest.raises(SettingsError, match="no regular file"):
+        load_settings(below)
 
 
 def test_the_project_is_found_from_a_folder_below(project: Write) -> None:

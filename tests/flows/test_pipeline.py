@@ -20,6 +20,7 @@ from noa_flows import (
     run_pipeline,
     train_job,
 )
+from noa_flows._test_data import load_test_data
 from noa_flows.pipeline import pipeline_lock
 from noa_registry import Registry
 from noa_training import JobEvent
@@ -95,7 +96,22 @@ def test_the_holder_is_measured_on_new_data_before_it_is_compared(champion: Pipe
         digests = {
             fact.values.get("dataset_digest") for fact in registry.evidence("tiny", champion.best.version.number)
         }
-    assert result.best.job.dataset_digest in digests
+    assert load_test_data(result.best.job).digest in digests
+
+
+def test_a_job_that_finished_but_was_never_registered_is_not_trained_again(
+    champion: PipelineResult, project: Settings
+) -> None:
+    """As after a kill between training and registration."""
+    del champion
+    request = plan_pipeline(project, "tiny", seed=7).requests[0]
+    first = train_job(request, project, on_event=lambda event: None)
+    heard: list[PipelineEvent] = []
+    result = run_pipeline(project, "tiny", seed=7, on_event=heard.append)
+    assert result.best.job.folder == first.folder
+    assert [event.job.kind for event in heard if event.job is not None] == ["warning"]
+    again = run_pipeline(project, "tiny", seed=7)
+    assert again.best.job.attempt == first.attempt + 1
 
 
 def test_promotion_is_refused_if_another_holder_came_meanwhile(champion: PipelineResult, project: Settings) -> None:

@@ -237,6 +237,7 @@ def test_what_a_live_alias_needs_cannot_be_deleted_by_stock_clients(
     for attempt in (
         lambda: client.delete_model_version("digits", "3"),
         lambda: client.delete_registered_model("digits"),
+        lambda: client.rename_registered_model("digits", "other"),
     ):
         with pytest.raises(MlflowException, match="noa"):
             attempt()

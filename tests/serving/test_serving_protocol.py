@@ -4,6 +4,7 @@ ASGI."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -225,6 +226,39 @@ def test_a_body_that_stops_arriving_is_408_and_closed(local: Project) -> None:
         protocol.connection_lost(None)
 
     asyncio.run(main())
+
+
+def test_a_head_that_stops_arriving_is_408_and_a_silent_connection_is_closed(local: Project) -> None:
+    app = shortened(local, timeout_s=0.05)
+
+    async def main() -> None:
+        protocol, pipe = open_pipe(app)
+        protocol.data_received(b"POST /predict/digits HTTP/1.1\r\nhost: x\r\n")
+        await until(pipe, b"HTTP/1.1 408")
+        assert pipe.is_closed
+        protocol.connection_lost(None)
+        silent, its_pipe = open_pipe(app)
+        async with asyncio.timeout(20):
+            while not its_pipe.is_closed:
+                await asyncio.sleep(0.005)
+        assert its_pipe.written == b""
+        silent.connection_lost(None)
+
+    asyncio.run(main())
+
+
+def test_a_head_without_end_is_431_and_closed(wire: socket.socket) -> None:
+    wire.sendall(b"POST /predict/digits HTTP/1.1\r\nhost: x\r\nx-long: ")
+    sent = 0
+    answer = b""
+    wire.settimeout(20)
+    with contextlib.suppress(ConnectionError):
+        while sent < 64 << 20:
+            sent += wire.send(b"a" * 65536)
+    with contextlib.suppress(ConnectionError):
+        answer = wire.recv(65536)
+    assert sent < 64 << 20
+    assert answer.startswith(b"HTTP/1.1 431") or answer == b""
 
 
 def test_a_slow_model_is_replayed_through_asgi_and_later_requests_wait_their_turn(local: Project) -> None:

@@ -73,6 +73,7 @@ def test_the_users_own_packages_are_found_first_whatever_they_are_called(tmp_pat
         ("import os\n\nimport no_such_package\n", 3, "no_such_package"),
         (HEADER + 'r = Recipe(name="a", epoch=3)\n', 6, "epoch"),
         ("def f():\n    return 1 / 0\n\nf()\n", 2, "ZeroDivisionError"),
+        ("import sys\n\nsys.exit(0)\n", 3, "SystemExit"),
     ],
 )
 def test_an_error_in_the_users_file_is_named_with_its_line(tmp_path: Path, text: str, line: int, message: str) -> None:

@@ -29,7 +29,7 @@ from noa_training.recipes import SGD, AdamW, Constant, EarlyStopping, Recipe, Wa
 if TYPE_CHECKING:
     from noa_training.evaluation import evaluate
     from noa_training.job_folder import JobState, read_state
-    from noa_training.jobs import load_dataset, load_result, load_trained, recipe_of, run_job
+    from noa_training.jobs import finished_job, load_dataset, load_result, load_trained, recipe_of, run_job
     from noa_training.loading import load_recipe
     from noa_training.loop import JobCancelledError
     from noa_training.requests import JobRequest, TrainedJob, WorkerRequest
@@ -42,6 +42,7 @@ _LAZY = {
     "TrainedJob": "requests",
     "WorkerRequest": "requests",
     "evaluate": "evaluation",
+    "finished_job": "jobs",
     "load_dataset": "jobs",
     "load_recipe": "loading",
     "load_result": "jobs",
@@ -86,6 +87,7 @@ __all__ = [
     "WorkerRequest",
     "cnn",
     "evaluate",
+    "finished_job",
     "is_larger_better",
     "load_dataset",
     "load_recipe",

@@ -23,7 +23,7 @@ from noa_training.backends.interface import Backend, find_backend
 from noa_training.checkpoints import CheckpointStore
 from noa_training.datasets import Dataset, check_dataset
 from noa_training.events import JobEvent
-from noa_training.job_folder import JobLock, attempt_folder, current_attempt, job_id_of, write_state
+from noa_training.job_folder import JobLock, attempt_folder, current_attempt, job_id_of, read_state, write_state
 from noa_training.loading import LoadedRecipe, find_recipe, user_location
 from noa_training.loop import JobCancelledError, LoopResult, TrainingLoop
 from noa_training.model_specs import BACKENDS, Factories, ModelShape
@@ -78,15 +78,8 @@ def run_job(
         StorageError: the disk refused; the job can be continued.
     """
     loaded, recipe = _recipe_of(request)
-    backend_settings = {"backend": request.backend, "overrides": dict(request.overrides)}
-    job_id = job_id_of(
-        name=recipe.name,
-        backend=request.backend,
-        source_digest=loaded.source_digest,
-        description=describe(recipe) | backend_settings,
-        seed=recipe.seed,
-    )
-    jobs = request.root.absolute() / ".noa" / "jobs" if settings.jobs_dir == Path() else settings.jobs_dir
+    job_id = _job_id(request, loaded, recipe)
+    jobs = _jobs_folder(request, settings)
     with JobLock(jobs / job_id):
         attempt = current_attempt(jobs / job_id)
         folder = attempt_folder(jobs / job_id, attempt)
@@ -115,7 +108,7 @@ def load_dataset(recipe: Recipe, *, root: Path) -> Dataset:
     where = f"{code.co_filename}:{code.co_firstlineno}" if code is not None else recipe.name
     try:
         value = recipe.data(**recipe.data_params)
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise _user_error(exc, "`data` failed", root=root, fallback=where) from exc
     return check_dataset(value, objective=recipe.objective, where=where)
 
@@ -149,6 +142,35 @@ def load_result(folder: Path) -> TrainedJob:
         return TrainedJob.from_json((folder / RESULT_FILE).read_text())
     except OSError as exc:
         raise NotFoundError("the job is not finished", where=str(folder), expected=RESULT_FILE) from exc
+
+
+def finished_job(request: JobRequest, settings: TrainingSettings) -> TrainedJob | None:
+    """Return the newest attempt of this very job if it has finished, None if it is to be trained or continued.
+
+    Raises:
+        RecipeError, NotFoundError: as `run_job`.
+    """
+    loaded, recipe = _recipe_of(request)
+    job = _jobs_folder(request, settings) / _job_id(request, loaded, recipe)
+    newest = current_attempt(job) - 1
+    if newest < 1 or read_state(attempt_folder(job, newest)).state != "finished":
+        return None
+    return load_result(attempt_folder(job, newest))
+
+
+def _job_id(request: JobRequest, loaded: LoadedRecipe, recipe: Recipe) -> str:
+    backend_settings = {"backend": request.backend, "overrides": dict(request.overrides)}
+    return job_id_of(
+        name=recipe.name,
+        backend=request.backend,
+        source_digest=loaded.source_digest,
+        description=describe(recipe) | backend_settings,
+        seed=recipe.seed,
+    )
+
+
+def _jobs_folder(request: JobRequest, settings: TrainingSettings) -> Path:
+    return request.root.absolute() / ".noa" / "jobs" if settings.jobs_dir == Path() else settings.jobs_dir
 
 
 def _recipe_of(request: JobRequest) -> tuple[LoadedRecipe, Recipe]:
@@ -345,7 +367,7 @@ def _dtype(array: np.ndarray) -> DType:
     return array.dtype.name  # type: ignore[return-value]  # TensorSpec refuses a name that is no DType
 
 
-def _user_error(exc: Exception, what: str, *, root: Path, fallback: str) -> NoaError:
+def _user_error(exc: BaseException, what: str, *, root: Path, fallback: str) -> NoaError:
     from noa.errors import RecipeError
 
     where = user_location(exc, root=root) or fallback

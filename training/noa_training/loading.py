@@ -107,7 +107,7 @@ def _load_file(file: Path, path: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         del sys.modules[name]
         raise _import_error(exc, file.parent, str(file)) from exc
     return module
@@ -128,14 +128,14 @@ def _load_module(target: str, root: Path) -> ModuleType:
             expected="`recipe.py`, `recipe.py:name` or `package.module:name`",
             received=target,
         ) from exc
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise _import_error(exc, root, target) from exc
     if getattr(module, "__file__", None) is None:
         raise NotFoundError(f"`{target}` is a folder, not a module with recipes", where=str(root), received=target)
     return module
 
 
-def _import_error(exc: Exception, root: Path, fallback: str) -> RecipeError:
+def _import_error(exc: BaseException, root: Path, fallback: str) -> RecipeError:
     where = user_location(exc, root=root) or fallback
     what = exc.what if isinstance(exc, NoaError) else f"{type(exc).__name__}: {exc}"
     return RecipeError(f"the recipe cannot be imported: {what}", where=where)

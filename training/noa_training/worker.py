@@ -91,6 +91,9 @@ def _take_stdout() -> TextIO:
 
 def _limit_threads(threads: int) -> None:
     """Set what the numeric libraries read once, when they are imported."""
+    # Threads that wait by spinning take the other processes' cores: several times slower on a busy machine, no faster
+    # on a quiet one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not threads:
         return
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "PJRT_NPROC"):

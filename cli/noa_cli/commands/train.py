@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,10 +41,11 @@ def train(
 
     settings = current().settings()
     names = _backends(settings.recipes[recipe].backends[:1] if recipe in settings.recipes else ("torch",), backend)
-    with follow() as on_event:
+    # The user's recipe runs in this process too; what it prints must not spoil our standard output.
+    with follow() as on_event, redirect_stdout(sys.stderr):
         result = run_pipeline(
             settings,
-            recipe,
+            find_recipe_file(recipe, settings.root),
             backends=check_backends(names),
             overrides=read_changes(change or []),
             seed=seed,
@@ -50,6 +54,17 @@ def train(
             actor=actor(),
         )
     show_result(result, as_json=as_json)
+
+
+def find_recipe_file(recipe: str, root: Path) -> str:
+    """Return a recipe's file as seen from the project's root: on the command line it is meant from where we stand."""
+    path, mark, name = recipe.partition(":")
+    here = current().directory / path
+    if not path.endswith(".py") or not here.is_file():
+        return recipe
+    found = here.resolve()
+    inside = found.relative_to(root.resolve()) if found.is_relative_to(root.resolve()) else found
+    return f"{inside}{mark}{name}"
 
 
 def read_changes(pairs: list[str]) -> dict[str, object]:

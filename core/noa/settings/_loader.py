@@ -34,6 +34,8 @@ def find_project(start: Path) -> Path | None:
         candidate = folder / PROJECT_FILE
         if candidate.is_file():
             return candidate
+        if candidate.exists() or candidate.is_symlink():  # a parent's file must not take its place in silence
+            raise SettingsError(f"`{PROJECT_FILE}` is no regular file", where=str(candidate), remedy="Move it away")
     return None
 
 

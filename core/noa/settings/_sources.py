@@ -49,6 +49,8 @@ def read_toml(path: Path) -> Source:
         raise SettingsError(f"cannot read the settings: {reason}", where=str(path)) from exc
     try:
         return Source(origin=str(path), table=tomllib.loads(text), text=text)
+    except RecursionError as exc:
+        raise SettingsError("the settings are nested too deeply", where=str(path)) from exc
     except tomllib.TOMLDecodeError as exc:
         message = str(exc)
         position = re.search(r"\(at line (\d+), column (\d+)\)", message)
