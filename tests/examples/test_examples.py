@@ -68,3 +68,9 @@ def test_the_settings_of_an_example_are_valid_and_name_its_recipe(example: str) 
 
 def test_the_demo_recipe_fits_on_one_page() -> None:
     assert len((EXAMPLES / "digits" / "recipe.py").read_text().splitlines()) <= 60
+
+
+def test_the_digits_project_is_small() -> None:
+    """It is what people see first: a whole project in sixty lines."""
+    folder = Path(__file__).resolve().parents[2] / "examples" / "digits"
+    assert sum(len((folder / name).read_text().splitlines()) for name in ("noa.toml", "recipe.py")) <= 60

@@ -9,10 +9,6 @@ from noa_training import AdamW, Dataset, Recipe, Split, WarmupCosine, cnn
 SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # each training image also one pixel to each side
 
 
-def split(images: np.ndarray, labels: np.ndarray) -> Split:
-    return Split(inputs={"image": images}, targets=labels)
-
-
 def shifted(images: np.ndarray, down: int, right: int) -> np.ndarray:
     padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
     return padded[:, :, 1 - down : 9 - down, 1 - right : 9 - right]
@@ -27,9 +23,9 @@ def load(fraction: float) -> Dataset:
     count = round(len(train) * fraction)
     train = np.concatenate([shifted(train[:count], *shift) for shift in SHIFTS])
     return Dataset(
-        train=split(train, np.tile(train_y[:count], len(SHIFTS))),
-        validation=split(val, val_y),
-        test=split(test, test_y),
+        train=Split(inputs={"image": train}, targets=np.tile(train_y[:count], len(SHIFTS))),
+        validation=Split(inputs={"image": val}, targets=val_y),
+        test=Split(inputs={"image": test}, targets=test_y),
     )
 
 
