@@ -51,7 +51,8 @@ def main() -> int:
         if not install(what, count, label):
             return 1
     print("setup: compiling byte code")
-    with heartbeat("setup: compiling"):
+    with heartbeat("setup: compiling") as progress:
+        progress.update(count=count_files(".py"), suffix=".pyc", word="files")
         subprocess.run(
             [str(VENV / "bin" / "python"), "-m", "compileall", "-q", "-j", "0", str(VENV / "lib")],
             check=False,
@@ -143,17 +144,18 @@ def heartbeat(label: str) -> Generator[dict[str, object]]:
     done = threading.Event()
     started = time.monotonic()
     on_terminal = sys.stdout.isatty()
-    before = installed_count()
+    before = {".dist-info": count_files(".dist-info")}
 
     def show() -> None:
-        while not done.wait(0.5 if on_terminal else 10):
+        while not done.wait(1 if on_terminal else 10):
             seconds = int(time.monotonic() - started)
             text = str(progress["text"])
             total = progress.get("count")
             if isinstance(total, int):
-                count = min(installed_count() - before, total)
+                suffix, word = str(progress.get("suffix", ".dist-info")), str(progress.get("word", "installed"))
+                count = max(0, min(count_files(suffix) - before.get(suffix, 0), total))
                 filled = BAR_WIDTH * count // max(total, 1)
-                text = f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {count}/{total} installed"
+                text = f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {count}/{total} {word}"
             line = f"{label} {text} ({seconds // 60}:{seconds % 60:02})"
             print(f"\r\033[K{line}" if on_terminal else line, end="" if on_terminal else "\n", flush=True)
 
@@ -168,9 +170,11 @@ def heartbeat(label: str) -> Generator[dict[str, object]]:
             print("\r\033[K", end="", flush=True)
 
 
-def installed_count() -> int:
-    """Return how many distributions are in the environment."""
-    return sum(1 for _ in VENV.glob("lib/python*/site-packages/*.dist-info"))
+def count_files(suffix: str) -> int:
+    """Return how many distributions (`.dist-info`) or files of a kind the environment holds."""
+    if suffix == ".dist-info":
+        return sum(1 for _ in VENV.glob("lib/python*/site-packages/*.dist-info"))
+    return sum(name.endswith(suffix) for _, _, names in os.walk(VENV / "lib") for name in names)
 
 
 if __name__ == "__main__":
