@@ -49,13 +49,13 @@ def test_sigterm_finishes_what_was_begun_ends_with_0_and_leaves_no_process(fille
         with Client(address.url) as client:
             totals.append(float(client.predict("slow", np.ones((64, 384), np.float32)).outputs["y"].sum()))
 
-    with Client(address.url) as watcher:
-        thread = threading.Thread(target=request)
-        thread.start()
-        del watcher
-        wait_until(lambda: any(process.cpu_percent() > 20 for process in workers), what="the computing")
-        server._process.send_signal(signal.SIGTERM)
-        thread.join(30)
+    # Both workers must have ended their start first: what is busy then is busy with the request.
+    wait_until(lambda: all(process.cpu_percent(interval=0.3) < 5 for process in workers), what="quiet", timeout_s=60)
+    thread = threading.Thread(target=request)
+    thread.start()
+    wait_until(lambda: any(process.cpu_percent(interval=0.1) > 20 for process in workers), what="the computing")
+    server._process.send_signal(signal.SIGTERM)
+    thread.join(30)
     assert totals == [64 * 384]
     assert server.stop() == 0
     assert [process for process in tree if not is_gone(process)] == []
