@@ -6,6 +6,6 @@ import signal
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach what the tests start: a suite that a script runs in the background ignores it, and so would they."""
+    """Let Ctrl-C reach what the tests start: a suite that runs in the background of a script ignores it."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
