@@ -16,6 +16,17 @@ import psutil
 import pytest
 
 Noa = Callable[..., subprocess.CompletedProcess[str]]
+# Every way to write to standard output; `--json` must stay one JSON document all the same.
+NOISE = """
+import ctypes
+import os
+import subprocess
+
+print("noise of Python")
+os.write(1, b"noise of the system\\n")
+subprocess.run(["echo", "noise of a child"], check=True)
+ctypes.CDLL(None).puts(b"noise of C")
+"""
 QUICK = ("--set", "epochs=2", "--set", "data.fraction=0.2")
 
 
@@ -32,7 +43,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     guard = (
         'import training\nimport registry\n\nassert training.WHOSE == "the user\'s training"\nassert registry.WHOSE\n'
     )
-    recipe.write_text(recipe.read_text() + "\n" + guard)
+    recipe.write_text(recipe.read_text() + "\n" + guard + NOISE)
     settings = root / "noa.toml"
     settings.write_text(settings.read_text().replace("accuracy = 0.97", "accuracy = 0.2"))
     return root

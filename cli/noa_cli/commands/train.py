@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,13 +34,14 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train, evaluate, convert, verify and register; a killed job continues with the same command."""
+    from noa_cli._quiet_stdout import stdout_to_stderr
     from noa_cli._training_progress import follow
     from noa_flows import check_backends, run_pipeline
 
     settings = current().settings()
     names = _backends(settings.recipes[recipe].backends[:1] if recipe in settings.recipes else ("torch",), backend)
-    # The user's recipe runs in this process too; what it prints must not spoil our standard output.
-    with follow() as on_event, redirect_stdout(sys.stderr):
+    # The user's recipe runs in this process too; what it writes must not spoil our standard output.
+    with follow() as on_event, stdout_to_stderr():
         result = run_pipeline(
             settings,
             find_recipe_file(recipe, settings.root),
