@@ -14,9 +14,11 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Connection,
+    Float,
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -24,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 mlflow_metadata = MetaData()
@@ -68,6 +70,9 @@ versions = Table(
     Column("created_by", String(256), nullable=False),
     ForeignKeyConstraint(["name"], ["noa_models.name"]),
     CheckConstraint("number >= 1"),
+    Index("noa_versions_created", "created_at"),
+    Index("noa_versions_digest", "digest"),
+    Index("noa_versions_dataset", "dataset_digest"),
 )
 
 formats = Table(
@@ -83,6 +88,7 @@ formats = Table(
     Column("created_by", String(256), nullable=False),
     ForeignKeyConstraint(["name", "number"], ["noa_versions.name", "noa_versions.number"]),
     Index("noa_formats_uid", "uid"),
+    Index("noa_formats_digest", "digest"),
 )
 
 evidence = Table(
@@ -135,6 +141,143 @@ aliases = Table(
     UniqueConstraint("sequence"),
 )
 
+attachments = Table(
+    "noa_attachments",
+    metadata,
+    Column("digest", String(71), primary_key=True),
+    Column("media_type", String(128), nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Column("created_at", String(40), nullable=False),
+)
+
+signatures = Table(
+    "noa_signatures",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(128), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("subject", String(64), nullable=False),
+    Column("digest", String(71), nullable=False),
+    Column("identity", String(512), nullable=False),
+    Column("bundle", Text, nullable=False),
+    Column("created_at", String(40), nullable=False),
+    ForeignKeyConstraint(["name", "number"], ["noa_versions.name", "noa_versions.number"]),
+    Index("noa_signatures_version", "name", "number"),
+)
+
+approvals = Table(
+    "noa_approvals",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(128), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("alias", String(64), nullable=False),
+    Column("digest", String(71), nullable=False),
+    Column("principal", String(256), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("signature", Text),
+    Column("created_at", String(40), nullable=False),
+    Column("expires_at", String(40), nullable=False),
+    Column("used_by", Integer),
+    Column("revoked_at", String(40)),
+    ForeignKeyConstraint(["name", "number"], ["noa_versions.name", "noa_versions.number"]),
+    Index("noa_approvals_version", "name", "number", "alias"),
+)
+
+outbox = Table(
+    "noa_outbox",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(128), nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("created_at", String(40), nullable=False),
+    Index("noa_outbox_model", "name", "id"),
+    sqlite_autoincrement=True,
+)
+
+consumers = Table(
+    "noa_consumers",
+    metadata,
+    Column("consumer", String(128), primary_key=True),
+    Column("last_id", Integer, nullable=False),
+    Column("updated_at", String(40), nullable=False),
+)
+
+dead_letters = Table(
+    "noa_dead_letters",
+    metadata,
+    Column("consumer", String(128), primary_key=True),
+    Column("event_id", Integer, primary_key=True, autoincrement=False),
+    Column("attempts", Integer, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("created_at", String(40), nullable=False),
+)
+
+trash = Table(
+    "noa_trash",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("deleted_by", String(256), nullable=False),
+    Column("deleted_at", String(40), nullable=False),
+    Column("purge_after", String(40), nullable=False),
+    Column("purged_at", String(40)),
+    ForeignKeyConstraint(["name", "number"], ["noa_versions.name", "noa_versions.number"]),
+    CheckConstraint("state IN ('trashed', 'purging', 'purged')"),
+)
+
+generations = Table(
+    "noa_generations",
+    metadata,
+    Column("endpoint", String(128), primary_key=True),
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(128), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("alias", String(64)),
+    Column("format", String(64), nullable=False),
+    Column("digest", String(71), nullable=False),
+    Column("created_at", String(40), nullable=False),
+    Index("noa_generations_version", "name", "number"),
+)
+
+replicas = Table(
+    "noa_replicas",
+    metadata,
+    Column("endpoint", String(128), primary_key=True),
+    Column("replica", String(128), primary_key=True),
+    Column("generation", Integer, nullable=False),
+    Column("acknowledged_at", String(40), nullable=False),
+    Column("expires_at", String(40), nullable=False),
+)
+
+version_tags = Table(
+    "noa_version_tags",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("key", String(250), primary_key=True),
+    Column("value", Text, nullable=False),
+    Index("noa_version_tags_key", "key", "value"),
+)
+
+version_metrics = Table(
+    "noa_version_metrics",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(128), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("format", String(64), nullable=False),
+    Column("dataset_digest", String(71), nullable=False),
+    Column("split", String(64), nullable=False),
+    Column("metric", String(128), nullable=False),
+    Column("value", Float, nullable=False),
+    Index("noa_version_metrics_value", "metric", "value"),
+    Index("noa_version_metrics_version", "name", "number"),
+)
+
 mlflow_models = Table(
     "registered_models",
     mlflow_metadata,
@@ -183,7 +326,7 @@ mlflow_aliases = Table(
 
 alembic_version = Table("alembic_version", mlflow_metadata, Column("version_num", String(32), primary_key=True))
 
-_APPEND_ONLY = (versions, formats, evidence, ledger)
+_APPEND_ONLY = (versions, formats, evidence, ledger, attachments, signatures, outbox)
 _LIVE = "EXISTS (SELECT 1 FROM noa_aliases a WHERE a.name = OLD.name AND a.number = OLD.version)"
 _SEALED = "EXISTS (SELECT 1 FROM noa_versions v WHERE v.name = OLD.name AND v.number = OLD.version)"
 # What MLflow's clients do when they delete a version is an update of its stage; a deleted model takes its rows along.

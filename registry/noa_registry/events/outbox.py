@@ -1,0 +1,38 @@
+"""The outbox: events are rows of the transaction that they tell of, so none is lost and none tells of what never was.
+
+Writers go one after the other, so the numbers of events are in the order of their commits: who has read up to number n
+has missed nothing before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal, TypeAlias
+
+from sqlalchemy import Connection, insert
+
+from noa_registry.database import now, to_text
+from noa_registry.records import to_json
+from noa_registry.tables import outbox
+
+EventKind: TypeAlias = Literal[
+    "version.registered",
+    "format.added",
+    "evidence.attached",
+    "alias.promoted",
+    "alias.rolled_back",
+    "approval.granted",
+    "approval.revoked",
+    "version.trashed",
+    "version.restored",
+    "version.purged",
+    "mirror.repaired",
+    "generation.announced",
+]
+WHOLE_REGISTRY: Final = "*"
+"""The model name of events that concern no single model."""
+
+
+def append_event(connection: Connection, kind: EventKind, *, name: str, payload: Mapping[str, object]) -> None:
+    """Append an event about model `name` in the caller's write transaction."""
+    connection.execute(insert(outbox).values(name=name, kind=kind, payload=to_json(payload), created_at=to_text(now())))
