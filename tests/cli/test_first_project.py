@@ -180,7 +180,10 @@ def test_each_wrong_argument_gets_one_clear_line(
 ) -> None:
     result = noa_in(project)(*arguments)
     assert result.returncode == 1, result.stdout
-    assert len(result.stderr.splitlines()) == 1, result.stderr
+    told = [
+        line for line in result.stderr.splitlines() if not line.startswith("noise of ")
+    ]  # the recipe may speak there
+    assert len(told) == 1, result.stderr
     for word in words:
         assert word in result.stderr
 
