@@ -23,13 +23,15 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     invocation = _invocation.begin()
     from noa_cli._app import build
+    from noa_cli._completion import mend_bash_words
 
     try:
+        mend_bash_words(os.environ, invocation)
         result = build()(arguments, prog_name="noa", standalone_mode=True)
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else 1
     except NoaError as exc:
-        return _report(invocation, exc, str(exc), exc.to_dict() if invocation.as_json else None)
+        return _report(invocation, exc, exc)
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
@@ -38,25 +40,25 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as exc:
-        place = f" ({exc.filename})" if exc.filename else ""
-        return _report(invocation, exc, f"{(exc.strerror or str(exc)).lower()}{place}", None)
+        place = str(exc.filename) if exc.filename else None
+        return _report(invocation, exc, NoaError((exc.strerror or str(exc)).lower(), where=place))
     except Exception as exc:  # noqa: BLE001 - the last line of defence: people get one line, not a traceback
-        text = f"unexpected {type(exc).__name__}: {exc}. This is a mistake in noa; run again with --debug and report it"
-        return _report(invocation, exc, text, None)
+        remedy = "This is a mistake in noa; run again with --debug and report it"
+        return _report(invocation, exc, NoaError(f"unexpected {type(exc).__name__}: {exc}", remedy=remedy))
     return result if isinstance(result, int) else 0
 
 
-def _report(invocation: _invocation.Invocation, error: BaseException, text: str, parts: object) -> int:
+def _report(invocation: _invocation.Invocation, error: BaseException, told: NoaError) -> int:
     if invocation.debug:
         import traceback
 
         traceback.print_exception(error)
-    if parts is not None:
+    if invocation.as_json:
         import json
 
-        sys.stderr.write(json.dumps(parts) + "\n")
+        sys.stderr.write(json.dumps({**told.to_dict(), "error": type(error).__name__}) + "\n")
     else:
-        _say(text)
+        _say(str(told))
     return 1
 
 

@@ -1,19 +1,22 @@
-"""The options that every command takes, so that they may stand before or after its name.
+"""What every command gets: the common options, before or after its name, and completion of its parameters by name.
 
 typer reads a command's options from its signature; `with_common_options` lengthens that signature and keeps the values
-in the current invocation before the command runs.
+in the current invocation before the command runs. `_completion.py` says what completes which parameter.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo, OptionInfo
 
+from noa_cli._completion import ARGUMENTS, OPTIONS
 from noa_cli._invocation import current
 
 _PANEL = "Everywhere"
@@ -71,17 +74,49 @@ def with_common_options(function: Callable[..., _ReturnT]) -> Callable[..., _Ret
 
     hints = get_type_hints(function, include_extras=True)
     own = [
-        parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        parameter.replace(
+            annotation=_completed(parameter.name, hints[parameter.name]), kind=inspect.Parameter.KEYWORD_ONLY
+        )
         for parameter in inspect.signature(function).parameters.values()
     ]
+    taken = {flag for parameter in own for flag in _flags(parameter.annotation)}
     added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_without(annotation, taken))
         for name, (annotation, default) in _COMMON.items()
     ]
     lengthened: Any = command
     lengthened.__signature__ = inspect.Signature([*own, *added])
     lengthened.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *added]}
     return command
+
+
+def _flags(hint: Any) -> tuple[str, ...]:
+    """Return the ways in which an option is written; none for an argument."""
+    marks = get_args(hint) if get_origin(hint) is Annotated else ()
+    return tuple(flag for mark in marks if isinstance(mark, OptionInfo) for flag in mark.param_decls or ())
+
+
+def _without(hint: Any, taken: set[str]) -> Any:
+    """Return a common option without the flags that the command has for itself, as `-o` of an output."""
+    if not taken & set(_flags(hint)):
+        return hint
+    kind, mark = get_args(hint)
+    shortened = copy.copy(mark)
+    shortened.param_decls = tuple(flag for flag in mark.param_decls if flag not in taken)
+    return Annotated[kind, shortened]
+
+
+def _completed(name: str, hint: Any) -> Any:
+    """Return a parameter's annotation with what completes it."""
+    if get_origin(hint) is not Annotated:
+        return hint
+    kind, *marks = get_args(hint)
+    for index, mark in enumerate(marks):
+        completers = ARGUMENTS if isinstance(mark, ArgumentInfo) else OPTIONS if isinstance(mark, OptionInfo) else {}
+        if name in completers:
+            marks[index] = copy.copy(mark)
+            marks[index].autocompletion = completers[name]
+    return Annotated[kind, *marks]
 
 
 def new_group(summary: str) -> typer.Typer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from noa.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
     from noa.settings import LoadedSettings, Settings
+
+# Errors land in logs: what may hold a password or a key is not repeated in them.
+_MAY_HOLD_SECRETS = ("serving.api_keys", "registry.database_url")
 
 
 @dataclass(slots=True)
@@ -26,6 +30,7 @@ class Invocation:
     profile: str | None = None
     config_files: tuple[Path, ...] = ()
     overrides: tuple[str, ...] = ()
+    typed_before: str = ""  # the part of a word that the shell holds for a word of its own while it is completed
 
     def load(self) -> LoadedSettings:
         """Read the settings in force.
@@ -60,6 +65,15 @@ class Invocation:
                 remedy="Make a project with `noa init`, or name its folder with `--directory`",
             )
         return loaded.settings
+
+    def command_line(self, *arguments: str) -> str:
+        """Return a command of noa to copy, with those options of this call that decide what it works on."""
+        common: list[str] = [] if self.directory.resolve() == Path.cwd() else ["--directory", str(self.directory)]
+        common += [] if self.profile is None else ["--profile", self.profile]
+        common += [word for file in self.config_files for word in ("--config", str(file))]
+        shown = [override for override in self.overrides if not override.startswith(_MAY_HOLD_SECRETS)]
+        common += [word for override in shown for word in ("--override", override)]
+        return shlex.join(["noa", *arguments, *common])
 
 
 _CURRENT: ContextVar[Invocation] = ContextVar("invocation")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import difflib
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,22 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def open_registry(settings: Settings | None = None) -> Generator[Registry]:
-    """Open the registry of the project and close it after the command."""
+def open_registry(settings: Settings | None = None, *, about: Sequence[str] = ()) -> Generator[Registry]:
+    """Open the registry of the project and close it after the command.
+
+    `about` are the references that were typed: where one is not found, the error says which there are instead.
+    """
+    from noa.errors import NotFoundError
     from noa_registry import Registry
 
     chosen = settings or current().settings()
     registry = Registry.open(chosen.registry, gates=chosen.gates)
     try:
         yield registry
+    except NotFoundError as exc:
+        if "state" not in exc.facts:  # what is in the trash comes back otherwise
+            exc.remedy = _what_there_is(registry, about) or exc.remedy
+        raise
     finally:
         registry.close()
 
@@ -54,15 +63,7 @@ def version_to_dict(version: ModelVersion) -> dict[str, object]:
 
 def report_to_dict(report: GateReport) -> dict[str, object]:
     """Return a gate's report as plain JSON values."""
-    return {
-        "reference": report.reference,
-        "alias": report.alias,
-        "passed": report.passed,
-        "verdicts": [
-            {"rule": v.rule, "passed": v.passed, "expected": v.expected, "received": v.received}
-            for v in report.verdicts
-        ],
-    }
+    return report.to_dict()
 
 
 def entry_to_dict(entry: LedgerEntry) -> dict[str, object]:
@@ -81,3 +82,20 @@ def entry_to_dict(entry: LedgerEntry) -> dict[str, object]:
         "created_at": entry.created_at,
         "hash": entry.hash,
     }
+
+
+def _what_there_is(registry: Registry, references: Sequence[str]) -> str | None:
+    """Return what to type in place of the first reference whose model or alias is unknown; None if all are known."""
+    from noa.references import parse_reference
+
+    models = {model.name: model for model in registry.models()}
+    for reference in map(parse_reference, references):
+        model = models.get(reference.name)
+        if model is None:
+            close = difflib.get_close_matches(reference.name, models, n=1)
+            return f"Did you mean `{close[0]}`? List them with: noa models list" if close else None
+        if reference.alias is not None and model.aliases and reference.alias not in model.aliases:
+            known = ", ".join(f"`{model.name}@{alias}`" for alias in model.aliases)
+            promote = f"noa models promote {model.name}/{model.newest} --alias {reference.alias}"
+            return f"Use {known}, or set the alias first: {promote}"
+    return None

@@ -17,6 +17,7 @@ from typing import cast
 
 from noa.errors import InvalidInputError, NotFoundError, ServiceError
 from noa.settings import Settings
+from noa_flows._cron import check_cron, refuse_cron
 from noa_flows._prefect_api import PrefectApi, Row, is_finished
 from noa_flows._service_plans import WORK_POOL, api_url
 from noa_flows.pipeline import plan_pipeline
@@ -41,6 +42,7 @@ _PARAMETER_SCHEMA: Row = {
     },
     "required": ["recipe"],
 }
+_FAILED_PREFIX = "Flow run encountered an exception:"
 _POLL_S = 0.5
 _LOG_DELAY_S = 2.5  # a run's process sends its log in batches, the last one after its final state
 
@@ -90,13 +92,7 @@ def schedule(
         NotFoundError: no such recipe. `RecipeError`: the recipe or an override is not valid.
         ServiceError: the Prefect server is not running.
     """
-    cron = " ".join(cron.split())
-    if not 5 <= len(cron.split()) <= 6:
-        raise InvalidInputError(
-            f"`{cron}` is no cron expression",
-            expected="minute hour day month weekday, e.g. `0 3 * * *`",
-            received=f"{len(cron.split())} fields",
-        )
+    cron = check_cron(cron)
     _check_timezone(timezone)
     plan_pipeline(settings, recipe, overrides=overrides, promote=True)
     api = _connect(settings)
@@ -104,11 +100,7 @@ def schedule(
     try:
         deployment = _deploy(api, settings, recipe, overrides=overrides, schedules=[entry])
     except InvalidInputError as exc:
-        raise InvalidInputError(
-            f"`{cron}` is no cron expression",
-            expected="minute hour day month weekday, e.g. `0 3 * * *`",
-            received=exc.what.rpartition(": ")[2],
-        ) from exc
+        raise refuse_cron(cron, where="Prefect's own check", received=exc.what.rpartition(": ")[2]) from exc
     api.plan_runs(deployment)
     return deployment
 
@@ -308,7 +300,7 @@ def _run_of(row: Row, api: PrefectApi) -> FlowRun:
         name=str(row["name"]),
         recipe=str(parameters.get("recipe", "")),
         state=str(row.get("state_name") or state.get("name")),
-        message=str(state.get("message") or ""),
+        message=str(state.get("message") or "").removeprefix(_FAILED_PREFIX).strip(),
         is_finished=is_finished(kind),
         is_success=kind == "COMPLETED",
         started_at=_time(row.get("start_time")),

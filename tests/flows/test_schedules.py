@@ -13,6 +13,7 @@ from flows_helpers import make_project, wait_until
 import noa_flows
 from noa.errors import InvalidInputError, NotFoundError, ServiceError
 from noa.settings import Settings
+from noa_cli.commands.flows import failure_of
 from noa_flows import FlowRun, ServiceEvent, find_holder, list_deployments, list_runs, schedule, unschedule
 from noa_flows._process_tree import ProcessId, is_alive, send_signal, signal
 from noa_flows.schedules import follow
@@ -120,9 +121,11 @@ def test_a_gate_that_cannot_be_met_fails_the_run_with_its_reason(project: Settin
     finally:
         file.write_text(text)
     assert run.state == "Failed"
-    assert "GateRefusedError" in run.message
+    assert run.message.startswith("GateRefusedError: the gate refuses `")
     assert "at least 2" in run.message
     assert find_holder(project, "strict", "champion") is None
+    assert str(failure_of(run)).count("as it was") == 1
+    assert str(failure_of(run)).endswith(". The whole log is in the Prefect UI")
 
 
 def test_a_cancelled_run_leaves_no_process(project: Settings) -> None:

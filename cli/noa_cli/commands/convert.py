@@ -31,10 +31,14 @@ def convert(
     from noa.digests import build_manifest
     from noa.errors import ConflictError, ConversionError
     from noa.formats import find_adapter
+    from noa_cli._quiet_stdout import stdout_to_stderr
 
     settings = current().settings()
     find_adapter(to)  # an unknown format is refused before any work
-    with open_registry(settings) as registry, tempfile.TemporaryDirectory(prefix="noa-convert-") as scratch:
+    with (
+        open_registry(settings, about=[reference]) as registry,
+        tempfile.TemporaryDirectory(prefix="noa-convert-") as scratch,
+    ):
         version = registry.resolve(reference)
         if to in version.formats and output is None:
             raise ConflictError(
@@ -45,9 +49,10 @@ def convert(
         if output is not None and output.exists():
             raise ConflictError(f"`{output}` is already there", remedy="Name a new folder; nothing was written")
         folder = Path(scratch) / to
-        with console.step(f"Converting {version.reference} from {version.native} to {to}"):
+        # A conversion may read the recipe, and exporters may print.
+        with console.step(f"Converting {version.reference} from {version.native} to {to}"), stdout_to_stderr():
             _write(registry, version, to, folder, settings)
-        with console.step("Measuring it against the native model"):
+        with console.step("Measuring it against the native model"), stdout_to_stderr():
             evidence = _measure(registry, version, to, folder, settings)
         if not evidence.passed:
             raise ConversionError(
@@ -105,7 +110,7 @@ def _measure(registry: Registry, version: ModelVersion, to: str, folder: Path, s
 
     return measure_equivalence(
         source=version.native,
-        source_folder=version.formats[version.native].folder,
+        source_folder=registry.open_format(version, version.native),
         target=to,
         target_folder=folder,
         samples=registry.input_example(version),

@@ -15,6 +15,7 @@ from noa_cli._options import DryRunOption, JsonOption
 from noa_cli.commands.train import read_changes
 
 if TYPE_CHECKING:
+    from noa.errors import ServiceError
     from noa_flows import FlowDeployment, FlowRun
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe of noa.toml.")]
@@ -54,11 +55,12 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Retrain now: train, evaluate, convert, verify, register, gate, promote, deploy. Exit code 1 if the run fails."""
-    from noa.errors import ServiceError
+    from noa_cli._quiet_stdout import stdout_to_stderr
     from noa_flows import run as start
 
     settings = current().settings()
-    with console.step(f"Retraining {recipe}" if wait else f"Starting a run of {recipe}") as tell:
+    title = f"Retraining {recipe}" if wait else f"Starting a run of {recipe}"
+    with console.step(title) as tell, stdout_to_stderr():  # the recipe is read here, and it may print
         changes = read_changes(change or [])
         found = start(settings, recipe, wait=wait, overrides=changes, on_log=lambda line: tell(shorten_log(line)))
         if wait:
@@ -68,12 +70,19 @@ def run(
     else:
         show_runs([found])
     if wait and not found.is_success:
-        raise ServiceError(
-            f"the run `{found.name}` of {recipe} ended as {found.state.lower()}",
-            where=found.address,
-            received=shorten_log(found.message, most=500) or None,
-            remedy="The champion is as it was; the whole log is in the Prefect UI",
-        )
+        raise failure_of(found)
+
+
+def failure_of(found: FlowRun) -> ServiceError:
+    """Return the error that tells why a run failed. What became of the champion is told by the step that failed."""
+    from noa.errors import ServiceError
+
+    return ServiceError(
+        f"the run `{found.name}` of {found.recipe} ended as {found.state.lower()}",
+        where=found.address,
+        received=shorten_log(found.message, most=500) or None,
+        remedy="The whole log is in the Prefect UI",
+    )
 
 
 def shorten_log(text: str, *, most: int = 100) -> str:
@@ -93,11 +102,13 @@ def schedule(
     as_json: JsonOption = False,
 ) -> None:
     """Retrain on a schedule: makes a Prefect deployment that the worker of `noa up` executes."""
+    from noa_cli._quiet_stdout import stdout_to_stderr
     from noa_flows import list_deployments
     from noa_flows import schedule as make
 
     settings = current().settings()
-    identity = make(settings, recipe, cron, timezone=timezone, overrides=read_changes(change or []))
+    with stdout_to_stderr():  # the recipe is read here, and it may print
+        identity = make(settings, recipe, cron, timezone=timezone, overrides=read_changes(change or []))
     made = [found for found in list_deployments(settings) if found.id == identity]
     if as_json:
         console.print_json(_plain(made[0]))

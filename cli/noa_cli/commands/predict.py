@@ -16,6 +16,7 @@ from noa_cli._options import JsonOption
 if TYPE_CHECKING:
     import numpy as np
 
+    from noa.references import ModelReference
     from noa.settings import Settings
     from noa.signatures import TensorSpec
 
@@ -41,7 +42,10 @@ def predict(
 
     reference = parse_reference(what)
     is_version = reference.alias is not None or reference.number is not None
-    answer = _compute(what, source, format) if is_version and url is None else _ask(reference.name, source, url)
+    if is_version and url is None:
+        answer = _compute(what, source, format)
+    else:
+        answer = _ask(reference, source, url=url, format=format)
     if as_json or not sys.stdout.isatty():
         console.print_json(answer)
         return
@@ -59,7 +63,7 @@ def _compute(what: str, source: str, format: str | None) -> dict[str, object]:
     from noa.formats import find_adapter
     from noa_cli._registry import open_registry
 
-    with open_registry() as registry:
+    with open_registry(about=[what]) as registry:
         version = registry.resolve(what)
         inputs = read_inputs(source, version.signature.inputs)
         version.signature.validate(inputs)
@@ -75,21 +79,19 @@ def _compute(what: str, source: str, format: str | None) -> dict[str, object]:
     }
 
 
-def _ask(endpoint: str, source: str, url: str | None) -> dict[str, object]:
+def _ask(reference: ModelReference, source: str, *, url: str | None, format: str | None) -> dict[str, object]:
     from noa.errors import ServiceError
     from noa_serving import Client
 
     settings = current().load().settings
     keys = settings.serving.api_keys
+    endpoint = reference.name
     _check_source(source)
     address = url or find_server(settings)
     with Client(address, api_key=keys[0].get_secret_value() if keys else None) as client:
         if not client.answers("/v2/health/live"):
-            raise ServiceError(
-                "no server answers",
-                where=address,
-                remedy=f"Start one with `noa serve` or `noa up`, or compute here: noa predict {endpoint}@champion",
-            )
+            remedy = _without_server(reference, source, settings, url=url, format=format)
+            raise ServiceError("no server answers", where=address, remedy=remedy)
         answer = client.predict(endpoint, read_inputs(source, client.inputs(endpoint)))
     return {
         "outputs": {name: _plain(array) for name, array in answer.outputs.items()},
@@ -97,6 +99,21 @@ def _ask(endpoint: str, source: str, url: str | None) -> dict[str, object]:
         "version": answer.version,
         "digest": answer.digest,
     }
+
+
+def _without_server(
+    reference: ModelReference, source: str, settings: Settings, *, url: str | None, format: str | None
+) -> str:
+    """Return what to do instead, down to the command that computes here what the endpoint would answer."""
+    call = current()
+    rule = settings.endpoints.get(reference.name)
+    is_version = reference.alias is not None or reference.number is not None
+    model = str(reference) if is_version else f"{reference.name}@champion" if rule is None else rule.model
+    chosen = format or (rule.format if rule is not None and not is_version else "onnx")
+    options = [*([] if chosen == "onnx" else ["--format", chosen]), *(["--json"] if call.as_json else [])]
+    start = f"Start one with `{call.command_line('serve')}` or `{call.command_line('up')}`"
+    here = call.command_line("predict", model, "--input", source, *options)
+    return f"{start if url is None else 'Check `--url`'}, or compute here: {here}"
 
 
 def find_server(settings: Settings) -> str:

@@ -11,6 +11,7 @@ import typer
 from noa_cli import _console as console
 from noa_cli._invocation import current
 from noa_cli._options import JsonOption
+from noa_cli._registry import open_registry
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -35,7 +36,8 @@ def serve(
 
     settings = current().settings()
     endpoints = choose_endpoints(settings, what or [])
-    check_endpoints(settings, endpoints)
+    with open_registry(settings, about=[rule.model for rule in endpoints.values()]):
+        check_endpoints(settings, endpoints)
     log_file = settings.state_dir / "logs" / "serve.log"
     with console.step("Starting the server"):
         server = start_server(settings, endpoints=endpoints, host=host, port=port, workers=workers, log_file=log_file)

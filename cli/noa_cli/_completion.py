@@ -1,0 +1,147 @@
+"""What the shell offers when TAB is pressed: models, versions, endpoints, recipes, formats, settings.
+
+A parameter is completed by its name, so that `reference` or `recipe` means the same in every command; `_command.py`
+looks here. A key press must be fast, silent and leave nothing behind: no room is imported, the registry's tables are
+read through SQLite alone, and any error offers nothing.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import typer
+
+from noa_cli._invocation import Invocation, current
+
+if TYPE_CHECKING:
+    from noa.settings import LoadedSettings, Settings
+
+Completer: TypeAlias = Callable[[typer.Context, str], list[str]]
+
+_NEWEST = 10  # versions offered of a model before its `/` is typed
+_SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Model:
+    numbers: tuple[int, ...]  # newest first
+    aliases: tuple[str, ...]
+
+
+def mend_bash_words(environ: MutableMapping[str, str], invocation: Invocation) -> None:
+    """Put together what bash breaks at `@`: it gives `digits @ ch` for `digits@ch`, and replaces the `@ch` alone."""
+    if environ.get("_NOA_COMPLETE") != "complete_bash":
+        return
+    here = int(environ["COMP_CWORD"])
+    try:
+        words = shlex.split(environ["COMP_WORDS"])[: here + 1]
+    except ValueError:  # a quote is open
+        return
+    if "@" not in words:
+        return
+    mended: list[str] = []
+    for word in [*words, *([""] if len(words) == here else [])]:
+        if mended and (word == "@" or mended[-1].endswith("@")):
+            mended[-1] += word
+        else:
+            mended.append(word)
+    invocation.typed_before, mark, behind = mended[-1].rpartition("@")
+    environ["COMP_WORDS"] = shlex.join([*mended[:-1], mark + behind])
+    environ["COMP_CWORD"] = str(len(mended) - 1)
+
+
+def _completer(find: Callable[[LoadedSettings, str], Iterable[str]]) -> Completer:
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        before = current().typed_before
+        try:
+            offers = list(find(_load(ctx), before + incomplete))
+        except Exception:  # noqa: BLE001 - whatever is wrong here is told by the command itself, not by a key press
+            return []
+        return [offer.removeprefix(before) for offer in offers if offer.startswith(before)]
+
+    return complete
+
+
+def _load(ctx: typer.Context) -> LoadedSettings:
+    """Read the settings with the common options that stand before the cursor."""
+    from noa_cli._command import keep_common
+
+    contexts = [ctx]
+    while (parent := contexts[-1].parent) is not None:
+        contexts.append(parent)  # pyright: ignore[reportArgumentType]  # typer types the parent as its base class
+    for params in (context.params for context in reversed(contexts)):
+        keep_common(*(params.get(name) for name in ("override", "directory", "profile", "config")), debug=False)
+    return current().load()
+
+
+def _references(loaded: LoadedSettings, typed: str) -> Iterator[str]:
+    for name, model in _registered(loaded.settings).items():
+        yield name
+        yield from (f"{name}@{alias}" for alias in model.aliases)
+        numbers = model.numbers if typed.startswith(f"{name}/") else model.numbers[:_NEWEST]
+        yield from (f"{name}/{number}" for number in numbers)
+
+
+def _models(loaded: LoadedSettings, _typed: str) -> Iterable[str]:
+    return _registered(loaded.settings)
+
+
+def _servable(loaded: LoadedSettings, typed: str) -> Iterator[str]:
+    """Give endpoints by name and versions; the bare name of a model is neither."""
+    yield from loaded.settings.endpoints
+    yield from (offer for offer in _references(loaded, typed) if "@" in offer or "/" in offer)
+
+
+def _recipes(loaded: LoadedSettings, _typed: str) -> Iterable[str]:
+    return loaded.settings.recipes
+
+
+def _formats(_loaded: LoadedSettings, _typed: str) -> Iterable[str]:
+    from noa.formats import format_names
+
+    return format_names()
+
+
+def _setting_keys(loaded: LoadedSettings, _typed: str) -> Iterable[str]:
+    """Give each key in force and the sections that hold it."""
+    from noa.settings import list_values
+
+    parts = [value.key.split(".") for value in list_values(loaded)]
+    return dict.fromkeys(".".join(key[:depth]) for key in parts for depth in range(1, len(key) + 1))
+
+
+def _registered(settings: Settings) -> Mapping[str, _Model]:
+    """Return what is registered by name; nothing if the database is not a file of SQLite."""
+    url = settings.registry.database_url
+    if not url.startswith(_SQLITE):
+        return {}
+    file = Path(url.removeprefix(_SQLITE)).expanduser().absolute()
+    # Even a read-only connection makes the files of the write-ahead log. Without them nobody writes now.
+    mode = "mode=ro" if Path(f"{file}-wal").exists() else "immutable=1"
+    numbers: defaultdict[str, list[int]] = defaultdict(list)
+    aliases: defaultdict[str, list[str]] = defaultdict(list)
+    with closing(sqlite3.connect(f"{file.as_uri()}?{mode}", uri=True)) as connection:
+        for name, number in connection.execute("SELECT name, number FROM noa_versions ORDER BY name, number DESC"):
+            numbers[name].append(number)
+        for name, alias in connection.execute("SELECT name, alias FROM noa_aliases ORDER BY name, alias"):
+            aliases[name].append(alias)
+    return {name: _Model(numbers=tuple(found), aliases=tuple(aliases[name])) for name, found in numbers.items()}
+
+
+ARGUMENTS: Mapping[str, Completer] = {
+    "reference": _completer(_references),
+    "other": _completer(_references),
+    "name": _completer(_models),
+    "what": _completer(_servable),
+    "recipe": _completer(_recipes),
+    "key": _completer(_setting_keys),
+    "section": _completer(_setting_keys),
+}
+OPTIONS: Mapping[str, Completer] = {"to": _completer(_formats), "format": _completer(_formats)}

@@ -1,0 +1,141 @@
+"""What the shells get when TAB is pressed, by the protocol that they speak."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from noa.formats import format_names
+
+
+def press_tab(folder: Path, words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Complete the last word of a command line as bash does: words in one text, and which of them."""
+    environment = {
+        **os.environ,
+        "_NOA_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(shlex.split(words)) - (not words.endswith(" "))),
+        **variables,
+    }
+    command = [sys.executable, "-m", "noa_cli"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+REFERENCES = ["digits", "digits@champion", "digits/3", "digits/2", "digits/1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "offers"),
+    [
+        ("noa models show ", REFERENCES),
+        ("noa models show dig", REFERENCES),
+        ("noa models show digits/", ["digits/3", "digits/2", "digits/1"]),
+        ("noa models show x", []),
+        ("noa models history ", ["digits"]),
+        ("noa convert ", REFERENCES),
+        ("noa convert digits/1 --to t", ["torch"]),
+        ("noa convert digits/1 --to ", list(format_names())),
+        ("noa predict ", ["numbers", *REFERENCES[1:]]),
+        ("noa serve digits/1 n", ["numbers"]),
+        ("noa train ", ["noisy"]),
+        ("noa flows schedule no", ["noisy"]),
+        ("noa flows run ", ["noisy"]),
+        ("noa config explain serving.po", ["serving.port", "serving.poll_interval_s"]),
+        ("noa config explain serv", None),
+        ("noa models lis", ["list"]),
+        ("noa init --name ", []),
+    ],
+)
+def test_each_parameter_is_completed_by_what_it_means(registered: Path, words: str, offers: list[str] | None) -> None:
+    result = press_tab(registered, words)
+    assert (result.returncode, result.stderr) == (0, "")
+    found = result.stdout.split()
+    if offers is None:
+        assert {"serving", "serving.host", "serving.port"} <= set(found)
+        assert all(offer.startswith("serv") for offer in found)
+    else:
+        assert found == offers
+
+
+@pytest.mark.parametrize(
+    ("words", "offers"),
+    [
+        ("noa models show digits @", ["@champion"]),
+        ("noa models show digits @ ch", ["@champion"]),
+        ("noa models show digits @ x", []),
+        ("noa serve digits/1 digits @ c", ["@champion"]),
+        ("noa convert digits @ champion --to o", ["onnx"]),
+        ("noa predict digits @ champion --format t", ["torch"]),
+        ('noa models promote digits @ champion -m "a @ b" --al', ["--alias"]),
+    ],
+)
+def test_bash_breaks_words_at_the_alias_and_replaces_the_last_part(
+    registered: Path, words: str, offers: list[str]
+) -> None:
+    assert press_tab(registered, words).stdout.split() == offers
+
+
+def test_other_shells_get_whole_references(registered: Path) -> None:
+    result = press_tab(
+        registered,
+        "",
+        _NOA_COMPLETE="complete_fish",
+        _TYPER_COMPLETE_FISH_ACTION="get-args",
+        _TYPER_COMPLETE_ARGS="noa models show digits@",
+    )
+    assert result.stdout.split() == ["digits@champion"]
+
+
+@pytest.mark.parametrize("words", ["noa -C {} models show ", "noa models show -C {} "])
+def test_the_project_is_the_one_of_the_command_line(registered: Path, tmp_path: Path, words: str) -> None:
+    assert press_tab(tmp_path, words.format(registered)).stdout.split() == REFERENCES
+
+
+def test_nothing_is_written_while_nobody_or_somebody_uses_the_registry(registered: Path) -> None:
+    from noa.settings import load_settings
+    from noa_registry import Registry
+
+    before = sorted(registered.rglob("*"))
+    assert press_tab(registered, "noa models show digits@").stdout
+    assert sorted(registered.rglob("*")) == before
+    with Registry.open(load_settings(registered).settings.registry) as registry:
+        registry.models()
+        in_use = sorted(registered.rglob("*"))
+        assert press_tab(registered, "noa models show ").stdout.split() == REFERENCES
+        assert sorted(registered.rglob("*")) == in_use
+
+
+def test_no_project_no_database_and_broken_ones_offer_nothing_and_say_nothing(registered: Path, tmp_path: Path) -> None:
+    for number, (settings, database) in enumerate(
+        [(None, None), ("", None), ("[serving]\nprot = 1\n", None), ("= =", None), ("", b""), ("", b"no database" * 99)]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if settings is not None:
+            (folder / "noa.toml").write_text(settings)
+        if database is not None:
+            (folder / ".noa").mkdir()
+            (folder / ".noa" / "noa.db").write_bytes(database)
+        before = sorted(folder.rglob("*"))
+        for words in ("noa models show ", "noa train ", "noa predict digits @"):
+            result = press_tab(folder, words)
+            assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "", ""), (number, words)
+        assert sorted(folder.rglob("*")) == before
+    moved = tmp_path / "moved"
+    shutil.copytree(registered, moved)
+    (moved / "noa.toml").write_text('[registry]\ndatabase_url = "sqlite:///elsewhere.db"\n')
+    assert press_tab(moved, "noa models show ").stdout.strip() == ""
+
+
+def test_completion_loads_no_room_and_no_database_toolkit(registered: Path) -> None:
+    result = press_tab(registered, "noa models show ", PYTHONPROFILEIMPORTTIME="1")
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
+    assert "noa_cli" in loaded
+    rooms = {"noa_registry", "noa_conversion", "noa_training", "noa_serving", "noa_flows"}
+    assert not loaded & (rooms | {"sqlalchemy", "numpy", "mlflow", "torch", "jax", "prefect", "bentoml", "onnx"})
