@@ -163,7 +163,7 @@ def _compare_at(
     count: int,
     settings: ConversionSettings,
 ) -> tuple[list[OutputDifference], str | None]:
-    taken = _take(native.signature, samples, batch=batch, count=count)
+    taken = take_batch(native.signature, samples, batch=batch, count=count)
     expected = native.run(taken)
     try:
         received = other.run(taken)
@@ -247,20 +247,23 @@ def _signature_problem(native: Signature, other: Signature) -> str | None:
     return "signatures differ in their number of tensors"
 
 
-def _batch_axis(signature: Signature) -> str | None:
+def batch_axis(signature: Signature) -> str | None:
+    """Return the name of the first free axis of the inputs, None if all sizes are fixed."""
     axes = [axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)]
     return axes[0] if axes else None
 
 
 def _batch_sizes(signature: Signature, count: int) -> tuple[int, ...]:
-    if _batch_axis(signature) is None:
+    if batch_axis(signature) is None:
         return (1,)
     return tuple(sorted({1, _ODD_BATCH, min(max(count, 1), _LARGEST_BATCH)}))
 
 
-def _take(signature: Signature, samples: Mapping[str, np.ndarray], *, batch: int, count: int) -> dict[str, np.ndarray]:
+def take_batch(
+    signature: Signature, samples: Mapping[str, np.ndarray], *, batch: int, count: int
+) -> dict[str, np.ndarray]:
     """Take the first `batch` samples, starting again at the first where there are fewer."""
-    axis_name = _batch_axis(signature)
+    axis_name = batch_axis(signature)
     index = np.arange(batch) % count
     taken: dict[str, np.ndarray] = {}
     for spec in signature.inputs:

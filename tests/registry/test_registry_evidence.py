@@ -55,5 +55,5 @@ def test_incomplete_evidence_is_refused(registry: Registry, version: object, fac
 
 def test_the_time_of_evidence_is_kept_to_the_microsecond(registry: Registry, version: object) -> None:
     moment = datetime(2026, 3, 1, 12, 0, 0, 7, tzinfo=UTC)
-    registry.attach("digits", 1, Evidence(kind="scan", subject="version", digest="sha256:a", created_at=moment))
+    registry.attach("digits", 1, Evidence(kind="audit", subject="version", digest="sha256:a", created_at=moment))
     assert registry.evidence("digits", 1)[-1].created_at == moment

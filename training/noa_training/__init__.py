@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from noa_training.jobs import finished_job, load_dataset, load_result, load_trained, recipe_of, run_job
     from noa_training.loading import load_recipe
     from noa_training.loop import JobCancelledError
+    from noa_training.measurement import Measurement, measure
     from noa_training.requests import JobRequest, TrainedJob, WorkerRequest
 
 # These need numpy, pydantic or psutil; a recipe file and `noa --help` do not.
@@ -39,6 +40,7 @@ _LAZY = {
     "JobCancelledError": "loop",
     "JobRequest": "requests",
     "JobState": "job_folder",
+    "Measurement": "measurement",
     "TrainedJob": "requests",
     "WorkerRequest": "requests",
     "evaluate": "evaluation",
@@ -47,6 +49,7 @@ _LAZY = {
     "load_recipe": "loading",
     "load_result": "jobs",
     "load_trained": "jobs",
+    "measure": "measurement",
     "read_state": "job_folder",
     "recipe_of": "jobs",
     "run_job": "jobs",
@@ -71,6 +74,7 @@ __all__ = [
     "JobEvent",
     "JobRequest",
     "JobState",
+    "Measurement",
     "Mlp",
     "ModelShape",
     "ModelSpec",
@@ -93,6 +97,7 @@ __all__ = [
     "load_recipe",
     "load_result",
     "load_trained",
+    "measure",
     "metrics_of",
     "mlp",
     "parse_event",

@@ -8,7 +8,7 @@ measured on.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Objective: TypeAlias = Literal["cross_entropy", "binary_cross_entropy", "mse"]
 SplitName: TypeAlias = Literal["train", "validation", "test"]
+MAX_SLICES = 100
+_LONGEST_SLICE_NAME = 128
 # What both backends and every format keep as it is. JAX silently narrows 64-bit arrays, so they are refused, not
 # narrowed.
 _INPUT_DTYPES = ("float32", "float16", "int32", "int16", "int8", "uint8", "bool")
@@ -27,10 +29,15 @@ _INPUT_DTYPES = ("float32", "float16", "int32", "int16", "int8", "uint8", "bool"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """One part of a dataset. Arrays are shaped (rows, ...); `targets` is (rows,), or (rows, outputs) for `mse`."""
+    """One part of a dataset. Arrays are shaped (rows, ...); `targets` is (rows,), or (rows, outputs) for `mse`.
+
+    `slices` are masks (rows,) of booleans by name: parts of the rows that are measured on their own, e.g. one region.
+    They are not part of the digest: naming one more does not make other data of it.
+    """
 
     inputs: Mapping[str, np.ndarray]
     targets: np.ndarray
+    slices: Mapping[str, np.ndarray] = field(default_factory=dict[str, "np.ndarray"])
 
     @property
     def rows(self) -> int:
@@ -45,7 +52,8 @@ class Split:
 
     def head(self, rows: int) -> Split:
         """Return the first `rows` rows, e.g. as input examples."""
-        return Split(inputs={name: array[:rows] for name, array in self.inputs.items()}, targets=self.targets[:rows])
+        inputs, slices = ({name: array[:rows] for name, array in part.items()} for part in (self.inputs, self.slices))
+        return Split(inputs=inputs, targets=self.targets[:rows], slices=slices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +122,28 @@ def _check_split(split: object, field: str, *, objective: Objective, where: str)
                 remedy="Convert it in `data`, e.g. `.astype(np.float32)`",
             )
     _check_targets(split.targets, f"{field}.targets", objective=objective, where=where)
+    _check_slices(split, f"{field}.slices", where)
     return {name: f"{array.dtype.name}{tuple(array.shape[1:])}" for name, array in split.inputs.items()}
+
+
+def _check_slices(split: Split, label: str, where: str) -> None:
+    if len(split.slices) > MAX_SLICES:
+        raise RecipeError(
+            f"`{label}` holds too many slices",
+            where=where,
+            expected=f"at most {MAX_SLICES}",
+            received=len(split.slices),
+        )
+    for name, mask in split.slices.items():
+        if not name.isprintable() or not 0 < len(name) <= _LONGEST_SLICE_NAME:
+            raise RecipeError(f"`{label}` holds a name that cannot be shown", where=where, received=repr(name)[:80])
+        if getattr(getattr(mask, "dtype", None), "kind", None) != "b" or mask.shape != (split.rows,):
+            raise RecipeError(
+                f"`{label}[{name!r}]` is no mask of the rows",
+                where=where,
+                expected=f"booleans ({split.rows},)",
+                received=f"{getattr(mask, 'dtype', type(mask).__name__)}{getattr(mask, 'shape', '')}",
+            )
 
 
 def _check_array(array: object, label: str, where: str) -> None:

@@ -22,10 +22,19 @@ def evaluate(recipe: Recipe, runnable: Runnable, split: Split) -> dict[str, floa
     Raises:
         InvalidInputError: the model's inputs or outputs do not fit the split.
     """
+    return evaluate_outputs(recipe, checked_predictions(runnable, split), split)
+
+
+def checked_predictions(runnable: Runnable, split: Split) -> np.ndarray:
+    """Return the first output of a loaded model for all rows of `split`, after checking that its inputs fit.
+
+    Raises:
+        InvalidInputError: the model's inputs or outputs do not fit the split.
+    """
     output = runnable.signature.outputs[0].name
     head = split.head(1)
     runnable.signature.validate({name: np.asarray(array) for name, array in head.inputs.items()})
-    return evaluate_outputs(recipe, predict(lambda inputs: runnable.run(inputs)[output], split), split)
+    return predict(lambda inputs: runnable.run(inputs)[output], split)
 
 
 def evaluate_outputs(recipe: Recipe, outputs: np.ndarray, split: Split) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -21,8 +21,9 @@ from noa.settings import RegistrySettings, TrainingSettings
 from noa.signatures import SIGNATURE_FILE, DType, Signature, TensorSpec
 from noa_training.backends.interface import Backend, find_backend
 from noa_training.checkpoints import CheckpointStore
-from noa_training.datasets import Dataset, check_dataset
+from noa_training.datasets import Dataset, SplitName, check_dataset
 from noa_training.events import JobEvent
+from noa_training.git_state import read_git_state
 from noa_training.job_folder import JobLock, attempt_folder, current_attempt, job_id_of, read_state, write_state
 from noa_training.loading import LoadedRecipe, find_recipe, user_location
 from noa_training.loop import JobCancelledError, LoopResult, TrainingLoop
@@ -278,7 +279,25 @@ def _train(
         resumed_from_step=resumed_from,
         git_commit=commit,
         params=describe(recipe),
+        provenance=_provenance(job, dataset, settings),
     )
+
+
+def _provenance(job: _Job, dataset: Dataset, settings: TrainingSettings) -> dict[str, str]:
+    """Return all that decides what comes out, beside the commit, the data and the environment themselves."""
+    request = job.request
+    state = read_git_state(request.root)
+    found = {
+        "recipe_digest": job.loaded.source_digest,
+        "overrides": json.dumps(dict(request.overrides), sort_keys=True),
+        "seed": str(job.recipe.seed),
+        "threads": str(request.threads or settings.threads),
+        **{f"data.{name}": dataset.split(name).digest for name in get_args(SplitName)},
+    }
+    if state is not None:
+        found |= {"git.path": state.path, "git.dirty": str(state.diff_digest is not None).lower()}
+        found |= {} if state.diff_digest is None else {"git.diff": state.diff_digest}
+    return found
 
 
 def model_shape(recipe: Recipe, dataset: Dataset) -> ModelShape:

@@ -4,16 +4,22 @@ A classifier's output is `logits`: (rows, classes) for `cross_entropy`, (rows,) 
 where a positive logit means class 1. `precision`, `recall` and `f1` are those of class 1 there, and unweighted means
 over the classes that occur in targets or predictions for `cross_entropy` (scikit-learn's `average="macro",
 zero_division=0`).
+
+Each metric has one definition here, for rows that count any number of times: that is what a bootstrap needs, and a
+metric of a split is the case in which each row counts once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from noa.errors import InvalidInputError
 from noa_training.datasets import Objective
+
+RowMetric = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def compute_metrics(
@@ -24,20 +30,45 @@ def compute_metrics(
     Raises:
         InvalidInputError: the outputs do not fit the targets.
     """
+    outputs, targets = prepare(outputs, targets, objective=objective)
+    once = np.ones((1, len(targets)), np.int64)
+    values: dict[str, float] = {}
+    for name in dict.fromkeys(names):
+        rows = ROW_METRICS[objective].get(name)
+        if rows is not None:
+            values[name] = float(np.mean(rows(outputs, targets)))
+        elif name == "auc":
+            values[name] = float(weighted_auc(outputs, targets, once)[0])
+        else:
+            values[name] = float(weighted_class_means(name, outputs, targets, once)[0])
+    return values
+
+
+def prepare(outputs: np.ndarray, targets: np.ndarray, *, objective: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return outputs in float64 and targets as the metrics of an objective take them.
+
+    These are logits (rows, classes) and class numbers; logits (rows,) and booleans; or numbers (rows, outputs) twice.
+
+    Raises:
+        InvalidInputError: the outputs do not fit the targets.
+    """
     outputs = np.asarray(outputs, np.float64)
     if objective == "cross_entropy":
-        return _of_classes(names, outputs, targets)
-    expected = targets.reshape(len(targets), -1)
-    values = outputs.reshape(len(outputs), -1)
+        if outputs.ndim != 2 or len(outputs) != len(targets) or int(targets.max()) >= outputs.shape[1]:
+            raise InvalidInputError(
+                "outputs do not fit the targets",
+                expected=f"({len(targets)}, at least {int(targets.max()) + 1} classes)",
+                received=str(tuple(outputs.shape)),
+            )
+        return outputs, targets
+    expected, values = targets.reshape(len(targets), -1), outputs.reshape(len(outputs), -1)
     if values.shape != expected.shape:
         raise InvalidInputError(
             "outputs do not fit the targets", expected=str(expected.shape), received=str(tuple(outputs.shape))
         )
     if objective == "binary_cross_entropy":
-        return _of_binary(names, values[:, 0], expected[:, 0].astype(bool))
-    errors = values - expected.astype(np.float64)
-    known = {"loss": np.mean(errors**2), "mse": np.mean(errors**2), "mae": np.mean(np.abs(errors))}
-    return {name: float(known[name]) for name in names}
+        return values[:, 0], expected[:, 0].astype(bool)
+    return values, expected.astype(np.float64)
 
 
 def area_under_roc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -45,60 +76,98 @@ def area_under_roc(scores: np.ndarray, positive: np.ndarray) -> float:
 
     Source: Mann and Whitney 1947; Hanley and McNeil 1982, section II.
     """
-    count = int(positive.sum())
-    others = len(positive) - count
-    if count == 0 or others == 0:
-        return 0.5
-    _, inverse, sizes = np.unique(scores, return_inverse=True, return_counts=True)
-    last = np.cumsum(sizes)
-    ranks = ((last - sizes + 1 + last) / 2)[inverse]
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * others))
+    return float(weighted_auc(scores, positive, np.ones((1, len(scores)), np.int64))[0])
 
 
-def _of_classes(names: Sequence[str], logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    if logits.ndim != 2 or len(logits) != len(targets) or int(targets.max()) >= logits.shape[1]:
-        raise InvalidInputError(
-            "outputs do not fit the targets",
-            expected=f"({len(targets)}, at least {int(targets.max()) + 1} classes)",
-            received=str(tuple(logits.shape)),
-        )
-    predicted = logits.argmax(axis=1)
-    values: dict[str, float] = {}
-    if "loss" in names:
-        peak = logits.max(axis=1)
-        log_sum = np.log(np.exp(logits - peak[:, None]).sum(axis=1)) + peak
-        values["loss"] = float(np.mean(log_sum - logits[np.arange(len(targets)), targets]))
-    if "accuracy" in names:
-        values["accuracy"] = float(np.mean(predicted == targets))
-    if {"precision", "recall", "f1"} & set(names):
-        size = logits.shape[1]
-        hits = np.bincount(targets[predicted == targets], minlength=size).astype(np.float64)
-        wanted, given = np.bincount(targets, minlength=size), np.bincount(predicted, minlength=size)
-        present = (wanted + given) > 0
-        values |= _macro(hits[present], wanted[present], given[present])
-    return {name: values[name] for name in names}
+def weighted_auc(scores: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the area under the ROC curve (draws,) where row i counts `counts[draw, i]` times.
+
+    The rows are sorted once for all draws: the share of pairs in which the positive row scores higher, ties half.
+    """
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    drawn = counts[:, order]
+    positives = np.add.reduceat(drawn * positive[order], starts, axis=1).astype(np.float64)
+    negatives = np.add.reduceat(drawn * ~positive[order], starts, axis=1).astype(np.float64)
+    lower = np.cumsum(negatives, axis=1) - negatives
+    wins = (positives * (lower + negatives / 2)).sum(axis=1)
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    return np.where(pairs > 0, wins / np.maximum(pairs, 1), 0.5)
 
 
-def _of_binary(names: Sequence[str], logits: np.ndarray, positive: np.ndarray) -> dict[str, float]:
-    predicted = logits > 0
-    hits = np.asarray([np.sum(predicted & positive)], np.float64)
-    values = _macro(hits, np.asarray([positive.sum()]), np.asarray([predicted.sum()]))
+def weighted_class_means(name: str, outputs: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return `precision`, `recall` or `f1` (draws,) where row i counts `counts[draw, i]` times."""
+    if outputs.ndim == 1:
+        predicted, classes = outputs > 0, np.asarray([True])
+    else:
+        predicted = outputs.argmax(axis=1)
+        classes = np.union1d(targets, predicted)
+    wanted, given = _class_counts(targets, counts, classes), _class_counts(predicted, counts, classes)
+    right = predicted == targets
+    hits = _class_counts(targets[right], counts[:, right], classes)
+    value = {
+        "precision": hits / np.maximum(given, 1),
+        "recall": hits / np.maximum(wanted, 1),
+        "f1": 2 * hits / np.maximum(wanted + given, 1),
+    }[name]
+    if outputs.ndim == 1:
+        return value[:, 0]
+    present = (wanted + given) > 0
+    return np.asarray((value * present).sum(axis=1) / np.maximum(present.sum(axis=1), 1))
+
+
+def _class_counts(labels: np.ndarray, counts: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return how often each class was drawn, (draws, classes)."""
+    found = np.zeros((len(counts), len(classes)), np.float64)
+    if len(labels):
+        order = np.argsort(labels, kind="stable")
+        ordered = labels[order]
+        starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+        sums = np.add.reduceat(counts[:, order], starts, axis=1)
+        wanted = np.isin(ordered[starts], classes)
+        found[:, np.searchsorted(classes, ordered[starts][wanted])] = sums[:, wanted]
+    return found
+
+
+def _class_loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    peak = logits.max(axis=1)
+    log_sum = np.log(np.exp(logits - peak[:, None]).sum(axis=1)) + peak
+    return log_sum - logits[np.arange(len(targets)), targets]
+
+
+def _binary_loss(logits: np.ndarray, positive: np.ndarray) -> np.ndarray:
     # log(1 + exp(-|x|)) keeps large logits finite.
-    losses = np.maximum(logits, 0) - logits * positive + np.log1p(np.exp(-np.abs(logits)))
-    chances = np.where(logits >= 0, 1, np.exp(-np.abs(logits))) / (1 + np.exp(-np.abs(logits)))
-    values |= {
-        "loss": float(losses.mean()),
-        "accuracy": float(np.mean(predicted == positive)),
-        "brier": float(np.mean((chances - positive) ** 2)),
-    }
-    if "auc" in names:
-        values["auc"] = area_under_roc(logits, positive)
-    return {name: values[name] for name in names}
+    return np.maximum(logits, 0) - logits * positive + np.log1p(np.exp(-np.abs(logits)))
 
 
-def _macro(hits: np.ndarray, wanted: np.ndarray, given: np.ndarray) -> dict[str, float]:
-    return {
-        "precision": float(np.mean(hits / np.maximum(given, 1))),
-        "recall": float(np.mean(hits / np.maximum(wanted, 1))),
-        "f1": float(np.mean(2 * hits / np.maximum(wanted + given, 1))),
+def binary_chances(logits: np.ndarray) -> np.ndarray:
+    """Return the probability of class 1."""
+    return np.where(logits >= 0, 1, np.exp(-np.abs(logits))) / (1 + np.exp(-np.abs(logits)))
+
+
+def class_chances(logits: np.ndarray) -> np.ndarray:
+    """Return the probability of each class, (rows, classes)."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+ROW_METRICS: Mapping[str, Mapping[str, RowMetric]] = MappingProxyType(
+    {
+        "cross_entropy": {
+            "loss": _class_loss,
+            "accuracy": lambda logits, targets: (logits.argmax(axis=1) == targets).astype(np.float64),
+        },
+        "binary_cross_entropy": {
+            "loss": _binary_loss,
+            "accuracy": lambda logits, positive: ((logits > 0) == positive).astype(np.float64),
+            "brier": lambda logits, positive: (binary_chances(logits) - positive) ** 2,
+        },
+        "mse": {
+            "loss": lambda values, expected: ((values - expected) ** 2).mean(axis=1),
+            "mse": lambda values, expected: ((values - expected) ** 2).mean(axis=1),
+            "mae": lambda values, expected: np.abs(values - expected).mean(axis=1),
+        },
     }
+)
+"""Those metrics that are means over rows, by objective: what each row contributes, from what `prepare` returns."""

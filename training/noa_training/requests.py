@@ -55,6 +55,7 @@ class TrainedJob:
     """A finished job. `metrics` are the best epoch's on the validation split; `native_folder` holds the native format.
 
     `seconds` is the time of this process, `resumed_from_step` the step at which it took over (None: it did all).
+    `provenance` is what somebody needs to train it again: seed, overrides, digests of recipe and splits, git's state.
     """
 
     job_id: str
@@ -73,6 +74,7 @@ class TrainedJob:
     resumed_from_step: int | None
     git_commit: str | None
     params: Mapping[str, object]
+    provenance: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def recipe(self) -> str:
@@ -89,6 +91,7 @@ class TrainedJob:
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         values |= {"folder": str(self.folder), "native_folder": str(self.native_folder), "shape": self.shape.to_dict()}
         values |= {"request": json.loads(self.request.to_json()), "metrics": dict(self.metrics)}
+        values |= {"provenance": dict(self.provenance)}
         return json.dumps(values | {"params": dict(self.params)}, allow_nan=False)
 
     @staticmethod

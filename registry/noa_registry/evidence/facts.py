@@ -1,11 +1,4 @@
-"""Evidence: measured facts about the bytes of a version.
-
-A fact names the digest of the bytes it was measured on. The gate counts it for exactly these bytes, so evidence cannot
-be moved from one version to another, and a fact about a file that was changed later proves nothing. Facts are appended,
-never changed; of several facts of one kind about the same bytes the newest counts.
-
-Numbers that JSON cannot hold (NaN, infinities) are kept as the texts `nan`, `inf` and `-inf`.
-"""
+"""The fact itself: what was measured, on which bytes, and by when; free JSON values that the kinds give a shape."""
 
 from __future__ import annotations
 
@@ -15,12 +8,34 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, cast
 
+from noa.digests import sha256_bytes
 from noa.errors import InvalidInputError
 
 METRICS: Final = "metrics"
 EQUIVALENCE: Final = "equivalence"
 ENVIRONMENT: Final = "environment"
+PREDICTIONS: Final = "predictions"
+CALIBRATION: Final = "calibration"
+LATENCY: Final = "latency"
+SIZE: Final = "size"
+SCAN: Final = "scan"
+COMPATIBILITY: Final = "compatibility"
+GATE: Final = "gate"
 WHOLE_VERSION: Final = "version"
+MAX_ATTACHMENT_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """Bytes that are too large for a row of evidence, named by their SHA-256."""
+
+    media_type: str
+    content: bytes = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """The name of the bytes."""
+        return sha256_bytes(self.content)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +43,9 @@ class Evidence:
     """One measured fact.
 
     `subject` is the format that was measured, or `"version"`; `digest` names the measured bytes; `passed` is None where
-    the fact is a number and not a judgement; `values` are plain JSON values.
+    the fact is a number and not a judgement; `values` are plain JSON values. `attachments` are on their way into the
+    registry: evidence that was read back names them by digest only (`attachment_digests`), `Registry.attachment` reads
+    them.
     """
 
     kind: str
@@ -37,43 +54,13 @@ class Evidence:
     passed: bool | None = None
     values: Mapping[str, object] = field(default_factory=dict[str, object])
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    attachments: tuple[Attachment, ...] = field(default=(), compare=False, repr=False)
 
 
-def metrics_evidence(
-    *,
-    format: str,  # our word
-    digest: str,
-    dataset_digest: str,
-    split: str,
-    values: Mapping[str, float],
-) -> Evidence:
-    """Return the metrics of `format` (whose bytes are `digest`) on one split of a dataset."""
-    return Evidence(
-        kind=METRICS,
-        subject=format,
-        digest=digest,
-        values={"dataset_digest": dataset_digest, "split": split, "metrics": plain_json(dict(values))},
-    )
-
-
-def equivalence_evidence(
-    *,
-    source: str,
-    source_digest: str,
-    target: str,
-    target_digest: str,
-    passed: bool,
-    values: Mapping[str, object],
-) -> Evidence:
-    """Return the comparison of format `target` with format `source` on real samples."""
-    comparison = cast("dict[str, object]", plain_json(dict(values)))
-    return Evidence(
-        kind=EQUIVALENCE,
-        subject=target,
-        digest=target_digest,
-        passed=bool(passed),
-        values={**comparison, "source": source, "source_digest": source_digest},
-    )
+def attachment_digests(evidence: Evidence) -> tuple[str, ...]:
+    """Return the digests of the attachments that a fact needs; every kind keeps its one under `attachment`."""
+    named = evidence.values.get("attachment")
+    return (named,) if isinstance(named, str) else ()
 
 
 def plain_json(value: object) -> object:

@@ -1,0 +1,152 @@
+"""`noa models compare`: two versions side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noa_cli import _console as console
+from noa_cli._options import JsonOption
+from noa_cli._registry import open_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from noa_registry.comparison import Comparison, MetricComparison, Side, ValueDifference
+
+
+def compare(
+    reference: Annotated[str, typer.Argument(metavar="A", help="The older one: `name@alias` or `name/number`.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="The newer one: `name@alias` or `name/number`.")],
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Write a picture, FILE.png or FILE.svg.", dir_okay=False)
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option("--confidence", min=0.5, max=0.9999, help="Confidence of the intervals.")
+    ] = 0.95,
+    resamples: Annotated[int, typer.Option("--resamples", min=100, max=100_000, help="Draws of the bootstrap.")] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """Show two versions side by side; a difference is B minus A, with its interval from a paired bootstrap."""
+    from noa_registry import BootstrapPlan
+
+    plan = BootstrapPlan(confidence=confidence, resamples=resamples)
+    with open_registry(about=[reference, other]) as registry:
+        comparison = registry.compare(reference, other, plan=plan)
+    if plot is not None:
+        from noa_registry.comparison_plot import save_plot
+
+        save_plot(comparison, plot)
+        console.note(f"The picture is in {plot}")
+    if as_json:
+        console.print_json(comparison.to_dict())
+    else:
+        _print(comparison)
+
+
+def _print(comparison: Comparison) -> None:
+    _print_metrics(comparison)
+    if comparison.slices:
+        _print_slices(comparison)
+    a, b = comparison.a, comparison.b
+    console.print_table(
+        ["", a.reference, b.reference],
+        [
+            ["calibration (ECE, Brier)", _calibration(a), _calibration(b)],
+            *_latency_rows(a, b),
+            ["measured on", _hardware(a), _hardware(b)],
+            [f"size of {b.served}", f"{a.size_bytes} bytes", f"{b.size_bytes} bytes"],
+            ["signature", None, "; ".join((comparison.signature.level, *comparison.signature.differences))],
+        ],
+    )
+    for title, rows in (
+        ("params", comparison.params),
+        ("data", comparison.data),
+        ("environment", comparison.environment),
+    ):
+        _print_differences(title, rows, a, b)
+    for note in comparison.notes:
+        console.print_line(f"note: {note}")
+
+
+def _print_metrics(comparison: Comparison) -> None:
+    rows = comparison.b.dataset_digest
+    where = (
+        f"the same test rows, {console.short_digest(rows)}" if comparison.same_rows and rows else "different test rows"
+    )
+    console.print_table(
+        ["metric", comparison.a.reference, comparison.b.reference, "difference", _interval_name(comparison), "verdict"],
+        [_metric_row(entry) for entry in comparison.metrics],
+        title=f"{comparison.a.reference} and {comparison.b.reference} on {where}",
+    )
+
+
+def _print_slices(comparison: Comparison) -> None:
+    console.print_table(
+        ["slice", "rows", "metric", comparison.a.reference, comparison.b.reference, "difference",
+         _interval_name(comparison), "verdict"],
+        [[entry.slice, entry.rows, *_metric_row(entry)] for entry in comparison.slices],
+    )  # fmt: skip
+
+
+def _interval_name(comparison: Comparison) -> str:
+    return f"{comparison.plan.confidence * 100:g}% interval"
+
+
+def _metric_row(entry: MetricComparison) -> list[object]:
+    interval = (
+        None if entry.lower is None or entry.upper is None else f"{_signed(entry.lower)} .. {_signed(entry.upper)}"
+    )
+    difference = None if entry.difference is None else _signed(entry.difference)
+    return [entry.metric, _number(entry.a), _number(entry.b), difference, interval, _verdict(entry)]
+
+
+def _verdict(entry: MetricComparison) -> str | None:
+    return None if entry.lower is None else entry.verdict
+
+
+def _print_differences(title: str, rows: Sequence[ValueDifference], a: Side, b: Side) -> None:
+    if rows:
+        console.print_table(
+            [title, a.reference, b.reference], [[row.key, _shown(row.a), _shown(row.b)] for row in rows]
+        )
+    else:
+        console.print_line(f"{title}: the same")
+
+
+def _latency_rows(a: Side, b: Side) -> list[list[object]]:
+    sizes = sorted({row.batch for side in (a, b) if side.latency for row in side.latency.batches})
+    return [
+        [f"latency of {size} row{'' if size == 1 else 's'} (p50, p99)", _latency(a, size), _latency(b, size)]
+        for size in sizes
+    ]
+
+
+def _latency(side: Side, batch: int) -> str | None:
+    if side.latency is None:
+        return None
+    values = [side.latency.value(name, batch) for name in ("p50", "p99")]
+    return None if None in values else ", ".join(f"{value:.3g}" for value in values if value is not None) + " ms"
+
+
+def _hardware(side: Side) -> str | None:
+    return None if side.latency is None else side.latency.hardware.describe()
+
+
+def _calibration(side: Side) -> str | None:
+    found = side.calibration
+    return None if found is None else f"{found.ece:.4f}, {found.brier:.4f}"
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}" if value else "0"
+
+
+def _shown(value: object) -> object:
+    return console.short_digest(value) if isinstance(value, str) and value.startswith("sha256:") else value

@@ -1,0 +1,86 @@
+"""What a gate needs beside the candidate's own measurements, measured and attached before it judges.
+
+The present holder is measured on the candidate's test rows, so that the two can be compared row by row; the signatures
+are compared; and where latency is judged, it is measured once more: during training other jobs had the machine too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from noa.errors import NotFoundError
+from noa_conversion import measure_performance
+from noa_flows._test_data import load_test_data
+from noa_registry.evidence import METRICS, PREDICTIONS, CompatibilityEvidence, compare_signatures
+from noa_training import measure, recipe_of
+
+if TYPE_CHECKING:
+    from noa.settings import GateSettings, Settings
+    from noa_flows.pipeline_values import Candidate
+    from noa_registry import Evidence, ModelVersion, Registry
+
+_LATENCY_ROWS = 32
+
+
+def attach_gate_evidence(registry: Registry, settings: Settings, candidate: Candidate, alias: str) -> None:
+    """Attach to the candidate and to the holder of `alias` what the gate of the model asks for.
+
+    Raises:
+        InvalidInputError: the holder cannot be run on the candidate's test rows.
+        IntegrityError: its files are not what was sealed.
+    """
+    version = candidate.version
+    policy = settings.gates.get(version.name)
+    holder = _holder(registry, version.name, alias)
+    if holder is not None and holder.number != version.number:
+        registry.attach(version.name, version.number, compare_with_holder(version, holder))
+        if policy is not None and _compares(policy):
+            _measure_holder(registry, candidate, holder)
+    if policy is not None and policy.max_latency_ms:
+        served = version.default_format
+        folder = registry.open_format(version, served)
+        samples = load_test_data(candidate.job).head(_LATENCY_ROWS).inputs
+        facts = measure_performance(served, folder, samples, threads=settings.training.threads or None)
+        registry.attach(version.name, version.number, facts)
+
+
+def compare_with_holder(version: ModelVersion, holder: ModelVersion) -> Evidence:
+    """Return whether clients of `holder` can go on with `version`, as a fact about `version`."""
+    found = compare_signatures(holder.signature, version.signature)
+    return CompatibilityEvidence(
+        digest=version.digest,
+        holder=holder.reference,
+        holder_digest=holder.digest,
+        level=found.level,
+        differences=found.differences,
+    ).to_evidence()
+
+
+def _compares(policy: GateSettings) -> bool:
+    return bool(policy.max_regression or policy.slice_regression or policy.check)
+
+
+def _holder(registry: Registry, name: str, alias: str) -> ModelVersion | None:
+    try:
+        return registry.resolve(f"{name}@{alias}")
+    except NotFoundError:
+        return None
+
+
+def _measure_holder(registry: Registry, candidate: Candidate, holder: ModelVersion) -> None:
+    """Attach the holder's measurements on the candidate's test split, unless they are known."""
+    test = load_test_data(candidate.job)
+    served = holder.default_format
+    digest, rows = holder.formats[served].digest, test.digest
+    known = {
+        fact.kind
+        for fact in registry.evidence(holder.name, holder.number)
+        if fact.digest == digest and fact.values.get("dataset_digest") == rows
+    }
+    if {METRICS, PREDICTIONS} <= known:
+        return
+    runnable = registry.load(f"{holder.name}/{holder.number}", format=served)
+    measured = measure(
+        recipe_of(candidate.job.request), runnable, test, subject=served, digest=digest, dataset_digest=rows
+    )
+    registry.attach(holder.name, holder.number, measured.evidence)

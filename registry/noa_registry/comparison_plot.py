@@ -1,0 +1,176 @@
+"""The picture of a comparison: differences with their intervals, reliability, and slices. Drawn by matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from noa.atomic_write import write_file
+from noa.errors import DependencyMissingError, InvalidInputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+    from noa_registry.comparison import Comparison, MetricComparison, Side
+
+FORMATS = ("png", "svg")
+_A, _B = "#5b6f8f", "#d9822b"  # told apart also by those who do not see red or green
+_VERDICTS = {"better": "#2b7a4b", "worse": "#b03a3a", "same": "#777777", "unclear": "#777777"}
+_MOST_SLICES = 24
+_MOST_METRICS = 6
+
+
+def save_plot(comparison: Comparison, path: Path) -> None:
+    """Write the picture as PNG or SVG, by the file's ending; the same comparison gives the same bytes.
+
+    Raises:
+        InvalidInputError: the ending is another.
+        DependencyMissingError: matplotlib is not installed.
+        StorageError: the disk refused.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise InvalidInputError(
+            "a plot is written as a picture", where=str(path), expected="a name ending in .png or .svg", received=path
+        )
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise DependencyMissingError("matplotlib", extra="plots", purpose="drawing a comparison") from exc
+    slices = _slices_shown(comparison)
+    figure = Figure(figsize=(13, 5.2 + 0.12 * max(0, len(slices) - 8)), layout="constrained")
+    with mpl.rc_context({"svg.hashsalt": "noa", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        _draw(figure, comparison, slices)
+        buffer = io.BytesIO()
+        # Without the date the same comparison gives the same file.
+        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    write_file(path, buffer.getvalue())
+
+
+def _draw(figure: Figure, comparison: Comparison, slices: Sequence[MetricComparison]) -> None:
+    left, middle, right = cast("Sequence[SubFigure]", figure.subfigures(1, 3, width_ratios=(1.1, 1, 1.2)))
+    _draw_differences(left, comparison)
+    _draw_reliability(middle.subplots(), comparison)
+    _draw_slices(right.subplots(), comparison, slices)
+    rows = comparison.b.dataset_digest
+    where = f"test rows {rows[:19]}…" if comparison.same_rows and rows else "measured on different test rows"
+    figure.suptitle(f"{comparison.a.reference}  →  {comparison.b.reference}   ({where})", fontsize=11)
+
+
+def _draw_differences(figure: SubFigure, comparison: Comparison) -> None:
+    shown = [entry for entry in comparison.metrics if entry.difference is not None][:_MOST_METRICS]
+    if not shown:
+        _say(figure.subplots(), "no metric was measured\non the same rows for both")
+        return
+    # An axis of its own for each: a loss and an accuracy have no common scale.
+    for axes, entry in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
+        _draw_difference(axes, entry)
+    first, last = figure.axes[0], figure.axes[-1]
+    first.set_title(f"Difference and its {comparison.plan.confidence * 100:g}% interval (paired bootstrap)", fontsize=9)
+    last.set_xlabel(f"{comparison.b.reference} minus {comparison.a.reference}  (↑ larger is better, ↓ smaller is)")
+
+
+def _draw_difference(axes: Axes, entry: MetricComparison) -> None:
+    value, color = entry.difference or 0.0, _VERDICTS[entry.verdict]
+    axes.axvline(0, color="#999999", linewidth=1)
+    if entry.lower is not None and entry.upper is not None:
+        errors = [[max(value - entry.lower, 0.0)], [max(entry.upper - value, 0.0)]]
+        axes.errorbar([value], [0], xerr=errors, color=color, linewidth=2, capsize=7, capthick=2)
+    axes.plot([value], [0], "o", color=color, markersize=5)
+    interval = "" if entry.lower is None else f"  [{entry.lower:+.4g}, {entry.upper:+.4g}]"
+    text = f"{value:+.4g}{interval}  {entry.verdict if entry.lower is not None else ''}"
+    axes.text(0.5, 0.86, text, transform=axes.transAxes, ha="center", color=color)
+    name = f"{_plain(entry.metric)} {'↑' if entry.larger_is_better else '↓'}"
+    axes.set_yticks([0], [name])
+    axes.set_ylim(-1, 1.4)
+    ends = [number for number in (entry.lower, entry.upper, value, 0.0) if number is not None]
+    margin = 0.12 * (max(ends) - min(ends)) or 0.01
+    axes.set_xlim(min(ends) - margin, max(ends) + margin)
+
+
+def _draw_reliability(axes: Axes, comparison: Comparison) -> None:
+    axes.set_title("Reliability: how often is it right when it is this sure?", fontsize=9)
+    sides = [(side, color) for side, color in ((comparison.a, _A), (comparison.b, _B)) if side.calibration]
+    if not sides:
+        _say(axes, "no calibration was measured")
+        return
+    axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, linestyle="--")
+    for side, color in sides:
+        _draw_curve(axes, side, color)
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(-0.03, 1.04)
+    axes.set_xlabel("probability of the predicted class (mean of a bin; large: many rows)")
+    axes.set_ylabel("share that is right")
+    _add_legend(axes)
+
+
+def _add_legend(axes: Axes) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=8)
+
+
+def _draw_curve(axes: Axes, side: Side, color: str) -> None:
+    calibration = side.calibration
+    if calibration is None:
+        return
+    points = [(entry.confidence, entry.accuracy, entry.rows) for entry in calibration.bins]
+    label = f"{side.reference}: ECE {calibration.ece:.3f}\nBrier {calibration.brier:.3f}"
+    # Bins of few rows jump: the line is faint, and the area of a point says how many rows it stands for.
+    axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color=color, linewidth=1, alpha=0.4)
+    sizes = [10 + 220 * rows / calibration.rows for _, _, rows in points]
+    axes.scatter(
+        [x for x, _, _ in points], [y for _, y, _ in points], s=sizes, color=color, alpha=0.8, linewidths=0, label=label
+    )
+
+
+def _draw_slices(axes: Axes, comparison: Comparison, slices: Sequence[MetricComparison]) -> None:
+    if not slices:
+        axes.set_title("Slices", fontsize=9)
+        _say(axes, "no slice was measured")
+        return
+    metric = slices[0].metric
+    hidden = sum(entry.metric == metric for entry in comparison.slices) - len(slices)
+    which = f", the {len(slices)} that differ most ({hidden} more)" if hidden else ""
+    axes.set_title(f"{_plain(metric)} per slice{which}", fontsize=9)
+    places = list(range(len(slices)))[::-1]
+    for values, color, shift, side in (
+        ([entry.a for entry in slices], _A, 0.2, comparison.a),
+        ([entry.b for entry in slices], _B, -0.2, comparison.b),
+    ):
+        widths: list[Any] = [value if value is not None else 0.0 for value in values]
+        axes.barh([place + shift for place in places], widths, height=0.38, color=color, label=side.reference)
+    names = [entry.slice or "" for entry in slices]
+    rows = [f"  ({entry.rows})" if entry.rows is not None else "" for entry in slices]
+    axes.set_yticks(places, [_plain(name[:28]) + count for name, count in zip(names, rows, strict=True)])
+    known = [value for entry in slices for value in (entry.a, entry.b) if value is not None]
+    if known and 0.5 <= min(known) <= max(known) <= 1:
+        # Near 1 a bar from 0 shows nothing; the axis says where it begins.
+        axes.set_xlim(max(0.0, min(known) - 0.1), 1.0)
+    axes.set_xlabel(f"{_plain(metric)}, rows in brackets")
+    _add_legend(axes)
+
+
+def _slices_shown(comparison: Comparison) -> list[MetricComparison]:
+    """Return one metric of each slice: `accuracy` if there is one; of many slices those that differ most."""
+    metrics = list(dict.fromkeys(entry.metric for entry in comparison.slices))
+    if not metrics:
+        return []
+    chosen = next(name for name in ("accuracy", *metrics) if name in metrics)
+    found = [entry for entry in comparison.slices if entry.metric == chosen]
+    if len(found) <= _MOST_SLICES:
+        return found
+    largest = sorted(found, key=lambda entry: -abs(entry.difference or 0.0))[:_MOST_SLICES]
+    return [entry for entry in found if entry in largest]
+
+
+def _plain(text: str) -> str:
+    """Return text that is not taken for a formula: names of slices and metrics are the user's."""
+    return text.replace("$", r"\$")
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, ha="center", va="center", color="#777777", transform=axes.transAxes)
+    axes.set_axis_off()

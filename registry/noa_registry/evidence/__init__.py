@@ -1,0 +1,87 @@
+"""Evidence: measured facts about the bytes of a version.
+
+A fact names the digest of the bytes it was measured on. The gate counts it for exactly these bytes, so evidence cannot
+be moved from one version to another, and a fact about a file that was changed later proves nothing. Facts are appended,
+never changed; of several facts of one kind about the same bytes the newest counts.
+
+Each kind has a type of its own with `to_evidence` and `from_evidence`. Numbers that JSON cannot hold (NaN, infinities)
+are kept as the texts `nan`, `inf` and `-inf`.
+"""
+
+from noa_registry.evidence.calibration import CalibrationEvidence, ReliabilityBin
+from noa_registry.evidence.compatibility import (
+    Compatibility,
+    CompatibilityEvidence,
+    SignatureComparison,
+    compare_signatures,
+)
+from noa_registry.evidence.equivalence import equivalence_evidence
+from noa_registry.evidence.facts import (
+    CALIBRATION,
+    COMPATIBILITY,
+    ENVIRONMENT,
+    EQUIVALENCE,
+    GATE,
+    LATENCY,
+    MAX_ATTACHMENT_BYTES,
+    METRICS,
+    PREDICTIONS,
+    SCAN,
+    SIZE,
+    WHOLE_VERSION,
+    Attachment,
+    Evidence,
+    attachment_digests,
+    plain_json,
+)
+from noa_registry.evidence.kinds import check_attachments, check_evidence
+from noa_registry.evidence.metrics import MetricsEvidence, SliceMetrics, metrics_evidence
+from noa_registry.evidence.performance import BatchLatency, Hardware, LatencyEvidence, SizeEvidence
+from noa_registry.evidence.predictions import (
+    Predictions,
+    PredictionsEvidence,
+    decode_predictions,
+    predictions_evidence,
+)
+from noa_registry.evidence.scan import ScanEvidence, ScanFinding
+
+__all__ = [
+    "CALIBRATION",
+    "COMPATIBILITY",
+    "ENVIRONMENT",
+    "EQUIVALENCE",
+    "GATE",
+    "LATENCY",
+    "MAX_ATTACHMENT_BYTES",
+    "METRICS",
+    "PREDICTIONS",
+    "SCAN",
+    "SIZE",
+    "WHOLE_VERSION",
+    "Attachment",
+    "BatchLatency",
+    "CalibrationEvidence",
+    "Compatibility",
+    "CompatibilityEvidence",
+    "Evidence",
+    "Hardware",
+    "LatencyEvidence",
+    "MetricsEvidence",
+    "Predictions",
+    "PredictionsEvidence",
+    "ReliabilityBin",
+    "ScanEvidence",
+    "ScanFinding",
+    "SignatureComparison",
+    "SizeEvidence",
+    "SliceMetrics",
+    "attachment_digests",
+    "check_attachments",
+    "check_evidence",
+    "compare_signatures",
+    "decode_predictions",
+    "equivalence_evidence",
+    "metrics_evidence",
+    "plain_json",
+    "predictions_evidence",
+]

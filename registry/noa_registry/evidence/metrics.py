@@ -1,0 +1,84 @@
+"""Metrics of a format on one split of a dataset, as a whole and per slice of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from noa_registry.evidence.facts import METRICS, Evidence, plain_json
+from noa_registry.evidence.reading import Reader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceMetrics:
+    """Metrics of those rows that belong to a slice, e.g. to one class, and how many rows these are."""
+
+    rows: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsEvidence:
+    """Metrics of format `subject`, whose bytes are `digest`. `dataset_digest` names the rows of the split."""
+
+    subject: str
+    digest: str
+    dataset_digest: str
+    split: str
+    metrics: Mapping[str, float]
+    rows: int | None = None
+    slices: Mapping[str, SliceMetrics] = field(default_factory=dict[str, SliceMetrics])
+
+    def to_evidence(self) -> Evidence:
+        """Return it as a fact to attach."""
+        values: dict[str, object] = {
+            "dataset_digest": self.dataset_digest,
+            "split": self.split,
+            "metrics": plain_json(dict(self.metrics)),
+        }
+        if self.rows is not None:
+            values["rows"] = self.rows
+        if self.slices:
+            values["slices"] = {
+                name: {"rows": part.rows, "metrics": plain_json(dict(part.metrics))}
+                for name, part in self.slices.items()
+            }
+        return Evidence(kind=METRICS, subject=self.subject, digest=self.digest, values=values)
+
+    @staticmethod
+    def from_evidence(evidence: Evidence) -> MetricsEvidence:
+        """Read a fact back.
+
+        Raises:
+            InvalidInputError: it is of another kind, or a part is missing or of the wrong type.
+        """
+        reader = Reader.of(evidence, METRICS)
+        slices = reader.table("slices")
+        parts = {name: slices.table(name) for name in slices.values}
+        return MetricsEvidence(
+            subject=evidence.subject,
+            digest=evidence.digest,
+            dataset_digest=reader.text("dataset_digest"),
+            split=reader.text("split"),
+            metrics=reader.table("metrics").numbers(),
+            rows=reader.optional_integer("rows"),
+            slices={
+                name: SliceMetrics(rows=part.integer("rows", minimum=1), metrics=part.table("metrics").numbers())
+                for name, part in parts.items()
+            },
+        )
+
+
+def metrics_evidence(
+    *,
+    format: str,  # our word
+    digest: str,
+    dataset_digest: str,
+    split: str,
+    values: Mapping[str, float],
+) -> Evidence:
+    """Return the metrics of `format` (whose bytes are `digest`) on one split of a dataset."""
+    measured = MetricsEvidence(
+        subject=format, digest=digest, dataset_digest=dataset_digest, split=split, metrics=values
+    )
+    return measured.to_evidence()

@@ -1,0 +1,161 @@
+"""The paired bootstrap: how sure is it that one model is not worse than another on the same rows?
+
+Rows are drawn with replacement, the same rows for both models, and the difference of their metrics is taken; of many
+such draws the quantiles give the interval. Quantiles are values that occurred (no interpolation), and where the metric
+is a mean over rows the differences of the rows are averaged, so that whole and decimal bounds come out exact.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from noa.errors import InvalidInputError
+from noa_registry.evidence.facts import plain_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from noa.metrics import MetricAdapter
+    from noa_registry.evidence import Predictions
+
+_BLOCK_CELLS = 1 << 21  # draws that are held in memory at once, times rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootstrapPlan:
+    """`confidence` of the two-sided interval, number of draws, and the seed of the random rows."""
+
+    confidence: float = 0.95
+    resamples: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedDifference:
+    """Metric of the challenger minus that of the holder on the same `rows` rows, and its bootstrap interval."""
+
+    holder: float
+    challenger: float
+    difference: float
+    lower: float
+    upper: float
+    rows: int
+    plan: BootstrapPlan
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        values: dict[str, object] = {
+            "holder": self.holder,
+            "challenger": self.challenger,
+            "difference": self.difference,
+            "lower": self.lower,
+            "upper": self.upper,
+            "rows": self.rows,
+            "confidence": self.plan.confidence,
+            "resamples": self.plan.resamples,
+            "seed": self.plan.seed,
+            "method": "percentile paired bootstrap",
+        }
+        return {key: plain_json(value) for key, value in values.items()}
+
+
+def paired_difference(
+    metric: MetricAdapter, holder: Predictions, challenger: Predictions, *, objective: str, plan: BootstrapPlan
+) -> PairedDifference:
+    """Return the difference of a metric between two models, with its percentile interval.
+
+    `holder` and `challenger` are predictions of the same rows in the same order; the holder's targets are not used.
+
+    Raises:
+        InvalidInputError: they do not have the same number of rows, or the metric is not defined for the objective.
+
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3 (percentile interval) on the
+    differences of pairs; the quantiles are the ordered draws k = floor((B + 1) alpha) and B + 1 - k, their eq. 12.20.
+    """
+    if holder.rows != challenger.rows or challenger.rows < 1:
+        raise InvalidInputError(
+            "predictions of different rows cannot be paired",
+            expected=f"{challenger.rows} rows",
+            received=f"{holder.rows} rows",
+        )
+    targets = challenger.targets
+    left = metric.row_values(holder.outputs, targets, objective=objective)
+    right = metric.row_values(challenger.outputs, targets, objective=objective)
+    if left is not None and right is not None:
+        draws = _draw_means(right - left, plan)
+        old, new, difference = float(left.mean()), float(right.mean()), float((right - left).mean())
+    else:
+        draws = _draw_metric(metric, holder.outputs, challenger.outputs, targets, objective, plan)
+        old, new = (
+            float(metric.weighted(outputs, targets, _once(len(targets)), objective=objective)[0])
+            for outputs in (holder.outputs, challenger.outputs)
+        )
+        difference = new - old
+    lower, upper = _interval(draws, plan)
+    return PairedDifference(
+        holder=old,
+        challenger=new,
+        difference=difference,
+        lower=lower,
+        upper=upper,
+        rows=challenger.rows,
+        plan=plan,
+    )
+
+
+def _draw_means(differences: np.ndarray, plan: BootstrapPlan) -> np.ndarray:
+    """Return the mean of the rows of each draw."""
+    import numpy as np
+
+    random, rows = np.random.default_rng(plan.seed), len(differences)
+    means = np.empty(plan.resamples, np.float64)
+    for start, stop in _blocks(plan.resamples, rows):
+        drawn = random.integers(0, rows, size=(stop - start, rows), dtype=np.int32)
+        means[start:stop] = differences[drawn].sum(axis=1) / rows
+    return means
+
+
+def _draw_metric(
+    metric: MetricAdapter,
+    holder: np.ndarray,
+    challenger: np.ndarray,
+    targets: np.ndarray,
+    objective: str,
+    plan: BootstrapPlan,
+) -> np.ndarray:
+    """Return the difference of the metric in each draw, from how often each row was drawn."""
+    import numpy as np
+
+    random, rows = np.random.default_rng(plan.seed), len(targets)
+    differences = np.empty(plan.resamples, np.float64)
+    for start, stop in _blocks(plan.resamples, rows):
+        drawn = random.integers(0, rows, size=(stop - start, rows), dtype=np.int32)
+        counts = np.stack([np.bincount(row, minlength=rows) for row in drawn])
+        new = metric.weighted(challenger, targets, counts, objective=objective)
+        old = metric.weighted(holder, targets, counts, objective=objective)
+        differences[start:stop] = new - old
+    return differences
+
+
+def _blocks(resamples: int, rows: int) -> list[tuple[int, int]]:
+    size = max(1, _BLOCK_CELLS // rows)
+    return [(start, min(start + size, resamples)) for start in range(0, resamples, size)]
+
+
+def _once(rows: int) -> np.ndarray:
+    import numpy as np
+
+    return np.ones((1, rows), np.int64)
+
+
+def _interval(draws: np.ndarray, plan: BootstrapPlan) -> tuple[float, float]:
+    import numpy as np
+
+    if not np.isfinite(draws).all():
+        return math.nan, math.nan  # a metric that is not defined for some draw proves nothing
+    ordered = np.sort(draws)
+    tail = (1 - plan.confidence) / 2
+    place = max(1, math.floor((plan.resamples + 1) * tail + 1e-9))
+    return float(ordered[place - 1]), float(ordered[plan.resamples - place])

@@ -1,0 +1,95 @@
+"""What a gate looks at: a version with its evidence, the present holder of the alias, approvals and the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from noa_registry.evidence.facts import METRICS, Evidence
+
+if TYPE_CHECKING:
+    from noa.settings import GateSettings
+    from noa.signatures import Signature
+
+TEST_SPLIT = "test"
+PREFERRED_FORMAT = "onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalFact:
+    """A principal has allowed that the version with this digest takes the alias; still valid and not used."""
+
+    principal: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A version as a gate sees it: its formats (name -> digest), their sizes in bytes, and its evidence, oldest
+    first."""
+
+    reference: str
+    native: str
+    formats: Mapping[str, str]
+    evidence: Sequence[Evidence]
+    digest: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
+    signature: Signature | None = None
+
+    @property
+    def served_formats(self) -> tuple[str, ...]:
+        """The formats by whose measurements the version is judged, best first: `onnx` if it has any, then the native
+        one."""
+        wanted = dict.fromkeys((PREFERRED_FORMAT, self.native))
+        return tuple(name for name in wanted if name in self.formats)
+
+    def newest(self, kind: str, subject: str) -> Evidence | None:
+        """Return the newest evidence of `kind` that was measured on the sealed bytes of format `subject`."""
+        digest = self.formats.get(subject)
+        matches = (e for e in reversed(self.evidence) if e.kind == kind and e.subject == subject)
+        return next((e for e in matches if e.digest == digest), None)
+
+    def on_test_rows(self, kind: str, dataset_digest: str | None = None) -> Evidence | None:
+        """Return the newest evidence of `kind` on the test split, of `onnx` if it has any, else of the native format.
+
+        `dataset_digest`: only if it was measured on these rows.
+        """
+        for subject in self.served_formats:
+            for evidence in reversed(self.evidence):
+                if (
+                    evidence.kind == kind
+                    and evidence.subject == subject
+                    and evidence.digest == self.formats[subject]
+                    and evidence.values.get("split") == TEST_SPLIT
+                    and dataset_digest in (None, evidence.values.get("dataset_digest"))
+                ):
+                    return evidence
+        return None
+
+    def test_metrics(self, dataset_digest: str | None = None) -> Evidence | None:
+        """Return the newest test metrics of the sealed bytes, of `onnx` if it has any, else of the native format."""
+        return self.on_test_rows(METRICS, dataset_digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateInput:
+    """All that a verdict depends on. `bytes_problem` tells what re-hashing found (None: all files are what was sealed).
+
+    `approvals` are those that are valid for this move; one by `actor`, who asks for it, does not count.
+    """
+
+    candidate: Candidate
+    alias: str
+    bytes_problem: str | None = None
+    policy: GateSettings | None = None
+    holder: Candidate | None = None
+    approvals: tuple[ApprovalFact, ...] = ()
+    actor: str = ""
+
+    @property
+    def rival(self) -> Candidate | None:
+        """The holder, if it is another version than the candidate."""
+        if self.holder is None or self.holder.reference == self.candidate.reference:
+            return None
+        return self.holder

@@ -1,0 +1,32 @@
+"""The gate: may this version become the holder of this alias?"""
+
+from __future__ import annotations
+
+from noa_registry.gates.candidate import Candidate, GateInput
+from noa_registry.gates.evidence_rules import bytes_verdict, equivalence_verdicts, evidence_verdicts
+from noa_registry.gates.metric_rules import metric_verdicts
+from noa_registry.gates.policy import policy_verdicts
+from noa_registry.gates.report import GateReport, report_of
+from noa_registry.gates.work import GateWork
+
+
+def evaluate(gate_input: GateInput, work: GateWork | None = None) -> GateReport:
+    """Apply all rules. `work` reads what a bootstrap needs; without it, rules that want one refuse."""
+    chosen = work or GateWork()
+    return chosen.remember(gate_input, lambda: _evaluate(gate_input, chosen))
+
+
+def evaluate_rollback(candidate: Candidate, *, alias: str, bytes_problem: str | None) -> GateReport:
+    """Apply the rules that no emergency suspends: the bytes, and that all formats compute the same."""
+    return report_of(candidate.reference, alias, [bytes_verdict(bytes_problem), *equivalence_verdicts(candidate)])
+
+
+def _evaluate(gate_input: GateInput, work: GateWork) -> GateReport:
+    candidate, policy = gate_input.candidate, gate_input.policy
+    verdicts = [bytes_verdict(gate_input.bytes_problem), *equivalence_verdicts(candidate)]
+    if policy is not None and (not policy.aliases or gate_input.alias in policy.aliases):
+        verdicts += metric_verdicts(gate_input, policy, work)
+        verdicts += evidence_verdicts(gate_input, policy)
+        if policy.check:
+            verdicts += policy_verdicts(gate_input, policy.check)
+    return report_of(candidate.reference, gate_input.alias, verdicts)

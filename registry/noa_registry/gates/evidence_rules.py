@@ -1,0 +1,185 @@
+"""Rules about everything that is not a metric: equivalence, latency, size, required evidence, signature, approvals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from noa.errors import InvalidInputError
+from noa_registry.evidence.compatibility import compare_signatures
+from noa_registry.evidence.facts import EQUIVALENCE, LATENCY, WHOLE_VERSION, Evidence
+from noa_registry.evidence.performance import LatencyEvidence
+from noa_registry.gates.candidate import Candidate, GateInput
+from noa_registry.gates.report import RuleVerdict
+
+if TYPE_CHECKING:
+    from noa.settings import GateSettings
+
+
+def bytes_verdict(problem: str | None) -> RuleVerdict:
+    """Return the verdict about the files on disk."""
+    return RuleVerdict(
+        rule="bytes",
+        passed=problem is None,
+        expected="every file has the digest it was sealed with",
+        received=problem or "every file has it",
+    )
+
+
+def equivalence_verdicts(candidate: Candidate) -> list[RuleVerdict]:
+    """Return one verdict per format that is not native: does it compute what the native one does?"""
+    return [
+        _equivalence_verdict(candidate, target) for target in sorted(candidate.formats) if target != candidate.native
+    ]
+
+
+def evidence_verdicts(gate_input: GateInput, policy: GateSettings) -> list[RuleVerdict]:
+    """Return the verdicts of all rules that are not about metrics."""
+    candidate = gate_input.candidate
+    verdicts = [_latency_verdict(candidate, name, limit) for name, limit in sorted(policy.max_latency_ms.items())]
+    if policy.max_size_bytes is not None:
+        verdicts.append(_size_verdict(candidate, policy.max_size_bytes))
+    verdicts += [_required_verdict(candidate, kind) for kind in policy.require]
+    if policy.compatible:
+        verdicts.append(_compatible_verdict(gate_input))
+    if policy.approvals:
+        verdicts.append(_approvals_verdict(gate_input, policy.approvals))
+    return verdicts
+
+
+def _equivalence_verdict(candidate: Candidate, target: str) -> RuleVerdict:
+    source_digest = candidate.formats[candidate.native]
+    expected = (
+        f"passed evidence that `{target}` {_short(candidate.formats[target])} computes what "
+        f"`{candidate.native}` {_short(source_digest)} computes"
+    )
+    evidence = candidate.newest(EQUIVALENCE, target)
+    if evidence is None:
+        received = "no evidence for these bytes"
+    elif (evidence.values.get("source"), evidence.values.get("source_digest")) != (candidate.native, source_digest):
+        received = f"evidence against other bytes, {_short(str(evidence.values.get('source_digest')))}"
+    else:
+        received = "passed" if evidence.passed else f"failed: {_numbers(evidence.values)}"
+    return RuleVerdict(rule=f"equivalence.{target}", passed=received == "passed", expected=expected, received=received)
+
+
+def _latency_verdict(candidate: Candidate, name: str, limit: float) -> RuleVerdict:
+    percentile, _, batch_text = name.partition("@")
+    batch = int(batch_text or 1)
+    served = candidate.served_formats[0]
+    expected = f"`{served}` answers {batch} row{'' if batch == 1 else 's'} within {limit:g} ms ({percentile})"
+    remedy = "Measure it: `noa train` does; its newest measurement counts"
+    evidence = candidate.newest(LATENCY, served)
+    value, received = None, f"no latency of `{served}` for these bytes"
+    if evidence is not None:
+        try:
+            latency = LatencyEvidence.from_evidence(evidence)
+        except InvalidInputError as exc:
+            received = str(exc)
+        else:
+            value = latency.value(percentile, batch)
+            measured = ", ".join(str(entry.batch) for entry in latency.batches)
+            where = latency.hardware.describe()
+            received = f"not measured with {batch}; with {measured}" if value is None else f"{value:.4g} ms on {where}"
+    passed = value is not None and value <= limit
+    return RuleVerdict(
+        rule=f"max_latency_ms.{name}",
+        passed=passed,
+        expected=expected,
+        received=received,
+        remedy=remedy if value is None else None,
+        measured={} if value is None else {"latency_ms": value},
+    )
+
+
+def _size_verdict(candidate: Candidate, limit: int) -> RuleVerdict:
+    served = candidate.served_formats[0]
+    size = candidate.sizes.get(served)
+    return RuleVerdict(
+        rule="max_size_bytes",
+        passed=size is not None and size <= limit,
+        expected=f"`{served}` has at most {limit} bytes",
+        received=f"the size of `{served}` is not known" if size is None else f"{size} bytes",
+        remedy="Judge a registered version" if size is None else None,
+    )
+
+
+def _required_verdict(candidate: Candidate, kind: str) -> RuleVerdict:
+    """Judge the newest evidence of a kind per format, and about the version as a whole."""
+    newest: dict[str, Evidence] = {}
+    for evidence in candidate.evidence:
+        digest = candidate.digest if evidence.subject == WHOLE_VERSION else candidate.formats.get(evidence.subject)
+        if evidence.kind == kind and digest and evidence.digest == digest:
+            newest[evidence.subject] = evidence
+    failed = [subject for subject, evidence in newest.items() if evidence.passed is False]
+    known = sorted({evidence.kind for evidence in candidate.evidence})
+    if not newest:
+        received = "none of these bytes; there is " + (", ".join(f"`{name}`" for name in known) or "no evidence")
+    elif failed:
+        received = "failed: " + ", ".join(f"`{subject}` ({_numbers(newest[subject].values)})" for subject in failed)
+    else:
+        received = ", ".join(f"of `{subject}`" for subject in sorted(newest))
+    return RuleVerdict(
+        rule=f"require.{kind}",
+        passed=bool(newest) and not failed,
+        expected=f"evidence of kind `{kind}` for these bytes, which passed if it judges",
+        received=received,
+        remedy=None if newest else f"Attach it with `Registry.attach`, or take `{kind}` out of `require`",
+    )
+
+
+def _compatible_verdict(gate_input: GateInput) -> RuleVerdict:
+    expected = "a signature that clients of the present holder can go on using"
+    rival = gate_input.rival
+    if rival is None:
+        return RuleVerdict(rule="compatible", passed=True, expected=expected, received="no other holder")
+    if rival.signature is None or gate_input.candidate.signature is None:
+        return RuleVerdict(
+            rule="compatible",
+            passed=False,
+            expected=expected,
+            received="the signatures are not known",
+            remedy="Judge a registered version",
+        )
+    found = compare_signatures(rival.signature, gate_input.candidate.signature)
+    changes = f": {'; '.join(found.differences)}" if found.differences else ""
+    return RuleVerdict(
+        rule="compatible",
+        passed=found.level != "breaking",
+        expected=f"{expected}, `{rival.reference}`",
+        received=found.level + changes,
+        remedy="Register it under another name, or move the clients first" if found.level == "breaking" else None,
+        measured={"level": found.level, "differences": list(found.differences)},
+    )
+
+
+def _approvals_verdict(gate_input: GateInput, needed: int) -> RuleVerdict:
+    candidate = gate_input.candidate
+    principals = sorted(
+        {
+            approval.principal
+            for approval in gate_input.approvals
+            if candidate.digest and approval.digest == candidate.digest and approval.principal != gate_input.actor
+        }
+    )
+    return RuleVerdict(
+        rule="approvals",
+        passed=len(principals) >= needed,
+        expected=f"{needed} valid approval{'' if needed == 1 else 's'} of these bytes by others than who promotes",
+        received=f"{len(principals)}" + (f": {', '.join(principals)}" if principals else ""),
+        remedy=None
+        if len(principals) >= needed
+        else f"Somebody else approves it with: noa models approve {candidate.reference} --alias {gate_input.alias}",
+        measured={"principals": principals},
+    )
+
+
+def _numbers(values: Mapping[str, object]) -> str:
+    shown = {
+        k: v for k, v in values.items() if isinstance(v, int | float | str) and "digest" not in k and k != "source"
+    }
+    return ", ".join(f"{key} {value}" for key, value in sorted(shown.items())) or "no details"
+
+
+def _short(digest: str) -> str:
+    return digest[: len("sha256:") + 12]

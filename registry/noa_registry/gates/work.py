@@ -1,0 +1,169 @@
+"""What a gate computes itself, kept for one promotion.
+
+A bootstrap takes a while and a project's own function may too. So a promotion is judged before it takes the database's
+lock, and once more inside it: what is the same there (and it is, unless somebody attached evidence or moved the alias
+in between) is looked up here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from noa.errors import InvalidInputError
+from noa_registry.evidence.facts import PREDICTIONS
+from noa_registry.evidence.metrics import MetricsEvidence
+from noa_registry.evidence.predictions import Predictions, PredictionsEvidence, decode_predictions
+from noa_registry.gates.bootstrap import BootstrapPlan, PairedDifference, paired_difference
+from noa_registry.gates.candidate import Candidate, GateInput
+from noa_registry.gates.report import GateReport
+
+if TYPE_CHECKING:
+    from noa.settings import GateSettings
+
+_RECOMPUTED_TOLERANCE = 1e-6  # the recorded number was computed from the same outputs, in float64 too
+
+
+def _no_attachments(digest: str) -> bytes:
+    raise InvalidInputError("no attachments can be read here", expected=digest, received="a gate without a registry")
+
+
+class GateWork:
+    """Reads predictions and compares them; remembers reports and differences. For one thread."""
+
+    def __init__(self, read_attachment: Callable[[str], bytes] = _no_attachments) -> None:
+        self._read = read_attachment
+        self._last: tuple[GateInput, GateReport] | None = None
+        self._differences: dict[tuple[object, ...], PairedDifference] = {}
+        self._decoded: dict[str, Predictions] = {}
+
+    def remember(self, gate_input: GateInput, judge: Callable[[], GateReport]) -> GateReport:
+        """Return the report about these facts, and compute it only if it is not known."""
+        if self._last is None or self._last[0] != gate_input:
+            self._last = (gate_input, judge())
+        return self._last[1]
+
+    def difference(
+        self,
+        candidate: Candidate,
+        rival: Candidate,
+        dataset: str,
+        *,
+        metric: str,
+        slice_name: str | None = None,
+        policy: GateSettings,
+    ) -> PairedDifference:
+        """Return a metric's difference between two versions on the test rows that `dataset` names.
+
+        Raises:
+            InvalidInputError: predictions are missing, of other rows, or contradict the recorded metrics.
+            NotFoundError: the metric cannot be computed from predictions.
+            IntegrityError: predictions were changed.
+        """
+        plan = BootstrapPlan(
+            confidence=policy.confidence or BootstrapPlan().confidence, resamples=policy.resamples, seed=policy.seed
+        )
+        return self.paired(candidate, rival, dataset, metric=metric, slice_name=slice_name, plan=plan)
+
+    def paired(
+        self,
+        candidate: Candidate,
+        rival: Candidate,
+        dataset: str,
+        *,
+        metric: str,
+        slice_name: str | None,
+        plan: BootstrapPlan,
+    ) -> PairedDifference:
+        """Return a metric's difference between two versions; see `difference`."""
+        from noa.metrics import find_metric
+
+        new, old = _described(candidate, dataset), _described(rival, dataset)
+        _check_pair(candidate, new, rival, old)
+        key = (new.attachment, old.attachment, metric, slice_name, plan)
+        if key not in self._differences:
+            adapter = find_metric(metric)
+            pair = self.predictions(old), self.predictions(new)
+            if slice_name is not None:
+                mask = pair[1].mask_of(slice_name)
+                if mask is None or not mask.any():
+                    raise _no_such_slice(candidate, new, slice_name)
+                pair = pair[0].take(mask), pair[1].take(mask)
+            found = paired_difference(adapter, *pair, objective=new.objective, plan=plan)
+            _compare_recorded(candidate, new, metric, slice_name, found.challenger)
+            _compare_recorded(rival, old, metric, slice_name, found.holder)
+            self._differences[key] = found
+        return self._differences[key]
+
+    def predictions(self, described: PredictionsEvidence) -> Predictions:
+        """Return the rows of a fact."""
+        if described.attachment not in self._decoded:
+            found = decode_predictions(self._read(described.attachment), described)
+            if found.has_nan:
+                raise InvalidInputError(
+                    "predictions that are no numbers",
+                    expected=f"outputs of `{described.subject}` without NaN",
+                    received="NaN",
+                    remedy="Find out why the model gives NaN; such a version is never compared",
+                )
+            self._decoded[described.attachment] = found
+        return self._decoded[described.attachment]
+
+
+def _described(candidate: Candidate, dataset: str) -> PredictionsEvidence:
+    evidence = candidate.on_test_rows(PREDICTIONS, dataset)
+    if evidence is None:
+        others = candidate.on_test_rows(PREDICTIONS)
+        raise InvalidInputError(
+            "no predictions to compare",
+            expected=f"predictions of `{candidate.reference}` for the test rows {dataset}",
+            received="none" if others is None else f"only for {others.values.get('dataset_digest')}",
+            remedy="`noa train` records them, and `noa train --promote` those of the present holder too; or judge by "
+            "the measured values: leave `confidence` out of the gate",
+        )
+    return PredictionsEvidence.from_evidence(evidence)
+
+
+def _check_pair(candidate: Candidate, new: PredictionsEvidence, rival: Candidate, old: PredictionsEvidence) -> None:
+    for what, mine, theirs in (
+        ("rows in the same order", new.row_digest, old.row_digest),
+        ("objective", new.objective, old.objective),
+    ):
+        if mine != theirs:
+            raise InvalidInputError(
+                "predictions that cannot be paired",
+                expected=f"predictions of `{candidate.reference}` and `{rival.reference}` with the same {what}, {mine}",
+                received=theirs,
+                remedy="Measure both on the same test split: `noa train --promote` does",
+            )
+
+
+def _compare_recorded(
+    candidate: Candidate, described: PredictionsEvidence, metric: str, slice_name: str | None, found: float
+) -> None:
+    """Compare with the recorded metric: numbers and predictions must tell of the same measurement."""
+    evidence = candidate.test_metrics(described.dataset_digest)
+    if evidence is None or described.sample_seed is not None or evidence.subject != described.subject:
+        return
+    measured = MetricsEvidence.from_evidence(evidence)
+    part = measured if slice_name is None else measured.slices.get(slice_name)
+    recorded = None if part is None else part.metrics.get(metric)
+    if recorded is None:
+        return
+    if not math.isclose(recorded, found, rel_tol=_RECOMPUTED_TOLERANCE, abs_tol=_RECOMPUTED_TOLERANCE):
+        raise InvalidInputError(
+            "evidence that contradicts itself",
+            expected=f"`{metric}` {recorded:.6g} of `{candidate.reference}`, as its metrics say",
+            received=f"{found:.6g} from its predictions",
+            remedy="Measure it anew: `noa train --promote` does",
+        )
+
+
+def _no_such_slice(candidate: Candidate, described: PredictionsEvidence, name: str) -> InvalidInputError:
+    return InvalidInputError(
+        "no such slice",
+        expected=f"rows of the slice `{name}` among the predictions of `{candidate.reference}`",
+        received=", ".join(f"`{entry}`" for entry in described.slices) or "no slices",
+        remedy="Name it in the `slices` of the test split that the recipe's `data` gives",
+    )

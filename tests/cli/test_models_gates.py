@@ -1,0 +1,128 @@
+"""`noa models check`, `promote` and `compare` on versions that were measured row by row."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gate_kit import logits_that_are_right
+from noa.settings import load_settings
+from noa_cli.__main__ import run
+from noa_registry import MetricsEvidence, Predictions, Registry, SliceMetrics, predictions_evidence
+from noa_training.metrics import compute_metrics
+
+GATES = """
+[gates.digits]
+max_regression = { accuracy = 0.02 }
+confidence = 0.95
+resamples = 200
+"""
+ROWS = "sha256:" + "e" * 64
+TARGETS = np.arange(200) % 2
+HOLDER, WORSE, BETTER = "digits/2", "digits/1", "digits/3"
+
+
+def measure(registry: Registry, reference: str, wrong: int) -> None:
+    version = registry.resolve(reference)
+    logits = logits_that_are_right(TARGETS, np.arange(200) >= wrong, classes=2)
+    digest = version.formats["onnx"].digest
+    metrics = compute_metrics(("accuracy", "loss"), logits, TARGETS, objective="cross_entropy")
+    facts = MetricsEvidence(
+        subject="onnx",
+        digest=digest,
+        dataset_digest=ROWS,
+        split="test",
+        metrics=metrics,
+        rows=200,
+        slices={"all": SliceMetrics(rows=200, metrics=metrics)},
+    ).to_evidence()
+    predictions = predictions_evidence(
+        Predictions(outputs=logits, targets=TARGETS, slices={"all": np.ones(200, bool)}),
+        subject="onnx",
+        digest=digest,
+        dataset_digest=ROWS,
+        split="test",
+        objective="cross_entropy",
+        output="logits",
+    )
+    assert predictions is not None
+    registry.attach(version.name, version.number, [facts, predictions])
+
+
+@pytest.fixture(scope="module")
+def measured(registered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gates") / "project"
+    shutil.copytree(registered, folder)
+    with (folder / "noa.toml").open("a") as file:
+        file.write(GATES)
+    settings = load_settings(folder).settings
+    with Registry.open(settings.registry) as registry:
+        for reference, wrong in ((HOLDER, 2), (WORSE, 40), (BETTER, 1)):
+            measure(registry, reference, wrong)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(measured, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+
+
+def out_of(capfd: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    assert run([*arguments]) == code
+    return capfd.readouterr().out
+
+
+def holder(capfd: pytest.CaptureFixture[str]) -> object:
+    capfd.readouterr()
+    return json.loads(out_of(capfd, "models", "list", "--json"))[0]["aliases"]["champion"]
+
+
+def test_check_shows_rule_value_and_verdict_and_stores_it(capfd: pytest.CaptureFixture[str]) -> None:
+    table = out_of(capfd, "models", "check", WORSE, code=1)
+    assert "REFUSED" in table
+    assert "0.8 against 0.99, a difference of -0.19" in table
+    assert "max_regression.accuracy: Train a better model" in table
+    report = json.loads(out_of(capfd, "models", "check", WORSE, "--json", code=1))
+    (refused,) = (row for row in report["verdicts"] if not row["passed"])
+    assert refused["measured"]["difference"] == -0.19
+    evidence = json.loads(out_of(capfd, "models", "show", WORSE, "--json"))["evidence"]
+    kept = [row for row in evidence if row["kind"] == "gate"]
+    assert [(row["passed"], row["values"]) for row in kept] == [(False, report)]
+
+
+def test_a_worse_challenger_cannot_take_the_alias(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--expect", "2"], ["--dry-run"]):
+        assert run(["models", "promote", WORSE, "--reason", "r", *arguments]) == 1
+    assert holder(capfd) == 2
+    out_of(capfd, "models", "promote", BETTER, "--reason", "r")
+    assert holder(capfd) == 3
+
+
+def test_a_dry_run_stores_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    out_of(capfd, "models", "promote", BETTER, "--reason", "r", "--dry-run")
+    evidence = json.loads(out_of(capfd, "models", "show", BETTER, "--json"))["evidence"]
+    assert "gate" not in {row["kind"] for row in evidence}
+
+
+def test_compare_shows_both_with_intervals(capfd: pytest.CaptureFixture[str]) -> None:
+    table = out_of(capfd, "models", "compare", "digits@champion", WORSE)
+    for text in ("on the same test rows, eeeeeeeeeeee", "0.9900", "0.8000", "-0.1900", "worse", "95% interval", "all"):
+        assert text in table
+    found = json.loads(out_of(capfd, "models", "compare", HOLDER, WORSE, "--json", "--confidence", "0.9"))
+    assert found["bootstrap"]["confidence"] == 0.9
+    assert (found["a"]["reference"], found["b"]["reference"]) == (HOLDER, WORSE)
+    accuracy = next(row for row in found["metrics"] if row["metric"] == "accuracy")
+    assert accuracy["lower"] < accuracy["difference"] == -0.19 < accuracy["upper"]
+
+
+def test_compare_draws_a_picture(capfd: pytest.CaptureFixture[str]) -> None:
+    out_of(capfd, "models", "compare", HOLDER, WORSE, "--plot", "a.png")
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+    assert run(["models", "compare", HOLDER, WORSE, "--plot", "a.pdf", "--json"]) == 1
+    error = json.loads(capfd.readouterr().err)
+    assert error["expected"] == "a name ending in .png or .svg"

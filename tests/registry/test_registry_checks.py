@@ -1,0 +1,340 @@
+"""Gates through the registry: what is measured, attached, judged, stored, and who cannot pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gate_kit import logits_that_are_right
+from noa.errors import GateRefusedError, IntegrityError, InvalidInputError, NotFoundError
+from noa.settings import GateSettings, RegistrySettings
+from noa_registry import (
+    BatchLatency,
+    BootstrapPlan,
+    CalibrationEvidence,
+    Evidence,
+    GateReport,
+    Hardware,
+    LatencyEvidence,
+    MetricsEvidence,
+    Predictions,
+    Registry,
+    ReliabilityBin,
+    SliceMetrics,
+    predictions_evidence,
+)
+from noa_training.metrics import compute_metrics
+
+TARGETS = np.arange(300) % 3
+CONFIDENT = GateSettings(max_regression={"accuracy": 0.02}, confidence=0.95, resamples=200)
+MACHINE = Hardware(cpu="Imaginary 9000", cores=2, threads=1, runtime="onnxruntime 1", load=0.0)
+Open = Callable[..., Registry]
+Execute = Callable[..., list[tuple[Any, ...]]]
+Formats = Any  # of `conftest.py`
+DATASET = "sha256:" + "d" * 64
+
+
+def measured(formats: Formats, right: np.ndarray, *, dataset: str = DATASET) -> tuple[Evidence, ...]:
+    logits, digest = logits_that_are_right(TARGETS, right), formats.digest("onnx")
+    names = ("accuracy", "loss")
+    facts = MetricsEvidence(
+        subject="onnx",
+        digest=digest,
+        dataset_digest=dataset,
+        split="test",
+        rows=len(TARGETS),
+        metrics=compute_metrics(names, logits, TARGETS, objective="cross_entropy"),
+        slices={
+            f"class={label}": SliceMetrics(
+                rows=100,
+                metrics=compute_metrics(
+                    names, logits[label == TARGETS], TARGETS[label == TARGETS], objective="cross_entropy"
+                ),
+            )
+            for label in range(3)
+        },
+    ).to_evidence()
+    predictions = predictions_evidence(
+        Predictions(outputs=logits, targets=TARGETS),
+        subject="onnx",
+        digest=digest,
+        dataset_digest=dataset,
+        split="test",
+        objective="cross_entropy",
+        output="logits",
+    )
+    assert predictions is not None
+    return formats.equivalence(), facts, predictions
+
+
+def wrong_in(count: int) -> np.ndarray:
+    return np.arange(300) >= count
+
+
+@pytest.fixture
+def reopen(settings: RegistrySettings) -> Iterator[Open]:
+    opened: list[Registry] = []
+
+    def open_with(policy: GateSettings) -> Registry:
+        opened.append(Registry.open(settings, gates={"digits": policy}))
+        return opened[-1]
+
+    yield open_with
+    for entry in opened:
+        entry.close()
+
+
+@pytest.fixture
+def rivals(registry: Registry, formats: Formats) -> Registry:
+    """`digits/1` is champion with 3 wrong of 300; `digits/2` has 30 wrong, `digits/3` has 1."""
+    for count in (3, 30, 1):
+        registry.register(formats.draft(evidence=measured(formats, wrong_in(count))), actor="ada")
+    registry.promote("digits", 1, reason="first", actor="ada")
+    return registry
+
+
+def test_a_worse_challenger_cannot_take_the_alias_and_a_better_one_can(rivals: Registry, reopen: Open) -> None:
+    gated = reopen(CONFIDENT)
+    with pytest.raises(GateRefusedError) as caught:
+        gated.promote("digits", 2, reason="hurry", actor="ada")
+    report = caught.value.facts["report"]
+    assert isinstance(report, GateReport)
+    (refused,) = report.refusals
+    assert refused.rule == "max_regression.accuracy"
+    assert refused.measured["difference"] == -0.09
+    assert gated.resolve("digits@champion").number == 1
+    assert len(gated.history("digits")) == 1
+    entry = gated.promote("digits", 3, reason="better", actor="ada")
+    verdicts = GateReport.from_dict(entry.verdict).verdicts
+    (kept,) = (verdict for verdict in verdicts if verdict.rule == "max_regression.accuracy")
+    assert (kept.measured["seed"], kept.measured["resamples"], kept.measured["rows"]) == (0, 200, 300)
+    gated.verify_ledger()
+    gated.rollback("digits", reason="an emergency", actor="ada")  # is not held up by metrics
+    assert gated.resolve("digits@champion").number == 1
+
+
+def test_evidence_that_arrives_later_counts_and_cannot_be_lent_by_another_version(
+    rivals: Registry, reopen: Open, make_formats: Callable[[int], Formats]
+) -> None:
+    other = make_formats(1)
+    version = rivals.register(other.draft(), actor="ada")
+    gated = reopen(CONFIDENT)
+    borrowed = rivals.evidence("digits", 3)[1:]
+    gated.attach("digits", version.number, borrowed)  # it is about other bytes
+    with pytest.raises(GateRefusedError, match="no test metrics of these bytes"):
+        gated.promote("digits", version.number, reason="r", actor="ada")
+    gated.attach("digits", version.number, measured(other, wrong_in(0)))
+    gated.promote("digits", version.number, reason="r", actor="ada")
+
+
+def test_every_check_is_kept_once_as_long_as_it_says_the_same(rivals: Registry, reopen: Open) -> None:
+    gated = reopen(CONFIDENT)
+
+    def kept(number: int) -> list[Evidence]:
+        return [fact for fact in gated.evidence("digits", number) if fact.kind == "gate"]
+
+    report = gated.check("digits", 2)
+    assert not report.passed
+    gated.check("digits", 2)
+    (fact,) = kept(2)
+    version = gated.resolve("digits/2")
+    assert (fact.passed, fact.subject, fact.digest) == (False, "version", version.digest)
+    assert GateReport.from_dict(fact.values) == report
+    gated.check("digits", 2, alias="shadow")
+    assert [entry.values["alias"] for entry in kept(2)] == ["champion", "shadow"]
+    gated.check("digits", 3, record=False)
+    assert kept(3) == []
+    gated.promote("digits", 3, reason="better", actor="ada")
+    gated.check("digits", 2)
+    assert len(kept(2)) == 3  # the holder is another, so the verdict is too
+
+
+def test_attachments_are_kept_once_and_verified_when_read(rivals: Registry, formats: Formats, tamper: Execute) -> None:
+    fact = measured(formats, wrong_in(3))[2]
+    digest = str(fact.values["attachment"])
+    assert rivals.attachment(digest) == fact.attachments[0]
+    rivals.attach("digits", 2, fact)
+    assert tamper(f"SELECT count(*) FROM noa_attachments WHERE digest = '{digest}'") == [(1,)]
+    with pytest.raises(NotFoundError):
+        rivals.attachment("sha256:nothing")
+    other = str(measured(formats, wrong_in(30))[2].values["attachment"])
+    tamper(
+        f"UPDATE noa_attachments SET content = (SELECT content FROM noa_attachments WHERE digest = '{other}') "
+        f"WHERE digest = '{digest}'"
+    )
+    with pytest.raises(IntegrityError, match="an attachment was changed"):
+        rivals.attachment(digest)
+
+
+def test_changed_predictions_are_a_refusal_by_name(
+    rivals: Registry, formats: Formats, reopen: Open, tamper: Execute
+) -> None:
+    mine, better = (str(measured(formats, wrong_in(count))[2].values["attachment"]) for count in (30, 1))
+    tamper(
+        f"UPDATE noa_attachments SET content = (SELECT content FROM noa_attachments WHERE digest = '{better}') "
+        f"WHERE digest = '{mine}'"
+    )
+    (refused,) = reopen(CONFIDENT).check("digits", 2).refusals
+    assert refused.rule == "max_regression.accuracy"
+    assert (refused.expected, refused.received) == (mine, better)
+
+
+def test_evidence_without_its_attachment_is_refused_and_nothing_is_written(
+    registry: Registry, formats: Formats
+) -> None:
+    facts = measured(formats, wrong_in(3))
+    bare = replace(facts[2], attachments=())
+    with pytest.raises(InvalidInputError, match="without its attachment"):
+        registry.register(formats.draft(evidence=(*facts[:2], bare)), actor="ada")
+    assert registry.models() == []
+    registry.register(formats.draft(evidence=facts), actor="ada")
+    registry.attach("digits", 1, bare)  # now its bytes are there
+    with pytest.raises(InvalidInputError):
+        registry.attach("digits", 1, replace(bare, values={**bare.values, "attachment": "sha256:none"}))
+    assert len(registry.evidence("digits", 1)) == 4
+
+
+def test_a_breaking_signature_is_judged_from_what_is_sealed(registry: Registry, reopen: Open, formats: Formats) -> None:
+    registry.register(formats.draft(), actor="ada")
+    registry.promote("digits", 1, reason="r", actor="ada")
+    registry.register(formats.draft(), actor="ada")
+    gated = reopen(GateSettings(compatible=True, max_size_bytes=10_000_000))
+    assert gated.check("digits", 2).passed
+    size = gated.resolve("digits/2").formats["onnx"].manifest.size_bytes
+    assert reopen(GateSettings(max_size_bytes=size)).check("digits", 2).passed
+    assert not reopen(GateSettings(max_size_bytes=size - 1)).check("digits", 2).passed
+
+
+def test_the_projects_function_is_asked_before_the_database_is_locked(
+    rivals: Registry, settings: RegistrySettings, reopen: Open, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy.py"
+    policy.write_text(
+        "from pathlib import Path\n"
+        "from noa.settings import RegistrySettings\n"
+        "from noa_registry import Registry, RuleVerdict\n"
+        f"SETTINGS = RegistrySettings.model_validate_json({settings.model_dump_json()!r})\n"
+        "def check(view):\n"
+        f"    with Path({str(tmp_path / 'calls')!r}).open('a') as file:\n"
+        "        file.write('x')\n"
+        "    with Registry.open(SETTINGS) as registry:\n"
+        "        seen = registry.resolve('digits@champion').number\n"
+        "    return RuleVerdict(rule='seen', passed=seen == 1, expected='1', received=str(seen))\n"
+    )
+    gated = reopen(GateSettings(check=f"{policy}:check"))
+    gated.promote("digits", 3, reason="r", actor="ada")
+    assert (tmp_path / "calls").read_text() == "x"  # once: inside the transaction its verdict was known
+    policy.write_text("def check(view): raise RuntimeError('closed for the holidays')")
+    with pytest.raises(GateRefusedError, match="closed for the holidays"):
+        gated.promote("digits", 2, reason="r", actor="ada")
+    assert gated.resolve("digits@champion").number == 3
+
+
+def side_facts(formats: Formats, ece: float) -> tuple[Evidence, ...]:
+    digest = formats.digest("onnx")
+    calibration = CalibrationEvidence(
+        subject="onnx",
+        digest=digest,
+        dataset_digest=DATASET,
+        split="test",
+        rows=300,
+        binning="15 bins",
+        ece=ece,
+        brier=0.1,
+        bins=(
+            ReliabilityBin(lower=0.4, upper=0.6, rows=100, confidence=0.5, accuracy=0.4),
+            ReliabilityBin(lower=0.8, upper=1.0, rows=200, confidence=0.9, accuracy=1.0),
+        ),
+    )
+    latency = LatencyEvidence(
+        subject="onnx",
+        digest=digest,
+        hardware=MACHINE,
+        batches=(BatchLatency(batch=1, runs=9, p50_ms=1, p99_ms=2),),
+    )
+    return calibration.to_evidence(), latency.to_evidence()
+
+
+def test_two_versions_side_by_side(rivals: Registry, formats: Formats) -> None:
+    rivals.attach("digits", 1, side_facts(formats, 0.1))
+    rivals.attach("digits", 2, side_facts(formats, 0.2))
+    found = rivals.compare("digits@champion", "digits/2", plan=BootstrapPlan(resamples=200))
+    assert (found.a.reference, found.b.reference, found.same_rows) == ("digits/1", "digits/2", True)
+    accuracy, loss = found.metrics
+    assert (accuracy.metric, accuracy.a, accuracy.b, accuracy.difference) == ("accuracy", 0.99, 0.9, -0.09)
+    assert accuracy.lower is not None
+    assert accuracy.upper is not None
+    assert accuracy.lower < -0.09 < accuracy.upper < 0
+    assert (accuracy.verdict, loss.verdict, loss.larger_is_better) == ("worse", "worse", False)
+    assert [entry.slice for entry in found.slices if entry.metric == "accuracy"] == [
+        "class=0",
+        "class=1",
+        "class=2",
+    ]
+    assert found.a.calibration is not None
+    assert (found.a.calibration.ece, found.a.latency is not None) == (0.1, True)
+    assert (found.params, found.environment, found.signature.level, found.notes) == ((), (), "compatible", ())
+    same = rivals.compare("digits/1", "digits/1")
+    assert [entry.verdict for entry in same.metrics] == ["same", "same"]
+
+
+def test_what_cannot_be_compared_is_said(registry: Registry, formats: Formats) -> None:
+    facts = measured(formats, wrong_in(3))
+    registry.register(formats.draft(evidence=facts[:2], params={"epochs": 1}), actor="ada")
+    registry.register(formats.draft(evidence=measured(formats, wrong_in(9), dataset="sha256:" + "e" * 64)), actor="ada")
+    registry.register(formats.draft(evidence=facts[:1], environment={"python": "3.12"}), actor="ada")
+    other_rows = registry.compare("digits/1", "digits/2")
+    assert not other_rows.same_rows
+    assert {entry.difference for entry in other_rows.metrics} == {None}
+    assert [entry.a for entry in other_rows.metrics] == [
+        facts[1].values["metrics"][name] for name in ("accuracy", "loss")
+    ]  # type: ignore[index]
+    assert "different test rows" in other_rows.notes[0]
+    assert [(row.key, row.a, row.b) for row in other_rows.params] == [("epochs", 1, 3)]
+    unmeasured = registry.compare("digits/1", "digits/3")
+    assert "`digits/3` has no metrics on the test split" in unmeasured.notes
+    assert [(row.key, row.a, row.b) for row in unmeasured.environment] == [("python", "3.11.7", "3.12")]
+    registry.attach("digits", 3, facts[1])
+    without = registry.compare("digits/1", "digits/3")
+    assert [(entry.difference, entry.lower, entry.verdict) for entry in without.metrics] == [(0.0, None, "unclear")] * 2
+    assert len(without.notes) == 1
+    assert "no predictions to compare" in without.notes[0]
+    with pytest.raises(NotFoundError):
+        registry.compare("digits/1", "digits/9")
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("ending", ["png", "SVG"])
+def test_a_comparison_is_drawn_and_drawn_the_same_again(
+    rivals: Registry, formats: Formats, tmp_path: Path, ending: str
+) -> None:
+    from noa_registry.comparison_plot import save_plot
+
+    for number in (1, 2):
+        rivals.attach("digits", number, side_facts(formats, 0.1))
+    comparison = rivals.compare("digits/1", "digits/2")
+    odd = replace(comparison.slices[0], slice="$\\frac{price}$ <b>")
+    comparison = replace(comparison, slices=(odd, *comparison.slices[1:]))
+    paths = [tmp_path / f"{name}.{ending}" for name in "ab"]
+    for path in paths:
+        save_plot(comparison, path)
+    first = paths[0].read_bytes()
+    assert first == paths[1].read_bytes()
+    assert first.startswith(b"\x89PNG" if ending == "png" else b"<?xml")
+    assert len(first) > 10_000
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_comparison_of_nothing_is_drawn_too(version: object, registry: Registry, tmp_path: Path) -> None:
+    from noa_registry.comparison_plot import save_plot
+
+    save_plot(registry.compare("digits/1", "digits/1"), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    with pytest.raises(InvalidInputError, match=r"\.png or \.svg"):
+        save_plot(registry.compare("digits/1", "digits/1"), tmp_path / "a.pdf")
+    assert not (tmp_path / "a.pdf").exists()
