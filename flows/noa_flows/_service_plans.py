@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,16 +24,17 @@ from noa_flows._loopback import answers
 from noa_flows._prefect_api import PrefectApi
 from noa_flows.supervisor import Command, ServiceRecord
 
-ServiceName = Literal["prefect", "mlflow", "serving", "worker"]
-SERVICE_NAMES: tuple[ServiceName, ...] = ("prefect", "mlflow", "serving", "worker")
+ServiceName = Literal["prefect", "mlflow", "serving", "worker", "webhooks"]
+SERVICE_NAMES: tuple[ServiceName, ...] = ("prefect", "mlflow", "serving", "worker", "webhooks")
 """In the order in which they are started; they are stopped in the opposite one."""
 WORK_POOL = "noa"
 WORKER_NAME = "noa"
+_HEARTBEAT_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServicePlan:
-    """One service. `host` is None for the worker, which listens nowhere; `needs` must be healthy first.
+    """One service. `host` is None for what listens nowhere (worker, webhooks); `needs` must be healthy first.
 
     `build` makes the command from this service's address and those of the services it needs.
     """
@@ -47,7 +49,7 @@ class ServicePlan:
 
 
 def plan_services(settings: Settings) -> dict[ServiceName, ServicePlan]:
-    """Return the plans of all services that this project has; serving only if an endpoint is configured.
+    """Return the plans of all services that this project has; serving only with an endpoint, webhooks only with one.
 
     Raises:
         DependencyMissingError: Prefect is not installed.
@@ -58,6 +60,8 @@ def plan_services(settings: Settings) -> dict[ServiceName, ServicePlan]:
     if settings.endpoints:
         plans.append(_plan_serving(settings))
     plans.append(_plan_worker(settings))
+    if settings.webhooks:
+        plans.append(_plan_webhooks(settings))
     return {plan.name: plan for plan in plans}
 
 
@@ -93,20 +97,24 @@ def _plan_prefect(settings: Settings) -> ServicePlan:
     )
 
 
+def _s3_environment(settings: Settings) -> dict[str, str]:
+    from noa_registry.artifacts import s3_environment
+
+    return s3_environment(settings.registry)  # flow runs read the project's file, and no secrets from here
+
+
 def _plan_mlflow(settings: Settings) -> ServicePlan:
     def build(address: str | None, _: Mapping[ServiceName, str]) -> Command:
         host, port = _split(address)
         hosts = ",".join(f"{name}:{port}" for name in dict.fromkeys((host, "127.0.0.1", "localhost")))
-        registry = settings.registry
-        arguments = ("-m", "mlflow", "server", "--backend-store-uri", registry.database_url)
         return _command(
             settings,
             "mlflow",
             (
-                *(*arguments, "--default-artifact-root", str(registry.artifact_dir), "--host", host, "--port", port),
-                *("--workers", "1", "--allowed-hosts", hosts, "--uvicorn-opts", "--log-level warning"),
+                *("-m", "mlflow", "server", "--host", host, "--port", port, "--workers", "1"),
+                *("--allowed-hosts", hosts, "--uvicorn-opts", "--log-level warning"),
             ),
-            environment=mlflow_environment(),
+            environment=mlflow_environment(settings),
             folder=settings.state_dir,
             address=address,
         )
@@ -164,7 +172,11 @@ def _plan_worker(settings: Settings) -> ServicePlan:
             settings,
             "worker",
             (*arguments, "--limit", str(settings.flows.parallel_runs), "--api", api),
-            environment={**prefect_environment(settings, api), SETTINGS_VARIABLE: settings_to_carry(settings)},
+            environment={
+                **prefect_environment(settings, api),
+                **_s3_environment(settings),
+                SETTINGS_VARIABLE: settings_to_carry(settings),
+            },
             folder=settings.root,
             address=None,
         )
@@ -180,6 +192,40 @@ def _plan_worker(settings: Settings) -> ServicePlan:
         port=0,
         port_setting="flows.parallel_runs",
         needs="prefect",
+        build=build,
+        is_healthy=is_healthy,
+    )
+
+
+def _plan_webhooks(settings: Settings) -> ServicePlan:
+    def build(_: str | None, __: Mapping[ServiceName, str]) -> Command:
+        from noa_flows._webhook_deliverer import WEBHOOKS_VARIABLE, webhooks_to_carry
+
+        carried = {SETTINGS_VARIABLE: settings_to_carry(settings), WEBHOOKS_VARIABLE: webhooks_to_carry(settings)}
+        return _command(
+            settings,
+            "webhooks",
+            ("-m", "noa_flows._webhook_deliverer", "--folder", str(settings.root)),
+            environment=carried,
+            folder=settings.root,
+            address=None,
+        )
+
+    def is_healthy(record: ServiceRecord, _: Mapping[ServiceName, str]) -> bool:
+        from noa_registry import heartbeat_file
+
+        try:
+            beat = heartbeat_file(settings.state_dir).stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return beat >= record.started_at.timestamp() and time.time() - beat < _HEARTBEAT_LIMIT_S
+
+    return ServicePlan(
+        name="webhooks",
+        host=None,
+        port=0,
+        port_setting="webhooks",
+        needs=None,
         build=build,
         is_healthy=is_healthy,
     )

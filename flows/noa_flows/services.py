@@ -1,4 +1,4 @@
-"""The services of a project: Prefect server, MLflow UI, serving process and worker; up, down and status.
+"""The services of a project: Prefect server, MLflow UI, serving process, worker and webhooks; up, down and status.
 
 `up` starts what is not running, waits until each answers, and on any failure stops what it has just started. `down`
 stops what is recorded and proves it gone. Both hold one lock per project; each service's record is in the supervisor.
@@ -27,6 +27,10 @@ from noa_flows.supervisor import ServiceRecord, Supervisor
 State = Literal["running", "unhealthy", "stopped"]
 Phase = Literal["starting", "healthy", "already running", "stopping", "stopped"]
 _POLL_S = 0.1
+_REMEDIES: Mapping[str, str] = {
+    "serving": "Configure an endpoint in `noa.toml`",
+    "webhooks": "Configure a webhook in `noa.toml`",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +244,7 @@ def _choose(
         raise InvalidInputError(
             f"this project has no service `{unknown[0]}`",
             expected=", ".join(plans),
-            remedy="Configure an endpoint in `noa.toml`" if unknown[0] == "serving" else None,
+            remedy=_REMEDIES.get(unknown[0]),
         )
     needed = {plans[name].needs for name in services}
     return {name: plan for name, plan in plans.items() if name in services or name in needed}

@@ -7,7 +7,7 @@ named. The alias's past is a stack: `promote` pushes a version, `rollback` pops 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TypeAlias
@@ -58,22 +58,88 @@ def entry_hash(entry: LedgerEntry) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerProblem:
+    """One place where the ledger, or what hangs on it, is not what was written. `sequence` is the row."""
+
+    sequence: int
+    what: str
+    expected: str
+    received: str
+
+    def __str__(self) -> str:
+        return f"row {self.sequence}: {self.what}; expected {self.expected}; received {self.received}"
+
+    def to_error(self) -> IntegrityError:
+        """Return the error that a caller who asked for yes or no gets."""
+        return IntegrityError(
+            self.what,
+            where=f"row {self.sequence}",
+            expected=self.expected,
+            received=self.received,
+            remedy="Somebody wrote into the database directly; restore it from a backup and compare",
+            sequence=self.sequence,
+        )
+
+
+def chain_problems(entries: Iterable[LedgerEntry]) -> Iterator[LedgerProblem]:
+    """Check all entries, oldest first, and give every place that does not fit."""
+    sequence, previous = 0, GENESIS
+    for entry in entries:
+        wanted = sequence + 1
+        if entry.sequence != wanted:
+            yield _problem(wanted, "a row of the ledger is missing", f"row {wanted}", f"row {entry.sequence}")
+        elif entry.previous_hash != previous:
+            yield _problem(entry.sequence, "the ledger's chain is broken", previous, entry.previous_hash)
+        if entry.hash != (computed := entry_hash(entry)):
+            yield _problem(entry.sequence, "a row of the ledger was changed", computed, entry.hash)
+        sequence, previous = entry.sequence, entry.hash
+
+
 def verify_chain(entries: Iterable[LedgerEntry]) -> tuple[int, str]:
     """Check all entries, oldest first, and return the last sequence number and hash.
 
     Raises:
         IntegrityError: a row was changed, removed or inserted; `facts["sequence"]` is the first that does not fit.
     """
-    sequence, previous = 0, GENESIS
-    for entry in entries:
-        if entry.sequence != sequence + 1:
-            raise _broken("a row of the ledger is missing", sequence + 1, sequence + 1, entry.sequence)
-        if entry.previous_hash != previous:
-            raise _broken("the ledger's chain is broken", entry.sequence, previous, entry.previous_hash)
-        if entry.hash != entry_hash(entry):
-            raise _broken("a row of the ledger was changed", entry.sequence, entry_hash(entry), entry.hash)
-        sequence, previous = entry.sequence, entry.hash
-    return sequence, previous
+    last = (0, GENESIS)
+
+    def remember() -> Iterator[LedgerEntry]:
+        nonlocal last
+        for entry in entries:
+            yield entry
+            last = (entry.sequence, entry.hash)
+
+    for problem in chain_problems(remember()):
+        raise problem.to_error()
+    return last
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One place of an alias's stack: a version, and the ledger row that pushed it."""
+
+    number: int
+    sequence: int
+
+
+def apply_move(stack: list[Place], action: Action, number: int, sequence: int) -> None:
+    """Change the stack of one alias as the ledger row `sequence` says.
+
+    Raises:
+        IntegrityError: a rollback does not lead to the version below.
+    """
+    if action == "promote":
+        stack.append(Place(number, sequence))
+        return
+    if len(stack) < 2 or stack[-2].number != number:
+        raise IntegrityError(
+            "the ledger holds a rollback that leads nowhere",
+            where=f"row {sequence}",
+            received=f"to version {number}",
+            sequence=sequence,
+        )
+    stack.pop()
 
 
 def replay(moves: Iterable[tuple[Action, int]]) -> list[int]:
@@ -82,23 +148,11 @@ def replay(moves: Iterable[tuple[Action, int]]) -> list[int]:
     Raises:
         IntegrityError: a rollback does not lead to the version below.
     """
-    stack: list[int] = []
-    for action, number in moves:
-        if action == "promote":
-            stack.append(number)
-            continue
-        if len(stack) < 2 or stack[-2] != number:
-            raise IntegrityError("the ledger holds a rollback that leads nowhere", received=f"to version {number}")
-        stack.pop()
-    return stack
+    stack: list[Place] = []
+    for sequence, (action, number) in enumerate(moves, start=1):
+        apply_move(stack, action, number, sequence)
+    return [place.number for place in stack]
 
 
-def _broken(what: str, sequence: int, expected: object, received: object) -> IntegrityError:
-    return IntegrityError(
-        what,
-        where=f"row {sequence}",
-        expected=expected,
-        received=received,
-        remedy="Somebody wrote into the database directly; restore it from a backup and compare",
-        sequence=sequence,
-    )
+def _problem(sequence: int, what: str, expected: str, received: str) -> LedgerProblem:
+    return LedgerProblem(sequence=sequence, what=what, expected=expected, received=received)

@@ -2,7 +2,8 @@
 
 The bytes are hashed first, which takes a while and needs no lock. Then one transaction reads the holder, compares it
 with what the caller expects, lets the gate judge on what is in the database at that instant, and writes alias, ledger
-row and MLflow's row, or nothing.
+row, event and MLflow's row and marks the approvals it used, or does nothing. Nothing in it reads more because there are
+more versions, or because the alias has moved often.
 """
 
 from __future__ import annotations
@@ -13,27 +14,30 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
-from noa.digests import verify_folder
 from noa.errors import ConflictError, GateRefusedError, IntegrityError, InvalidInputError, NotFoundError
 from noa.references import check_alias, check_name
-from noa_registry import mlflow_rows
+from noa_registry import alias_stack, mlflow_rows
+from noa_registry.approvals.desk import ApprovalDesk, Standing
+from noa_registry.approvals.values import ValidApproval
+from noa_registry.attachments import load_attachment
 from noa_registry.database import Database, now, to_text
-from noa_registry.gates import Candidate, GateReport, evaluate, evaluate_rollback
-from noa_registry.ledger import GENESIS, Action, LedgerEntry, entry_hash, replay, verify_chain
-from noa_registry.mlflow_model import verify_wrapper
+from noa_registry.events.outbox import append_event
+from noa_registry.gates import ApprovalFact, Candidate, GateInput, GateReport, GateWork, evaluate, evaluate_rollback
+from noa_registry.identity import registry_id
+from noa_registry.ledger import GENESIS, Action, LedgerEntry, entry_hash
+from noa_registry.ledger_anchors import AnchorFile, head_of
 from noa_registry.records import (
     insert_entry,
-    iterate_ledger,
     last_entry,
     load_entry,
     load_evidence,
-    load_moves,
     load_version,
     newest_number,
 )
 from noa_registry.registration import candidate_of, check_actor
+from noa_registry.sealed_files import SealedFiles
 from noa_registry.tables import aliases, models
 from noa_registry.versions import ModelVersion
 
@@ -47,6 +51,7 @@ class _Expect(Enum):
 
 EXPECT_ANY: Final = _Expect.ANY
 Expectation: TypeAlias = int | _Expect | None
+_SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,42 +71,62 @@ class _Holder:
     sequence: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Done:
+    entry: LedgerEntry
+    registry: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promoter:
-    """Moves aliases. `gates` maps model names to their policies."""
+    """Moves aliases. `gates` maps model names to their policies; every move is kept in `anchor`, if there is one."""
 
     database: Database
     root: Path
+    files: SealedFiles
     gates: Mapping[str, GateSettings]
+    approvals: ApprovalDesk
+    anchor: AnchorFile | None = None
 
-    def check(self, name: str, number: int, *, alias: str) -> GateReport:
-        """Return what the gate would say now, and change nothing."""
+    def check(self, name: str, number: int, *, alias: str, actor: str | None = None) -> GateReport:
+        """Return what the gate would say now (to `actor`, who may not approve what they promote); changes nothing."""
         check_alias(alias)
         version, problem = self._hash(name, number)
         with self.database.read() as connection:
-            return self._judge(connection, version, alias, problem, _holder(connection, name, alias))
+            holder = _holder(connection, name, alias)
+            standing = self.approvals.standing(connection, version, alias, actor)
+            facts = self._facts(connection, version, alias, problem, holder, standing, actor or "")
+        return evaluate(facts, self._work())
 
     def promote(
         self, name: str, number: int, *, alias: str, reason: str, actor: str, expect: Expectation
     ) -> LedgerEntry:
         """Point `alias` at a version if the gate allows it. See `Registry.promote`."""
         move = _checked_move(name, alias, "promote", reason, actor, expect)
-        version, problem = self._hash(name, number)
+        self._require_anchor()
+        work = self._work()
         while True:
+            version, problem = self._hash(name, number)
+            self._judge_early(move, version, problem, work)
             with self.database.write() as connection:
                 holder = _holder(connection, name, alias)
                 _check_holder(connection, move, holder)
                 present = load_version(connection, self.root, name, number)
+                # Else a format was added meanwhile: its bytes count too.
                 if present.formats.keys() <= version.formats.keys():
-                    report = self._judge(connection, present, alias, problem, holder)
-                    return _settle(connection, move, holder, present, report)
-            version, problem = self._hash(name, number)  # a format was added meanwhile: its bytes count too
+                    done = self._promote(connection, move, holder, present, problem, work)
+                    break
+        return self._anchored(done)
 
     def rollback(self, name: str, *, alias: str, reason: str, actor: str, expect: Expectation) -> LedgerEntry:
         """Point `alias` at the version it had before. See `Registry.rollback`."""
         move = _checked_move(name, alias, "rollback", reason, actor, expect)
+        self._require_anchor()
         with self.database.read() as connection:
-            target = _previous(connection, move, _holder(connection, name, alias))
+            holder = _holder(connection, name, alias)
+            if holder is not None:  # else there is nothing to go back from, whatever the caller expects
+                _check_holder(connection, move, holder)
+            target = _previous(connection, move, holder)
         while True:
             version, problem = self._hash(name, target)
             with self.database.write() as connection:
@@ -112,7 +137,10 @@ class Promoter:
                 if target == version.number and present.formats.keys() <= version.formats.keys():
                     candidate = candidate_of(present, load_evidence(connection, name, target))
                     report = evaluate_rollback(candidate, alias=alias, bytes_problem=problem)
-                    return _settle(connection, move, holder, present, report)
+                    _require_passed(present, move, report)
+                    done = _write_move(connection, move, holder, present, report.to_dict())
+                    break
+        return self._anchored(done)
 
     def previous(self, name: str, *, alias: str) -> int:
         """Return the version that a rollback would move to. See `Registry.previous`."""
@@ -120,62 +148,95 @@ class Promoter:
         with self.database.read() as connection:
             return _previous(connection, move, _holder(connection, name, alias))
 
-    def verify_ledger(self) -> None:
-        """Check the chain, and that the aliases are where the ledger says.
+    def _work(self) -> GateWork:
+        return GateWork(self._attachment)
 
-        Raises:
-            IntegrityError: names the row or alias that does not fit.
-        """
-        with self.database.snapshot() as connection:
-            tips: dict[tuple[str, str], LedgerEntry] = {}
+    def _attachment(self, digest: str) -> bytes:
+        with self.database.read() as connection:
+            return load_attachment(connection, digest).content
 
-            def remember(entry: LedgerEntry) -> LedgerEntry:
-                tips[entry.name, entry.alias] = entry
-                return entry
+    def _judge_early(self, move: _Move, version: ModelVersion, problem: str | None, work: GateWork) -> None:
+        """Do what takes a while before the database is locked; the verdict that counts is given again inside."""
+        with self.database.read() as connection:
+            holder = _holder(connection, move.name, move.alias)
+            standing = self.approvals.standing(connection, version, move.alias, move.actor)
+            facts = self._facts(connection, version, move.alias, problem, holder, standing, move.actor)
+        evaluate(facts, work)
 
-            verify_chain(remember(entry) for entry in iterate_ledger(connection))
-            found = {(row.name, row.alias): row for row in connection.execute(select(aliases))}
-        for key in sorted(tips.keys() | found.keys()):
-            _check_alias_row(key, tips.get(key), found.get(key))
+    def _promote(
+        self,
+        connection: Connection,
+        move: _Move,
+        holder: _Holder | None,
+        version: ModelVersion,
+        problem: str | None,
+        work: GateWork,
+    ) -> _Done:
+        standing = self.approvals.standing(connection, version, move.alias, move.actor)
+        facts = self._facts(connection, version, move.alias, problem, holder, standing, move.actor)
+        report = evaluate(facts, work)
+        _require_passed(version, move, report, standing)
+        if holder is not None and holder.number == version.number:
+            # It is there already, e.g. a step that was run again.
+            return _Done(load_entry(connection, holder.sequence), registry_id(connection))
+        used = standing.valid[: self._approvals_needed(version.name, move.alias)]
+        verdict = report.to_dict()
+        if used:
+            verdict["approvals"] = [_used_to_dict(fact) for fact in used]
+        done = _write_move(connection, move, holder, version, verdict)
+        self.approvals.use(connection, used, done.entry.sequence)
+        return done
+
+    def _approvals_needed(self, name: str, alias: str) -> int:
+        policy = self.gates.get(name)
+        return policy.approvals if policy is not None and (not policy.aliases or alias in policy.aliases) else 0
+
+    def _require_anchor(self) -> None:
+        if self.anchor is not None:
+            self.anchor.require_writable()
+
+    def _anchored(self, done: _Done) -> LedgerEntry:
+        if self.anchor is not None:
+            self.anchor.append(head_of(done.entry, done.registry))
+        return done.entry
 
     def _hash(self, name: str, number: int) -> tuple[ModelVersion, str | None]:
         with self.database.read() as connection:
             version = load_version(connection, self.root, check_name(name), number)
         try:
-            verify_bytes(version)
+            self.files.verify(version)
         except IntegrityError as exc:
             return version, exc.what
         return version, None
 
-    def _judge(
-        self, connection: Connection, version: ModelVersion, alias: str, problem: str | None, holder: _Holder | None
-    ) -> GateReport:
-        return evaluate(
-            candidate_of(version, load_evidence(connection, version.name, version.number)),
+    def _facts(
+        self,
+        connection: Connection,
+        version: ModelVersion,
+        alias: str,
+        problem: str | None,
+        holder: _Holder | None,
+        standing: Standing,
+        actor: str,
+    ) -> GateInput:
+        policy = self.gates.get(version.name)
+        if policy is not None and holder is not None and holder.number == version.number:
+            policy = policy.model_copy(update={"approvals": 0})  # what it took to get there was used up then
+        return GateInput(
+            candidate=candidate_of(version, load_evidence(connection, version.name, version.number)),
             alias=alias,
             bytes_problem=problem,
-            policy=self.gates.get(version.name),
+            policy=policy,
             holder=None if holder is None else self._candidate(connection, version.name, holder.number),
+            approvals=tuple(
+                ApprovalFact(principal=approval.principal, digest=version.digest) for approval in standing.valid
+            ),
+            actor=actor,
         )
 
     def _candidate(self, connection: Connection, name: str, number: int) -> Candidate:
         version = load_version(connection, self.root, name, number)
         return candidate_of(version, load_evidence(connection, name, number))
-
-
-def verify_bytes(version: ModelVersion, *, format: str | None = None) -> None:  # our word
-    """Re-hash the files of a version, or of one of its formats.
-
-    Raises:
-        IntegrityError: names the first file that is not what was sealed.
-    """
-    if format is not None:
-        sealed = version.sealed(format)
-        verify_folder(sealed.folder, sealed.manifest)
-        return
-    verify_wrapper(version.folder, version.wrapper)
-    for sealed in version.formats.values():
-        verify_folder(sealed.folder, sealed.manifest)
 
 
 def _checked_move(name: str, alias: str, action: Action, reason: str, actor: str, expect: Expectation) -> _Move:
@@ -229,29 +290,41 @@ def _previous(connection: Connection, move: _Move, holder: _Holder | None) -> in
             f"`{move.name}@{move.alias}` does not exist",
             remedy=f"Promote a version first: noa models promote {move.name}/NUMBER --alias {move.alias}",
         )
-    stack = replay(load_moves(connection, move.name, move.alias))
-    if len(stack) < 2:
+    below = alias_stack.below_holder(connection, move.name, move.alias, holder.number)
+    if below is None:
         raise NotFoundError(
             f"`{move.name}@{move.alias}` had no version before {holder.number}",
             remedy=f"Promote another version instead: noa models promote {move.name}/NUMBER --alias {move.alias}",
             holder=holder.number,
         )
-    return stack[-2]
+    return below
 
 
-def _settle(
-    connection: Connection, move: _Move, holder: _Holder | None, version: ModelVersion, report: GateReport
-) -> LedgerEntry:
-    if not report.passed:
-        raise GateRefusedError(
-            f"the gate refuses `{version.reference}` as `{move.alias}`: "
-            + "; ".join(f"{v.rule}: expected {v.expected}, received {v.received}" for v in report.refusals),
-            remedy=f"See all verdicts with `noa models check {version.reference}`",
-            report=report,
-        )
-    if move.action == "promote" and holder is not None and holder.number == version.number:
-        return load_entry(connection, holder.sequence)  # it is there already, e.g. a step that was run again
-    entry = _next_entry(connection, move, holder, version, report)
+def _require_passed(version: ModelVersion, move: _Move, report: GateReport, standing: Standing | None = None) -> None:
+    if report.passed:
+        return
+    remedy = f"See all verdicts with `noa models check {version.reference}`"
+    if any(verdict.rule == "approvals" for verdict in report.refusals):
+        remedy = f"Somebody else approves it with: noa models approve {version.reference} --alias {move.alias}"
+        if standing is not None and standing.problems:
+            remedy += f" (what there is does not count: {'; '.join(standing.problems[-_SHOWN_PROBLEMS:])})"
+    raise GateRefusedError(
+        f"the gate refuses `{version.reference}` as `{move.alias}`: "
+        + "; ".join(f"{v.rule}: expected {v.expected}, received {v.received}" for v in report.refusals),
+        remedy=remedy,
+        report=report,
+    )
+
+
+def _write_move(
+    connection: Connection,
+    move: _Move,
+    holder: _Holder | None,
+    version: ModelVersion,
+    verdict: Mapping[str, object],
+) -> _Done:
+    """Write everything that a move consists of: ledger row, alias, stack, MLflow's row and event."""
+    entry = _next_entry(connection, move, holder, version, verdict)
     insert_entry(connection, entry)
     here = (aliases.c.name == move.name) & (aliases.c.alias == move.alias)
     values = {"number": version.number, "digest": version.digest, "sequence": entry.sequence}
@@ -259,13 +332,43 @@ def _settle(
         connection.execute(insert(aliases).values(name=move.name, alias=move.alias, **values))
     else:
         connection.execute(update(aliases).where(here).values(**values))
+    if move.action == "promote":
+        alias_stack.push(connection, entry)
+    else:
+        alias_stack.pop(connection, move.name, move.alias)
     connection.execute(update(models).where(models.c.name == move.name).values(updated_at=to_text(entry.created_at)))
     mlflow_rows.set_alias(connection, name=move.name, alias=move.alias, number=version.number)
-    return entry
+    kind = "alias.promoted" if move.action == "promote" else "alias.rolled_back"
+    append_event(connection, kind, name=move.name, payload=_payload(entry))
+    return _Done(entry, registry_id(connection))
+
+
+def _payload(entry: LedgerEntry) -> dict[str, object]:
+    return {
+        "alias": entry.alias,
+        "from": entry.from_number,
+        "to": entry.to_number,
+        "from_digest": entry.from_digest,
+        "to_digest": entry.to_digest,
+        "actor": entry.actor,
+        "reason": entry.reason,
+        "sequence": entry.sequence,
+        "hash": entry.hash,
+    }
+
+
+def _used_to_dict(fact: ValidApproval) -> dict[str, object]:
+    return {
+        "id": fact.id,
+        "principal": fact.principal,
+        "statement": fact.statement,
+        "expires_at": to_text(fact.expires_at),
+        "is_signed": fact.is_signed,
+    }
 
 
 def _next_entry(
-    connection: Connection, move: _Move, holder: _Holder | None, version: ModelVersion, report: GateReport
+    connection: Connection, move: _Move, holder: _Holder | None, version: ModelVersion, verdict: Mapping[str, object]
 ) -> LedgerEntry:
     sequence, previous = last_entry(connection) or (0, GENESIS)
     entry = LedgerEntry(
@@ -279,21 +382,9 @@ def _next_entry(
         to_digest=version.digest,
         actor=move.actor,
         reason=move.reason,
-        verdict=report.to_dict(),
+        verdict=verdict,
         created_at=now(),
         previous_hash=previous,
         hash="",
     )
     return replace(entry, hash=entry_hash(entry))
-
-
-def _check_alias_row(key: tuple[str, str], tip: LedgerEntry | None, row: Row[tuple[object, ...]] | None) -> None:
-    expected = None if tip is None else (tip.to_number, tip.to_digest, tip.sequence)
-    received = None if row is None else (row.number, row.digest, row.sequence)
-    if expected != received:
-        raise IntegrityError(
-            f"`{key[0]}@{key[1]}` is not where the ledger says",
-            expected="nowhere" if expected is None else f"version {expected[0]} (row {expected[2]})",
-            received="nowhere" if received is None else f"version {received[0]} (row {received[2]})",
-            file="noa_aliases",
-        )

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy.exc
 
 from noa.errors import ConflictError, GateRefusedError, IntegrityError, InvalidInputError, NotFoundError
 from noa.settings import GateSettings, RegistrySettings
 from noa_registry import EXPECT_ANY, ModelVersion, Registry
 
-CHILD = Path(__file__).with_name("registry_child.py")
+RACE = Path(__file__).with_name("race_child.py")
 
 
 def test_promote_moves_the_alias_and_writes_who_when_from_to_and_why(
@@ -78,10 +78,8 @@ def test_rollback_of_what_does_not_exist_is_refused(registry: Registry, version:
         registry.rollback("digits", reason="r", actor="bob")
 
 
-def test_rollback_verifies_the_bytes(registry: Registry, promoted: list[ModelVersion]) -> None:
-    path = promoted[1].formats["onnx"].folder / "model.onnx"
-    path.chmod(0o644)
-    path.write_bytes(b"other")
+def test_rollback_verifies_the_bytes(registry: Registry, stored: Any, promoted: list[ModelVersion]) -> None:
+    stored.write("digits", promoted[1].uid, "formats/onnx/model.onnx", b"other")
     with pytest.raises(GateRefusedError, match=r"model\.onnx"):
         registry.rollback("digits", reason="r", actor="bob")
     assert registry.resolve("digits@champion").number == 3
@@ -121,16 +119,15 @@ def test_a_move_needs_a_reason_an_actor_and_a_proper_alias(registry: Registry, v
 
 @pytest.mark.parametrize("file", ["formats/onnx/model.onnx", "formats/torch/weights.safetensors", "MLmodel"])
 def test_tampered_files_fail_the_gate_with_a_verdict_that_names_the_file(
-    registry: Registry, version: ModelVersion, file: str
+    registry: Registry, stored: Any, version: ModelVersion, file: str
 ) -> None:
-    path = version.folder / file
-    path.chmod(0o644)
-    path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(GateRefusedError, match=path.name) as caught:
+    stored.write("digits", version.uid, file, stored.read("digits", version.uid, file) + b" ")
+    name = Path(file).name
+    with pytest.raises(GateRefusedError, match=name) as caught:
         registry.promote("digits", 1, reason="r", actor="a")
     report: Any = caught.value.facts["report"]
     assert [verdict.rule for verdict in report.refusals] == ["bytes"]
-    assert path.name in report.refusals[0].received
+    assert name in report.refusals[0].received
     assert registry.check("digits", 1) == report
     assert (registry.history("digits"), registry.resolve_digest("digits", "champion")) == ([], None)
 
@@ -174,75 +171,51 @@ def test_metric_limits_of_the_model_are_applied(settings: RegistrySettings, form
 def test_a_format_added_while_the_bytes_are_hashed_is_hashed_too(
     registry: Registry, formats: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from noa_registry import promotion
+    from noa_registry.sealed_files import SealedFiles
 
     registry.register(formats.draft(formats={"torch": formats.torch}, evidence=()), actor="a")
     hashed: list[list[str]] = []
-    real = promotion.verify_bytes
+    real = SealedFiles.verify
 
-    def slow(version: ModelVersion, **options: Any) -> None:
-        real(version, **options)
+    def slow(self: SealedFiles, version: ModelVersion, **options: Any) -> None:
+        real(self, version, **options)
         hashed.append(sorted(version.formats))
         if len(hashed) == 1:
             registry.add_format("digits", 1, "onnx", formats.onnx, evidence=[formats.equivalence()], actor="b")
 
-    monkeypatch.setattr(promotion, "verify_bytes", slow)
+    monkeypatch.setattr(SealedFiles, "verify", slow)
     entry = registry.promote("digits", 1, reason="r", actor="a")
     assert hashed == [["torch"], ["onnx", "torch"]]
     assert [v["rule"] for v in entry.verdict["verdicts"]] == ["bytes", "equivalence.onnx"]  # type: ignore[union-attr]
 
 
-def test_of_twenty_processes_that_expect_the_same_holder_exactly_one_wins(
+def race(settings: RegistrySettings, numbers: list[int], *, expect: int | None, **more: Any) -> list[dict[str, Any]]:
+    request = {"settings": settings.model_dump(mode="json"), "numbers": numbers, "expect": expect, **more}
+    command = [sys.executable, str(RACE), json.dumps(request)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_of_fifty_processes_that_expect_the_same_holder_exactly_one_wins(
     registry: Registry, settings: RegistrySettings, formats: Any
 ) -> None:
-    registry.register(formats.draft(), actor="ada")
-    registry.promote("digits", 1, reason="first", actor="ada")
-    for _ in range(20):
+    for _ in range(5):
         registry.register(formats.draft(), actor="ada")
-    racers = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                str(CHILD),
-                "promote",
-                json.dumps({"settings": settings.model_dump(mode="json"), "number": number, "expect": 1}),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2, 22)
-    ]
-    answers = start_together(racers)
+    registry.promote("digits", 1, reason="first", actor="ada")
+    answers = race(settings, [2 + racer % 4 for racer in range(50)], expect=1)
     winners = [answer for answer in answers if "to" in answer]
     losers = [answer for answer in answers if answer.get("error") == "ConflictError"]
-    assert (len(winners), len(losers)) == (1, 19), answers
-    winner = winners[0]["to"]
-    assert all(loser["holder"] == winner and f"racer {winner}" in loser["received"] for loser in losers)
-    assert registry.resolve("digits@champion").number == winner
-    assert len(registry.history("digits")) == 2
+    assert (len(winners), len(losers)) == (1, 49), answers
+    winner = winners[0]
+    moved_at = registry.history("digits")[0].created_at.isoformat(timespec="microseconds")
+    put_there = f"version {winner['to']}, put there by {winner['actor']} at {moved_at} (race of {winner['to']})"
+    assert {(loser["holder"], loser["received"]) for loser in losers} == {(winner["to"], put_there)}
+    assert registry.resolve("digits@champion").number == winner["to"]
+    assert [entry.to_number for entry in registry.history("digits")] == [winner["to"], 1]
+    assert [event.kind for event in registry.events.read("test")].count("alias.promoted") == 2
+    assert registry.mirror_discrepancies() == []
     registry.verify_ledger()
-
-
-def start_together(racers: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
-    for racer in racers:
-        assert racer.stdout is not None
-        assert racer.stdout.readline() == "ready\n"
-    for racer in racers:
-        assert racer.stdin is not None
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    outputs = [racer.communicate(timeout=240)[0] for racer in racers]
-    return [json.loads(output) for output in outputs]
-
-
-def execute(settings: RegistrySettings, *statements: str) -> None:
-    path = settings.database_url.removeprefix("sqlite:///")
-    connection = sqlite3.connect(path)
-    with connection:
-        for statement in statements:
-            connection.execute(statement)
-    connection.close()
 
 
 @pytest.mark.parametrize(
@@ -258,16 +231,10 @@ def execute(settings: RegistrySettings, *statements: str) -> None:
     ],
 )
 def test_a_ledger_that_was_tampered_with_is_detected_and_the_place_named(
-    registry: Registry, settings: RegistrySettings, promoted: list[ModelVersion], statement: str, message: str
+    registry: Registry, tamper: Any, promoted: list[ModelVersion], statement: str, message: str
 ) -> None:
     registry.verify_ledger()
-    execute(
-        settings,
-        "PRAGMA foreign_keys = OFF",
-        "DROP TRIGGER noa_ledger_no_update",
-        "DROP TRIGGER noa_ledger_no_delete",
-        statement,
-    )
+    tamper(statement)
     with pytest.raises(IntegrityError, match=message):
         registry.verify_ledger()
 
@@ -275,16 +242,16 @@ def test_a_ledger_that_was_tampered_with_is_detected_and_the_place_named(
 @pytest.mark.parametrize("table", ["noa_ledger", "noa_evidence", "noa_versions", "noa_formats"])
 @pytest.mark.parametrize("verb", ["DELETE FROM {}", "UPDATE {} SET created_at = 'never'"])
 def test_the_database_refuses_to_change_what_was_written(
-    settings: RegistrySettings, promoted: list[ModelVersion], table: str, verb: str
+    execute: Any, promoted: list[ModelVersion], table: str, verb: str
 ) -> None:
-    with pytest.raises(sqlite3.IntegrityError, match="never changed or deleted"):
-        execute(settings, verb.format(table))
+    with pytest.raises(sqlalchemy.exc.IntegrityError, match="never changed or deleted"):
+        execute(verb.format(table))
 
 
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE noa_formats SET digest = 'sha256:' || hex(randomblob(32)) WHERE format = 'onnx'",
+        f"UPDATE noa_formats SET digest = 'sha256:{'e' * 64}' WHERE format = 'onnx'",
         "UPDATE noa_formats SET manifest = '[]' WHERE format = 'torch'",
         "UPDATE noa_versions SET dataset_digest = 'sha256:other'",
         "UPDATE noa_versions SET signature = replace(signature, 'logits', 'scores')",
@@ -292,9 +259,9 @@ def test_the_database_refuses_to_change_what_was_written(
     ],
 )
 def test_a_record_that_was_changed_is_not_resolved(
-    registry: Registry, settings: RegistrySettings, version: ModelVersion, statement: str
+    registry: Registry, tamper: Any, version: ModelVersion, statement: str
 ) -> None:
-    execute(settings, "DROP TRIGGER noa_formats_no_update", "DROP TRIGGER noa_versions_no_update", statement)
+    tamper(statement)
     with pytest.raises(IntegrityError):
         registry.resolve("digits/1")
 

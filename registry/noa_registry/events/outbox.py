@@ -17,6 +17,7 @@ from noa_registry.tables import outbox
 
 EventKind: TypeAlias = Literal[
     "version.registered",
+    "version.signed",
     "format.added",
     "evidence.attached",
     "alias.promoted",
@@ -26,7 +27,9 @@ EventKind: TypeAlias = Literal[
     "version.trashed",
     "version.restored",
     "version.purged",
+    "attachments.removed",
     "mirror.repaired",
+    "files.repaired",
     "generation.announced",
 ]
 WHOLE_REGISTRY: Final = "*"

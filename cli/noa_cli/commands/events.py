@@ -1,0 +1,263 @@
+"""`noa events`: what happened in the registry, who has read it, and its delivery to webhooks."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noa_cli import _console as console
+from noa_cli._command import add_command, new_group
+from noa_cli._invocation import current
+from noa_cli._options import DryRunOption, JsonOption
+from noa_cli._registry import open_registry
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from noa_registry import Event
+
+_FOLLOW_EVERY_S = 0.5
+_PAGE = 500
+
+ConsumerArgument = Annotated[str, typer.Argument(help="The consumer's name; of a webhook: webhook:NAME.")]
+WebhookOption = Annotated[str | None, typer.Option("--webhook", help="Only of this webhook.")]
+
+
+def build() -> typer.Typer:
+    """Return the group with its commands."""
+    group = new_group("Read what happened, see who has read how far, and deliver it to webhooks.")
+    add_command(group, list_events, name="list")
+    for function in (consumers, deliver):
+        add_command(group, function)
+    add_command(group, dead_letters, name="dead-letters")
+    for function in (seek, forget, trim):
+        add_command(group, function)
+    return group
+
+
+def list_events(
+    model: Annotated[str | None, typer.Option("--model", help="Only events of this model.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Most events; the newest.")] = 50,
+    after: Annotated[int | None, typer.Option("--after", help="The oldest events after this number instead.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new events until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List events, oldest first. With --follow, --json prints one JSON object a line."""
+    from noa.references import check_name
+
+    name = None if model is None else check_name(model)
+    with open_registry() as registry:
+        if after is None:
+            events = registry.events.newest(name=name, limit=limit)
+        else:
+            events = registry.events.since(after, name=name, limit=limit)
+        if not follow:
+            _print_page(events, as_json)
+            return
+        last = events[-1].id if events else after or 0
+        _print_lines(events, as_json)
+        stop = _stop_on_signals()
+        while not stop.wait(_FOLLOW_EVERY_S):
+            while events := registry.events.since(last, name=name, limit=_PAGE):
+                _print_lines(events, as_json)
+                last = events[-1].id
+
+
+def consumers(as_json: JsonOption = False) -> None:
+    """List who reads events and remembers how far; what the slowest has not read is kept for it."""
+    with open_registry() as registry:
+        found = registry.events.consumers()
+    if as_json:
+        console.print_json(
+            [{"consumer": c.consumer, "last_id": c.last_id, "lag": c.lag, "updated_at": c.updated_at} for c in found]
+        )
+        return
+    if not found:
+        console.note("Nobody has committed an event yet, and no webhook was delivered to.")
+        return
+    console.print_table(
+        ["consumer", "done up to", "behind by", "since"],
+        [[c.consumer, c.last_id, c.lag, console.short_time(c.updated_at)] for c in found],
+    )
+
+
+def deliver() -> None:
+    """Deliver events to the webhooks of noa.toml, in the foreground, until Ctrl-C; `noa up` does so as a service."""
+    settings = current().settings()
+    with open_registry(settings) as registry:
+        registry.events.deliver(
+            settings.webhooks, state_dir=settings.state_dir, stop=_stop_on_signals(), tell=console.note
+        )
+
+
+def dead_letters(
+    webhook: WebhookOption = None,
+    event: Annotated[int | None, typer.Option("--event", help="Only this event.")] = None,
+    redeliver: Annotated[bool, typer.Option("--redeliver", help="Have them sent again.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List events that a webhook did not take after all attempts, or have them sent again."""
+    consumer = None if webhook is None else f"webhook:{webhook}"
+    with open_registry() as registry:
+        if redeliver:
+            count = registry.events.dead_letters.redeliver(consumer=consumer, event=event)
+            if as_json:
+                console.print_json({"redelivered": count})
+            else:
+                console.print_line(f"{console.count(count, 'event')} will be sent again by the deliverer")
+            return
+        found = [
+            (letter, happened)
+            for letter, happened in registry.events.dead_letters.list(consumer=consumer)
+            if event in (None, letter.event_id)
+        ]
+    if as_json:
+        console.print_json(
+            [
+                {
+                    "consumer": letter.consumer,
+                    "event": letter.event_id,
+                    "kind": None if happened is None else happened.kind,
+                    "model": None if happened is None else happened.name,
+                    "attempts": letter.attempts,
+                    "error": letter.error,
+                    "created_at": letter.created_at,
+                    "next_attempt_at": letter.next_attempt_at,
+                }
+                for letter, happened in found
+            ]
+        )
+        return
+    if not found:
+        console.note("No event was given up.")
+        return
+    console.print_table(
+        ["consumer", "event", "kind", "model", "attempts", "last error", "since", "again at"],
+        [
+            [
+                letter.consumer,
+                letter.event_id,
+                None if happened is None else happened.kind,
+                None if happened is None else happened.name,
+                letter.attempts,
+                letter.error,
+                console.short_time(letter.created_at),
+                None if letter.next_attempt_at is None else console.short_time(letter.next_attempt_at),
+            ]
+            for letter, happened in found
+        ],
+    )
+
+
+def seek(
+    consumer: ConsumerArgument,
+    to: Annotated[int, typer.Argument(help="Go on after this event; 0: with the oldest that is kept.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Let a consumer or webhook read again from an event on, or skip to it."""
+    with open_registry() as registry:
+        registry.events.seek(consumer, to)
+    if as_json:
+        console.print_json({"consumer": consumer, "last_id": to})
+    else:
+        console.print_line(f"{consumer} goes on after event {to}")
+
+
+def forget(consumer: ConsumerArgument, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
+    """Remove a consumer that will not come back: its place, its dead letters, and its hold on old events."""
+    from noa.errors import NotFoundError
+
+    with open_registry() as registry:
+        found = [one for one in registry.events.consumers() if one.consumer == consumer]
+        if not dry_run:
+            registry.events.forget(consumer)
+        elif not found:
+            raise NotFoundError(f"no consumer `{consumer}`", remedy="List them with: noa events consumers")
+    if as_json:
+        console.print_json({"consumer": consumer, "forgotten": not dry_run})
+    else:
+        console.print_line(f"{'would forget' if dry_run else 'forgot'} {consumer}")
+
+
+def trim(
+    keep_days: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-days", min=0, help="Keep those that are younger; the setting events_keep_days by default."
+        ),
+    ] = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove old events that every consumer has read; the deliverer does so by itself."""
+    keep = None if keep_days is None else timedelta(days=keep_days)
+    with open_registry() as registry:
+        count = registry.events.trim(keep=keep, dry_run=dry_run)
+    if as_json:
+        console.print_json({"removed": 0 if dry_run else count, "removable": count, "dry_run": dry_run})
+    else:
+        console.print_line(f"{'would remove' if dry_run else 'removed'} {console.count(count, 'event')}")
+
+
+def _print_page(events: Sequence[Event], as_json: bool) -> None:
+    if as_json:
+        console.print_json([_event_to_dict(event) for event in events])
+        return
+    if not events:
+        console.note("Nothing has happened yet.")
+        return
+    console.print_table(
+        ["#", "when", "kind", "model", "what"],
+        [[e.id, console.short_time(e.created_at), e.kind, e.name, _summary(e)] for e in events],
+    )
+
+
+def _print_lines(events: Sequence[Event], as_json: bool) -> None:
+    for event in events:
+        if as_json:
+            sys.stdout.write(json.dumps(_event_to_dict(event), default=str, ensure_ascii=False) + "\n")
+        else:
+            sys.stdout.write(
+                f"{event.id}  {console.short_time(event.created_at)}  {event.kind}  {event.name}  {_summary(event)}\n"
+            )
+    sys.stdout.flush()
+
+
+def _event_to_dict(event: Event) -> dict[str, object]:
+    return {
+        "id": event.id,
+        "kind": event.kind,
+        "model": event.name,
+        "created_at": event.created_at.isoformat(),
+        "data": dict(event.payload),
+    }
+
+
+def _summary(event: Event) -> str:
+    """Return the facts of an event that fit on a line, digests shortened."""
+    parts: list[str] = []
+    for key, value in event.payload.items():
+        if isinstance(value, str) and value.startswith("sha256:"):
+            parts.append(f"{key}={console.short_digest(value)}")
+        elif isinstance(value, (str, int, float)) and key != "hash":
+            parts.append(f"{key}={value}")
+    return ", ".join(parts)
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    return stop

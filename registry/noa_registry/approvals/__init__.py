@@ -1,0 +1,1 @@
+"""Approvals: a second person says that one version may take one alias, once, for a while."""

@@ -1,0 +1,316 @@
+"""The desk where approvals are granted, listed, revoked, and checked and used up by a promotion.
+
+What is approved is a statement: this version with this digest may become this alias of this registry, says this
+principal, until then. With configured principals it is signed, and the signature is verified when a promotion wants to
+use it; what the row says beside it does not count. A promotion marks what it used in its own transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from noa.digests import canonical_json, sha256_bytes
+from noa.errors import ConflictError, InvalidInputError, NotFoundError
+from noa.references import check_alias, check_name
+from noa_registry.approvals.keys import is_signed_by, load_principals, load_private_key, principal_of, sign
+from noa_registry.approvals.values import Approval, ValidApproval
+from noa_registry.database import Database, now, to_text
+from noa_registry.events.outbox import append_event
+from noa_registry.identity import find_registry_id, registry_id
+from noa_registry.records import newest_number, require_version
+from noa_registry.registration import check_actor
+from noa_registry.tables import approvals, versions
+from noa_registry.versions import ModelVersion
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+_TYPE = "noa-approval-1"
+_SAID = ("name", "number", "digest", "alias", "principal", "reason", "created_at", "expires_at")
+DEFAULT_LIFETIME = timedelta(hours=24)
+_LONGEST = timedelta(days=366)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What the approvals of one version for one alias are worth now: those that count, and why the others do not."""
+
+    valid: tuple[ValidApproval, ...]
+    problems: tuple[str, ...]
+
+
+class ApprovalDesk:
+    """Approvals of one registry. `principals` maps names to public keys, as in the settings; empty: nothing is signed.
+
+    Without principals whoever may write the database may write any name: the check is a reminder, not a lock.
+    """
+
+    def __init__(self, database: Database, *, principals: Mapping[str, str]) -> None:
+        self._database = database
+        self._principals = dict(principals)
+
+    def grant(
+        self,
+        name: str,
+        number: int,
+        *,
+        alias: str = "champion",
+        principal: str | None = None,
+        reason: str,
+        expires_in: timedelta = DEFAULT_LIFETIME,
+        key: Path | None = None,
+    ) -> Approval:
+        """Approve that a version becomes `alias`: for its present digest, once, and for a while.
+
+        With configured principals `key` is the file of the approver's private key, and it tells who approves. Without,
+        `principal` is believed.
+
+        Raises:
+            InvalidInputError: the key is missing, belongs to nobody or to another principal, or an argument is empty.
+            NotFoundError: there is no such version.
+        """
+        check_alias(alias)
+        if not reason.strip():
+            raise InvalidInputError("no reason is given", expected="why the version may take the alias")
+        if not timedelta() < expires_in <= _LONGEST:
+            raise InvalidInputError(
+                "an approval must end", expected=f"within {_LONGEST.days} days", received=str(expires_in)
+            )
+        signer = self._signer(principal, key)
+        with self._database.write() as connection:
+            require_version(connection, check_name(name), number)
+            where = (versions.c.name == name, versions.c.number == number)
+            moment = now()
+            values: dict[str, object] = {
+                "name": name,
+                "number": number,
+                "alias": alias,
+                "digest": connection.execute(select(versions.c.digest).where(*where)).scalar_one(),
+                "principal": signer.principal,
+                "reason": reason,
+                "created_at": to_text(moment),
+                "expires_at": to_text(moment + expires_in),
+            }
+            statement = _statement(registry_id(connection), values)
+            values["signature"] = signer.sign(statement)
+            inserted = connection.execute(insert(approvals).values(**values).returning(approvals.c.id)).scalar_one()
+            granted = self._load(connection, inserted)
+            append_event(connection, "approval.granted", name=name, payload=_payload(granted))
+            return granted
+
+    def list(self, name: str, number: int | None = None, *, alias: str | None = None) -> Sequence[Approval]:
+        """Return the approvals of a model or of one version, newest first, whatever they are still worth.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
+        query = select(approvals).where(approvals.c.name == check_name(name)).order_by(approvals.c.id.desc())
+        if number is not None:
+            query = query.where(approvals.c.number == number)
+        if alias is not None:
+            query = query.where(approvals.c.alias == check_alias(alias))
+        with self._database.read() as connection:
+            newest_number(connection, name)  # says so if there is no such model
+            registry = find_registry_id(connection)
+            return [_to_approval(row, registry) for row in connection.execute(query)]
+
+    def revoke(self, approval: int, *, reason: str, actor: str) -> Approval:
+        """Take an approval back before it is used; the event tells who did and why.
+
+        Raises:
+            NotFoundError: there is no such approval.
+            ConflictError: it was used or revoked already.
+        """
+        check_actor(actor)
+        with self._database.write() as connection:
+            found = self._load(connection, approval)
+            if found.used_by is not None or found.revoked_at is not None:
+                how = f"used by ledger row {found.used_by}" if found.used_by else f"revoked at {found.revoked_at}"
+                raise ConflictError(
+                    f"approval {approval} can no longer be revoked",
+                    received=how,
+                    remedy=f"Move the alias back instead: noa models rollback {found.name}@{found.alias}"
+                    if found.used_by
+                    else None,
+                )
+            change = update(approvals).where(approvals.c.id == approval).values(revoked_at=to_text(now()))
+            connection.execute(change)
+            payload = {**_payload(found), "actor": actor, "reason": reason}
+            append_event(connection, "approval.revoked", name=found.name, payload=payload)
+            return self._load(connection, approval)
+
+    def standing(self, connection: Connection, version: ModelVersion, alias: str, actor: str | None) -> Standing:
+        """Check every approval of a version for an alias, in the caller's transaction.
+
+        `actor` is who promotes and may not approve that; None if nobody promotes yet.
+        """
+        query = (
+            select(approvals)
+            .where(approvals.c.name == version.name, approvals.c.number == version.number, approvals.c.alias == alias)
+            .order_by(approvals.c.id)
+        )
+        registry = find_registry_id(connection)
+        valid: dict[str, ValidApproval] = {}
+        problems: list[str] = []
+        for row in connection.execute(query):
+            approval = _to_approval(row, registry)
+            problem = self._problem(approval, row, registry, version.digest, actor)
+            if problem is not None:
+                problems.append(f"approval {approval.id} by {approval.principal} {problem}")
+            elif approval.principal not in valid:
+                valid[approval.principal] = ValidApproval(
+                    id=approval.id,
+                    principal=approval.principal,
+                    statement=approval.statement,
+                    expires_at=approval.expires_at,
+                    is_signed=approval.signature is not None,
+                )
+        return Standing(valid=tuple(valid.values()), problems=tuple(problems))
+
+    def problem_of_used(self, connection: Connection, used: Mapping[str, object], sequence: int) -> str | None:
+        """Return what is wrong with an approval that ledger row `sequence` names, or None."""
+        row = connection.execute(select(approvals).where(approvals.c.id == used.get("id"))).one_or_none()
+        registry = find_registry_id(connection)
+        if row is None:
+            return "it is gone"
+        approval = _to_approval(row, registry)
+        if approval.used_by != sequence:
+            return f"it is marked as used by row {approval.used_by}"
+        if (approval.statement, approval.principal) != (used.get("statement"), used.get("principal")):
+            return "it says something else now"
+        # A principal who has left is no longer in the settings: the signature was verified when it was used.
+        public = self._keys().get(approval.principal) if approval.signature else None
+        if public is not None and not is_signed_by(public, _statement(registry, _plain(row)), str(approval.signature)):
+            return "its signature does not verify"
+        return None
+
+    def used(self, connection: Connection) -> dict[int, int]:
+        """Return which ledger row each used approval names, by the approval's id."""
+        query = select(approvals.c.id, approvals.c.used_by).where(approvals.c.used_by.is_not(None))
+        return {int(row[0]): int(row[1]) for row in connection.execute(query)}
+
+    def use(self, connection: Connection, used: Sequence[ValidApproval], sequence: int) -> None:
+        """Mark approvals as used up by a ledger row, in its transaction."""
+        for approval in used:
+            free = (approvals.c.used_by.is_(None)) & (approvals.c.revoked_at.is_(None))
+            change = update(approvals).where(approvals.c.id == approval.id, free).values(used_by=sequence)
+            if connection.execute(change).rowcount != 1:  # cannot be: writers go one after the other
+                raise ConflictError(f"approval {approval.id} was used by somebody else", received=approval.principal)
+
+    def _problem(
+        self, approval: Approval, row: Row[Any], registry: str | None, digest: str, actor: str | None
+    ) -> str | None:
+        match approval.state(now()):
+            case "used":
+                return f"was used by ledger row {approval.used_by}"
+            case "revoked":
+                return "was revoked"
+            case "expired":
+                return f"expired at {approval.expires_at:%Y-%m-%d %H:%M:%S} UTC"
+            case "open":
+                pass
+        if approval.digest != digest:
+            return f"is for other bytes, {approval.digest}"
+        if approval.principal == actor:
+            return "is by the actor: somebody else must approve"
+        return self._signature_problem(approval, row, registry)
+
+    def _signature_problem(self, approval: Approval, row: Row[Any], registry: str | None) -> str | None:
+        keys = self._keys()
+        if not keys:
+            return None
+        if approval.signature is None:
+            return "is not signed"
+        public = keys.get(approval.principal)
+        if public is None:
+            return "is by nobody in [registry.principals]"
+        signed = is_signed_by(public, _statement(registry, _plain(row)), approval.signature)
+        return None if signed else "has a signature that does not verify"
+
+    def _signer(self, principal: str | None, key: Path | None) -> _Signer:
+        keys = self._keys()
+        if not keys:
+            if key is not None:
+                raise InvalidInputError(
+                    "this project has no principals, so nobody could verify the signature",
+                    remedy="Put the public key into [registry.principals] of `noa.toml`",
+                )
+            check_actor(principal or "")
+            return _Signer(principal=str(principal), key=None)
+        if key is None:
+            raise InvalidInputError(
+                "approvals of this project must be signed",
+                expected=f"the private key of one of {', '.join(sorted(keys))}",
+                remedy="Name it with: --key FILE",
+            )
+        private = load_private_key(key)
+        owner = principal_of(private, keys)
+        if principal not in (None, owner):
+            raise InvalidInputError(
+                "the key belongs to another principal", where=str(key), expected=principal, received=owner
+            )
+        return _Signer(principal=owner, key=private)
+
+    def _keys(self) -> dict[str, Ed25519PublicKey]:
+        return load_principals(self._principals)
+
+    @staticmethod
+    def _load(connection: Connection, approval: int) -> Approval:
+        row = connection.execute(select(approvals).where(approvals.c.id == approval)).one_or_none()
+        if row is None:
+            raise NotFoundError(f"no approval {approval}", remedy="List them with: noa models approvals NAME")
+        return _to_approval(row, find_registry_id(connection))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Signer:
+    principal: str
+    key: Ed25519PrivateKey | None
+
+    def sign(self, statement: bytes) -> str | None:
+        return None if self.key is None else sign(self.key, statement)
+
+
+def _statement(registry: str | None, values: Mapping[str, object]) -> bytes:
+    """Return the bytes that are signed. `created_at` makes two approvals of the same thing two statements."""
+    return canonical_json({"type": _TYPE, "registry": registry, **{key: values[key] for key in _SAID}})
+
+
+def _plain(row: Row[Any]) -> dict[str, object]:
+    return {key: getattr(row, key) for key in _SAID}
+
+
+def _payload(approval: Approval) -> dict[str, object]:
+    return {
+        "approval": approval.id,
+        "number": approval.number,
+        "digest": approval.digest,
+        "alias": approval.alias,
+        "principal": approval.principal,
+        "expires_at": to_text(approval.expires_at),
+        "is_signed": approval.signature is not None,
+    }
+
+
+def _to_approval(row: Row[Any], registry: str | None) -> Approval:
+    return Approval(
+        id=row.id,
+        name=row.name,
+        number=row.number,
+        alias=row.alias,
+        digest=row.digest,
+        principal=row.principal,
+        reason=row.reason,
+        created_at=datetime.fromisoformat(row.created_at),
+        expires_at=datetime.fromisoformat(row.expires_at),
+        statement=sha256_bytes(_statement(registry, _plain(row))),
+        signature=row.signature,
+        used_by=row.used_by,
+        revoked_at=None if row.revoked_at is None else datetime.fromisoformat(row.revoked_at),
+    )

@@ -1,0 +1,135 @@
+"""`noa ledger`, `noa events`, `noa keys` and approvals as a person at a terminal uses them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from noa.settings import load_settings
+from noa_cli.__main__ import run
+from noa_registry import Registry
+
+Capture = pytest.CaptureFixture[str]
+
+
+def noa(capfd: Capture, *arguments: str, code: int = 0) -> str:
+    assert run(list(arguments)) == code, capfd.readouterr().err
+    captured = capfd.readouterr()
+    return captured.out if code == 0 else captured.out + captured.err
+
+
+def as_json(capfd: Capture, *arguments: str) -> Any:
+    return json.loads(noa(capfd, *arguments, "--json"))
+
+
+@pytest.fixture
+def project(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the registered project, in which the test may do what it likes."""
+    import shutil
+
+    folder = tmp_path / "project"
+    shutil.copytree(registered, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_ledger_is_shown_verified_and_anchored(project: Path, capfd: Capture) -> None:
+    assert "digits@champion" in noa(capfd, "ledger", "show")
+    rows = as_json(capfd, "ledger", "show", "--model", "digits", "--limit", "1")
+    assert (rows[0]["sequence"], rows[0]["to"], rows[0]["verdict"]["passed"]) == (2, 2, True)
+    assert as_json(capfd, "ledger", "anchor")["hash"] == rows[0]["hash"]
+    assert "row 2" in noa(capfd, "ledger", "anchor", "--output", "anchors.jsonl")
+    assert "2 rows and 1 anchor checked: 0 problems" in noa(capfd, "ledger", "verify", "--anchor", "anchors.jsonl")
+    line = json.loads((project / "anchors.jsonl").read_text())
+    line["hash"] = "sha256:" + "0" * 64
+    (project / "anchors.jsonl").write_text(json.dumps(line) + "\n")
+    told = noa(capfd, "ledger", "verify", "--anchor", "anchors.jsonl", code=1)
+    assert "row 2: the row differs from what was anchored" in told
+
+
+def test_a_protected_alias_is_approved_with_a_key_and_promoted(project: Path, capfd: Capture) -> None:
+    pair = as_json(capfd, "keys", "new", "ada", "--folder", "keys")
+    assert stat.S_IMODE(Path(pair["private_file"]).stat().st_mode) == 0o600
+    with (project / "noa.toml").open("a") as file:
+        file.write(
+            f'[gates.digits]\napprovals = 1\naliases = ["champion"]\n[registry.principals]\nada = "{pair["public"]}"\n'
+        )
+    told = noa(capfd, "models", "promote", "digits/3", "--reason", "more data", code=1)
+    assert "noa models approve digits/3 --alias champion" in told
+    assert "must be signed" in noa(capfd, "models", "approve", "digits/3", "--reason", "r", code=1)
+    told = noa(capfd, "models", "approve", "digits/3", "--reason", "fine", "--expires", "2h", "--key", "keys/ada.key")
+    assert "ada allows digits/3" in told
+    assert "signed" in told
+    assert "digits/2 -> digits/3" in noa(capfd, "models", "promote", "digits/3", "--reason", "more data")
+    (approval,) = as_json(capfd, "models", "approvals", "digits")
+    assert (approval["state"], approval["used_by"], approval["principal"]) == ("used", 3, "ada")
+    assert "used by row 3" in noa(capfd, "models", "approvals", "digits@champion")
+    assert "ada" in noa(capfd, "ledger", "show", "--limit", "1")
+    assert "can no longer be revoked" in noa(capfd, "models", "revoke", str(approval["id"]), code=1)
+
+
+def test_an_approval_without_principals_is_by_the_user_and_can_be_revoked(project: Path, capfd: Capture) -> None:
+    import getpass
+
+    granted = as_json(capfd, "models", "approve", "digits/3", "--reason", "r")
+    assert (granted["principal"], granted["signature"], granted["state"]) == (getpass.getuser(), None, "open")
+    assert "is revoked" in noa(capfd, "models", "revoke", str(granted["id"]), "--reason", "saw a problem")
+    assert "revoked" in noa(capfd, "models", "approvals", "digits/3")
+
+
+@pytest.mark.parametrize("expires", ["", "24", "h", "-1h", "1w", "1.5h"])
+def test_a_time_that_is_none_is_refused(project: Path, capfd: Capture, expires: str) -> None:
+    told = noa(capfd, "models", "approve", "digits/3", "--reason", "r", "--expires", expires, code=1)
+    assert "`--expires` is not a time" in told
+
+
+def test_events_are_listed_and_consumers_kept(project: Path, capfd: Capture) -> None:
+    assert "alias.promoted" in noa(capfd, "events", "list")
+    events = as_json(capfd, "events", "list", "--model", "digits", "--limit", "2")
+    assert [event["kind"] for event in events] == ["alias.promoted", "alias.promoted"]
+    assert as_json(capfd, "events", "list", "--after", str(events[0]["id"]))[-1] == events[1]
+    assert "Nobody has committed" in "".join(capture(capfd, "events", "consumers"))
+    noa(capfd, "events", "seek", "ci", str(events[0]["id"]))
+    (consumer,) = as_json(capfd, "events", "consumers")
+    assert (consumer["consumer"], consumer["last_id"], consumer["lag"]) == ("ci", events[0]["id"], 1)
+    assert "ci" in noa(capfd, "events", "consumers")
+    assert as_json(capfd, "events", "trim", "--keep-days", "0", "--dry-run") == {
+        "removed": 0,
+        "removable": len(as_json(capfd, "events", "list")) - 1,
+        "dry_run": True,
+    }
+    assert "would forget ci" in noa(capfd, "events", "forget", "ci", "--dry-run")
+    assert "forgot ci" in noa(capfd, "events", "forget", "ci")
+    assert as_json(capfd, "events", "consumers") == []
+    assert "removed 4 events" in noa(capfd, "events", "trim", "--keep-days", "0")
+    assert "No event was given up" in "".join(capture(capfd, "events", "dead-letters"))
+
+
+def capture(capfd: Capture, *arguments: str) -> tuple[str, str]:
+    assert run(list(arguments)) == 0
+    return capfd.readouterr()
+
+
+def test_followed_events_come_as_they_happen(project: Path) -> None:
+    command = [sys.executable, "-m", "noa_cli", "events", "list", "--follow", "--json", "--limit", "1"]
+    with subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, text=True) as follower:
+        try:
+            assert follower.stdout is not None
+            assert json.loads(follower.stdout.readline())["data"]["to"] == 2
+            with Registry.open(load_settings(project).settings.registry) as registry:
+                registry.promote("digits", 3, reason="r", actor="ada")
+            assert json.loads(follower.stdout.readline())["data"]["to"] == 3
+        finally:
+            follower.send_signal(signal.SIGINT)
+        assert follower.wait(timeout=30) == 0
+
+
+def test_delivering_without_a_webhook_says_what_to_write(project: Path, capfd: Capture) -> None:
+    assert "[webhooks.NAME]" in noa(capfd, "events", "deliver", code=1)

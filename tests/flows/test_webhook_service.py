@@ -1,0 +1,65 @@
+"""The service of `noa up` that delivers events: it is there with a webhook, works, keeps its secret, and stops."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flows_helpers import wait_until
+
+from noa.settings import Settings, load_settings
+from noa_flows import down, status, up
+from noa_flows._environment import carried_settings, settings_to_carry
+from noa_flows._webhook_deliverer import webhooks_to_carry
+from noa_registry import Registry
+from noa_registry.events.outbox import append_event
+from webhook_receiver import SECRET, Receiver
+
+
+def make_project(folder: Path, port: int, *, in_file: bool = True) -> Settings:
+    values = {"url": f"http://127.0.0.1:{port}/", "secret": SECRET, "allow_private": True, "retry_base_s": 0.05}
+    if in_file:
+        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        (folder / "noa.toml").write_text("\n".join(["[webhooks.ci]", *lines]))
+        return load_settings(folder).settings
+    (folder / "noa.toml").write_text("")
+    pairs = [f"webhooks.ci.{key}={json.dumps(value)}" for key, value in values.items()]
+    return load_settings(folder, overrides=pairs).settings
+
+
+def test_the_service_delivers_and_keeps_the_secret_to_itself(tmp_path: Path) -> None:
+    with Receiver() as receiver:
+        settings = make_project(tmp_path, receiver.port, in_file=False)
+        try:
+            (found,) = up(settings, services=["webhooks"])
+            assert (found.name, found.state, found.address) == ("webhooks", "running", None)
+            with Registry.open(settings.registry) as registry:
+                wait_until(registry.events.consumers)
+                with registry._database.write() as connection:
+                    append_event(connection, "alias.promoted", name="digits", payload={"to": 1})
+                (request,) = receiver.wait_for(1)
+                assert request.is_genuine
+                wait_until(lambda: registry.events.consumers()[0].lag == 0)
+            log = tmp_path / ".noa" / "logs" / "webhooks.log"
+            wait_until(lambda: "event 1 alias.promoted of digits delivered" in log.read_text())
+        finally:
+            assert down(settings, services=["webhooks"]) == ["webhooks"]
+        assert {entry.name: entry.state for entry in status(settings)}["webhooks"] == "stopped"
+        written = [path for path in (tmp_path / ".noa").rglob("*") if path.is_file()]
+        assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
+
+
+def test_there_is_such_a_service_only_with_a_webhook(tmp_path: Path) -> None:
+    settings = make_project(tmp_path, 1)
+    assert [entry.name for entry in status(settings)] == ["prefect", "mlflow", "worker", "webhooks"]
+    (tmp_path / "noa.toml").write_text("")
+    assert [entry.name for entry in status(load_settings(tmp_path).settings)] == ["prefect", "mlflow", "worker"]
+
+
+def test_flows_are_not_given_webhooks_and_the_deliverer_gets_all_of_them(tmp_path: Path) -> None:
+    settings = make_project(tmp_path, 1, in_file=False)
+    carried = settings_to_carry(settings)
+    assert "webhooks" not in carried
+    assert carried_settings(tmp_path, carried).webhooks == {}
+    table = json.loads(webhooks_to_carry(settings))["ci"]
+    assert (table["secret"], table["url"]) == (SECRET, settings.webhooks["ci"].url)
