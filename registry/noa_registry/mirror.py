@@ -1,136 +1,357 @@
 """The mirror: MLflow's rows about noa's versions and aliases, which any MLflow client may change.
 
-noa's own tables are the truth, so such a change is never served. It is found here, reported, and undone on request.
+noa's own tables are the truth, so such a change is never served. It is found here and reported; `mirror_repair.py`
+undoes it. Rows are compared by joins of whole tables, tags page by page in the order of the primary keys: the time
+grows with the number of versions and no faster, a few seconds for 100,000.
+
+What MLflow's clients add of their own is theirs and left alone: versions that they register, models, further tags. A
+description or a tag that noa wrote is compared.
 """
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
 
-from sqlalchemy import Connection, and_, delete, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Tuple,
+    and_,
+    case,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+)
 
-from noa_registry import mlflow_rows
+from noa_registry.artifacts import ArtifactStore, UnitKey
+from noa_registry.events.outbox import WHOLE_REGISTRY
 from noa_registry.mlflow_rows import DELETED_STAGE, WORKSPACE
-from noa_registry.records import from_json
-from noa_registry.tables import aliases, create_guards, drop_guards, mlflow_aliases, mlflow_versions, models, versions
+from noa_registry.tables import (
+    aliases,
+    formats,
+    mlflow_aliases,
+    mlflow_models,
+    mlflow_version_tags,
+    mlflow_versions,
+    models,
+    trash,
+    versions,
+)
+from noa_registry.triggers import missing_triggers
+
+MirrorField: TypeAlias = Literal["row", "stage", "source", "run_id", "description", "tag", "alias", "model", "guard"]
+DIGEST_TAG: Final = "noa.digest"
+FORMATS_TAG: Final = "noa.formats"
+MAX_RUN_ID: Final = 32
+_Place: TypeAlias = tuple[str, int]
+_DELETED = "deleted"
+_PAGE = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discrepancy:
-    """One place where MLflow's rows differ from noa's. `subject` is e.g. `alias champion` or `version 3`."""
+    """One place where MLflow's rows differ from noa's.
+
+    `subject` is e.g. `alias champion` or `version 3`, `field` what of it differs; `key` is the tag, alias or trigger.
+    """
 
     name: str
     subject: str
     expected: str
     received: str
+    field: MirrorField
+    number: int | None = None
+    key: str = ""
+
+    def __str__(self) -> str:
+        what = self.field if self.field not in ("alias", "model", "guard") else ""
+        place = " ".join(part for part in (self.name, self.subject) if part != WHOLE_REGISTRY)
+        detail = f", {what}{f' {self.key}' if self.field == 'tag' else ''}" if what else ""
+        return f"{place}{detail}: expected {self.expected}; received {self.received}"
 
 
-def find_discrepancies(connection: Connection, root: Path) -> list[Discrepancy]:
-    """Compare all alias and version rows of MLflow with noa's."""
-    return [*_alias_discrepancies(connection), *_version_discrepancies(connection, root)]
+def find_discrepancies(connection: Connection, store: ArtifactStore) -> list[Discrepancy]:
+    """Compare everything that noa wrote into MLflow's tables with what is there, and look for dropped triggers."""
+    base = base_uri(store)
+    lost = _lost_models(connection)
+    return [
+        *_dropped_triggers(connection),
+        *(
+            Discrepancy(name=name, subject="model", field="model", expected="registered", received=_DELETED)
+            for name in sorted(lost)
+        ),
+        *_alias_discrepancies(connection),
+        *(found for found in _version_discrepancies(connection, base) if found.name not in lost),
+        *(found for found in _tag_discrepancies(connection) if found.name not in lost),
+        *_strangers(connection, base),
+    ]
 
 
-def rewrite_mirror(connection: Connection, root: Path) -> list[Discrepancy]:
-    """Make MLflow's rows say what noa's say, and return what differed."""
-    found = find_discrepancies(connection, root)
-    drop_guards(connection)
-    for discrepancy in found:
-        kind, _, subject = discrepancy.subject.partition(" ")
-        if kind == "version":
-            _rewrite_version(connection, root, discrepancy.name, int(subject))
-    for discrepancy in found:
-        kind, _, subject = discrepancy.subject.partition(" ")
-        if kind == "alias":
-            _rewrite_alias(connection, discrepancy.name, subject)
-    create_guards(connection)
-    return found
+def base_uri(store: ArtifactStore) -> str:
+    """Return what the source of every unit begins with."""
+    return store.unit_uri(UnitKey(name="x", uid="y")).removesuffix("x/y")
 
 
-def _alias_discrepancies(connection: Connection) -> Iterator[Discrepancy]:
-    known = {row.name for row in connection.execute(select(models.c.name))}
-    ours = {(row.name, row.alias): row.number for row in connection.execute(select(aliases))}
-    query = select(mlflow_aliases).where(mlflow_aliases.c.workspace == WORKSPACE)
-    theirs = {(row.name, row.alias): row.version for row in connection.execute(query) if row.name in known}
-    for name, alias in sorted(ours.keys() | theirs.keys()):
-        expected, received = ours.get((name, alias)), theirs.get((name, alias))
-        if expected != received:
-            yield Discrepancy(
-                name=name, subject=f"alias {alias}", expected=_number_text(expected), received=_number_text(received)
-            )
-
-
-def _version_discrepancies(connection: Connection, root: Path) -> Iterator[Discrepancy]:
-    same = and_(
+def same_version() -> ColumnElement[bool]:
+    """Return the condition that joins MLflow's row of a version to noa's."""
+    return and_(
         mlflow_versions.c.workspace == WORKSPACE,
         mlflow_versions.c.name == versions.c.name,
         mlflow_versions.c.version == versions.c.number,
     )
-    query = (
+
+
+def mirrored_run_id() -> ColumnElement[str | None]:
+    """Return the run's name as MLflow's column can hold it."""
+    return case((func.length(versions.c.run_id) <= MAX_RUN_ID, versions.c.run_id), else_=None)
+
+
+def _dropped_triggers(connection: Connection) -> Iterator[Discrepancy]:
+    for trigger in missing_triggers(connection):
+        yield Discrepancy(
+            name=WHOLE_REGISTRY,
+            subject=f"trigger {trigger}",
+            field="guard",
+            expected="in place",
+            received="dropped or switched off: rows of this table could be changed unseen",
+            key=trigger,
+        )
+
+
+def _lost_models(connection: Connection) -> set[str]:
+    there = select(mlflow_models.c.name).where(
+        mlflow_models.c.workspace == WORKSPACE, mlflow_models.c.name == models.c.name
+    )
+    return {str(row[0]) for row in connection.execute(select(models.c.name).where(~exists(there)))}
+
+
+def _alias_discrepancies(connection: Connection) -> Iterator[Discrepancy]:
+    same = and_(
+        mlflow_aliases.c.workspace == WORKSPACE,
+        mlflow_aliases.c.name == aliases.c.name,
+        mlflow_aliases.c.alias == aliases.c.alias,
+    )
+    changed = (
+        select(aliases.c.name, aliases.c.alias, aliases.c.number, mlflow_aliases.c.version)
+        .select_from(aliases.outerjoin(mlflow_aliases, same))
+        .where(mlflow_aliases.c.version.is_distinct_from(aliases.c.number))
+    )
+    ours = select(aliases.c.alias).where(aliases.c.name == mlflow_aliases.c.name, same)
+    added = (
+        select(mlflow_aliases.c.name, mlflow_aliases.c.alias, literal(None).label("number"), mlflow_aliases.c.version)
+        .select_from(mlflow_aliases.join(models, models.c.name == mlflow_aliases.c.name))
+        .where(mlflow_aliases.c.workspace == WORKSPACE, ~exists(ours))
+    )
+    rows = [row for query in (changed, added) for row in connection.execute(query)]
+    for row in sorted(rows, key=lambda row: (row.name, row.alias)):
+        yield Discrepancy(
+            name=row.name,
+            subject=f"alias {row.alias}",
+            field="alias",
+            expected=_number_text(row.number),
+            received=_number_text(row.version),
+            key=row.alias,
+        )
+
+
+def _version_discrepancies(connection: Connection, base: str) -> Iterator[Discrepancy]:
+    for row in connection.execute(_differing_versions(base)):
+        yield from _differing_fields(row, base)
+
+
+def _differing_versions(base: str) -> Select[*tuple[Any, ...]]:
+    source = literal(base) + versions.c.name + literal("/") + versions.c.uid
+    in_trash = and_(trash.c.name == versions.c.name, trash.c.number == versions.c.number)
+    is_gone = or_(mlflow_versions.c.version.is_(None), mlflow_versions.c.current_stage == DELETED_STAGE)
+    differs = or_(
+        is_gone,
+        mlflow_versions.c.source.is_distinct_from(source),
+        mlflow_versions.c.storage_location.is_distinct_from(source),
+        mlflow_versions.c.run_id.is_distinct_from(mirrored_run_id()),
+        func.coalesce(mlflow_versions.c.description, "") != versions.c.description,
+    )
+    return (
         select(
             versions.c.name,
             versions.c.number,
             versions.c.uid,
+            versions.c.description,
+            mirrored_run_id().label("run_id"),
+            trash.c.state.label("trash_state"),
+            mlflow_versions.c.version.label("found"),
             mlflow_versions.c.current_stage,
             mlflow_versions.c.source,
             mlflow_versions.c.storage_location,
+            mlflow_versions.c.run_id.label("found_run_id"),
+            mlflow_versions.c.description.label("found_description"),
         )
-        .select_from(versions.outerjoin(mlflow_versions, same))
+        .select_from(versions.outerjoin(mlflow_versions, same_version()).outerjoin(trash, in_trash))
+        .where(or_(and_(trash.c.state.is_(None), differs), and_(trash.c.state.is_not(None), ~is_gone)))
         .order_by(versions.c.name, versions.c.number)
     )
-    for row in connection.execute(query):
-        expected = (root / row.name / row.uid).as_uri()
-        if row.source is None or row.current_stage == DELETED_STAGE:
-            received = "deleted"
-        elif (row.source, row.storage_location) != (expected, expected):
-            received = row.source if row.source != expected else str(row.storage_location)
-        else:
-            continue
-        yield Discrepancy(name=row.name, subject=f"version {row.number}", expected=expected, received=received)
 
 
-def _rewrite_version(connection: Connection, root: Path, name: str, number: int) -> None:
-    row = connection.execute(select(versions).where(versions.c.name == name, versions.c.number == number)).one()
-    here = and_(
-        mlflow_versions.c.workspace == WORKSPACE,
-        mlflow_versions.c.name == name,
-        mlflow_versions.c.version == number,
-    )
-    folder = root / name / row.uid
-    values = {
-        "source": folder.as_uri(),
-        "storage_location": folder.as_uri(),
-        "current_stage": "None",
-        "user_id": row.created_by,
-        "run_id": row.run_id,
-        "description": row.description or None,
-    }
-    if connection.execute(update(mlflow_versions).where(here).values(**values)).rowcount == 0:
-        mlflow_rows.insert_version(
-            connection,
-            name=name,
-            number=number,
-            folder=folder,
-            run_id=row.run_id,
-            actor=row.created_by,
-            description=row.description,
-            tags={**from_json(row.tags), "noa.digest": row.digest},
-        )
-
-
-def _rewrite_alias(connection: Connection, name: str, alias: str) -> None:
-    query = select(aliases.c.number).where(aliases.c.name == name, aliases.c.alias == alias)
-    number = connection.execute(query).scalar()
-    if number is not None:
-        mlflow_rows.set_alias(connection, name=name, alias=alias, number=number)
+def _differing_fields(row: Row[Any], base: str) -> Iterator[Discrepancy]:
+    source = f"{base}{row.name}/{row.uid}"
+    if row.trash_state is not None:
+        yield _of_version(row, "stage", f"{_DELETED}: it is in noa's trash", f"stage {row.current_stage}")
         return
-    connection.execute(
-        delete(mlflow_aliases).where(
-            mlflow_aliases.c.workspace == WORKSPACE, mlflow_aliases.c.name == name, mlflow_aliases.c.alias == alias
-        )
+    if row.found is None or row.current_stage == DELETED_STAGE:
+        yield _of_version(row, "row", source, _DELETED)
+        return
+    compared: tuple[tuple[MirrorField, object, object], ...] = (
+        ("source", source, row.source if row.source != source else row.storage_location),
+        ("run_id", row.run_id, row.found_run_id),
+        ("description", row.description, row.found_description or ""),
     )
+    for field, expected, received in compared:
+        if expected != received:
+            yield _of_version(row, field, _text(expected), _text(received))
+
+
+def _of_version(row: Row[Any], field: MirrorField, expected: str, received: str, key: str = "") -> Discrepancy:
+    return Discrepancy(
+        name=row.name,
+        subject=f"version {row.number}",
+        field=field,
+        expected=expected,
+        received=received,
+        number=row.number,
+        key=key,
+    )
+
+
+def _tag_discrepancies(connection: Connection) -> Iterator[Discrepancy]:
+    """Compare the tags of visible versions: page by page, both sides in the same order."""
+    last: _Place = ("", 0)
+    while True:
+        page = connection.execute(_tagged_versions(last)).all()
+        if not page:
+            return
+        first, last = (page[0].name, page[0].number), (page[-1].name, page[-1].number)
+        visible = _visible(connection, first, last)
+        found = _found_tags(connection, first, last)
+        sealed = _sealed_formats(connection, first, last)
+        for row in page:
+            place = (row.name, row.number)
+            if place not in visible:
+                continue
+            theirs = found.get(place, {})
+            for key, allowed in expected_tags(row, sealed.get(place, [])).items():
+                if theirs.get(key) not in allowed:
+                    yield _of_version(row, "tag", _text(allowed[0]), _text(theirs.get(key)), key)
+
+
+def expected_tags(row: Row[Any], sealed: list[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """Return the tags that noa wrote for a version, each with the values that are right; the first is written anew.
+
+    `sealed` are its formats with their units, by name: their list may be that of the registration, or that of now.
+    """
+    tags: dict[str, tuple[str, ...]] = {}
+    if row.tags != "{}":
+        tags = {str(key): (str(value),) for key, value in json.loads(row.tags).items()}
+    tags[DIGEST_TAG] = (row.digest,)
+    now = ",".join([name for name, _ in sealed])
+    registered = [name for name, uid in sealed if uid == row.uid]
+    tags[FORMATS_TAG] = (now,) if len(registered) == len(sealed) else (now, ",".join(registered))
+    return tags
+
+
+def sealed_formats(connection: Connection, name: str, number: int) -> list[tuple[str, str]]:
+    """Return the formats of one version with their units."""
+    return _sealed_formats(connection, (name, number), (name, number)).get((name, number), [])
+
+
+def _tagged_versions(last: _Place) -> Select[*tuple[Any, ...]]:
+    # No join: the primary key alone gives the page in order, whatever the planner thinks of the other tables.
+    c = versions.c
+    return (
+        select(c.name, c.number, c.uid, c.digest, c.tags)
+        .where(tuple_(c.name, c.number) > tuple_(*map(literal, last)))
+        .order_by(c.name, c.number)
+        .limit(_PAGE)
+    )
+
+
+def _visible(connection: Connection, first: _Place, last: _Place) -> set[_Place]:
+    """Return the versions that MLflow shows and that are not in noa's trash: the others are compared by their row."""
+    c = mlflow_versions.c
+    shown = select(c.name, c.version).where(
+        c.workspace == WORKSPACE, c.current_stage != DELETED_STAGE, _between(tuple_(c.name, c.version), first, last)
+    )
+    deleted = select(trash.c.name, trash.c.number).where(_between(tuple_(trash.c.name, trash.c.number), first, last))
+    visible: set[_Place] = {(name, number) for name, number in connection.execute(shown).all()}
+    return visible - {(name, number) for name, number in connection.execute(deleted).all()}
+
+
+def _found_tags(connection: Connection, first: _Place, last: _Place) -> dict[_Place, dict[str, str]]:
+    c = mlflow_version_tags.c
+    query = select(c.name, c.version, c.key, c.value).where(
+        c.workspace == WORKSPACE, _between(tuple_(c.name, c.version), first, last)
+    )
+    found: defaultdict[_Place, dict[str, str]] = defaultdict(dict)
+    for name, number, key, value in connection.execute(query).all():
+        found[name, number][key] = value
+    return found
+
+
+def _sealed_formats(connection: Connection, first: _Place, last: _Place) -> dict[_Place, list[tuple[str, str]]]:
+    c = formats.c
+    within = _between(tuple_(c.name, c.number), first, last)
+    query = select(c.name, c.number, c.format, c.uid).where(within).order_by(c.name, c.number, c.format)
+    found: defaultdict[_Place, list[tuple[str, str]]] = defaultdict(list)
+    for name, number, format_name, uid in connection.execute(query).all():
+        found[name, number].append((format_name, uid))
+    return found
+
+
+def _between(place: Tuple, first: _Place, last: _Place) -> ColumnElement[bool]:
+    # Compared as rows: the databases then read the range from the primary key.
+    return and_(place >= tuple_(*map(literal, first)), place <= tuple_(*map(literal, last)))
+
+
+def _strangers(connection: Connection, base: str) -> Iterator[Discrepancy]:
+    """Find rows of noa's under another name or number, as a renamed model leaves them: our files, and our tag."""
+    tagged = select(mlflow_version_tags.c.key).where(
+        mlflow_version_tags.c.workspace == WORKSPACE,
+        mlflow_version_tags.c.name == mlflow_versions.c.name,
+        mlflow_version_tags.c.version == mlflow_versions.c.version,
+        mlflow_version_tags.c.key == DIGEST_TAG,
+    )
+    ours = select(versions.c.number).where(same_version())
+    query = (
+        select(mlflow_versions.c.name, mlflow_versions.c.version, mlflow_versions.c.source)
+        .where(
+            mlflow_versions.c.workspace == WORKSPACE,
+            func.substr(mlflow_versions.c.source, 1, len(base)) == base,
+            ~exists(ours),
+            exists(tagged),
+        )
+        .order_by(mlflow_versions.c.name, mlflow_versions.c.version)
+    )
+    for row in connection.execute(query):
+        yield Discrepancy(
+            name=row.name,
+            subject=f"version {row.version}",
+            field="model",
+            expected="no such version: noa registered these files under another name",
+            received=row.source,
+            number=row.version,
+        )
 
 
 def _number_text(number: int | None) -> str:
     return "nothing" if number is None else f"version {number}"
+
+
+def _text(value: object) -> str:
+    return "nothing" if value is None or value == "" else str(value)

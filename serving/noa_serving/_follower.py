@@ -15,6 +15,7 @@ from noa_serving._endpoint import Endpoint
 
 if TYPE_CHECKING:
     from noa_registry import Registry
+    from noa_serving._leases import LeaseKeeper
 
 log = logging.getLogger("noa.serving")
 
@@ -23,11 +24,17 @@ class Follower:
     """Polls the registry until `stop`. `problem` tells why the registry cannot be read just now, or is None."""
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], open_registry: Callable[[], Registry], *, poll_interval_s: float
+        self,
+        endpoints: Sequence[Endpoint],
+        open_registry: Callable[[], Registry],
+        *,
+        poll_interval_s: float,
+        leases: LeaseKeeper | None = None,
     ) -> None:
         self._endpoints = endpoints
         self._open_registry = open_registry
         self._poll_interval_s = poll_interval_s
+        self._leases = leases
         self._stopping = threading.Event()
         self._registry: Registry | None = None
         self._thread = threading.Thread(target=self._run, name="noa-follower", daemon=True)
@@ -42,10 +49,14 @@ class Follower:
     def start(self) -> None:
         """Begin to follow."""
         self._thread.start()
+        if self._leases is not None:
+            self._leases.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End the thread; a load in progress is left to the end of the process."""
         self._stopping.set()
+        if self._leases is not None:
+            self._leases.stop()
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
@@ -61,7 +72,7 @@ class Follower:
             try:
                 if self._registry is None:
                     self._registry = self._open_registry()
-                endpoint.follow(self._registry)
+                was_swapped = endpoint.follow(self._registry)
             except Exception as exc:  # noqa: BLE001  # any failure of the registry must leave serving alone
                 self.failed_polls += 1
                 if self.problem is None:
@@ -71,6 +82,8 @@ class Follower:
                 if self.problem is not None:
                     log.info("the registry can be read again")
                 self.problem = None
+                if was_swapped and self._leases is not None:
+                    self._leases.wake()
             endpoint.was_tried = True
             if self._stopping.is_set():
                 return

@@ -26,8 +26,11 @@ from noa_serving._asgi import AsgiApplication
 from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
 from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, load_request
+from noa_serving._leases import LeaseKeeper
 from noa_serving._parent_death import die_with_parent
 from noa_serving._protocol import hot_protocol
+
+_LEASE_PATIENCE_S = 5.0
 
 
 class NoaService(Service[Any]):
@@ -55,7 +58,14 @@ def build_application(request: LaunchRequest) -> Application:
 
         return Registry.open(settings.registry)
 
-    follower = Follower(endpoints, open_registry, poll_interval_s=settings.serving.poll_interval_s)
+    def open_for_leases() -> Any:
+        from noa_registry import Registry
+
+        patience_s = min(settings.registry.lock_timeout_s, _LEASE_PATIENCE_S)
+        return Registry.open(settings.registry.model_copy(update={"lock_timeout_s": patience_s}))
+
+    leases = LeaseKeeper(endpoints, open_for_leases, lease_s=settings.serving.lease_s)
+    follower = Follower(endpoints, open_registry, poll_interval_s=settings.serving.poll_interval_s, leases=leases)
     return Application(settings.serving, endpoints, follower)
 
 

@@ -1,0 +1,183 @@
+"""`noa models verify`: files, records, the ledger and MLflow's rows against what was sealed; repair on request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noa_cli import _console as console
+from noa_cli._options import JsonOption
+from noa_cli._registry import open_registry
+
+if TYPE_CHECKING:
+    from noa.errors import NoaError
+    from noa.references import ModelReference
+    from noa_registry import Discrepancy, FileRepair, Registry
+
+_MOST_LINES = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Finding:
+    """One thing that differs: where, what, what was expected and received, and what helps."""
+
+    subject: str
+    what: str
+    expected: str | None = None
+    received: str | None = None
+    remedy: str | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.subject}: {self.what}"
+        text += f"; expected {self.expected}" if self.expected else ""
+        text += f"; received {self.received}" if self.received else ""
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+    def outcome(self) -> str:
+        """Return what was found, for a list of what was repaired."""
+        return f"{self.subject}: {self.what}: {self.received or 'nothing'} -> {self.expected or 'nothing'}"
+
+    def to_dict(self) -> dict[str, str | None]:
+        return {
+            "subject": self.subject,
+            "what": self.what,
+            "expected": self.expected,
+            "received": self.received,
+            "remedy": self.remedy,
+        }
+
+
+def verify(
+    reference: Annotated[
+        str | None, typer.Argument(help="`name`, `name@alias` or `name/number`; nothing: every version.")
+    ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Write MLflow's rows anew, and put damaged files back where their bytes exist elsewhere."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Hash every sealed file again and compare; also the records, the ledger and MLflow's rows.
+
+    Exit code 1 if something differs and was not repaired.
+    """
+    with open_registry(about=[] if reference is None else [reference]) as registry:
+        repaired = [found.outcome() for found in map(_of_mirror, registry.repair_mirror())] if repair else []
+        targets = _targets(registry, reference)
+        problems: list[_Finding] = []
+        with console.step(f"Verifying {console.count(len(targets), 'version')}") as tell:
+            for target in targets:
+                tell(str(target))
+                found, put_back = _check_version(registry, target, repair)
+                problems += found
+                repaired += put_back
+        problems += _check_ledger(registry)
+        problems += [_of_mirror(found) for found in registry.mirror_discrepancies()]
+    _print(len(targets), problems, repaired, as_json)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _check_version(registry: Registry, target: ModelReference, repair: bool) -> tuple[list[_Finding], list[str]]:
+    from noa.errors import IntegrityError
+
+    name, number = target.name, target.number or 0
+    repaired: list[str] = []
+    try:
+        try:
+            registry.verify(name, number)
+        except IntegrityError:
+            if not repair:
+                raise
+            done = registry.repair_files(name, number)
+            repaired = [str(one) for one in done if one.is_repaired]
+            registry.verify(name, number)
+    except IntegrityError as exc:
+        left = list(_lost_files(registry, target)) if repair else []
+        return left or [_of_error(str(target), exc)], repaired
+    return [], repaired
+
+
+def _lost_files(registry: Registry, target: ModelReference) -> Iterator[_Finding]:
+    from noa.errors import IntegrityError
+
+    try:
+        done: list[FileRepair] = registry.repair_files(target.name, target.number or 0)
+    except IntegrityError:  # the record itself was changed, nobody knows what the files should be
+        return
+    for one in done:
+        if not one.is_repaired:
+            yield _Finding(subject=str(target), what=f"`{one.path}` {one.verb} {one.change}; {one.how}")
+
+
+def _check_ledger(registry: Registry) -> list[_Finding]:
+    from noa.errors import IntegrityError
+
+    try:
+        registry.verify_ledger()
+    except IntegrityError as exc:
+        return [_of_error("ledger", exc)]
+    return []
+
+
+def _of_error(subject: str, error: NoaError) -> _Finding:
+    what = error.what if error.where is None else f"{error.what} ({error.where})"
+    remedy = error.remedy or "Put back what can be put back with: noa models verify --repair"
+    return _Finding(subject=subject, what=what, expected=error.expected, received=error.received, remedy=remedy)
+
+
+def _of_mirror(found: Discrepancy) -> _Finding:
+    if found.field == "guard":
+        subject, what = "database", f"{found.subject} was dropped"
+    else:
+        what = "was changed behind noa's back" + {
+            "description": " (description)",
+            "run_id": " (run)",
+            "source": " (source)",
+            "stage": " (stage)",
+            "tag": f" (tag `{found.key}`)",
+        }.get(found.field, "")
+        subject = f"MLflow's row of {found.name}, {found.subject}"
+    return _Finding(
+        subject=subject,
+        what=what,
+        expected=found.expected,
+        received=found.received,
+        remedy="Nothing of it is served; write MLflow's rows anew with: noa models verify --repair",
+    )
+
+
+def _print(checked: int, problems: list[_Finding], repaired: list[str], as_json: bool) -> None:
+    if as_json:
+        console.print_json(
+            {"checked": checked, "problems": [problem.to_dict() for problem in problems], "repaired": repaired}
+        )
+        return
+    for text in repaired[:_MOST_LINES]:
+        console.print_line(f"repaired: {text}", "green")
+    for problem in problems[:_MOST_LINES]:
+        console.print_line(str(problem), "red")
+    hidden = max(len(repaired) - _MOST_LINES, 0) + max(len(problems) - _MOST_LINES, 0)
+    if hidden:
+        console.print_line(f"... and {hidden:,} more; --json shows all")
+    counted = console.count(len(problems), "problem")
+    console.print_line(f"{console.count(checked, 'version')}, the ledger and MLflow's rows checked: {counted}")
+
+
+def _targets(registry: Registry, reference: str | None) -> list[ModelReference]:
+    """Return the versions that a reference means: one, all of a model, or all."""
+    from noa.references import ModelReference, parse_reference
+
+    parsed = None if reference is None else parse_reference(reference)
+    if parsed is not None and parsed.number is not None:
+        return [parsed]  # not resolved: a record that was changed is a finding, not the end
+    if parsed is not None and parsed.alias is not None:
+        version = registry.resolve(parsed)
+        return [ModelReference(name=version.name, number=version.number)]
+    names = [model.name for model in registry.models()] if parsed is None else [parsed.name]
+    return [ModelReference(name=name, number=number) for name in names for number in reversed(registry.numbers(name))]

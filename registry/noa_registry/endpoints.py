@@ -1,0 +1,261 @@
+"""Endpoints: which content each one should serve, and which replicas serve it now.
+
+A generation is one content of an endpoint: a version in a format. Its number grows by one whenever the content changes.
+A replica is one process that answers for an endpoint; it acknowledges the generation that it serves, with a lease that
+it renews. A replica that was killed stops renewing, and its lease ends by itself. While a lease lasts, the version
+behind it is neither deleted nor purged.
+
+Leases end by the clocks of the machines that read and write them; keep those within a few seconds of each other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, delete, insert, select, update
+
+from noa.errors import ConflictError, InvalidInputError, NotFoundError, ServiceError
+from noa.references import check_alias, check_name
+from noa_registry.database import Database, now, to_text
+from noa_registry.events.outbox import append_event
+from noa_registry.records import require_version
+from noa_registry.tables import aliases, generations, replicas, versions
+
+MAX_REPLICA_CHARS = 128
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointGeneration:
+    """One content of an endpoint. `alias` is None for an endpoint that names a number."""
+
+    endpoint: str
+    generation: int
+    name: str
+    number: int
+    digest: str
+    alias: str | None
+    format: str
+    created_at: datetime
+
+    @property
+    def reference(self) -> str:
+        """Return e.g. `digits/3`."""
+        return f"{self.name}/{self.number}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """A process that serves a generation, until `expires_at` unless it renews its lease."""
+
+    replica: str
+    generation: EndpointGeneration
+    acknowledged_at: datetime
+    expires_at: datetime
+
+    def __str__(self) -> str:
+        serving = self.generation
+        return f"`{self.replica}` of endpoint `{serving.endpoint}` serves {serving.reference}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoints:
+    """What `Registry.endpoints` offers."""
+
+    database: Database
+    clock: Callable[[], datetime] = now
+
+    def announce(
+        self,
+        endpoint: str,
+        name: str,
+        number: int,
+        *,
+        alias: str | None,
+        format: str,  # our word
+    ) -> int:
+        """Say that an endpoint serves a version from now on, and return the number of that content.
+
+        The same content as the newest has its number; any other gets the next one.
+
+        Raises:
+            NotFoundError: there is no such version, or it is deleted.
+        """
+        check_name(endpoint)
+        if alias is not None:
+            check_alias(alias)
+        with self.database.read() as connection:
+            digest = _digest_of(connection, check_name(name), number)
+            content = (name, number, alias, format, digest)
+            newest = _newest(connection, endpoint)
+            if newest is not None and _content(newest) == content:
+                return newest.generation
+        with self.database.write() as connection:
+            require_version(connection, name, number)
+            newest = _newest(connection, endpoint)
+            if newest is not None and _content(newest) == content:
+                return newest.generation
+            generation = 1 if newest is None else newest.generation + 1
+            values = {"name": name, "number": number, "alias": alias, "format": format, "digest": digest}
+            key = {"endpoint": endpoint, "generation": generation}
+            connection.execute(insert(generations).values(**key, **values, created_at=to_text(self.clock())))
+            append_event(connection, "generation.announced", name=name, payload={**key, **values})
+            return generation
+
+    def acknowledge(self, endpoint: str, replica: str, generation: int, *, lease_s: float) -> None:
+        """Say that a replica serves a generation, and will for `lease_s` seconds unless it says so again.
+
+        Raises:
+            NotFoundError: the endpoint has no such generation.
+        """
+        if not replica or len(replica) > MAX_REPLICA_CHARS or lease_s <= 0:
+            raise InvalidInputError(
+                "this is no lease", expected="a replica's name and lease_s > 0", received=f"`{replica}`, {lease_s} s"
+            )
+        moment = self.clock()
+        values = {
+            "generation": generation,
+            "acknowledged_at": to_text(moment),
+            "expires_at": to_text(moment + timedelta(seconds=lease_s)),
+        }
+        with self.database.write() as connection:
+            here = and_(generations.c.endpoint == endpoint, generations.c.generation == generation)
+            if connection.execute(select(generations.c.generation).where(here)).first() is None:
+                raise NotFoundError(
+                    f"endpoint `{endpoint}` has no generation {generation}", remedy="Announce what it serves first"
+                )
+            lease = and_(replicas.c.endpoint == endpoint, replicas.c.replica == replica)
+            if connection.execute(update(replicas).where(lease).values(**values)).rowcount == 0:
+                connection.execute(insert(replicas).values(endpoint=endpoint, replica=replica, **values))
+
+    def release(self, endpoint: str, replica: str) -> None:
+        """Say that a replica serves an endpoint no longer; one that is not known is no error."""
+        with self.database.write() as connection:
+            connection.execute(delete(replicas).where(replicas.c.endpoint == endpoint, replicas.c.replica == replica))
+
+    def live_replicas(self, *, endpoint: str | None = None, name: str | None = None) -> list[Replica]:
+        """Return the replicas whose lease lasts, by endpoint and name."""
+        with self.database.read() as connection:
+            return load_replicas(connection, self.clock(), endpoint=endpoint, name=name)
+
+    def generations(self, endpoint: str, *, limit: int = 20) -> list[EndpointGeneration]:
+        """Return what an endpoint served, newest first."""
+        query = (
+            select(generations)
+            .where(generations.c.endpoint == endpoint)
+            .order_by(generations.c.generation.desc())
+            .limit(limit)
+        )
+        with self.database.read() as connection:
+            return [to_generation(row) for row in connection.execute(query)]
+
+    def wait_until_served(
+        self,
+        name: str,
+        number: int,
+        *,
+        alias: str,
+        timeout_s: float,
+        tell: Callable[[Sequence[Replica]], None] = lambda _late: None,
+    ) -> list[Replica]:
+        """Return when every live replica that follows `name@alias` serves version `number`: those replicas.
+
+        `tell` is called with the replicas that are still behind. A server that is killed meanwhile drops out when its
+        lease ends; one that starts meanwhile is waited for.
+
+        Raises:
+            ConflictError: the alias was moved on meanwhile.
+            ServiceError: `timeout_s` passed; names the replicas that still serve something else.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with self.database.read() as connection:
+                held = aliases.c.number, aliases.c.digest
+                where = aliases.c.name == name, aliases.c.alias == alias
+                holder = connection.execute(select(*held).where(*where)).one_or_none()
+                following = [
+                    replica
+                    for replica in load_replicas(connection, self.clock(), endpoint=None, name=name)
+                    if replica.generation.alias == alias
+                ]
+            if holder is None or holder.number != number:
+                raise ConflictError(
+                    f"`{name}@{alias}` was moved on while we waited",
+                    expected=f"version {number}",
+                    received="no holder" if holder is None else f"version {holder.number}",
+                    remedy=f"See who moved it with: noa models history {name}@{alias}",
+                )
+            late = [replica for replica in following if replica.generation.number != number]
+            if not late:
+                return following
+            tell(late)
+            if time.monotonic() >= deadline:
+                raise ServiceError(
+                    f"`{name}@{alias}` is {name}/{number} now, but not every server follows",
+                    expected=f"all {len(following)} replicas at {name}/{number} within {timeout_s:g} s",
+                    received="; ".join(str(replica) for replica in late),
+                    remedy="The alias has moved and stays so; look at these servers, or wait longer with --timeout",
+                    replicas=tuple(late),
+                )
+            time.sleep(_POLL_S)
+
+
+def load_replicas(
+    connection: Connection, moment: datetime, *, endpoint: str | None = None, name: str | None = None
+) -> list[Replica]:
+    """Return the replicas whose lease lasts at `moment`."""
+    same = and_(replicas.c.endpoint == generations.c.endpoint, replicas.c.generation == generations.c.generation)
+    query = (
+        select(generations, replicas.c.replica, replicas.c.acknowledged_at, replicas.c.expires_at)
+        .join(replicas, same)
+        .where(replicas.c.expires_at > to_text(moment))
+        .order_by(replicas.c.endpoint, replicas.c.replica)
+    )
+    if endpoint is not None:
+        query = query.where(replicas.c.endpoint == endpoint)
+    if name is not None:
+        query = query.where(generations.c.name == name)
+    return [
+        Replica(
+            replica=row.replica,
+            generation=to_generation(row),
+            acknowledged_at=datetime.fromisoformat(row.acknowledged_at),
+            expires_at=datetime.fromisoformat(row.expires_at),
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def to_generation(row: Row[Any]) -> EndpointGeneration:
+    """Return the value of a row of `noa_generations`."""
+    return EndpointGeneration(
+        endpoint=row.endpoint,
+        generation=row.generation,
+        name=row.name,
+        number=row.number,
+        digest=row.digest,
+        alias=row.alias,
+        format=row.format,
+        created_at=datetime.fromisoformat(row.created_at),
+    )
+
+
+def _digest_of(connection: Connection, name: str, number: int) -> str:
+    require_version(connection, name, number)
+    query = select(versions.c.digest).where(versions.c.name == name, versions.c.number == number)
+    return str(connection.execute(query).scalar_one())
+
+
+def _newest(connection: Connection, endpoint: str) -> Row[Any] | None:
+    query = (
+        select(generations).where(generations.c.endpoint == endpoint).order_by(generations.c.generation.desc()).limit(1)
+    )
+    return connection.execute(query).one_or_none()
+
+
+def _content(row: Row[Any]) -> tuple[str, int, str | None, str, str]:
+    return row.name, row.number, row.alias, row.format, row.digest

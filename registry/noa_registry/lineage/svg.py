@@ -1,0 +1,99 @@
+"""SVG: the graph as a picture that every browser shows. Text is escaped; nothing in it runs or is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Final
+
+from noa_registry.lineage.colours import COLOURS
+from noa_registry.lineage.graph import LineageGraph, LineageNode
+from noa_registry.lineage.layout import NODE_HEIGHT, NODE_WIDTH, lay_out
+
+_LABEL_CHARS: Final = 21
+_FONT: Final = "font-family=\"ui-sans-serif, system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif\""
+
+
+def to_svg(graph: LineageGraph, *, title: str) -> str:
+    """Return an SVG document with a picture of a graph."""
+    layout = lay_out(graph)
+    width, height = round(layout.width), round(layout.height)
+    parts = [
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+            f'role="img" aria-label="{_text(title)}" {_FONT}>'
+        ),
+        f"<title>{_text(title)}</title>",
+        (
+            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+            '<path d="M0 0L8 4L0 8z" fill="#7d8894"/></marker></defs>'
+        ),
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+    ]
+    for edge, points in layout.edges:
+        parts.append(
+            f'<path d="{_path(points)}" fill="none" stroke="#9aa4ae" stroke-width="1.4" marker-end="url(#tip)">'
+            f"<title>{_text(edge.kind)}</title></path>"
+        )
+    for edge, points in layout.edges:
+        x, y = _label_place(points)
+        parts.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" font-size="9.5" fill="#5c6773" text-anchor="middle" stroke="#ffffff" '
+            f'stroke-width="3" paint-order="stroke">{_text(edge.kind)}</text>'
+        )
+    focus = set(graph.focus)
+    parts += [_node(node, layout.nodes[key], is_focus=key in focus) for key, node in graph.nodes.items()]
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _node(node: LineageNode, place: tuple[float, float], *, is_focus: bool) -> str:
+    x, y = place
+    fill, line = COLOURS[node.kind]
+    label = node.label if len(node.label) <= _LABEL_CHARS else node.label[: _LABEL_CHARS - 1] + "…"
+    details = "\n".join([node.label, *(f"{key}: {value}" for key, value in node.facts.items())])
+    note = _note(node)
+    return (
+        f"<g><title>{_text(details)}</title>"
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{NODE_WIDTH:g}" height="{NODE_HEIGHT:g}" rx="7" fill="{fill}" '
+        f'stroke="{line}" stroke-width="{2.6 if is_focus else 1.2:g}"/>'
+        f'<text x="{x + 11:.1f}" y="{y + 17:.1f}" font-size="10" fill="{line}" font-weight="600">{node.kind}</text>'
+        f'<text x="{x + NODE_WIDTH - 11:.1f}" y="{y + 17:.1f}" font-size="9.5" fill="#5c6773" '
+        f'text-anchor="end">{_text(note)}</text>'
+        f'<text x="{x + 11:.1f}" y="{y + 35:.1f}" font-size="13" fill="#1b1f24">{_text(label)}</text></g>'
+    )
+
+
+def _note(node: LineageNode) -> str:
+    """Return the one fact that is worth a place on the box."""
+    if "in_trash_since" in node.facts:
+        return "in the trash"
+    if node.kind == "format" and "equivalence" in node.facts:
+        return f"equivalence {node.facts['equivalence']}"
+    if node.kind == "version":
+        return str(node.facts.get("created_at", ""))[:10]
+    if node.kind == "alias":
+        return f"since {str(node.facts.get('since', ''))[:10]}"
+    return str(node.facts.get("backend", ""))[:16]
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    x, y = points[0]
+    parts = [f"M{x:.1f} {y:.1f}"]
+    for index in range(1, len(points)):
+        (x0, y0), (x1, y1) = points[index - 1], points[index]
+        if index % 2 == 0:  # along a waypoint: straight through its column
+            parts.append(f"L{x1:.1f} {y1:.1f}")
+        else:
+            bend = (x1 - x0) / 2
+            parts.append(f"C{x0 + bend:.1f} {y0:.1f} {x1 - bend:.1f} {y1:.1f} {x1:.1f} {y1:.1f}")
+    return "".join(parts)
+
+
+def _label_place(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    (x0, y0), (x1, y1) = points[-2], points[-1]
+    return (x0 + x1) / 2, (y0 + y1) / 2 - 4
+
+
+def _text(value: object) -> str:
+    # Control characters are not allowed in XML at all, not even escaped.
+    return escape("".join(char if char.isprintable() or char == "\n" else " " for char in str(value)), quote=True)

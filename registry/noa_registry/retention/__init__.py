@@ -1,0 +1,1 @@
+"""Retention: the trash, what still needs a version, and the garbage collector that removes only what nothing needs."""

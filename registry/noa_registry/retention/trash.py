@@ -1,0 +1,150 @@
+"""The trash: a deleted version is hidden at once, can be restored for a while, and its number is never used again.
+
+A row in `noa_trash` makes a version invisible; restoring it removes the row. MLflow's row changes in the same
+transaction, so stock clients see the version go and come back. Files stay until the garbage collector purges them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypeAlias, cast
+
+from sqlalchemy import Connection, Row, delete, insert, select, update
+
+from noa.errors import ConflictError, InvalidInputError
+from noa_registry import mlflow_rows
+from noa_registry.database import to_text
+from noa_registry.events.outbox import append_event
+from noa_registry.records import newest_number, require_version, version_deleted, version_not_found
+from noa_registry.retention.reach import Hold, find_holds
+from noa_registry.tables import models, trash, versions
+
+TrashState: TypeAlias = Literal["trashed", "purging", "purged"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrashedVersion:
+    """A deleted version. `purge_after` is when its files may go; `purged_at` when they went, None until then."""
+
+    name: str
+    number: int
+    digest: str
+    state: TrashState
+    reason: str
+    deleted_by: str
+    deleted_at: datetime
+    purge_after: datetime
+    purged_at: datetime | None
+
+    @property
+    def reference(self) -> str:
+        """Return e.g. `digits/3`."""
+        return f"{self.name}/{self.number}"
+
+
+def move_to_trash(
+    connection: Connection,
+    name: str,
+    number: int,
+    *,
+    reason: str,
+    actor: str,
+    grace: timedelta,
+    endpoints: Mapping[str, str],
+    moment: datetime,
+) -> None:
+    """Delete a version in the caller's write transaction.
+
+    Raises:
+        NotFoundError: there is no such version, or it is deleted already.
+        ConflictError: something needs it; `facts["holds"]` says what.
+    """
+    if grace < timedelta(0):
+        raise InvalidInputError("the grace period is negative", expected="0 or more days", received=str(grace))
+    require_version(connection, name, number)
+    refuse_held(name, number, find_holds(connection, name, number, endpoints=endpoints, moment=moment))
+    purge_after = to_text(moment + grace)
+    connection.execute(
+        insert(trash).values(
+            name=name,
+            number=number,
+            state="trashed",
+            reason=reason,
+            deleted_by=actor,
+            deleted_at=to_text(moment),
+            purge_after=purge_after,
+        )
+    )
+    mlflow_rows.hide_version(connection, name=name, number=number)
+    connection.execute(update(models).where(models.c.name == name).values(updated_at=to_text(moment)))
+    payload = {"number": number, "reason": reason, "actor": actor, "purge_after": purge_after}
+    append_event(connection, "version.trashed", name=name, payload=payload)
+
+
+def take_from_trash(connection: Connection, name: str, number: int, *, actor: str, moment: datetime) -> None:
+    """Restore a deleted version in the caller's write transaction; MLflow's row is the caller's to bring back.
+
+    Raises:
+        NotFoundError: there is no such version, or its files are gone.
+        ConflictError: it is not deleted.
+    """
+    row = find_trashed(connection, name, number)
+    if row is None:
+        newest_number(connection, name)
+        found = select(versions.c.number).where(versions.c.name == name, versions.c.number == number)
+        if connection.execute(found).one_or_none() is None:
+            raise version_not_found(connection, name, number)
+        raise ConflictError(f"`{name}/{number}` is not in the trash", remedy="There is nothing to restore")
+    if row.state != "trashed":
+        raise version_deleted(name, number, row)
+    connection.execute(delete(trash).where(trash.c.name == name, trash.c.number == number))
+    connection.execute(update(models).where(models.c.name == name).values(updated_at=to_text(moment)))
+    append_event(connection, "version.restored", name=name, payload={"number": number, "actor": actor})
+
+
+def load_trash(connection: Connection, name: str | None, *, with_purged: bool) -> list[TrashedVersion]:
+    """Return deleted versions, the newest deletion first."""
+    query = (
+        select(trash, versions.c.digest)
+        .join(versions, (versions.c.name == trash.c.name) & (versions.c.number == trash.c.number))
+        .order_by(trash.c.deleted_at.desc(), trash.c.name, trash.c.number.desc())
+    )
+    if name is not None:
+        query = query.where(trash.c.name == name)
+    if not with_purged:
+        query = query.where(trash.c.state != "purged")
+    return [_to_trashed(row) for row in connection.execute(query)]
+
+
+def find_trashed(connection: Connection, name: str, number: int) -> Row[Any] | None:
+    """Return the row of a version in the trash, or None."""
+    return connection.execute(select(trash).where(trash.c.name == name, trash.c.number == number)).one_or_none()
+
+
+def refuse_held(name: str, number: int, holds: Sequence[Hold]) -> None:
+    """Raise `ConflictError` if something needs a version."""
+    if not holds:
+        return
+    raise ConflictError(
+        f"`{name}/{number}` is in use and cannot be deleted",
+        expected="a version that nothing needs",
+        received="; ".join(str(hold) for hold in holds),
+        remedy=". ".join(dict.fromkeys(hold.release for hold in holds)),
+        holds=tuple(holds),
+    )
+
+
+def _to_trashed(row: Row[Any]) -> TrashedVersion:
+    return TrashedVersion(
+        name=row.name,
+        number=row.number,
+        digest=row.digest,
+        state=cast("TrashState", row.state),
+        reason=row.reason,
+        deleted_by=row.deleted_by,
+        deleted_at=datetime.fromisoformat(row.deleted_at),
+        purge_after=datetime.fromisoformat(row.purge_after),
+        purged_at=None if row.purged_at is None else datetime.fromisoformat(row.purged_at),
+    )
