@@ -5,9 +5,11 @@ from noa_conversion.api import (
     convert_folder,
     load_format,
     measure_equivalence,
+    measure_performance,
     save_native,
 )
 from noa_conversion.converters import CONVERTERS, Converter, conversion_chain
+from noa_conversion.formats.weights_format import read_arrays
 from noa_conversion.models import JaxModel, TorchModel
 
 __all__ = [
@@ -20,5 +22,7 @@ __all__ = [
     "convert_folder",
     "load_format",
     "measure_equivalence",
+    "measure_performance",
+    "read_arrays",
     "save_native",
 ]

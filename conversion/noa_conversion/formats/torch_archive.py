@@ -30,6 +30,7 @@ _CONSTANTS = "data/constants/model_constants_config.json"
 _FIXED = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": b"little", ".data/version": b"6\n"}
 _IGNORED = ".data/serialization_id"
 _TENSOR = re.compile(r"data/constants/tensor_\d{1,6}")
+_WEIGHT = re.compile(r"data/weights/weight_\d{1,6}")
 _MAX_ENTRIES = 10_000
 _MAX_DEPTH = 64
 
@@ -65,10 +66,12 @@ _EXPRESSION_NODES = (
 _KEYWORDS = {"positive", "integer", "negative", "nonnegative", "real", "evaluate", "precision"}
 
 
-def canonical_archive(data: bytes, path: Path) -> bytes:
+def canonical_archive(data: bytes, path: Path, *, from_outside: bool = False) -> bytes:
     """Check an exported program's archive and return a new one of the same program, equal for equal programs.
 
     Source text, file names and ids of the machine that exported it are left out. The result is a valid `.pt2` file.
+    `from_outside`: as `torch.export.save` writes it, with raw weights inside, operators that write to their arguments,
+    and sample inputs, which are left out. Such a program is exported anew before it is stored or run.
 
     Raises:
         InvalidInputError: the archive is corrupt, or holds a pickle or anything else an ATen program does not need; the
@@ -76,18 +79,21 @@ def canonical_archive(data: bytes, path: Path) -> bytes:
     """
     entries = _read_entries(data, path)
     for name in entries:
-        if name not in {*_FIXED, _IGNORED, _MODEL, _SAMPLES, _WEIGHTS, _CONSTANTS} and not _TENSOR.fullmatch(name):
+        is_raw = _TENSOR.fullmatch(name) or (from_outside and _WEIGHT.fullmatch(name))
+        if name not in {*_FIXED, _IGNORED, _MODEL, _SAMPLES, _WEIGHTS, _CONSTANTS} and not is_raw:
             reason = "which can run code when it is read" if name.endswith((".pt", ".pkl")) or "obj" in name else ""
             raise _refuse(path, f"holds `{name}`", reason or "which an exported program does not need")
-    if entries.get(_SAMPLES):
+    if entries.get(_SAMPLES) and not from_outside:
         raise _refuse(path, f"holds pickled sample inputs in `{_SAMPLES}`", "which can run code when they are read")
     for name, expected in _FIXED.items():
         if entries.get(name, expected) != expected:
             raise _refuse(path, f"has an unknown `{name}`", f"expected {expected!r}")
-    if _json(entries, _WEIGHTS, path) != {"config": {}}:
+    if from_outside:
+        _check_tensors(entries, path, _WEIGHTS, _WEIGHT)
+    elif _json(entries, _WEIGHTS, path) != {"config": {}}:
         raise _refuse(path, f"keeps weights in `{_WEIGHTS}`", "they belong in weights.safetensors")
-    _check_constants(entries, path)
-    program = _checked_program(_json(entries, _MODEL, path), path)
+    _check_tensors(entries, path, _CONSTANTS, _TENSOR)
+    program = _checked_program(_json(entries, _MODEL, path), path, may_write=from_outside)
     entries[_MODEL] = json.dumps(program, sort_keys=True, separators=(",", ":")).encode()
     return _write_archive({**_FIXED, **entries, _SAMPLES: b""})
 
@@ -132,13 +138,14 @@ def _json(entries: Mapping[str, bytes], name: str, path: Path) -> dict[str, obje
     return cast("dict[str, object]", value)
 
 
-def _check_constants(entries: Mapping[str, bytes], path: Path) -> None:
-    """Check that each constant is raw bytes of the size it claims; a size claimed alone would be allocated."""
-    config = cast("dict[str, dict[str, object]]", _json(entries, _CONSTANTS, path).get("config", {}))
+def _check_tensors(entries: Mapping[str, bytes], path: Path, config_name: str, place: re.Pattern[str]) -> None:
+    """Check that each tensor is raw bytes of the size it claims; a size claimed alone would be allocated."""
+    what, folder = ("weight" if config_name == _WEIGHTS else "constant"), config_name.rpartition("/")[0]
+    config = cast("dict[str, dict[str, object]]", _json(entries, config_name, path).get("config", {}))
     for fqn, payload in config.items():
-        name = f"data/constants/{payload.get('path_name')}"
-        if payload.get("use_pickle") is not False or not _TENSOR.fullmatch(name):
-            raise _refuse(path, f"claims that constant `{fqn}` is a pickle (`{name}`)", "which can run code when read")
+        name = f"{folder}/{payload.get('path_name')}"
+        if payload.get("use_pickle") is not False or not place.fullmatch(name):
+            raise _refuse(path, f"claims that {what} `{fqn}` is a pickle (`{name}`)", "which can run code when read")
         try:
             meta = cast("dict[str, object]", payload["tensor_meta"])
             sizes = [int(size["as_int"]) for size in cast("list[dict[str, int]]", meta["sizes"])]
@@ -146,14 +153,14 @@ def _check_constants(entries: Mapping[str, bytes], path: Path) -> None:
             offset = int(cast("dict[str, int]", meta["storage_offset"])["as_int"])
             held = len(entries[name])
         except (KeyError, TypeError, ValueError) as exc:
-            raise _refuse(path, f"describes constant `{fqn}` badly", f"{type(exc).__name__} {exc}") from exc
+            raise _refuse(path, f"describes {what} `{fqn}` badly", f"{type(exc).__name__} {exc}") from exc
         reach = offset + 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True) if size)
         is_fine = offset >= 0 and min((*sizes, *strides), default=0) >= 0 and reach <= max(held, 1)
         if not is_fine or (held == 0) != (math.prod(sizes) == 0):
-            raise _refuse(path, f"claims shape {tuple(sizes)} for constant `{fqn}`", f"it holds {held} bytes")
+            raise _refuse(path, f"claims shape {tuple(sizes)} for {what} `{fqn}`", f"it holds {held} bytes")
 
 
-def _checked_program(program: dict[str, object], path: Path) -> dict[str, object]:
+def _checked_program(program: dict[str, object], path: Path, *, may_write: bool) -> dict[str, object]:
     """Return the program without what PyTorch does not need to run it, or refuse it."""
     result = dict(program)
     result["guards_code"] = []
@@ -163,28 +170,28 @@ def _checked_program(program: dict[str, object], path: Path) -> dict[str, object
     module["treespec_namedtuple_fields"] = {}
     calls = cast("list[dict[str, object]]", module.get("module_call_graph") or [])
     module["module_call_graph"] = [call for call in calls if call.get("fqn") == ""]
-    result["graph_module"] = _walk(module, path, 0)
-    result["range_constraints"] = _walk(program.get("range_constraints") or {}, path, 0)
+    result["graph_module"] = _walk(module, path, 0, may_write)
+    result["range_constraints"] = _walk(program.get("range_constraints") or {}, path, 0, may_write)
     for name in cast("dict[str, object]", result["range_constraints"]):
         _match(_IDENTIFIER, name, "symbol", path)
     return result
 
 
-def _walk(value: object, path: Path, depth: int) -> object:
+def _walk(value: object, path: Path, depth: int, may_write: bool) -> object:
     if depth > _MAX_DEPTH:
         raise _refuse(path, "is nested too deeply", f"at most {_MAX_DEPTH} levels")
     if isinstance(value, list):
-        return [_walk(item, path, depth + 1) for item in cast("list[object]", value)]
+        return [_walk(item, path, depth + 1, may_write) for item in cast("list[object]", value)]
     if not isinstance(value, dict):
         return value
     table = cast("dict[str, object]", value)
     if "target" in table and "inputs" in table:
         table = {**table, "metadata": {}}
-        _check_operator(str(table["target"]), path)
-    return {key: _walk_entry(key, item, path, depth) for key, item in table.items()}
+        _check_operator(str(table["target"]), path, may_write)
+    return {key: _walk_entry(key, item, path, depth, may_write) for key, item in table.items()}
 
 
-def _walk_entry(key: str, item: object, path: Path, depth: int) -> object:
+def _walk_entry(key: str, item: object, path: Path, depth: int, may_write: bool) -> object:
     if key.startswith("as_") and key not in _ARGUMENTS:
         raise _refuse(path, f"has an argument of kind `{key}`", "which an ATen program does not need")
     if key in ("tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "custom_obj_values"):
@@ -195,7 +202,7 @@ def _walk_entry(key: str, item: object, path: Path, depth: int) -> object:
             raise _refuse(path, f"holds the custom objects {sorted(names)}", "which can run code when they are read")
     if isinstance(item, str):
         _check_text(key, item, path)
-    return _walk(item, path, depth + 1)
+    return _walk(item, path, depth + 1, may_write)
 
 
 def _check_text(key: str, text: str, path: Path) -> None:
@@ -209,9 +216,9 @@ def _check_text(key: str, text: str, path: Path) -> None:
         _check_tree(text, path)
 
 
-def _check_operator(target: str, path: Path) -> None:
+def _check_operator(target: str, path: Path, may_write: bool) -> None:
     match = _ATEN.fullmatch(target)
-    if match is not None and (re.fullmatch(r"(?!__).*[^_]_", match[1]) or match[2].endswith("out")):
+    if not may_write and match is not None and (re.fullmatch(r"(?!__).*[^_]_", match[1]) or match[2].endswith("out")):
         raise _refuse(path, f"calls `{target[:120]}`, which writes to its arguments", "a program must leave them alone")
     if target not in _OPERATORS and (match is None or match[1] in _REFUSED_ATEN):
         raise _refuse(path, f"calls `{target[:120]}`", "only ATen operators and integer arithmetic are run")

@@ -136,7 +136,7 @@ def load_live(folder: Path) -> TorchModel:
     """
     graph, weights, signature = _read(folder)
     buffers = frozenset(_names_in_layout(folder, "buffers"))
-    return TorchModel(module=_stored_module(graph, weights, buffers), signature=signature)
+    return TorchModel(module=stored_module(graph, weights, buffers), signature=signature)
 
 
 def import_torch() -> Any:
@@ -382,7 +382,8 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
         ) from exc
 
 
-def _stored_module(graph: Any, weights: Mapping[str, torch.Tensor], buffers: frozenset[str]) -> torch.nn.Module:
+def stored_module(graph: Any, weights: Mapping[str, torch.Tensor], buffers: frozenset[str]) -> torch.nn.Module:
+    """Return a module around a graph that takes its weights first: they are parameters and buffers of it."""
     torch = import_torch()
 
     class Stored(torch.nn.Module):

@@ -1,0 +1,97 @@
+"""ONNX from outside: the graph is checked, its signature read from it, and weights beside it brought into one file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from noa.atomic_write import write_file
+from noa.errors import InvalidInputError
+from noa.signatures import Axis, DType, Signature, TensorSpec
+from noa_conversion.files import MAX_GRAPH_BYTES, read_bytes
+from noa_conversion.formats.onnx_check import has_external_data, parse_model
+from noa_conversion.formats.onnx_format import MODEL_FILE
+
+if TYPE_CHECKING:
+    import onnx
+
+_AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
+
+
+def prepare(source: Path, folder: Path) -> Signature:
+    """Write `model.onnx` and `signature.json` into `folder`.
+
+    Raises:
+        InvalidInputError: the graph is not safe, larger than one file may be, or takes what noa has no tensors for.
+    """
+    import onnx
+
+    data = read_bytes(source.parent, source.name)
+    model = parse_model(data, source)
+    signature = read_signature(model, source)
+    if has_external_data(model, source):
+        onnx.load_external_data_for_model(model, str(source.parent))
+        if model.ByteSize() > MAX_GRAPH_BYTES:
+            raise InvalidInputError(
+                "the graph and its weights do not fit into one ONNX file",
+                where=str(source),
+                expected=f"at most {MAX_GRAPH_BYTES} bytes",
+                received=f"{model.ByteSize()} bytes",
+            )
+        data = model.SerializeToString(deterministic=True)
+    write_file(folder / MODEL_FILE, data)
+    signature.save(folder)
+    return signature
+
+
+def read_signature(model: onnx.ModelProto, path: Path) -> Signature:
+    """Return what a graph takes and gives. Free axes keep their names; those without one get one.
+
+    The first axis of inputs is called `batch` where it is free and has no name; any other `NAME_INDEX`.
+
+    Raises:
+        InvalidInputError: an input or output is no tensor of numbers, or has no rank.
+    """
+    initialisers = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(_spec(value, path, ()) for value in model.graph.input if value.name not in initialisers)
+    if not inputs:
+        raise InvalidInputError(f"`{path.name}` takes no inputs", where=str(path))
+    known = tuple(axis for spec in inputs for axis in spec.shape if isinstance(axis, str))
+    return Signature(inputs=inputs, outputs=tuple(_spec(value, path, known) for value in model.graph.output))
+
+
+def _spec(value: onnx.ValueInfoProto, path: Path, known: tuple[str, ...]) -> TensorSpec:
+    import onnx
+
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type" or not value.name.isprintable() or not value.name:
+        raise InvalidInputError(
+            f"`{value.name!a}` of `{path.name}` is no tensor with a plain name", where=str(path), received=str(kind)
+        )
+    tensor = value.type.tensor_type
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        if not tensor.HasField("shape"):
+            raise InvalidInputError(f"tensor `{value.name}` of `{path.name}` does not say how many axes it has")
+        shape = tuple(_axis(dim, index, value.name, known) for index, dim in enumerate(tensor.shape.dim))
+        return TensorSpec(name=value.name, dtype=_dtype(dtype), shape=shape)
+    except (KeyError, ValueError) as exc:
+        raise InvalidInputError(
+            f"tensor `{value.name}` of `{path.name}` has a type that noa does not know", received=str(tensor.elem_type)
+        ) from exc
+
+
+def _axis(dim: onnx.TensorShapeProto.Dimension, index: int, name: str, known: tuple[str, ...]) -> Axis:
+    if dim.HasField("dim_value") and dim.dim_value >= 0:
+        return dim.dim_value
+    if _AXIS.fullmatch(dim.dim_param):
+        return dim.dim_param
+    if index == 0 and (not known or "batch" in known):
+        return "batch"
+    safe = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return f"{safe}_{index}"
+
+
+def _dtype(name: str) -> DType:
+    return name  # pyright: ignore[reportReturnType]  # TensorSpec refuses what is none
