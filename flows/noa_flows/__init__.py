@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         Verification,
     )
     from noa_flows.provenance import capture_environment, current_actor
+    from noa_flows.reproduce import ReproduceOptions, reproduce_version
+    from noa_flows.reproduction import Reproduction, Tolerance
     from noa_flows.schedules import (
         FlowDeployment,
         FlowRun,
@@ -72,6 +74,8 @@ _LAZY = {
         "pipeline_values",
     ),
     **dict.fromkeys(("capture_environment", "current_actor"), "provenance"),
+    **dict.fromkeys(("ReproduceOptions", "reproduce_version"), "reproduce"),
+    **dict.fromkeys(("Reproduction", "Tolerance"), "reproduction"),
     **dict.fromkeys(
         (
             "FlowDeployment",
@@ -117,12 +121,15 @@ __all__ = [
     "PipelinePlan",
     "PipelineResult",
     "Promotion",
+    "ReproduceOptions",
+    "Reproduction",
     "ServiceEvent",
     "ServiceName",
     "ServiceRecord",
     "ServiceStatus",
     "StepName",
     "Supervisor",
+    "Tolerance",
     "Verification",
     "address_of",
     "cancel",
@@ -142,6 +149,7 @@ __all__ = [
     "plan_pipeline",
     "promote_best",
     "register_job",
+    "reproduce_version",
     "run",
     "run_child",
     "run_pipeline",

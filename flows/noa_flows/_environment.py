@@ -18,7 +18,8 @@ SETTINGS_VARIABLE = "NOA_FLOW_SETTINGS"
 """JSON list of `section.key=value`: what the settings in force at the start differ in from the project's file."""
 WORKER_PID_VARIABLE = "NOA_WORKER_PID"
 _TOOL_PREFIXES = ("PREFECT_", "MLFLOW_", "NOA__")
-_SECRET_KEYS = frozenset({"serving.api_keys"})
+_SECRET_KEYS = frozenset({"serving.api_keys", "registry.s3.access_key", "registry.s3.secret_key"})
+_SECRET_TABLES = ("webhooks.",)
 _LOOPBACK = "127.0.0.1,localhost,::1"
 
 
@@ -61,9 +62,21 @@ def prefect_home(settings: Settings) -> Path:
     return settings.state_dir / "prefect"
 
 
-def mlflow_environment() -> dict[str, str]:
-    """Return what the MLflow UI is given beside its arguments."""
-    return {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+def mlflow_environment(settings: Settings) -> dict[str, str]:
+    """Return what the MLflow UI is given beside its arguments.
+
+    Where its data is goes in here: an address may hold a password, and arguments are seen by every user of the machine.
+    """
+    from noa_registry.artifacts import runs_uri, s3_environment
+    from noa_registry.database_url import parse_database_url
+
+    return {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BACKEND_STORE_URI": parse_database_url(settings.registry.database_url).render(),
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": runs_uri(settings.registry),
+        **s3_environment(settings.registry),
+    }
 
 
 def settings_to_carry(settings: Settings) -> str:
@@ -77,7 +90,7 @@ def settings_to_carry(settings: Settings) -> str:
     pairs = [
         f"{key}={json.dumps(value)}"
         for key, value in now.items()
-        if key not in _SECRET_KEYS and key != "root" and value is not None and base.get(key) != value
+        if _is_carried(key) and value is not None and base.get(key) != value
     ]
     return json.dumps(sorted(pairs))
 
@@ -90,6 +103,10 @@ def carried_settings(root: Path, text: str | None) -> Settings:
     """
     pairs = cast("list[str]", json.loads(text)) if text else []
     return load_settings(root, overrides=pairs).settings
+
+
+def _is_carried(key: str) -> bool:
+    return key not in _SECRET_KEYS and key != "root" and not key.startswith(_SECRET_TABLES)
 
 
 def _leaves(settings: Settings) -> dict[str, object]:

@@ -36,13 +36,17 @@ OnEvent: TypeAlias = Callable[[PipelineEvent], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Metrics of one format, whose bytes are `digest`, on a test split of `rows` rows named by `dataset_digest`."""
+    """Metrics of one format, whose bytes are `digest`, on a test split of `rows` rows named by `dataset_digest`.
+
+    `evidence` is all that was measured of it, to be attached to the version.
+    """
 
     format: str
     digest: str
     dataset_digest: str
     rows: int
     metrics: Mapping[str, float]
+    evidence: tuple[Evidence, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values."""

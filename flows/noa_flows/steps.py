@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING
 
 from noa.atomic_write import translate_disk_errors
 from noa.digests import build_manifest
-from noa.errors import ConversionError, GateRefusedError, InvalidInputError, NotFoundError
+from noa.errors import ConversionError, GateRefusedError, InvalidInputError
 from noa.settings import Settings
-from noa_conversion import convert, load_format, measure_equivalence
+from noa_conversion import convert, load_format, measure_equivalence, measure_performance
 from noa_flows._test_data import load_test_data
+from noa_flows.gate_evidence import attach_gate_evidence
 from noa_flows.pipeline_values import Candidate, Conversion, Evaluation, Promotion, Verification
 from noa_flows.provenance import capture_environment
 from noa_flows.training_job import JOB_FOLDER_TAG
-from noa_registry import GateReport, ModelVersion, Registry, VersionDraft, metrics_evidence
-from noa_training import evaluate, is_larger_better, load_trained, recipe_of
+from noa_registry import GateReport, ModelVersion, Registry, VersionDraft
+from noa_training import is_larger_better, load_trained, measure, recipe_of
 
 if TYPE_CHECKING:
-    from noa_registry import Evidence
     from noa_training import TrainedJob
 
 SERVED_FORMAT = "onnx"
-TEST_SPLIT = "test"
+_LATENCY_ROWS = 32
 _EXAMPLE_ROWS = 9  # `noa convert` measures on them; the odd size catches a batch axis that became static
 _conversion_lock = threading.Lock()  # torch's exporter changes state of the whole process while it runs
 
@@ -41,7 +41,7 @@ def evaluate_job(job: TrainedJob, settings: Settings) -> Evaluation:
         RecipeError: the recipe cannot be loaded any more.
     """
     native = Conversion(format=job.backend, folder=job.native_folder, digest=build_manifest(job.native_folder).digest)
-    return _evaluate(job, native, settings)
+    return _evaluate(job, native, settings, served=False)
 
 
 def convert_job(job: TrainedJob, settings: Settings) -> Conversion:
@@ -84,7 +84,7 @@ def verify_job(job: TrainedJob, conversion: Conversion, settings: Settings) -> V
             remedy="Do not serve this format; report the operation, or train with another layer",
             evidence=evidence,
         )
-    return Verification(evidence=evidence, evaluation=_evaluate(job, conversion, settings))
+    return Verification(evidence=evidence, evaluation=_evaluate(job, conversion, settings, served=True))
 
 
 def register_job(
@@ -108,7 +108,7 @@ def register_job(
         native=job.backend,
         input_example=load_test_data(job).head(_EXAMPLE_ROWS).inputs,
         dataset_digest=job.dataset_digest,
-        evidence=(_metrics(evaluation), _metrics(verification.evaluation), verification.evidence),
+        evidence=(*evaluation.evidence, *verification.evaluation.evidence, verification.evidence),
         run_id=job.run_id,
         git_commit=job.git_commit,
         environment=capture_environment(job.backend),
@@ -118,6 +118,7 @@ def register_job(
             "noa.job_id": job.job_id,
             JOB_FOLDER_TAG: str(job.folder),
             "noa.recipe": job.recipe,
+            **{f"noa.{key}": value for key, value in job.provenance.items()},
         },
     )
     with Registry.open(settings.registry, gates=settings.gates) as registry:
@@ -153,16 +154,14 @@ def choose_best(candidates: Sequence[Candidate], metric: str) -> Candidate:
 
 
 def check_gate(settings: Settings, candidate: Candidate, alias: str) -> GateReport:
-    """Let the gate judge a candidate. Where it must not be worse than the holder, both are measured on the same data.
+    """Let the gate judge a candidate, after measuring what it needs: also the holder, on the same rows.
 
     Raises:
         GateRefusedError: the gate refuses it; `facts["report"]` holds the verdicts, the message those that refuse.
     """
     version = candidate.version
     with Registry.open(settings.registry, gates=settings.gates) as registry:
-        policy = settings.gates.get(version.name)
-        if policy is not None and policy.max_regression:
-            _measure_holder(registry, candidate, alias)
+        attach_gate_evidence(registry, settings, candidate, alias)
         report = registry.check(version.name, version.number, alias=alias)
     if not report.passed:
         reasons = "; ".join(f"{v.rule}: expected {v.expected}, received {v.received}" for v in report.refusals)
@@ -195,44 +194,27 @@ def promote_best(
     )
 
 
-def _evaluate(job: TrainedJob, written: Conversion, settings: Settings) -> Evaluation:
+def _evaluate(job: TrainedJob, written: Conversion, settings: Settings, *, served: bool) -> Evaluation:
+    """Measure a format; what is `served` also row by row and in time, since versions are compared by it."""
     test = load_test_data(job)
-    runnable = load_format(written.format, written.folder, threads=settings.training.threads or None)
+    threads = settings.training.threads or None
+    runnable = load_format(written.format, written.folder, threads=threads)
+    measured = measure(
+        recipe_of(job.request),
+        runnable,
+        test,
+        subject=written.format,
+        digest=written.digest,
+        dataset_digest=test.digest,
+        with_predictions=served,
+    )
+    samples = test.head(_LATENCY_ROWS).inputs
+    performance = measure_performance(written.format, written.folder, samples, threads=threads) if served else ()
     return Evaluation(
         format=written.format,
         digest=written.digest,
         dataset_digest=test.digest,
         rows=test.rows,
-        metrics=evaluate(recipe_of(job.request), runnable, test),
-    )
-
-
-def _measure_holder(registry: Registry, candidate: Candidate, alias: str) -> None:
-    """Attach the present holder's metrics on the candidate's test split, unless they are known."""
-    job = candidate.job
-    try:
-        holder = registry.resolve(f"{candidate.version.name}@{alias}")
-    except NotFoundError:
-        return
-    served = holder.default_format
-    digest = holder.formats[served].digest
-    known = registry.evidence(holder.name, holder.number)
-    test = load_test_data(job)
-    if any(entry.digest == digest and entry.values.get("dataset_digest") == test.digest for entry in known):
-        return
-    runnable = registry.load(f"{holder.name}/{holder.number}", format=served)
-    metrics = evaluate(recipe_of(job.request), runnable, test)
-    evidence = metrics_evidence(
-        format=served, digest=digest, dataset_digest=test.digest, split=TEST_SPLIT, values=metrics
-    )
-    registry.attach(holder.name, holder.number, evidence)
-
-
-def _metrics(evaluation: Evaluation) -> Evidence:
-    return metrics_evidence(
-        format=evaluation.format,
-        digest=evaluation.digest,
-        dataset_digest=evaluation.dataset_digest,
-        split=TEST_SPLIT,
-        values=evaluation.metrics,
+        metrics=measured.metrics,
+        evidence=(*measured.evidence, *performance),
     )

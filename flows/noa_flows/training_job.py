@@ -19,6 +19,7 @@ from noa_flows._process_tree import MARKER_VARIABLE
 from noa_flows._test_data import load_test_data
 from noa_flows.child import ChildResult, run_child
 from noa_registry import Registry
+from noa_registry.artifacts import s3_environment
 from noa_training import JobEvent, JobRequest, TrainedJob, WorkerRequest, finished_job, load_result, parse_event
 from noa_training.events import Failed, Finished, Warned
 
@@ -49,6 +50,22 @@ def train_job(
         message = "it finished before and was not registered; its model is used"
         on_event(Warned(job_id=ready.job_id, at=time.time(), subject="training", message=message))
         return ready
+    return train_in_child(request, settings, on_event=on_event, cancel=cancel, grace_s=grace_s)
+
+
+def train_in_child(
+    request: JobRequest,
+    settings: Settings,
+    *,
+    on_event: Callable[[JobEvent], None],
+    cancel: threading.Event | None = None,
+    grace_s: float = 10.0,
+) -> TrainedJob:
+    """Train without looking for a job that finished before: none of the user's code runs in this process.
+
+    Raises:
+        NoaError: as `train_job`.
+    """
     heard = _Heard(on_event)
     with translate_disk_errors(settings.training.jobs_dir):
         settings.training.jobs_dir.mkdir(parents=True, exist_ok=True)
@@ -59,7 +76,7 @@ def train_job(
             result = run_child(
                 [sys.executable, "-P", "-m", "noa_training.worker", str(file)],
                 on_line=heard.take,
-                environment=_job_environment(),
+                environment=_job_environment(settings),
                 folder=settings.root,
                 cancel=cancel,
                 grace_s=grace_s,
@@ -139,8 +156,9 @@ def rebuild_error(parts: dict[str, str | None], *, fallback: str) -> NoaError:
     )
 
 
-def _job_environment() -> dict[str, str]:
-    environment = inherited_environment()
+def _job_environment(settings: Settings) -> dict[str, str]:
+    # The request is a file, and holds no secrets.
+    environment = {**inherited_environment(), **s3_environment(settings.registry)}
     marker = os.environ.get(MARKER_VARIABLE)
     return environment if marker is None else {**environment, MARKER_VARIABLE: marker}
 

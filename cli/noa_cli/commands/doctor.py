@@ -166,12 +166,14 @@ def _registry(settings: Settings) -> Finding:
     if moved:
         detail = f"{len(moved)} rows of MLflow were changed behind noa's back: {moved[0].name}, {moved[0].subject}"
         return Finding(name="registry", state="warning", detail=detail, remedy="noa models verify --repair")
+    if settings.registry.artifact_url:
+        return Finding(name="registry", state="ok", detail=f"{len(models)} models, the ledger's chain holds")
     folder = settings.registry.artifact_dir
     sealed = [path.name for path in folder.iterdir() if not path.name.startswith("_")] if folder.is_dir() else []
     lost = sorted(set(sealed) - {model.name for model in models})
     if lost:
         detail = f"{folder} holds versions of `{lost[0]}` that the database does not know: was it emptied or replaced?"
-        return Finding(name="registry", state="warning", detail=detail, remedy="Restore noa.db from a backup")
+        return Finding(name="registry", state="warning", detail=detail, remedy="Restore the database from a backup")
     return Finding(name="registry", state="ok", detail=f"{len(models)} models, the ledger's chain holds")
 
 

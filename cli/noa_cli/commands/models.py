@@ -11,38 +11,65 @@ from noa_cli._command import add_command, new_group
 from noa_cli._invocation import actor
 from noa_cli._options import AliasOption, DryRunOption, JsonOption, ReasonOption
 from noa_cli._registry import entry_to_dict, open_registry, report_to_dict, version_to_dict
+from noa_cli.commands import (
+    models_card,
+    models_compare,
+    models_export,
+    models_lineage,
+    models_reproduce,
+    models_search,
+    models_verify,
+)
+from noa_cli.commands.models_approve import add_approvals
+from noa_cli.commands.models_delete import add_retention, print_trash
+from noa_cli.commands.models_import import add_import
+from noa_cli.commands.models_signing import add_signing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from noa.references import ModelReference
-    from noa_registry import Discrepancy, GateReport, LedgerEntry, Registry
+    from noa_registry import GateReport, LedgerEntry, Registry, Replica
 
 ReferenceArgument = Annotated[str, typer.Argument(help="`name`, `name@alias` or `name/number`.")]
 ExpectOption = Annotated[
     int | None,
     typer.Option("--expect", help="Move only if the alias is at this version now; 0: only if it is not set."),
 ]
+WaitOption = Annotated[
+    bool, typer.Option("--wait", help="Return when every running server that follows the alias serves the version.")
+]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=0, help="How long to wait for the servers, seconds.")]
 
 
 def build() -> typer.Typer:
     """Return the group with its commands."""
     group = new_group("List, inspect, promote and roll back versions.")
     add_command(group, list_models, name="list")
-    for function in (show, check, verify, promote, rollback, history):
+    for function in (show, check, models_verify.verify, promote, rollback, history, models_lineage.lineage):
         add_command(group, function)
+    add_retention(group)
+    add_command(group, models_compare.compare)
+    add_command(group, models_search.search)
+    add_command(group, models_export.export)
+    add_command(group, models_card.card)
+    add_command(group, models_reproduce.reproduce)
+    add_approvals(group)
+    add_import(group)
+    add_signing(group)
     return group
 
 
 def list_models(
     name: Annotated[str | None, typer.Argument(help="List the versions of this model instead.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Most rows.")] = 50,
+    trash: Annotated[bool, typer.Option("--trash", help="List what is in the trash instead.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the models, or the versions of one model."""
     from noa.references import check_name
 
-    with open_registry() as registry:
+    with open_registry(about=[] if name is None or trash else [name]) as registry:
+        if trash:
+            print_trash(registry.retention.trashed(name)[:limit], as_json)
+            return
         if name is None:
             models = registry.models()
             if as_json:
@@ -83,9 +110,12 @@ def list_models(
 
 def show(reference: ReferenceArgument, as_json: JsonOption = False) -> None:
     """Show one version: files, signature, data, environment and evidence."""
-    with open_registry() as registry:
+    from noa_registry.evidence.describing import describe_evidence
+
+    with open_registry(about=[reference]) as registry:
         version = registry.resolve(reference)
         evidence = registry.evidence(version.name, version.number)
+        location = registry.location(version)
     if as_json:
         rows = [
             {
@@ -112,7 +142,7 @@ def show(reference: ReferenceArgument, as_json: JsonOption = False) -> None:
         ["created", f"{console.short_time(version.created_at)} by {version.created_by}"],
         ["environment", ", ".join(f"{key} {value}" for key, value in version.environment.items())],
         ["params", ", ".join(f"{key}={value}" for key, value in version.params.items()) or None],
-        ["folder", version.folder],
+        ["files", location],
     ]
     console.print_table(["", version.name], facts)
     console.print_table(
@@ -126,13 +156,19 @@ def show(reference: ReferenceArgument, as_json: JsonOption = False) -> None:
     marks = {True: "passed", False: "FAILED", None: None}
     console.print_table(
         ["evidence", "of", "verdict", "values", "when"],
-        [[e.kind, e.subject, marks[e.passed], _values(e.values), console.short_time(e.created_at)] for e in evidence],
+        [
+            [e.kind, e.subject, marks[e.passed], describe_evidence(e), console.short_time(e.created_at)]
+            for e in evidence
+        ],
     )
 
 
 def check(reference: ReferenceArgument, alias: AliasOption = "champion", as_json: JsonOption = False) -> None:
-    """Show each rule of the gate with its verdict, without moving anything; exit code 1 if it would refuse."""
-    with open_registry() as registry:
+    """Show each rule of the gate with its verdict, and keep the verdict as evidence; exit code 1 if it would refuse.
+
+    Nothing moves.
+    """
+    with open_registry(about=[reference]) as registry:
         version = registry.resolve(reference)
         report = registry.check(version.name, version.number, alias=alias)
     if as_json:
@@ -143,49 +179,24 @@ def check(reference: ReferenceArgument, alias: AliasOption = "champion", as_json
         raise typer.Exit(1)
 
 
-def verify(
-    reference: Annotated[
-        str | None, typer.Argument(help="`name`, `name@alias` or `name/number`; nothing: every version.")
-    ] = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Write MLflow's rows anew where somebody moved them behind noa's back.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Hash every sealed file again and compare; also the ledger and MLflow's rows. Exit code 1 if something differs."""
-    with open_registry() as registry:
-        repaired = [_discrepancy(found) for found in registry.repair_mirror()] if repair else []
-        targets = _targets(registry, reference)
-        with console.step(f"Verifying {len(targets)} versions") as tell:
-            problems = list(_problems(registry, targets, tell))
-    if as_json:
-        console.print_json({"checked": len(targets), "problems": problems, "repaired": repaired})
-    else:
-        for text in repaired:
-            console.print_line(f"repaired: {text}", "green")
-        for problem in problems:
-            console.print_line(problem, "red")
-        console.print_line(f"{len(targets)} versions, the ledger and MLflow's rows checked: {len(problems)} problems")
-    if problems:
-        raise typer.Exit(1)
-
-
 def promote(
     reference: ReferenceArgument,
     alias: AliasOption = "champion",
     reason: ReasonOption = "none given",
     expect: ExpectOption = None,
     dry_run: DryRunOption = False,
+    wait: WaitOption = False,
+    timeout_s: TimeoutOption = 60.0,
     as_json: JsonOption = False,
 ) -> None:
     """Move an alias to a version, if the gate allows it."""
     from noa.errors import GateRefusedError
     from noa_registry import EXPECT_ANY, GateReport
 
-    with open_registry() as registry:
+    with open_registry(about=[reference]) as registry:
         version = registry.resolve(reference)
         if dry_run:
-            report = registry.check(version.name, version.number, alias=alias)
+            report = registry.check(version.name, version.number, alias=alias, record=False, actor=actor())
             if as_json:
                 console.print_json({**report_to_dict(report), "dry_run": True})
             else:
@@ -205,7 +216,8 @@ def promote(
             if isinstance(report, GateReport) and not as_json:
                 print_report(report)
             raise
-    _print_move(entry, as_json)
+        served = _wait_for_servers(registry, entry, timeout_s) if wait else None
+    _print_move(entry, served, as_json)
 
 
 def rollback(
@@ -214,6 +226,8 @@ def rollback(
     reason: ReasonOption = "none given",
     expect: ExpectOption = None,
     dry_run: DryRunOption = False,
+    wait: WaitOption = False,
+    timeout_s: TimeoutOption = 60.0,
     as_json: JsonOption = False,
 ) -> None:
     """Move an alias back to the version that held it before."""
@@ -222,7 +236,7 @@ def rollback(
 
     reference = parse_reference(name)
     chosen = reference.alias or alias
-    with open_registry() as registry:
+    with open_registry(about=[f"{reference.name}@{chosen}"]) as registry:
         if dry_run:
             number = registry.previous(reference.name, alias=chosen)
             if as_json:
@@ -237,7 +251,8 @@ def rollback(
             actor=actor(),
             expect=EXPECT_ANY if expect is None else (expect or None),
         )
-    _print_move(entry, as_json)
+        served = _wait_for_servers(registry, entry, timeout_s) if wait else None
+    _print_move(entry, served, as_json)
 
 
 def history(
@@ -248,7 +263,7 @@ def history(
     from noa.references import parse_reference
 
     reference = parse_reference(name)
-    with open_registry() as registry:
+    with open_registry(about=[reference.name]) as registry:
         entries = registry.history(reference.name, alias=reference.alias)
     if as_json:
         console.print_json([entry_to_dict(entry) for entry in entries])
@@ -273,67 +288,41 @@ def history(
 
 
 def print_report(report: GateReport) -> None:
-    """Print each rule of a gate with its verdict."""
+    """Print each rule of a gate with its verdict, and what to do about those that refuse."""
     console.print_table(
         ["rule", "verdict", "expected", "received"],
         [[v.rule, "passed" if v.passed else "REFUSED", v.expected, v.received] for v in report.verdicts],
         title=f"Gate of {report.reference} for @{report.alias}: {'passed' if report.passed else 'refused'}",
     )
+    for verdict in report.refusals:
+        if verdict.remedy is not None:
+            console.print_line(f"{verdict.rule}: {verdict.remedy}")
 
 
-def _targets(registry: Registry, reference: str | None) -> list[ModelReference]:
-    """Return the versions that a reference means: one, all of a model, or all."""
-    from noa.references import ModelReference, parse_reference
-
-    parsed = None if reference is None else parse_reference(reference)
-    if parsed is not None and (parsed.number is not None or parsed.alias is not None):
-        version = registry.resolve(parsed)
-        return [ModelReference(name=version.name, number=version.number)]
-    names = [model.name for model in registry.models()] if parsed is None else [parsed.name]
-    return [ModelReference(name=name, number=number) for name in names for number in reversed(registry.numbers(name))]
-
-
-def _problems(registry: Registry, targets: list[ModelReference], tell: console.Step) -> Iterator[str]:
-    from noa.errors import IntegrityError
-
-    for target in targets:
-        tell(str(target))
-        try:
-            registry.verify(target.name, target.number or 0)
-        except IntegrityError as exc:
-            yield f"{target}: {exc}"
-    try:
-        registry.verify_ledger()
-    except IntegrityError as exc:
-        yield f"ledger: {exc}"
-    for found in registry.mirror_discrepancies():
-        yield f"{_discrepancy(found)}; `noa models verify --repair` writes MLflow's rows anew"
+def _wait_for_servers(registry: Registry, entry: LedgerEntry, timeout_s: float) -> list[Replica]:
+    """Return the replicas that serve where the alias is now, when all of them do."""
+    title = f"Waiting for the servers of {entry.name}@{entry.alias}"
+    with console.step(title) as tell:
+        served = registry.endpoints.wait_until_served(
+            entry.name,
+            entry.to_number,
+            alias=entry.alias,
+            timeout_s=timeout_s,
+            tell=lambda late: tell("; ".join(str(replica) for replica in late)),
+        )
+        tell.end(f"{len(served)} at {entry.name}/{entry.to_number}" if served else "no server follows it")
+    return served
 
 
-def _discrepancy(found: Discrepancy) -> str:
-    return f"MLflow's row of {found.name}, {found.subject}: expected {found.expected}; received {found.received}"
-
-
-def _print_move(entry: LedgerEntry, as_json: bool) -> None:
+def _print_move(entry: LedgerEntry, served: list[Replica] | None, as_json: bool) -> None:
     if as_json:
-        console.print_json(entry_to_dict(entry))
+        table = entry_to_dict(entry)
+        if served is not None:
+            table["replicas"] = [replica.replica for replica in served]
+        console.print_json(table)
         return
     came_from = "nothing" if entry.from_number is None else f"{entry.name}/{entry.from_number}"
     console.print_line(
         f"{entry.name}@{entry.alias}: {came_from} -> {entry.name}/{entry.to_number} "
         f"({console.short_digest(entry.to_digest)}), ledger row {entry.sequence}"
     )
-
-
-def _values(values: object) -> str:
-    if not isinstance(values, dict):
-        return ""
-    parts: list[str] = []
-    for key, value in values.items():  # pyright: ignore[reportUnknownVariableType]  # evidence values are free JSON
-        if isinstance(value, float):
-            parts.append(f"{key}={value:.4g}")
-        elif isinstance(value, str):
-            parts.append(f"{key}={console.short_digest(value) if value.startswith('sha256:') else value}")
-        elif isinstance(value, (int, bool)):
-            parts.append(f"{key}={value}")
-    return ", ".join(parts)

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from noa_flows import ServiceEvent, ServiceName, ServiceStatus
 
 OnlyOption = Annotated[
-    list[str] | None, typer.Option("--only", help="Only this service (repeatable): prefect, mlflow, serving, worker.")
+    list[str] | None,
+    typer.Option("--only", help="Only this service (repeatable): prefect, mlflow, serving, worker, webhooks."),
 ]
 
 
 def up(only: OnlyOption = None, as_json: JsonOption = False) -> None:
-    """Start the Prefect server, the worker, the MLflow UI and the endpoints; wait until each is healthy."""
+    """Start the Prefect server, the worker, the MLflow UI, the endpoints and webhooks; wait until each is healthy."""
     from noa_flows import up as start
 
     settings = current().settings()

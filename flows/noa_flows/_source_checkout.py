@@ -1,0 +1,91 @@
+"""The files of a commit, laid out beside the project: what somebody trained from; what is there now stays as it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from noa.errors import NotFoundError, StorageError
+
+_TIMEOUT_S = 300.0
+_NEVER_LINKED = frozenset({"__pycache__", "node_modules", "venv"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkout:
+    """`project` is the project's folder at the commit; `linked` are the data files that are in no commit."""
+
+    project: Path
+    linked: tuple[str, ...]
+
+
+def check_out(root: Path, commit: str, path: str, target: Path) -> Checkout:
+    """Write the files of `commit` below `target`; `path` is the project inside the repository that holds `root`.
+
+    Nothing of the repository changes: neither its index nor its list of work trees. What git ignores or does not know
+    (data, mostly) is linked in from `root`, so that the recipe finds it; Python files are not.
+
+    Raises:
+        NotFoundError: git or the commit is missing, or the project is not in it.
+        StorageError: git could not write the files.
+    """
+    top = Path(_git(root, "rev-parse", "--show-toplevel").stdout.strip() or ".")
+    if not has_commit(root, commit):
+        raise NotFoundError(
+            f"the commit `{commit[:12]}` is not in this repository",
+            where=str(top),
+            remedy="Fetch it with git, or use the files that are here with --present-files",
+        )
+    environment = {**os.environ, "GIT_INDEX_FILE": str(target.with_suffix(".index"))}
+    for arguments in (("read-tree", commit), ("checkout-index", "--all", "--force", f"--prefix={target}/")):
+        done = _git(top, *arguments, environment=environment)
+        if done.returncode != 0:
+            raise StorageError(f"git could not write the files of `{commit[:12]}`", received=done.stderr.strip()[-300:])
+    project = target / path
+    if not project.is_dir():
+        raise NotFoundError(f"the project `{path}` is not in the commit `{commit[:12]}`", where=str(top))
+    return Checkout(project=project, linked=tuple(_link_data(root, project)))
+
+
+def has_commit(root: Path, commit: str) -> bool:
+    """Tell whether the repository that holds `root` has a commit.
+
+    Raises:
+        NotFoundError: git is not installed.
+    """
+    return _git(root, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
+
+
+def _link_data(root: Path, project: Path) -> list[str]:
+    listed = _git(root, "ls-files", "--others", "--directory", "--no-empty-directory", "-z").stdout
+    linked: list[str] = []
+    for name in sorted(entry.rstrip("/") for entry in listed.split("\0") if entry):
+        parts = PurePosixPath(name).parts
+        if any(part.startswith(".") or part in _NEVER_LINKED for part in parts) or name.endswith((".py", ".pyc")):
+            continue
+        link = project / name
+        if not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((root / name).absolute())
+            linked.append(name)
+    return linked
+
+
+def _git(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    if shutil.which("git") is None:
+        raise NotFoundError("git is not installed", remedy="Install git, or use --present-files")
+    try:
+        return subprocess.run(
+            ["git", "-C", str(folder), "-c", "core.quotepath=false", *arguments],
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=_TIMEOUT_S,
+            check=False,
+            env=environment,
+        )
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise StorageError("git did not answer", received=str(exc)[:200]) from exc

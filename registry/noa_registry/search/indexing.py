@@ -1,0 +1,177 @@
+"""The rows by which versions are found: written in the transaction of what they tell of, so that search never lags.
+
+Labels hold what a version is (`tag.KEY`, `format`, `native`, `dataset`, `by`, `run`, `commit`), metrics what was
+measured on it. Both can be made anew from the records at any time (`rebuild_index`); they are no record themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from sqlalchemy import Connection, Row, delete, insert, select, tuple_
+
+from noa.digests import sha256_bytes
+from noa_registry.evidence import METRICS, Evidence
+from noa_registry.tables import evidence, formats, version_labels, version_metrics, versions
+
+TAG_PREFIX = "tag."
+MAX_KEY_CHARS = 250
+_KEPT_CHARS = 180
+_PAGE = 500
+
+
+def index_version(
+    connection: Connection,
+    name: str,
+    number: int,
+    *,
+    created_at: str,
+    native: str,
+    dataset_digest: str,
+    created_by: str,
+    run_id: str | None,
+    git_commit: str | None,
+    tags: Mapping[str, str],
+) -> None:
+    """Index what a version is, in the transaction that registers it. Its formats and metrics are indexed with them."""
+    labels = [("native", native), ("dataset", dataset_digest), ("by", created_by)]
+    labels += [("run", run_id)] if run_id else []
+    labels += [("commit", git_commit)] if git_commit else []
+    labels += [(f"{TAG_PREFIX}{key}", str(value)) for key, value in tags.items()]
+    _insert_labels(connection, name, number, created_at, labels)
+
+
+def index_format(connection: Connection, name: str, number: int, format: str) -> None:  # our word
+    """Index a format of a version whose row is there, in the transaction that seals the format."""
+    _insert_labels(connection, name, number, _created_at(connection, name, number), [("format", format)])
+
+
+def index_evidence(connection: Connection, name: str, number: int, facts: Sequence[Evidence]) -> None:
+    """Index the metrics among `facts`, in the transaction that attaches them.
+
+    Measuring the same bytes on the same rows again replaces the value by which the version is found.
+    """
+    rows = [row for fact in facts if fact.kind == METRICS for row in _metric_rows(fact.subject, fact.values)]
+    if not rows:
+        return
+    created_at = _created_at(connection, name, number)
+    newest = {(row["format"], row["dataset_digest"], row["split"], row["metric"]): row for row in rows}
+    c = version_metrics.c
+    connection.execute(
+        delete(version_metrics).where(
+            c.name == name,
+            c.number == number,
+            tuple_(c.format, c.dataset_digest, c.split, c.metric).in_(list(newest)),
+        )
+    )
+    here = {"name": name, "number": number, "created_at": created_at}
+    connection.execute(insert(version_metrics), [{**here, **row} for row in newest.values()])
+
+
+def unindex_version(connection: Connection, name: str, number: int) -> None:
+    """Take a version out of the index, so that search does not find it any more."""
+    for table in (version_labels, version_metrics):
+        connection.execute(delete(table).where(table.c.name == name, table.c.number == number))
+
+
+def rebuild_index(connection: Connection) -> int:
+    """Make all rows of the index anew from the records, and return how many versions there are.
+
+    For a database of an older noa; runs in the caller's write transaction and keeps one page of records in memory.
+    """
+    for table in (version_labels, version_metrics):
+        connection.execute(delete(table))
+    count = 0
+    for rows in _pages(connection):
+        for row in rows:
+            _index_row(connection, row)
+        count += len(rows)
+    return count
+
+
+def label_value(text: str) -> str:
+    """Return the text as a label holds it: what is too long for an index is cut and completed by its digest."""
+    return text if len(text) <= _KEPT_CHARS else text[:_KEPT_CHARS] + sha256_bytes(text.encode())
+
+
+def label_key(key: str) -> str:
+    """Return the key as a label holds it."""
+    return key if len(key) <= MAX_KEY_CHARS else key[:_KEPT_CHARS] + sha256_bytes(key.encode())
+
+
+def _index_row(connection: Connection, row: Row[Any, Any, Any, Any, Any, Any, Any, Any, Any]) -> None:
+    index_version(
+        connection,
+        row.name,
+        row.number,
+        created_at=row.created_at,
+        native=row.native,
+        dataset_digest=row.dataset_digest,
+        created_by=row.created_by,
+        run_id=row.run_id,
+        git_commit=row.git_commit,
+        tags=json.loads(row.tags),
+    )
+    held = select(formats.c.format).where(formats.c.name == row.name, formats.c.number == row.number)
+    found = [("format", str(entry.format)) for entry in connection.execute(held)]
+    _insert_labels(connection, row.name, row.number, row.created_at, found)
+    e = evidence.c
+    measured = (
+        select(e.subject, e.digest, e.content)
+        .where(e.name == row.name, e.number == row.number, e.kind == METRICS)
+        .order_by(e.id)
+    )
+    facts = [
+        Evidence(kind=METRICS, subject=entry.subject, digest=entry.digest, values=json.loads(entry.content))
+        for entry in connection.execute(measured)
+    ]
+    index_evidence(connection, row.name, row.number, facts)
+
+
+def _pages(connection: Connection) -> Iterator[Sequence[Row[Any, Any, Any, Any, Any, Any, Any, Any, Any]]]:
+    c = versions.c
+    query = select(
+        c.name, c.number, c.created_at, c.native, c.dataset_digest, c.created_by, c.run_id, c.git_commit, c.tags
+    ).order_by(c.name, c.number)
+    last: tuple[str, int] | None = None
+    while True:
+        page = query if last is None else query.where(tuple_(c.name, c.number) > last)
+        rows = connection.execute(page.limit(_PAGE)).all()
+        if not rows:
+            return
+        yield rows
+        last = (rows[-1].name, rows[-1].number)
+
+
+def _insert_labels(
+    connection: Connection, name: str, number: int, created_at: str, labels: Iterable[tuple[str, str]]
+) -> None:
+    here = {"name": name, "number": number, "created_at": created_at}
+    rows = [{**here, "key": label_key(key), "value": label_value(value)} for key, value in labels]
+    if rows:
+        connection.execute(insert(version_labels), rows)
+
+
+def _created_at(connection: Connection, name: str, number: int) -> str:
+    query = select(versions.c.created_at).where(versions.c.name == name, versions.c.number == number)
+    return str(connection.execute(query).scalar_one())
+
+
+def _metric_rows(subject: str, values: Mapping[str, object]) -> Iterator[dict[str, str | float]]:
+    metrics = values.get("metrics")
+    if not isinstance(metrics, Mapping):
+        return
+    for metric, value in cast("Mapping[str, object]", metrics).items():
+        # What is no number (NaN is stored as text) cannot be compared, so nothing is found by it.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            continue
+        yield {
+            "format": subject,
+            "dataset_digest": str(values.get("dataset_digest") or "")[:71],
+            "split": str(values.get("split") or "")[:64],
+            "metric": metric[:128],
+            "value": float(value),
+        }

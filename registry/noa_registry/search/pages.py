@@ -1,0 +1,170 @@
+"""Pages of search: hits with what a list of them shows, and a cursor to the next page.
+
+A hit is what the index and the rows say; nothing is verified here. `resolve` and `load` verify what they give.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, cast
+
+from sqlalchemy import ColumnElement, Connection, FromClause, and_, or_, select
+
+from noa.errors import InvalidInputError
+from noa_registry.database import Database, now, to_text
+from noa_registry.search.grammar import Query, parse_query
+from noa_registry.search.planning import plan
+from noa_registry.tables import aliases, formats, trash, version_metrics, versions
+
+MAX_PAGE: Final = 1000
+_CURSOR_VERSION: Final = 1
+_CHUNK: Final = 200
+_Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchHit:
+    """A version that was found. `metrics` holds the newest values of the served format, or of any that was measured."""
+
+    name: str
+    number: int
+    digest: str
+    native: str
+    formats: tuple[str, ...]
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    dataset_digest: str
+    created_at: datetime
+    created_by: str
+    is_trashed: bool
+
+    @property
+    def reference(self) -> str:
+        """Return e.g. `digits/3`."""
+        return f"{self.name}/{self.number}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchPage:
+    """Some hits in order. `next_cursor` gives the page after this one to the same query; None: that was all."""
+
+    hits: tuple[SearchHit, ...]
+    next_cursor: str | None
+
+
+def search(database: Database, text: str, *, limit: int, cursor: str | None) -> SearchPage:
+    """Return one page of what a query finds. See `Registry.search`."""
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidInputError("a page has another size", expected=f"1 to {MAX_PAGE}", received=str(limit))
+    moment, after = now(), None
+    if cursor is not None:
+        # Ages are counted from the first page on: a version must not slip from one page to another meanwhile.
+        moment, after = _read_cursor(cursor, text)
+    query = parse_query(text, now=moment)
+    with database.snapshot() as connection:
+        rows = connection.execute(plan(connection, query, after=after, limit=limit + 1)).all()
+        keys = [(str(row[0]), int(row[1])) for row in rows[:limit]]
+        hits = _load_hits(connection, keys)
+    following = None
+    if len(rows) > limit:
+        name, number, value = rows[limit - 1]
+        following = _write_cursor(query, moment, [value, name, number])
+    return SearchPage(hits=tuple(hits[key] for key in keys), next_cursor=following)
+
+
+def _load_hits(connection: Connection, keys: Sequence[_Key]) -> dict[_Key, SearchHit]:
+    hits: dict[_Key, SearchHit] = {}
+    for start in range(0, len(keys), _CHUNK):
+        hits |= _load_chunk(connection, keys[start : start + _CHUNK])
+    return hits
+
+
+def _load_chunk(connection: Connection, keys: Sequence[_Key]) -> dict[_Key, SearchHit]:
+    held: defaultdict[_Key, list[str]] = defaultdict(list)
+    for row in connection.execute(select(aliases.c.name, aliases.c.number, aliases.c.alias).where(_of(aliases, keys))):
+        held[(row.name, row.number)].append(row.alias)
+    made: defaultdict[_Key, list[str]] = defaultdict(list)
+    for row in connection.execute(select(formats.c.name, formats.c.number, formats.c.format).where(_of(formats, keys))):
+        made[(row.name, row.number)].append(row.format)
+    in_trash = {(row.name, row.number) for row in connection.execute(select(trash).where(_of(trash, keys)))}
+    metrics = _load_metrics(connection, keys, made)
+    return {
+        (row.name, row.number): SearchHit(
+            name=row.name,
+            number=row.number,
+            digest=row.digest,
+            native=row.native,
+            formats=tuple(sorted(made[(row.name, row.number)])),
+            aliases=tuple(sorted(held[(row.name, row.number)])),
+            tags=cast("dict[str, str]", json.loads(row.tags)),
+            metrics=metrics[(row.name, row.number)],
+            dataset_digest=row.dataset_digest,
+            created_at=datetime.fromisoformat(row.created_at),
+            created_by=row.created_by,
+            is_trashed=(row.name, row.number) in in_trash,
+        )
+        for row in connection.execute(select(versions).where(_of(versions, keys)))
+    }
+
+
+def _load_metrics(
+    connection: Connection, keys: Sequence[_Key], made: Mapping[_Key, Sequence[str]]
+) -> defaultdict[_Key, dict[str, float]]:
+    """Return metric values per version; what was measured on the served format wins, of several the newest."""
+    found: defaultdict[_Key, dict[str, float]] = defaultdict(dict)
+    served: defaultdict[_Key, dict[str, float]] = defaultdict(dict)
+    query = select(version_metrics).where(_of(version_metrics, keys)).order_by(version_metrics.c.id)
+    for row in connection.execute(query):
+        key = (row.name, row.number)
+        is_served = row.format == "onnx" or "onnx" not in made[key]
+        (served if is_served else found)[key][row.metric] = row.value
+    for key, values in served.items():
+        found[key] |= values
+    return found
+
+
+def _of(table: FromClause, keys: Sequence[_Key]) -> ColumnElement[bool]:
+    # Not a list of pairs: SQLite reads the whole table for one.
+    numbers: defaultdict[str, list[int]] = defaultdict(list)
+    for name, number in keys:
+        numbers[name].append(number)
+    return or_(*(and_(table.c.name == name, table.c.number.in_(found)) for name, found in numbers.items()))
+
+
+def _write_cursor(query: Query, moment: datetime, last: list[Any]) -> str:
+    text = json.dumps([_CURSOR_VERSION, query.digest[-16:], to_text(moment), last], separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str, text: str) -> tuple[datetime, list[Any]]:
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        version, digest, moment, last = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
+        now_then = datetime.fromisoformat(moment)
+        value, name, number = last
+        is_whole = version == _CURSOR_VERSION and isinstance(name, str) and type(number) is int
+        is_whole = is_whole and isinstance(value, str | float | int) and now_then.tzinfo is not None
+    except (ValueError, TypeError):
+        is_whole, digest, now_then, last = False, "", now(), []
+    if not is_whole:
+        raise InvalidInputError(
+            "the cursor is not readable",
+            expected="the `next_cursor` of a page",
+            received=f"`{cursor[:60]}`",
+            remedy="Search again without a cursor for the first page",
+        )
+    query = parse_query(text, now=now_then)
+    is_time = query.sort_metric is None
+    if digest != query.digest[-16:] or isinstance(last[0], str) is not is_time:
+        raise InvalidInputError(
+            "the cursor belongs to another query",
+            received=f"`{text[:80]}`",
+            remedy="Give the same query as for the page before, or leave the cursor out",
+        )
+    return now_then, last

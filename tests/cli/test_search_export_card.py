@@ -1,0 +1,97 @@
+"""`noa models search`, `export`, `import` of an archive and `card`, as somebody types them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from noa_cli.__main__ import run
+
+
+def test_search_prints_a_table_json_and_pages(registered: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = ["--directory", str(registered)]
+    assert run(["models", "search", "name:digits", "-is:live", *here]) == 2  # an option, for all the shell knows
+    capsys.readouterr()
+    assert run(["models", "search", *here, "--", "name:digits", "-is:live"]) == 0
+    text = capsys.readouterr().out
+    assert "digits/3" in text
+    assert "digits/2" not in text
+    assert run(["models", "search", "name:digits format:onnx", "--limit", "2", "--json", *here]) == 0
+    page = json.loads(capsys.readouterr().out)
+    assert [hit["reference"] for hit in page["hits"]] == ["digits/3", "digits/2"]
+    again = ["models", "search", "name:digits format:onnx", "--limit", "2", "--json", "--cursor", page["next_cursor"]]
+    assert run([*again, *here]) == 0
+    last = json.loads(capsys.readouterr().out)
+    assert [hit["reference"] for hit in last["hits"]] == ["digits/1"]
+    assert last["next_cursor"] is None
+
+
+def test_a_query_that_cannot_be_read_is_one_line_with_a_remedy(
+    registered: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "search", "digits tagg.team=x", "--directory", str(registered)]) != 0
+    error = capsys.readouterr().err.strip()
+    assert "column 8" in error
+    assert "Did you mean `tag.`?" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_an_archive_goes_from_one_project_to_another(
+    registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = tmp_path / "d.noa"
+    export = ["models", "export", "digits/2", "-o", str(archive), "--directory", str(registered)]
+    assert run([*export, "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written["reference"] == "digits/2"
+    assert written["size_bytes"] == archive.stat().st_size
+    assert run(export) == 1
+    assert "--force" in capsys.readouterr().err
+    assert run([*export, "--force"]) == 0
+    there = tmp_path / "there"
+    there.mkdir()
+    shutil.copy(registered / "noa.toml", there)
+    capsys.readouterr()
+    take = ["models", "import", str(archive), "--directory", str(there)]
+    assert run([*take, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"]["digest"] == written["digest"]
+    assert run(take) == 1
+    assert "here already: `digits/1`" in capsys.readouterr().err
+    assert run([*take, "--exist-ok"]) == 0
+    assert run(["models", "verify", "--directory", str(there)]) == 0
+
+
+def test_the_archive_is_named_after_the_version_and_lies_in_the_project(
+    registered: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "export", "digits@champion", "--directory", str(registered)]) == 0
+    assert (registered / "digits-2.noa").is_file()
+    (registered / "digits-2.noa").unlink()
+    capsys.readouterr()
+
+
+def test_a_card_is_printed_or_written_in_the_form_of_its_ending(
+    registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = ["models", "card", "digits@champion", "--directory", str(registered)]
+    assert run(card) == 0
+    assert capsys.readouterr().out.startswith("# digits, version 2\n")
+    assert run([*card, "--html"]) == 0
+    assert capsys.readouterr().out.startswith("<!doctype html>")
+    assert run([*card, "-o", str(tmp_path / "card.html")]) == 0
+    assert (tmp_path / "card.html").read_text().startswith("<!doctype html>")
+    assert run([*card, "-o", str(tmp_path), "--json"]) == 0
+    assert (tmp_path / "digits-2.md").read_text().startswith("# digits")
+    capsys.readouterr()
+    assert run([*card, "-o", str(tmp_path / "card.pdf")]) == 1
+    assert "a file ending in .md or .html" in capsys.readouterr().err
+
+
+def test_reproducing_what_was_not_trained_here_says_what_is_missing(
+    registered: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "reproduce", "digits/1", "--directory", str(registered)]) == 1
+    assert "too little is recorded about how `digits/1` was trained" in capsys.readouterr().err
