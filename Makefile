@@ -15,7 +15,7 @@ export BENTOML_DO_NOT_TRACK := True
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test check lint types frame wheel bench docs clean
+.PHONY: help setup demo test check lint types frame wheel chaos bench docs clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -49,6 +49,11 @@ wheel: setup
 
 check: lint types frame test wheel ## Everything CI runs: lint, types, frame, tests, wheel.
 	@echo "check: all green"
+
+chaos: setup ## Kill the registry at every point of every operation, fill every disk (about 15 minutes).
+	@echo "chaos: every point of every operation, and every size of a full disk"
+	@NOA_TEST_EVERY_POINT=1 $(BIN)/python -m pytest -n $$(nproc) --dist loadscope -v \
+		tests/registry/test_registry_kill_points.py tests/registry/test_registry_full_disk.py $(PYTEST_ARGS)
 
 bench: setup ## Measure serving, training, registry and the demo; prints a table and writes JSON.
 	@$(BIN)/python -m benchmarks

@@ -55,6 +55,11 @@ def inspect(wheel: Path, packages: set[str]) -> list[str]:
         problems.append("lacks the licence")
     if not any(name.endswith("templates/digits/noa.toml") for name in names):
         problems.append("lacks the project templates")
+    migrations = ROOT / "registry" / "noa_registry" / "migrations"
+    for path in [migrations / "env.py", *migrations.glob("versions/*.py")]:
+        wanted = path.relative_to(ROOT / "registry").as_posix()
+        if wanted not in names:
+            problems.append(f"lacks `{wanted}`, without which no database can be made")
     return problems
 
 

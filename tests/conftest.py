@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from postgres_server import PostgresServer
+from s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
 
 def pytest_configure() -> None:
     """Let Ctrl-C reach what the tests start: a suite that runs in the background of a script ignores it."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this test process, started when the first test asks for it. Do not stop it."""
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A server of the S3 API, started when the first test asks for it. Processes of the tests find its keys too."""
+    # Settings keep keys out of the JSON that other processes get: these look for them where AWS puts them.
+    os.environ.update(AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY, AWS_EC2_METADATA_DISABLED="true")
+    server = S3Server()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()

@@ -17,7 +17,22 @@ from noa_cli._command import (
     keep_common,
 )
 from noa_cli.commands import config as config_commands
-from noa_cli.commands import convert, demo, doctor, flows, models, predict, project, serve, services, train
+from noa_cli.commands import (
+    convert,
+    demo,
+    doctor,
+    events,
+    flows,
+    gc,
+    keys,
+    ledger,
+    models,
+    predict,
+    project,
+    serve,
+    services,
+    train,
+)
 
 
 def _version(value: bool) -> None:
@@ -60,12 +75,16 @@ def build() -> typer.Typer:
     add(doctor.doctor, "Start here")
     add(train.train, "Models")
     app.add_typer(models.build(), name="models", rich_help_panel="Models")
+    app.add_typer(ledger.build(), name="ledger", rich_help_panel="Models")
+    app.add_typer(keys.build(), name="keys", rich_help_panel="Models")
     add(convert.convert, "Models")
+    add(gc.gc, "Models")
     add(serve.serve, "Serving")
     add(predict.predict, "Serving")
     add(services.up, "Operation")
     add(services.down, "Operation")
     add(services.status, "Operation")
+    app.add_typer(events.build(), name="events", rich_help_panel="Operation")
     app.add_typer(flows.build(), name="flows", rich_help_panel="Operation")
     app.add_typer(config_commands.build(), name="config", rich_help_panel="Operation")
     return app

@@ -130,6 +130,11 @@ def _one_line(title: str, text: str, seconds: float, width: int) -> Text:
     return line
 
 
+def count(number: int, noun: str) -> str:
+    """Return e.g. `1 version` or `1,200 versions`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def short_digest(digest: str) -> str:
     """Return the first 12 digits of a digest, enough for people."""
     return digest.removeprefix("sha256:")[:12]

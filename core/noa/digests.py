@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, cast
 
 from noa.errors import IntegrityError, InvalidInputError
 
 if TYPE_CHECKING:
     import numpy as np
 
-_BLOCK_BYTES = 1 << 20
+_ResultT = TypeVar("_ResultT")
+
+# Fits into a core's second-level cache together with its page-cache source: faster than 1 MiB and 64 KiB, measured.
+_BLOCK_BYTES = 1 << 18
+_PARALLEL_FROM_BYTES = 8 << 20
+_MAX_THREADS = 4
+
+Change: TypeAlias = Literal["changed", "missing", "added"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +56,11 @@ class Manifest:
         return canonical_json([asdict(file) for file in self.files]).decode()
 
     @staticmethod
+    def of(files: Iterable[FileDigest]) -> Manifest:
+        """Return the manifest of `files` in any order."""
+        return _manifest_of(tuple(files))
+
+    @staticmethod
     def from_json(text: str) -> Manifest:
         """Parse what `to_json` wrote.
 
@@ -61,6 +75,17 @@ class Manifest:
         return _manifest_of(files)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileProblem:
+    """One file that is not what was sealed. `path` is relative to the folder that was compared."""
+
+    path: str
+    change: Change
+
+    def __str__(self) -> str:
+        return f"`{self.path}` {'was' if self.change != 'missing' else 'is'} {self.change}"
+
+
 def sha256_bytes(data: bytes) -> str:
     """Return `sha256:...` of `data`."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
@@ -68,13 +93,33 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     """Return `sha256:...` of the file's bytes, streamed."""
+    with path.open("rb", buffering=0) as file:
+        return sha256_handle(file.fileno())
+
+
+def sha256_handle(handle: int) -> str:
+    """Return `sha256:...` of what an open file holds from its position to its end, streamed."""
     hasher = hashlib.sha256()
     buffer = bytearray(_BLOCK_BYTES)
     view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            hasher.update(view[:count])
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    while count := os.readv(handle, [buffer]):
+        hasher.update(view[:count])
     return "sha256:" + hasher.hexdigest()
+
+
+def sha256_files(paths: Sequence[Path]) -> list[str]:
+    """Return the digest of each file; several large ones are hashed on several cores."""
+    return map_files(sha256_file, paths, [path.stat().st_size for path in paths])
+
+
+def map_files(work: Callable[[Path], _ResultT], paths: Sequence[Path], sizes: Sequence[int]) -> list[_ResultT]:
+    """Apply `work`, which hashes, to each file; on several threads where their sizes make that pay."""
+    threads = min(_MAX_THREADS, os.cpu_count() or 1, sum(size >= _PARALLEL_FROM_BYTES for size in sizes))
+    if threads < 2:
+        return [work(path) for path in paths]
+    with ThreadPoolExecutor(threads, thread_name_prefix="noa-hash") as pool:
+        return list(pool.map(work, paths))
 
 
 def canonical_json(value: object) -> bytes:
@@ -108,11 +153,11 @@ def build_manifest(folder: Path) -> Manifest:
     Raises:
         IntegrityError: the folder holds a symbolic link or another special file.
     """
-    return _manifest_of(
-        tuple(
-            FileDigest(path=relative, size_bytes=path.stat().st_size, digest=sha256_file(path))
-            for relative, path in _regular_files(folder)
-        )
+    found = dict(_regular_files(folder))
+    digests = sha256_files(list(found.values()))
+    return Manifest.of(
+        FileDigest(path=relative, size_bytes=path.stat().st_size, digest=digest)
+        for (relative, path), digest in zip(found.items(), digests, strict=True)
     )
 
 
@@ -124,23 +169,71 @@ def verify_folder(folder: Path, manifest: Manifest) -> None:
     """
     if not folder.is_dir():
         raise IntegrityError("a sealed folder is missing", where=str(folder), file=str(folder))
-    found = dict(_regular_files(folder))
-    sealed = {file.path: file for file in manifest.files}
-    problems = [f"`{path}` is missing" for path in sealed if path not in found]
-    problems += [f"`{path}` was added" for path in found if path not in sealed]
-    problems += [
-        f"`{path}` was changed"
-        for path, entry in sealed.items()
-        if path in found
-        and (found[path].stat().st_size != entry.size_bytes or sha256_file(found[path]) != entry.digest)
-    ]
+    problems = compare_folder(folder, manifest)
     if problems:
         raise IntegrityError(
-            "sealed files are not what was sealed: " + ", ".join(sorted(problems)),
+            "sealed files are not what was sealed: " + ", ".join(str(problem) for problem in problems),
             where=str(folder),
             expected=manifest.digest,
-            file=min(problems).split("`")[1],
+            file=problems[0].path,
         )
+
+
+def compare_folder(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    has_digest: Callable[[Path, FileDigest], bool] | None = None,
+    ignore: Callable[[str], bool] = lambda _path: False,
+) -> list[FileProblem]:
+    """Return every file that differs, is missing or is extra, by path. A link or special file counts as changed.
+
+    `has_digest` tells whether a file of the right size has its digest (default: by hashing it); `ignore` names files,
+    by their path, that are no part of what was sealed.
+    """
+    found, odd = _walk(folder, ignore)
+    sealed = {file.path: file for file in manifest.files}
+    problems = [FileProblem(path=path, change="changed" if path in sealed else "added") for path in odd]
+    problems += [FileProblem(path=path, change="missing") for path in sealed if path not in found and path not in odd]
+    problems += [FileProblem(path=path, change="added") for path in found if path not in sealed]
+    check = has_digest or _hashes_to
+    both = [(path, entry) for path, entry in sealed.items() if path in found]
+    by_path = {found[path]: entry for path, entry in both}
+    intact = map_files(
+        lambda path: _is_intact(path, by_path[path], check), list(by_path), [entry.size_bytes for _, entry in both]
+    )
+    problems += [
+        FileProblem(path=entry.path, change="changed")
+        for entry, is_whole in zip(by_path.values(), intact, strict=True)
+        if not is_whole
+    ]
+    return sorted(problems, key=lambda problem: problem.path)
+
+
+def _is_intact(path: Path, entry: FileDigest, has_digest: Callable[[Path, FileDigest], bool]) -> bool:
+    try:
+        return path.stat().st_size == entry.size_bytes and has_digest(path, entry)
+    except FileNotFoundError:  # removed since the folder was listed
+        return False
+
+
+def _hashes_to(path: Path, entry: FileDigest) -> bool:
+    return sha256_file(path) == entry.digest
+
+
+def _walk(folder: Path, ignore: Callable[[str], bool]) -> tuple[dict[str, Path], list[str]]:
+    """Return the regular files below `folder`, and what is neither a file nor a folder."""
+    files: dict[str, Path] = {}
+    odd: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        if ignore(relative):
+            continue
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            odd.append(relative)
+        elif path.is_file():
+            files[relative] = path
+    return files, odd
 
 
 def _regular_files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -1,50 +1,102 @@
-"""The database: connections, transactions, and the translation of its errors.
+"""The database: connections, transactions, and the translation of its errors; the same on SQLite and PostgreSQL.
 
-Reads run in autocommit on pooled connections; a write is one `BEGIN IMMEDIATE` transaction, so that all writers of all
-processes go one after the other. SQLite runs in WAL mode with `synchronous=FULL`: what was committed survives a power
-cut, and readers never wait for a writer.
+Reads run in autocommit on pooled connections; a write is one transaction, and all writers of all processes go one after
+the other, so that a writer sees the newest committed state until its end. What differs between the two databases is in
+`sqlite_database.py` and `postgres_database.py`, behind the protocol `Backend`.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import threading
+import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Protocol
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy import Connection, Engine, exc
 
-from noa.errors import SettingsError, StorageError
+from noa.errors import NoaError, StorageError
+from noa_registry.database_url import DatabaseUrl, Dialect, parse_database_url
 
-_BEGIN = "noa_begin"
+
+class Backend(Protocol):
+    """What a kind of database does in its own way."""
+
+    @property
+    def engine(self) -> Engine:
+        """The pool of connections."""
+        ...
+
+    @property
+    def readers(self) -> Engine:
+        """The same pool; every statement is a transaction of its own."""
+        ...
+
+    @property
+    def snapshots(self) -> Engine:
+        """The same pool; all statements of a transaction see one state."""
+        ...
+
+    @property
+    def writers(self) -> Engine:
+        """The same pool; for transactions that begin with `take_turn`."""
+        ...
+
+    def take_turn(self, connection: Connection, token: str | None) -> None:
+        """Wait until no other writer is at work; leave `token` in the transaction, if there is one."""
+        ...
+
+    def was_committed(self, token: str) -> bool:
+        """Find out whether a transaction took place whose commit was not answered.
+
+        Raises:
+            StorageError: that cannot be found out now.
+        """
+        ...
+
+    def translate(self, error: exc.DBAPIError) -> NoaError:
+        """Return what an error of the driver means to a user."""
+        ...
+
+    def is_missing_table(self, error: exc.DBAPIError) -> bool:
+        """Tell whether a query failed because there is no such table."""
+        ...
 
 
 class Database:
-    """One SQLite database, shared by the threads of a process."""
+    """One database, shared by the threads of a process. `path` is its place as it may be shown, without a password.
 
-    def __init__(self, path: Path, *, lock_timeout_s: float) -> None:
-        self.path = path
+    Raises:
+        DependencyMissingError: the driver of PostgreSQL is not installed.
+    """
+
+    def __init__(self, url: DatabaseUrl | str, *, lock_timeout_s: float) -> None:
+        self.url = parse_database_url(url) if isinstance(url, str) else url
         self.lock_timeout_s = lock_timeout_s
-        self.engine = _create_engine(path, lock_timeout_s)
-        self._readers = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._writers = self.engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
-        self._snapshots = self.engine.execution_options(**{_BEGIN: "BEGIN"})
+        self._backend = _open_backend(self.url, lock_timeout_s)
         self._write_turn = threading.Lock()
+
+    @property
+    def dialect(self) -> Dialect:
+        """Which kind of database it is."""
+        return self.url.dialect
+
+    @property
+    def engine(self) -> Engine:
+        """The pool of connections, for what needs SQLAlchemy itself."""
+        return self._backend.engine
 
     @contextmanager
     def read(self) -> Generator[Connection, None, None]:
         """Give a connection on which every statement sees the newest committed state."""
-        with translate_database_errors(self.path), self._readers.connect() as connection:
+        with self.translated_errors(), self._backend.readers.connect() as connection:
             yield connection
 
     @contextmanager
     def snapshot(self) -> Generator[Connection, None, None]:
         """Give a connection whose statements all see the same committed state."""
-        with translate_database_errors(self.path), self._snapshots.begin() as connection:
+        with self.translated_errors(), self._backend.snapshots.begin() as connection:
             yield connection
 
     @contextmanager
@@ -52,46 +104,72 @@ class Database:
         """Give a connection inside the one write transaction; commits at the end, undoes everything on an error.
 
         Raises:
-            StorageError: the disk is full or read-only, or another writer held the lock for `lock_timeout_s`.
+            StorageError: the database refused (full, read-only, gone), or another writer held the lock for
+                `lock_timeout_s`. Nothing was written, unless the message says that this is unknown.
         """
+        with self._write(uuid.uuid4().hex) as connection:
+            yield connection
+
+    @contextmanager
+    def write_schema(self) -> Generator[Connection, None, None]:
+        """As `write`, while the tables are made: a commit whose answer is lost is an error."""
+        with self._write(None) as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self, token: str | None) -> Generator[Connection, None, None]:
         # Threads of one process queue here: SQLite's own waiting polls and can starve one of many.
         if not self._write_turn.acquire(timeout=self.lock_timeout_s):
-            raise _locked(self.path)
+            raise locked_error(self.url)
         try:
-            with translate_database_errors(self.path), self._writers.begin() as connection:
+            with self.translated_errors(), self._backend.writers.connect() as connection, connection.begin() as whole:
+                self._backend.take_turn(connection, token)
                 yield connection
+                try:
+                    whole.commit()
+                except exc.DBAPIError as error:
+                    # The answer was lost, not the commit perhaps: nobody may undo files of what is committed.
+                    if token is None or not error.connection_invalidated or not self._backend.was_committed(token):
+                        raise
         finally:
             self._write_turn.release()
 
+    def is_missing_table(self, error: exc.DBAPIError) -> bool:
+        """Tell whether a query failed because there is no such table."""
+        return self._backend.is_missing_table(error)
+
+    @contextmanager
+    def translated_errors(self) -> Generator[None, None, None]:
+        """Turn what the database refuses into an error that names the database and the remedy."""
+        try:
+            yield
+        except exc.DBAPIError as error:
+            raise self._backend.translate(error) from error
+        except exc.TimeoutError as error:  # of the pool
+            raise locked_error(self.url) from error
+
     def close(self) -> None:
         """Close all connections."""
-        self.engine.dispose()
+        self._backend.engine.dispose()
 
 
-def sqlite_path(url: str) -> Path:
-    """Return the file of a SQLite URL.
-
-    Raises:
-        SettingsError: the URL is malformed, names another database, or a database in memory.
-    """
-    try:
-        parsed: URL = make_url(url)
-    except exc.ArgumentError as error:
-        raise SettingsError(
-            "`registry.database_url` is not a database URL", expected="e.g. sqlite:////path/noa.db", received=url
-        ) from error
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:" or parsed.query:
-        raise SettingsError(
-            "`registry.database_url` names a database that this registry cannot use",
-            expected="a SQLite file, e.g. sqlite:////path/noa.db",
-            received=parsed.render_as_string(hide_password=True),
-        )
-    return Path(parsed.database).expanduser().absolute()
+def locked_error(url: DatabaseUrl) -> StorageError:
+    """Return the error of somebody who waited too long for another writer."""
+    return StorageError(
+        "the database is locked by another writer",
+        where=str(url),
+        remedy="Try again, or raise `registry.lock_timeout_s`",
+        path=str(url),
+    )
 
 
-def sqlite_url(path: Path) -> str:
-    """Return the URL by which stock MLflow opens the same database."""
-    return URL.create("sqlite", database=str(path)).render_as_string()
+def preparing_error(where: str) -> StorageError:
+    """Return the error of somebody who waited too long for a process that prepares the database."""
+    return StorageError(
+        "another process has been preparing the database for too long",
+        where=where,
+        remedy="Try again, or raise `registry.lock_timeout_s`",
+    )
 
 
 def now() -> datetime:
@@ -104,63 +182,11 @@ def to_text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-@contextmanager
-def translate_database_errors(path: Path) -> Generator[None, None, None]:
-    """Turn what the database refuses into a `StorageError` that names the file and the remedy."""
-    try:
-        yield
-    except exc.DBAPIError as error:
-        raise _storage_error(path, str(error.orig)) from error
-    except exc.TimeoutError as error:
-        raise _locked(path) from error
-    except sqlite3.Error as error:
-        raise _storage_error(path, str(error)) from error
+def _open_backend(url: DatabaseUrl, lock_timeout_s: float) -> Backend:
+    if url.dialect == "postgresql":
+        from noa_registry.postgres_database import PostgresBackend
 
+        return PostgresBackend(url, lock_timeout_s)
+    from noa_registry.sqlite_database import SqliteBackend
 
-def _storage_error(path: Path, text: str) -> StorageError:
-    if "locked" in text or "busy" in text:
-        return _locked(path)
-    remedies = {
-        "full": "Free some space and run the same command again; nothing was lost",
-        "readonly": "Check the permissions of the file and its folder",
-        "unable to open": "Check that the folder exists and may be written",
-        "malformed": "Restore the file from a backup",
-        "not a database": "Restore the file from a backup",
-    }
-    remedy = next((remedy for part, remedy in remedies.items() if part in text), None)
-    return StorageError(f"the database refused: {text}", where=str(path), remedy=remedy, path=str(path))
-
-
-def _locked(path: Path) -> StorageError:
-    return StorageError(
-        "the database is locked by another writer",
-        where=str(path),
-        remedy="Try again, or raise `registry.lock_timeout_s`",
-        path=str(path),
-    )
-
-
-def _create_engine(path: Path, lock_timeout_s: float) -> Engine:
-    engine = create_engine(
-        URL.create("sqlite", database=str(path)),
-        connect_args={"timeout": lock_timeout_s, "check_same_thread": False},
-        pool_size=8,
-        max_overflow=64,
-        pool_timeout=lock_timeout_s,
-    )
-    event.listen(engine, "connect", _configure)
-    event.listen(engine, "begin", _begin)
-    return engine
-
-
-def _configure(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
-    # The driver must not open transactions by itself: `_begin` says when, and of which kind.
-    connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin(connection: Connection) -> None:
-    statement = connection.get_execution_options().get(_BEGIN)
-    if statement is not None:
-        connection.exec_driver_sql(statement)
+    return SqliteBackend(url, lock_timeout_s)

@@ -14,11 +14,22 @@ REGISTRATION_STEPS = (
     "claimed",
     "formats copied",
     "wrapper written",
-    "hashed",
     "published",
     "transaction begun",
     "rows written",
     "committed",
+)
+
+GC_STEPS = (
+    "purge marked",
+    "purge begun",
+    "unit removed",
+    "purge written",
+    "purge committed",
+    "orphan removed",
+    "leftover removed",
+    "attachments removed",
+    "attachments committed",
 )
 
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,24 +20,30 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from noa.digests import FileDigest, Manifest, sha256_bytes, sha256_file
+from noa.digests import FileDigest, Manifest, sha256_bytes
 from noa.errors import IntegrityError, InvalidInputError
 from noa.signatures import SIGNATURE_FILE, Signature, TensorSpec
-from noa_registry.artifacts import FORMATS_FOLDER
+from noa_registry.artifacts import FORMATS_FOLDER, LOADED_MARK
 
 if TYPE_CHECKING:
     import numpy as np
 
 MLMODEL_FILE = "MLmodel"
 INPUT_EXAMPLE_FILE = "input_example.safetensors"
-LOADED_MARK = "registered_model_meta"
-"""Stock MLflow writes this file, a name and a number, into a local model's folder each time it loads it. Nothing reads
-it to run or to load a model, so it is left out of the comparison."""
 _REQUIREMENTS_FILE = "requirements.txt"
 _PYTHON_ENV_FILE = "python_env.yaml"
 _MLFLOW_EXAMPLE_FILE = "input_example.json"
 _SERVING_EXAMPLE_FILE = "serving_input_example.json"
 _ONNX_FILE = "model.onnx"
+_WRAPPER_FILES = {
+    MLMODEL_FILE,
+    INPUT_EXAMPLE_FILE,
+    LOADED_MARK,
+    _REQUIREMENTS_FILE,
+    _PYTHON_ENV_FILE,
+    _MLFLOW_EXAMPLE_FILE,
+    _SERVING_EXAMPLE_FILE,
+}
 _ONNX_PACKAGES = ("mlflow", "numpy", "onnx", "onnxruntime")
 _NATIVE_PACKAGES = {"torch": ("torch", "safetensors"), "jax": ("jax", "safetensors")}
 
@@ -48,7 +52,7 @@ def write_wrapper(
     folder: Path,
     *,
     uid: str,
-    formats: tuple[str, ...],
+    formats: Mapping[str, Manifest],
     native: str,
     signature: Signature,
     input_example: Mapping[str, np.ndarray],
@@ -56,9 +60,9 @@ def write_wrapper(
     run_id: str | None,
     created_at: datetime,
 ) -> None:
-    """Write MLmodel, requirements and input examples into `folder`, whose formats are in place already."""
+    """Write MLmodel, requirements and input examples of a version with `formats` into `folder`."""
     _write_examples(folder, signature, input_example)
-    loads_onnx = "onnx" in formats and (folder / FORMATS_FOLDER / "onnx" / _ONNX_FILE).is_file()
+    loads_onnx = _loads_onnx(formats.get("onnx"))
     packages = _ONNX_PACKAGES if loads_onnx else ("mlflow", "noa", "numpy", *_NATIVE_PACKAGES.get(native, ()))
     requirements = [_requirement(package, environment) for package in packages]
     (folder / _REQUIREMENTS_FILE).write_text("\n".join(requirements) + "\n")
@@ -67,11 +71,10 @@ def write_wrapper(
         folder / _PYTHON_ENV_FILE,
         {"python": python, "build_dependencies": ["pip", "wheel"], "dependencies": [f"-r {_REQUIREMENTS_FILE}"]},
     )
-    size = sum(path.stat().st_size for path in (folder / FORMATS_FOLDER).rglob("*") if path.is_file())
     model: dict[str, object] = {
         "flavors": _onnx_flavors(python) if loads_onnx else _noa_flavors(native, python),
         "mlflow_version": version("mlflow"),
-        "model_size_bytes": size,
+        "model_size_bytes": sum(manifest.size_bytes for manifest in formats.values()),
         "model_uuid": uid,
         "saved_input_example_info": {
             "artifact_path": _MLFLOW_EXAMPLE_FILE,
@@ -84,64 +87,34 @@ def write_wrapper(
     if run_id is not None:
         model["run_id"] = run_id
     _write_yaml(folder / MLMODEL_FILE, model)
-    if loads_onnx:
-        _link_onnx(folder)
 
 
-def wrapper_manifest(folder: Path) -> Manifest:
-    """Return the manifest of everything in a unit but its formats.
+def linked_files(onnx: Manifest | None) -> list[FileDigest]:
+    """Return the files of the ONNX format that need a second name beside MLmodel: MLflow looks for all of them there.
 
     Raises:
-        IntegrityError: there is a link or special file.
+        InvalidInputError: one of them has a name that MLflow uses.
     """
-    rows: list[dict[str, object]] = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if relative.parts[0] == FORMATS_FOLDER and not path.is_symlink():
-            continue
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise IntegrityError(f"`{relative}` is a link or special file", where=str(path), file=str(relative))
-        if path.is_file():
-            rows.append(
-                asdict(FileDigest(path=relative.as_posix(), size_bytes=path.stat().st_size, digest=sha256_file(path)))
-            )
-    return Manifest.from_json(json.dumps(rows))
+    if onnx is None or not _loads_onnx(onnx):
+        return []
+    files = [file for file in onnx.files if file.path != SIGNATURE_FILE and "/" not in file.path]
+    taken = next((file.path for file in files if file.path in _WRAPPER_FILES), None)
+    if taken is not None:
+        raise InvalidInputError(f"`{taken}` in format `onnx` has a name that MLflow uses", received=taken)
+    return files
 
 
-def verify_wrapper(folder: Path, manifest: Manifest) -> None:
-    """Compare the wrapper's files with what was sealed.
-
-    Raises:
-        IntegrityError: a file differs, is missing or was added; `facts["file"]` names the first.
-    """
-    if not folder.is_dir():
-        raise IntegrityError("a sealed folder is missing", where=str(folder), file=str(folder))
-    found = {file.path: file for file in wrapper_manifest(folder).files if file.path != LOADED_MARK}
-    sealed = {file.path: file for file in manifest.files}
-    for path in sorted(found.keys() | sealed.keys()):
-        if found.get(path) != sealed.get(path):
-            change = "was added" if path not in sealed else "is missing" if path not in found else "was changed"
-            raise IntegrityError(
-                f"sealed files are not what was sealed: `{path}` {change}",
-                where=str(folder),
-                expected=manifest.digest,
-                file=path,
-            )
-
-
-def read_example(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
-    """Return the input example that was sealed with a version, by input name.
+def parse_example(path: Path, file: FileDigest) -> dict[str, np.ndarray]:
+    """Return the input example in a file, by input name.
 
     Raises:
         IntegrityError: it is not what was sealed.
     """
     from safetensors.numpy import load
 
-    path = folder / INPUT_EXAMPLE_FILE
     data = path.read_bytes() if path.is_file() else b""
-    sealed = {file.path: file.digest for file in manifest.files}
-    if sha256_bytes(data) != sealed.get(INPUT_EXAMPLE_FILE):
-        raise IntegrityError(f"`{INPUT_EXAMPLE_FILE}` was changed", where=str(folder), file=INPUT_EXAMPLE_FILE)
+    if sha256_bytes(data) != file.digest:
+        raise IntegrityError(f"`{file.path}` was changed", where=str(path.parent), file=file.path)
     return load(data)
 
 
@@ -179,18 +152,8 @@ def _onnx_flavors(python: str) -> dict[str, object]:
     }
 
 
-def _link_onnx(folder: Path) -> None:
-    """Give ONNX files a second name beside MLmodel, which MLflow looks for in the folder of the graph."""
-    for path in sorted((folder / FORMATS_FOLDER / "onnx").iterdir()):
-        if path.name == SIGNATURE_FILE or path.is_dir():
-            continue
-        link = folder / path.name
-        if link.exists():
-            raise InvalidInputError(f"`{path.name}` in format `onnx` has a name that MLflow uses", where=str(path))
-        try:
-            link.hardlink_to(path)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(path, link)
+def _loads_onnx(onnx: Manifest | None) -> bool:
+    return onnx is not None and any(file.path == _ONNX_FILE for file in onnx.files)
 
 
 def _noa_flavors(native: str, python: str) -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 from sqlalchemy import Connection, and_, func, insert, select, update
 
@@ -28,7 +27,7 @@ def insert_version(
     *,
     name: str,
     number: int,
-    folder: Path,
+    source: str,
     run_id: str | None,
     actor: str,
     description: str,
@@ -47,8 +46,8 @@ def insert_version(
             description=description or None,
             user_id=actor,
             current_stage="None",
-            source=folder.as_uri(),
-            storage_location=folder.as_uri(),
+            source=source,
+            storage_location=source,
             run_id=run_id if run_id is None or len(run_id) <= _MAX_RUN_ID else None,
             status="READY",
         )
@@ -59,6 +58,18 @@ def insert_version(
             for key, value in tags.items()
         ]
         connection.execute(insert(mlflow_version_tags), rows)
+
+
+def hide_version(connection: Connection, *, name: str, number: int) -> None:
+    """Mark a version as deleted, as MLflow's own clients do: they no longer see it, and its number stays taken."""
+    here = and_(
+        mlflow_versions.c.workspace == WORKSPACE, mlflow_versions.c.name == name, mlflow_versions.c.version == number
+    )
+    moment = _now_ms()
+    connection.execute(
+        update(mlflow_versions).where(here).values(current_stage=DELETED_STAGE, last_updated_time=moment)
+    )
+    _touch_model(connection, name, moment)
 
 
 def set_alias(connection: Connection, *, name: str, alias: str, number: int) -> None:

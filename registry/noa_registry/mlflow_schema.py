@@ -11,13 +11,12 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, inspect
-from sqlalchemy.engine import URL
+from sqlalchemy import inspect
 
 from noa.errors import StorageError
+from noa_registry.database import Database
 from noa_registry.tables import mlflow_metadata
 
 
@@ -31,71 +30,75 @@ def import_mlflow() -> None:
         import_module("sqlalchemy.orm").configure_mappers()
 
 
-def create_mlflow_tables(path: Path, *, artifact_root: Path) -> str:
-    """Create all of MLflow's tables in a new SQLite file and return the schema's revision."""
+def mlflow_needs_upgrade(database: Database) -> bool:
+    """Tell whether MLflow's tables are missing or older than the installed MLflow.
+
+    Raises:
+        StorageError: they were written by a newer MLflow.
+    """
     import_mlflow()
-    with _quiet():
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-        store: Any = SqlAlchemyStore(
-            URL.create("sqlite", database=str(path)).render_as_string(), artifact_root.as_uri()
-        )
-        store.engine.dispose()
-    return upgrade_mlflow_tables(path)
+    current, head = _revisions(database)
+    return current != head
 
 
-def upgrade_mlflow_tables(path: Path) -> str:
-    """Bring MLflow's tables to the revision of the installed MLflow and return it.
+def prepare_mlflow_tables(database: Database, *, artifact_root: str) -> str:
+    """Bring MLflow's tables to the revision of the installed MLflow, creating them if need be, and return it.
 
     Raises:
         StorageError: the database was written by a newer MLflow, or its tables lack a column that noa writes.
     """
     import_mlflow()
-    engine = create_engine(URL.create("sqlite", database=str(path)))
-    try:
-        with _quiet():
-            revision = _upgrade(engine, path)
-        _check_columns(engine, path)
-    finally:
-        engine.dispose()
-    return revision
+    from mlflow.store.db import utils
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    migrations: Any = utils  # MLflow has no public function for this; these are what `mlflow db upgrade` calls
+    with _quiet():
+        current, head = _revisions(database)
+        if current is None:
+            migrations._initialize_tables(database.engine)
+        elif current != head:
+            migrations._upgrade_db(database.engine)
+        if _has_no_experiment(database):
+            store: Any = SqlAlchemyStore(database.url.render(), artifact_root)  # makes the default one
+            store.engine.dispose()
+    _check_columns(database)
+    return head
 
 
-def _upgrade(engine: Engine, path: Path) -> str:
+def _revisions(database: Database) -> tuple[str | None, str]:
+    """Return the revision of the database and the newest that the installed MLflow knows."""
     from alembic.script import ScriptDirectory
     from mlflow.store.db import utils
 
-    store: Any = utils  # MLflow has no public function for this; these are what `mlflow db upgrade` calls
-    head = str(store._get_latest_schema_revision())
-    current = store._get_schema_version(engine)
-    if current == head:
-        return head
-    scripts = ScriptDirectory.from_config(store._get_alembic_config(""))
-    known = {script.revision for script in scripts.walk_revisions()}
-    if current is not None and current not in known:
+    migrations: Any = utils
+    head = str(migrations._get_latest_schema_revision())
+    current = migrations._get_schema_version(database.engine)
+    scripts = ScriptDirectory.from_config(migrations._get_alembic_config(""))
+    if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
         raise StorageError(
             "the database was written by a newer MLflow",
-            where=str(path),
+            where=str(database.url),
             expected=f"revision {head} or older",
             received=f"revision {current}",
             remedy="Install the newer MLflow: pip install --upgrade mlflow",
         )
-    if current is None:
-        store._initialize_tables(engine)
-    else:
-        store._upgrade_db(engine)
-    return head
+    return current, head
 
 
-def _check_columns(engine: Engine, path: Path) -> None:
-    inspector = inspect(engine)
+def _has_no_experiment(database: Database) -> bool:
+    with database.read() as connection:
+        return connection.exec_driver_sql("SELECT count(*) FROM experiments").scalar() == 0
+
+
+def _check_columns(database: Database) -> None:
+    inspector = inspect(database.engine)
     for table in mlflow_metadata.sorted_tables:
         found = {str(column["name"]) for column in inspector.get_columns(table.name)}
         missing = {column.name for column in table.columns} - found
         if missing:
             raise StorageError(
                 f"MLflow's table `{table.name}` has another shape",
-                where=str(path),
+                where=str(database.url),
                 expected=f"columns {', '.join(sorted(missing))}",
                 received=", ".join(sorted(found)),
                 remedy='Install a supported MLflow: pip install "mlflow>=3.17,<4"',

@@ -6,6 +6,7 @@ second, global client inside, so the global tracking URI is set to the same data
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from noa.errors import InvalidInputError, NotFoundError, StorageError
 from noa.references import check_name
-from noa_registry.artifacts import RUNS_FOLDER
-from noa_registry.bootstrap import prepare_database
-from noa_registry.database import sqlite_path, sqlite_url
+from noa_registry.artifacts import check_artifact_settings, runs_uri, s3_environment
+from noa_registry.bootstrap import open_database
 from noa_registry.mlflow_schema import import_mlflow
 
 if TYPE_CHECKING:
@@ -112,28 +112,30 @@ def open_tracker(settings: RegistrySettings, project: str) -> Tracker:
     Raises:
         StorageError: the database refused.
     """
-    path = sqlite_path(settings.database_url)
-    runs = settings.artifact_dir / RUNS_FOLDER
-    prepare_database(path, artifact_root=runs, lock_timeout_s=settings.lock_timeout_s)
+    check_artifact_settings(settings)
+    runs = runs_uri(settings)
+    database = open_database(settings.database_url, artifact_root=runs, lock_timeout_s=settings.lock_timeout_s)
+    database.close()
+    os.environ.update(s3_environment(settings))  # MLflow's client of S3 has no other switch
     import_mlflow()
     import mlflow
     from mlflow.tracking import MlflowClient
 
-    uri = sqlite_url(path)
+    uri = database.url.render()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     with _translate_mlflow_errors():
-        return Tracker(client, _experiment_id(client, check_name(project), runs / project))
+        return Tracker(client, _experiment_id(client, check_name(project), f"{runs}/{project}"))
 
 
-def _experiment_id(client: MlflowClient, project: str, location: Path) -> str:
+def _experiment_id(client: MlflowClient, project: str, location: str) -> str:
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(project)
     if found is None:
         try:
-            return str(client.create_experiment(project, artifact_location=location.as_uri()))
+            return str(client.create_experiment(project, artifact_location=location))
         except MlflowException as exc:
             if exc.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -4,30 +4,56 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Connection, Integer, Row, bindparam, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Integer, Row, and_, bindparam, exists, func, insert, or_, select
 
-from noa.digests import Manifest, canonical_json, digest_json
+from noa.digests import Manifest, canonical_json, digest_json, sha256_bytes
 from noa.errors import IntegrityError, NotFoundError
 from noa.signatures import Signature
 from noa_registry.artifacts import FORMATS_FOLDER
+from noa_registry.attachments import insert_attachments
 from noa_registry.database import to_text
 from noa_registry.evidence import Evidence, plain_json
-from noa_registry.ledger import Action, LedgerEntry
-from noa_registry.tables import aliases, evidence, formats, ledger, models, versions
+from noa_registry.ledger import LedgerEntry
+from noa_registry.search.indexing import index_evidence
+from noa_registry.tables import aliases, evidence, formats, ledger, models, trash, versions
 from noa_registry.versions import ModelSummary, ModelVersion, SealedFormat
 
 _PAGE = 1000
 _CACHED_RECORDS = 1024
 # Built once: composing a statement costs more than running it.
 _ALIASES_OF = select(aliases.c.alias, aliases.c.number).where(aliases.c.name == bindparam("name"))
-_VERSION = select(versions).where(
-    versions.c.name == bindparam("name"), versions.c.number == bindparam("number", type_=Integer)
+_HOLDER = (
+    select(
+        aliases.c.number,
+        aliases.c.digest,
+        aliases.c.sequence,
+        and_(
+            ledger.c.name == aliases.c.name,
+            ledger.c.alias == aliases.c.alias,
+            ledger.c.to_number == aliases.c.number,
+            ledger.c.to_digest == aliases.c.digest,
+        ).label("agrees"),
+    )
+    .select_from(aliases.outerjoin(ledger, ledger.c.sequence == aliases.c.sequence))
+    .where(aliases.c.name == bindparam("name"), aliases.c.alias == bindparam("alias"))
+)
+_IN_TRASH = and_(trash.c.name == versions.c.name, trash.c.number == versions.c.number)
+_TRASH_COLUMNS = [column for column in trash.c if column.name not in ("name", "number")]
+_VERSION = (
+    select(versions, *_TRASH_COLUMNS)
+    .select_from(versions.outerjoin(trash, _IN_TRASH))
+    .where(versions.c.name == bindparam("name"), versions.c.number == bindparam("number", type_=Integer))
+)
+_PRESENCE = (
+    select(versions.c.number, *_TRASH_COLUMNS)
+    .select_from(versions.outerjoin(trash, _IN_TRASH))
+    .where(versions.c.name == bindparam("name"), versions.c.number == bindparam("number", type_=Integer))
 )
 _FORMATS_OF = select(formats).where(
     formats.c.name == bindparam("name"), formats.c.number == bindparam("number", type_=Integer)
@@ -38,7 +64,23 @@ def version_digest(
     *, name: str, native: str, native_digest: str, wrapper_digest: str, signature: Signature, dataset_digest: str
 ) -> str:
     """Return the name of what a version computes and from which data; formats added later do not change it."""
-    return digest_json(
+    return sha256_bytes(
+        version_record(
+            name=name,
+            native=native,
+            native_digest=native_digest,
+            wrapper_digest=wrapper_digest,
+            signature=signature,
+            dataset_digest=dataset_digest,
+        )
+    )
+
+
+def version_record(
+    *, name: str, native: str, native_digest: str, wrapper_digest: str, signature: Signature, dataset_digest: str
+) -> bytes:
+    """Return the text whose SHA-256 is the digest of a version: what the signature of its record is about."""
+    return canonical_json(
         {
             "name": name,
             "native": native,
@@ -55,19 +97,49 @@ def load_aliases(connection: Connection, name: str) -> dict[str, int]:
     return {str(row[0]): int(row[1]) for row in connection.execute(_ALIASES_OF, {"name": name})}
 
 
+def load_holder(connection: Connection, name: str, alias: str) -> tuple[int, str] | None:
+    """Return number and digest of the version that an alias points to, None if the alias does not exist.
+
+    Raises:
+        IntegrityError: the ledger's row of that move says something else: the alias was moved behind noa's back.
+    """
+    row = connection.execute(_HOLDER, {"name": name, "alias": alias}).one_or_none()
+    if row is None:
+        return None
+    if not row.agrees:
+        raise IntegrityError(
+            f"`{name}@{alias}` is not where the ledger says",
+            expected=f"what row {row.sequence} of the ledger says",
+            received=f"version {row.number}",
+            remedy="Somebody wrote into the database directly; see it with: noa ledger verify",
+            file="noa_aliases",
+        )
+    return int(row.number), str(row.digest)
+
+
 def load_version(
-    connection: Connection, root: Path, name: str, number: int, *, held: dict[str, int] | None = None
+    connection: Connection,
+    root: Path,
+    name: str,
+    number: int,
+    *,
+    held: dict[str, int] | None = None,
+    trashed: bool = False,
 ) -> ModelVersion:
     """Return one version. `held` are the model's aliases, if the caller has read them already.
 
+    `trashed`: return it also if it is in the trash.
+
     Raises:
-        NotFoundError: there is no such version; the message says what there is.
+        NotFoundError: there is no such version, or it was deleted; the message says what there is.
         IntegrityError: the rows were changed.
     """
     key = {"name": name, "number": number}
     row = connection.execute(_VERSION, key).one_or_none()
     if row is None:
         raise version_not_found(connection, name, number)
+    if row.state is not None and not trashed:
+        raise version_deleted(name, number, row)
     rows = connection.execute(_FORMATS_OF, key).all()
     return _to_version(row, rows, root, load_aliases(connection, name) if held is None else held)
 
@@ -75,7 +147,11 @@ def load_version(
 def load_versions(connection: Connection, root: Path, name: str, *, limit: int, offset: int) -> list[ModelVersion]:
     """Return versions of one model, newest first."""
     query = (
-        select(versions).where(versions.c.name == name).order_by(versions.c.number.desc()).limit(limit).offset(offset)
+        select(versions)
+        .where(versions.c.name == name, not_trashed())
+        .order_by(versions.c.number.desc())
+        .limit(limit)
+        .offset(offset)
     )
     rows = connection.execute(query).all()
     if not rows:
@@ -95,10 +171,10 @@ def load_numbers(connection: Connection, name: str) -> list[int]:
     Raises:
         NotFoundError: there is no such model.
     """
-    query = select(versions.c.number).where(versions.c.name == name).order_by(versions.c.number)
+    query = select(versions.c.number).where(versions.c.name == name, not_trashed()).order_by(versions.c.number)
     numbers = [int(row.number) for row in connection.execute(query)]
     if not numbers:
-        raise model_not_found(connection, name)
+        raise no_version_left(connection, name)
     return numbers
 
 
@@ -108,9 +184,16 @@ def newest_number(connection: Connection, name: str) -> int:
     Raises:
         NotFoundError: there is no such model.
     """
-    number = connection.execute(select(func.max(versions.c.number)).where(versions.c.name == name)).scalar()
+    # The newest is found by the primary key, whatever number of versions there is.
+    query = (
+        select(versions.c.number)
+        .where(versions.c.name == name, not_trashed())
+        .order_by(versions.c.number.desc())
+        .limit(1)
+    )
+    number = connection.execute(query).scalar()
     if number is None:
-        raise model_not_found(connection, name)
+        raise no_version_left(connection, name)
     return int(number)
 
 
@@ -124,6 +207,7 @@ def load_summaries(connection: Connection) -> list[ModelSummary]:
             models, func.count(versions.c.number).label("version_count"), func.max(versions.c.number).label("newest")
         )
         .join(versions, versions.c.name == models.c.name)
+        .where(not_trashed())
         .group_by(models.c.name)
         .order_by(models.c.name)
     )
@@ -141,27 +225,34 @@ def load_summaries(connection: Connection) -> list[ModelSummary]:
 
 
 def insert_evidence(connection: Connection, name: str, number: int, facts: Sequence[Evidence]) -> None:
-    """Append evidence in the given order."""
+    """Append evidence in the given order, with what is attached to it."""
+    insert_attachments(connection, facts)
     rows = [
-        {
-            "name": name,
-            "number": number,
-            "kind": fact.kind,
-            "subject": fact.subject,
-            "digest": fact.digest,
-            "passed": fact.passed,
-            "content": to_json(fact.values),
-            "created_at": to_text(fact.created_at),
-        }
+        with_record(
+            {
+                "name": name,
+                "number": number,
+                "kind": fact.kind,
+                "subject": fact.subject,
+                "digest": fact.digest,
+                "passed": fact.passed,
+                "content": to_json(fact.values),
+                "created_at": to_text(fact.created_at),
+            }
+        )
         for fact in facts
     ]
     if rows:
         connection.execute(insert(evidence), rows)
+        index_evidence(connection, name, number, facts)
 
 
 def load_evidence(connection: Connection, name: str, number: int) -> list[Evidence]:
     """Return all evidence of a version in the order in which it was attached."""
     query = select(evidence).where(evidence.c.name == name, evidence.c.number == number).order_by(evidence.c.id)
+    rows = connection.execute(query).all()
+    for row in rows:
+        check_record(row, f"evidence {row.id} (`{row.kind}` of `{row.subject}`) of `{name}/{number}`", "noa_evidence")
     return [
         Evidence(
             kind=row.kind,
@@ -171,7 +262,7 @@ def load_evidence(connection: Connection, name: str, number: int) -> list[Eviden
             values=from_json(row.content),
             created_at=datetime.fromisoformat(row.created_at),
         )
-        for row in connection.execute(query)
+        for row in rows
     ]
 
 
@@ -205,6 +296,23 @@ def load_history(connection: Connection, name: str, alias: str | None) -> list[L
     return [_to_entry(row) for row in connection.execute(query)]
 
 
+def load_entries(connection: Connection, *, name: str | None, limit: int, before: int | None) -> list[LedgerEntry]:
+    """Return a page of the ledger, of one model or of all, newest first; `before` is the last row of the one before."""
+    query = select(ledger).order_by(ledger.c.sequence.desc()).limit(limit)
+    if name is not None:
+        query = query.where(ledger.c.name == name)
+    if before is not None:
+        query = query.where(ledger.c.sequence < before)
+    return [_to_entry(row) for row in connection.execute(query)]
+
+
+def load_moves_of(connection: Connection, name: str, number: int) -> list[LedgerEntry]:
+    """Return the rows of the ledger that lead to a version or away from it, oldest first."""
+    is_part = or_(ledger.c.to_number == number, ledger.c.from_number == number)
+    query = select(ledger).where(ledger.c.name == name, is_part).order_by(ledger.c.sequence)
+    return [_to_entry(row) for row in connection.execute(query)]
+
+
 def iterate_ledger(connection: Connection) -> Iterator[LedgerEntry]:
     """Give the whole ledger, oldest first, in pages."""
     last: int | None = None
@@ -215,16 +323,6 @@ def iterate_ledger(connection: Connection) -> Iterator[LedgerEntry]:
             return
         yield from (_to_entry(row) for row in rows)
         last = rows[-1].sequence
-
-
-def load_moves(connection: Connection, name: str, alias: str) -> list[tuple[Action, int]]:
-    """Return what happened to one alias, oldest first: the action and the version it led to."""
-    query = (
-        select(ledger.c.action, ledger.c.to_number)
-        .where(ledger.c.name == name, ledger.c.alias == alias)
-        .order_by(ledger.c.sequence)
-    )
-    return [(cast("Action", row[0]), int(row[1])) for row in connection.execute(query)]
 
 
 def last_entry(connection: Connection) -> tuple[int, str] | None:
@@ -256,6 +354,78 @@ def version_not_found(connection: Connection, name: str, number: int) -> NotFoun
         remedy=f"List them with: noa models show {name}",
         newest=newest,
     )
+
+
+def not_trashed() -> ColumnElement[bool]:
+    """Return the condition that a row of `noa_versions` is not in the trash."""
+    return ~exists(select(trash.c.number).where(_IN_TRASH))
+
+
+def require_version(connection: Connection, name: str, number: int) -> None:
+    """Check that a version is there and not in the trash, without reading or checking its record.
+
+    Raises:
+        NotFoundError: there is no such version, or it was deleted.
+    """
+    row = connection.execute(_PRESENCE, {"name": name, "number": number}).one_or_none()
+    if row is None:
+        raise version_not_found(connection, name, number)
+    if row.state is not None:
+        raise version_deleted(name, number, row)
+
+
+def version_deleted(name: str, number: int, row: Row[Any]) -> NotFoundError:
+    """Return the error that says when and by whom a version was deleted, and how it comes back."""
+    reference = f"{name}/{number}"
+    deleted = f"deleted by {row.deleted_by} at {shown_time(row.deleted_at)} ({row.reason})"
+    if row.state == "trashed":
+        return NotFoundError(
+            f"`{reference}` is in the trash: {deleted}",
+            remedy=f"Restore it before {shown_time(row.purge_after)} with: noa models restore {reference}",
+            state=row.state,
+        )
+    return NotFoundError(
+        f"`{reference}` is gone for good: {deleted}, and its files were removed since",
+        remedy="Its record is kept; if it was exported, import it anew: noa models import FILE.noa",
+        state=row.state,
+    )
+
+
+def shown_time(text: str) -> str:
+    """Return a stored time for people, to the second."""
+    return f"{text[:19].replace('T', ' ')} UTC"
+
+
+def no_version_left(connection: Connection, name: str) -> NotFoundError:
+    """Return the error that says that a model does not exist, or that all its versions were deleted."""
+    count = connection.execute(select(func.count()).select_from(versions).where(versions.c.name == name)).scalar()
+    if not count:
+        return model_not_found(connection, name)
+    return NotFoundError(
+        f"every version of model `{name}` is in the trash",
+        received=f"{count} deleted",
+        remedy=f"List them with: noa models list {name} --trash",
+    )
+
+
+def with_record(values: Mapping[str, object]) -> dict[str, object]:
+    """Return the values of a row with the digest over all of them, by which a changed row is found."""
+    return {**values, "record": _row_digest(tuple(values.items()))}
+
+
+def check_record(row: Row[Any], what: str, table: str) -> None:
+    """Compare a row with its digest; a row of an older noa has none.
+
+    Raises:
+        IntegrityError: the row was changed behind noa's back.
+    """
+    sealed = row.record
+    if sealed is None:
+        return
+    columns = {"noa_versions": versions, "noa_formats": formats, "noa_evidence": evidence}[table].c
+    found = _row_digest(tuple((c.name, getattr(row, c.name)) for c in columns if c.name not in ("id", "record")))
+    if found != sealed:
+        raise IntegrityError(f"the record of {what} was changed", expected=sealed, received=found, file=table)
 
 
 def model_not_found(connection: Connection, name: str) -> NotFoundError:
@@ -295,6 +465,7 @@ def _to_version(row: Row[Any], rows: Iterable[Row[Any]], root: Path, held: dict[
         raise IntegrityError(
             f"the record of `{reference}` was changed", expected=row.digest, received=digest, file="noa_versions"
         )
+    check_record(row, f"`{reference}`", "noa_versions")
     return ModelVersion(
         name=row.name,
         number=row.number,
@@ -314,7 +485,14 @@ def _to_version(row: Row[Any], rows: Iterable[Row[Any]], root: Path, held: dict[
         created_by=row.created_by,
         aliases=tuple(sorted(alias for alias, number in held.items() if number == row.number)),
         folder=root / row.name / row.uid,
+        uid=row.uid,
     )
+
+
+@lru_cache(_CACHED_RECORDS)
+def _row_digest(values: tuple[tuple[str, object], ...]) -> str:
+    # Without what is empty: a column that a later schema adds must not make old rows look changed.
+    return digest_json({name: value for name, value in values if value is not None})
 
 
 @lru_cache(_CACHED_RECORDS)
@@ -348,12 +526,27 @@ def _to_format(row: Row[Any], root: Path, reference: str) -> SealedFormat:
             received=manifest.digest,
             file="noa_formats",
         )
+    check_record(row, f"`{reference}` in format `{row.format}`", "noa_formats")
     return SealedFormat(
-        name=row.format, manifest=manifest, folder=root / row.name / row.uid / FORMATS_FOLDER / row.format
+        name=row.format,
+        manifest=manifest,
+        folder=root / row.name / row.uid / FORMATS_FOLDER / row.format,
+        uid=row.uid,
     )
 
 
 def _to_entry(row: Row[Any]) -> LedgerEntry:
+    try:
+        verdict, created_at = from_json(row.verdict), datetime.fromisoformat(row.created_at)
+    except ValueError as exc:
+        raise IntegrityError(
+            "a row of the ledger is not readable",
+            where=f"row {row.sequence}",
+            expected="a verdict in JSON and a time",
+            received=str(exc),
+            sequence=row.sequence,
+            file="noa_ledger",
+        ) from exc
     return LedgerEntry(
         sequence=row.sequence,
         name=row.name,
@@ -365,8 +558,8 @@ def _to_entry(row: Row[Any]) -> LedgerEntry:
         to_digest=row.to_digest,
         actor=row.actor,
         reason=row.reason,
-        verdict=from_json(row.verdict),
-        created_at=datetime.fromisoformat(row.created_at),
+        verdict=verdict,
+        created_at=created_at,
         previous_hash=row.previous_hash,
         hash=row.hash,
     )

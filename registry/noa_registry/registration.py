@@ -1,40 +1,48 @@
 """Registration: from a draft to a sealed version that is visible whole or not at all.
 
-Everything that can be refused is refused first. Then the files are staged, hashed where they will be read from, made
-durable and renamed; last, one transaction numbers the version and writes noa's and MLflow's rows. Before it commits,
-nobody sees anything; after, everything is in place.
+Everything that can be refused is refused first. Then the files are stored and hashed in one pass, under a name that
+nobody looks for, and made durable; last, one transaction numbers the version and writes noa's and MLflow's rows. Before
+it commits, nobody sees anything; after, everything is in place.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy import Connection, insert, select, update
 
 from noa.atomic_write import translate_disk_errors
-from noa.digests import Manifest, build_manifest
+from noa.digests import Manifest
 from noa.errors import ConflictError, GateRefusedError, InvalidInputError
 from noa.references import check_name
 from noa.signatures import Signature
 from noa_registry import mlflow_rows
-from noa_registry.artifacts import FORMATS_FOLDER, ArtifactStore, StagedUnit, copy_folder, regular_files
+from noa_registry.adoption import Adoption, check_digests, find_present
+from noa_registry.artifacts import FORMATS_FOLDER, ArtifactStore, StagedUnit, regular_files
 from noa_registry.database import Database, now, to_text
-from noa_registry.evidence import Evidence
+from noa_registry.events.outbox import append_event
+from noa_registry.evidence import Evidence, check_evidence
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.gates import Candidate, evaluate_rollback
-from noa_registry.mlflow_model import wrapper_manifest, write_wrapper
+from noa_registry.mlflow_model import linked_files, write_wrapper
+from noa_registry.outside import CODE_FORMATS, check_allowed, refuse_unallowed
 from noa_registry.records import (
     insert_evidence,
     load_aliases,
     load_evidence,
     load_version,
+    require_version,
     to_json,
     version_digest,
-    version_not_found,
+    with_record,
 )
+from noa_registry.search.indexing import index_format, index_version
+from noa_registry.signing import Signatures, Statement, format_statement, insert_signatures, record_statement
 from noa_registry.tables import formats, models, versions
 from noa_registry.versions import ModelVersion, VersionDraft
 
@@ -48,6 +56,7 @@ class Registrar:
 
     database: Database
     artifacts: ArtifactStore
+    signatures: Signatures
     checkpoint: Checkpoint = no_checkpoint
 
     def register(self, draft: VersionDraft, *, actor: str) -> ModelVersion:
@@ -62,35 +71,78 @@ class Registrar:
         self.artifacts.remove_leftovers()
         created_at = now()
         with self.artifacts.stage(draft.name, checkpoint=self.checkpoint) as unit:
-            for format_name, folder in draft.formats.items():
-                copy_folder(folder, unit.folder / FORMATS_FOLDER / format_name)
+            manifests = {
+                name: unit.add_folder(folder, f"{FORMATS_FOLDER}/{name}") for name, folder in draft.formats.items()
+            }
             self.checkpoint("formats copied")
-            with translate_disk_errors(unit.folder):
-                write_wrapper(
-                    unit.folder,
-                    uid=unit.uid,
-                    formats=tuple(draft.formats),
-                    native=draft.native,
-                    signature=signature,
-                    input_example=draft.input_example,
-                    environment=draft.environment,
-                    run_id=draft.run_id,
-                    created_at=created_at,
-                )
+            wrapper = _add_wrapper(unit, draft, signature, manifests, created_at)
             self.checkpoint("wrapper written")
-            manifests = {name: build_manifest(unit.folder / FORMATS_FOLDER / name) for name in draft.formats}
-            wrapper = wrapper_manifest(unit.folder)
-            self.checkpoint("hashed")
             unit.publish()
             self.checkpoint("published")
             content = _Content(draft, signature, manifests, wrapper, actor, to_text(created_at))
+            signed = self.signatures.prepare(_statements(content))
             with self.database.write() as connection:
                 self.checkpoint("transaction begun")
+                unit.confirm()
                 number = _insert_version(connection, content, unit)
+                insert_signatures(connection, draft.name, number, signed)
                 self.checkpoint("rows written")
             self.checkpoint("committed")
         with self.database.read() as connection:
             return load_version(connection, self.artifacts.root, draft.name, number)
+
+    def adopt(self, adoption: Adoption, *, actor: str) -> ModelVersion:
+        """Seal a version that was sealed elsewhere, as the next version of its model, with the digests it had.
+
+        It is not signed anew: the signatures it came with say who vouches for it.
+
+        Raises:
+            InvalidInputError: a format is not what it says, or holds a pickle that is not allowed.
+            IntegrityError: the files are not those that its digests name.
+            ConflictError: the version is here already.
+            StorageError: the disk or database refused; nothing is left, and a retry works.
+        """
+        draft = adoption.draft
+        check_actor(actor)
+        refuse_unallowed(draft.name, draft.formats, adoption.allow_pickle)
+        for name, folder in draft.formats.items():
+            _check_format(name, folder, adoption.signature, model=draft.name)
+        with self.database.read() as connection:
+            number = find_present(connection, adoption)
+        if number is None:
+            self.artifacts.remove_leftovers()
+            with self.artifacts.stage(draft.name, checkpoint=self.checkpoint) as unit:
+                number = self._seal_adopted(unit, adoption, actor)
+        with self.database.read() as connection:
+            return load_version(connection, self.artifacts.root, draft.name, number)
+
+    def _seal_adopted(self, unit: StagedUnit, adoption: Adoption, actor: str) -> int:
+        draft = adoption.draft
+        manifests = {
+            name: unit.add_folder(folder, f"{FORMATS_FOLDER}/{name}") for name, folder in draft.formats.items()
+        }
+        self.checkpoint("formats copied")
+        written = unit.add_folder(adoption.wrapper, "")
+        links = [unit.add_link(file, f"{FORMATS_FOLDER}/onnx", file.path) for file in adoption.links]
+        wrapper = Manifest.of([*written.files, *links])
+        self.checkpoint("wrapper written")
+        bare = replace(draft, evidence=())  # its attachments would all be in memory at once
+        content = _Content(bare, adoption.signature, manifests, wrapper, actor, to_text(now()))
+        check_digests(adoption, manifests, wrapper, content.digest)
+        unit.publish()
+        self.checkpoint("published")
+        with self.database.write() as connection:
+            self.checkpoint("transaction begun")
+            number = find_present(connection, adoption)
+            if number is None:
+                unit.confirm()
+                number = _insert_version(connection, content, unit)
+                for fact in draft.evidence:
+                    insert_evidence(connection, draft.name, number, [adoption.with_attachments(fact)])
+                insert_signatures(connection, draft.name, number, adoption.signatures)
+            self.checkpoint("rows written")
+        self.checkpoint("committed")
+        return number
 
     def add_format(
         self, name: str, number: int, format_name: str, folder: Path, *, evidence: Sequence[Evidence], actor: str
@@ -105,24 +157,26 @@ class Registrar:
         with self.database.read() as connection:
             version = load_version(connection, self.artifacts.root, name, number)
         _refuse_second(version, format_name)
-        _check_format(format_name, folder, version.signature)
+        _check_format(format_name, folder, version.signature, model=name)
         for fact in evidence:
             check_evidence(fact)
         self.artifacts.remove_leftovers()
         with self.artifacts.stage(name, checkpoint=self.checkpoint) as unit:
-            staged = unit.folder / FORMATS_FOLDER / format_name
-            copy_folder(folder, staged)
+            manifest = unit.add_folder(folder, f"{FORMATS_FOLDER}/{format_name}")
             self.checkpoint("formats copied")
-            manifest = build_manifest(staged)
-            self.checkpoint("hashed")
             unit.publish()
             self.checkpoint("published")
+            signed = self.signatures.prepare([format_statement(name, version.digest, format_name, manifest)])
             with self.database.write() as connection:
                 self.checkpoint("transaction begun")
+                unit.confirm()
                 _refuse_second(load_version(connection, self.artifacts.root, name, number), format_name)
                 _insert_format(connection, name, number, format_name, unit.uid, manifest, actor, to_text(now()))
                 insert_evidence(connection, name, number, evidence)
+                insert_signatures(connection, name, number, signed)
                 _require_equivalence_if_live(connection, self.artifacts.root, name, number)
+                payload = {"number": number, "format": format_name, "digest": manifest.digest, "actor": actor}
+                append_event(connection, "format.added", name=name, payload=payload)
                 self.checkpoint("rows written")
             self.checkpoint("committed")
         with self.database.read() as connection:
@@ -134,10 +188,11 @@ class Registrar:
         for fact in evidence:
             check_evidence(fact)
         with self.database.write() as connection:
-            found = select(versions.c.number).where(versions.c.name == name, versions.c.number == number)
-            if connection.execute(found).one_or_none() is None:
-                raise version_not_found(connection, name, number)
+            require_version(connection, name, number)
             insert_evidence(connection, name, number, evidence)
+            if evidence:
+                payload = {"number": number, "evidence": [_evidence_to_dict(fact) for fact in evidence]}
+                append_event(connection, "evidence.attached", name=name, payload=payload)
 
 
 def check_draft(draft: VersionDraft) -> Signature:
@@ -155,7 +210,7 @@ def check_draft(draft: VersionDraft) -> Signature:
         )
     signature = Signature.load(Path(draft.formats[draft.native]))
     for name, folder in draft.formats.items():
-        _check_format(name, folder, signature)
+        _check_format(name, folder, signature, model=draft.name)
     signature.validate(draft.input_example)
     missing = {spec.name for spec in signature.inputs} - set(draft.input_example)
     if missing or not draft.dataset_digest:
@@ -169,21 +224,33 @@ def check_draft(draft: VersionDraft) -> Signature:
     return signature
 
 
-def check_evidence(fact: Evidence) -> None:
-    """Raise `InvalidInputError` if evidence cannot be stored."""
-    if not fact.kind or not fact.subject or not fact.digest.startswith("sha256:") or fact.created_at.tzinfo is None:
-        raise InvalidInputError(
-            "evidence is incomplete",
-            expected="a kind, a subject, a digest `sha256:...` and a time with a zone",
-            received=f"{fact.kind!r}, {fact.subject!r}, {fact.digest!r}, {fact.created_at}",
-        )
-    to_json(fact.values)
-
-
 def check_actor(actor: str) -> None:
     """Raise `InvalidInputError` if `actor` is empty: the ledger must be able to tell who it was."""
     if not actor.strip():
         raise InvalidInputError("nobody is named as the actor", expected="a user or service name", received=repr(actor))
+
+
+def _add_wrapper(
+    unit: StagedUnit, draft: VersionDraft, signature: Signature, manifests: Mapping[str, Manifest], created_at: datetime
+) -> Manifest:
+    """Write what makes the unit an MLflow model, and return the manifest of it."""
+    with tempfile.TemporaryDirectory(prefix="noa-wrapper-") as scratch:
+        folder = Path(scratch)
+        with translate_disk_errors(folder):
+            write_wrapper(
+                folder,
+                uid=unit.uid,
+                formats=manifests,
+                native=draft.native,
+                signature=signature,
+                input_example=draft.input_example,
+                environment=draft.environment,
+                run_id=draft.run_id,
+                created_at=created_at,
+            )
+        written = unit.add_folder(folder, "")
+    links = [unit.add_link(file, f"{FORMATS_FOLDER}/onnx", file.path) for file in linked_files(manifests.get("onnx"))]
+    return Manifest.of([*written.files, *links])
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,37 +262,65 @@ class _Content:
     actor: str
     created_at: str
 
+    @property
+    def digest(self) -> str:
+        """The digest of the version that is being made."""
+        return version_digest(
+            name=self.draft.name,
+            native=self.draft.native,
+            native_digest=self.manifests[self.draft.native].digest,
+            wrapper_digest=self.wrapper.digest,
+            signature=self.signature,
+            dataset_digest=self.draft.dataset_digest,
+        )
+
+
+def _statements(content: _Content) -> list[Statement]:
+    """Return what is signed about a new version: its record, and each format."""
+    name, digest = content.draft.name, content.digest
+    formats_of = (format_statement(name, digest, key, manifest) for key, manifest in content.manifests.items())
+    return [record_statement(name, digest), *formats_of]
+
 
 def _insert_version(connection: Connection, content: _Content, unit: StagedUnit) -> int:
     draft = content.draft
     number = _take_number(connection, draft.name, content.created_at)
-    digest = version_digest(
-        name=draft.name,
-        native=draft.native,
-        native_digest=content.manifests[draft.native].digest,
-        wrapper_digest=content.wrapper.digest,
-        signature=content.signature,
-        dataset_digest=draft.dataset_digest,
-    )
+    digest = content.digest
     connection.execute(
         insert(versions).values(
-            name=draft.name,
-            number=number,
-            uid=unit.uid,
-            digest=digest,
-            native=draft.native,
-            signature=to_json(content.signature.to_dict()),
-            wrapper=content.wrapper.to_json(),
-            dataset_digest=draft.dataset_digest,
-            run_id=draft.run_id,
-            git_commit=draft.git_commit,
-            environment=to_json(draft.environment),
-            params=to_json(draft.params),
-            tags=to_json(draft.tags),
-            description=draft.description,
-            created_at=content.created_at,
-            created_by=content.actor,
+            with_record(
+                {
+                    "name": draft.name,
+                    "number": number,
+                    "uid": unit.uid,
+                    "digest": digest,
+                    "native": draft.native,
+                    "signature": to_json(content.signature.to_dict()),
+                    "wrapper": content.wrapper.to_json(),
+                    "dataset_digest": draft.dataset_digest,
+                    "run_id": draft.run_id,
+                    "git_commit": draft.git_commit,
+                    "environment": to_json(draft.environment),
+                    "params": to_json(draft.params),
+                    "tags": to_json(draft.tags),
+                    "description": draft.description,
+                    "created_at": content.created_at,
+                    "created_by": content.actor,
+                }
+            )
         )
+    )
+    index_version(
+        connection,
+        draft.name,
+        number,
+        created_at=content.created_at,
+        native=draft.native,
+        dataset_digest=draft.dataset_digest,
+        created_by=content.actor,
+        run_id=draft.run_id,
+        git_commit=draft.git_commit,
+        tags=draft.tags,
     )
     for format_name, manifest in content.manifests.items():
         _insert_format(
@@ -236,13 +331,30 @@ def _insert_version(connection: Connection, content: _Content, unit: StagedUnit)
         connection,
         name=draft.name,
         number=number,
-        folder=unit.final,
+        source=unit.uri,
         run_id=draft.run_id,
         actor=content.actor,
         description=draft.description,
         tags={**draft.tags, "noa.digest": digest, "noa.formats": ",".join(sorted(content.manifests))},
     )
+    append_event(
+        connection,
+        "version.registered",
+        name=draft.name,
+        payload={
+            "number": number,
+            "digest": digest,
+            "formats": sorted(content.manifests),
+            "dataset_digest": draft.dataset_digest,
+            "run_id": draft.run_id,
+            "actor": content.actor,
+        },
+    )
     return number
+
+
+def _evidence_to_dict(fact: Evidence) -> dict[str, object]:
+    return {"kind": fact.kind, "subject": fact.subject, "digest": fact.digest, "passed": fact.passed}
 
 
 def _take_number(connection: Connection, name: str, moment: str) -> int:
@@ -272,19 +384,24 @@ def _insert_format(
 ) -> None:
     connection.execute(
         insert(formats).values(
-            name=name,
-            number=number,
-            format=format_name,
-            uid=uid,
-            digest=manifest.digest,
-            manifest=manifest.to_json(),
-            created_at=moment,
-            created_by=actor,
+            with_record(
+                {
+                    "name": name,
+                    "number": number,
+                    "format": format_name,
+                    "uid": uid,
+                    "digest": manifest.digest,
+                    "manifest": manifest.to_json(),
+                    "created_at": moment,
+                    "created_by": actor,
+                }
+            )
         )
     )
+    index_format(connection, name, number, format_name)
 
 
-def _check_format(name: str, folder: Path, signature: Signature) -> None:
+def _check_format(name: str, folder: Path, signature: Signature, *, model: str) -> None:
     if not _FORMAT_NAME.fullmatch(name):
         raise InvalidInputError(
             f"`{name}` cannot be a format's name", expected=_FORMAT_NAME.pattern, received=repr(name)
@@ -292,7 +409,9 @@ def _check_format(name: str, folder: Path, signature: Signature) -> None:
     if not folder.is_dir():
         raise InvalidInputError(f"format `{name}` has no folder", where=str(folder))
     pickles = [path.name for path in regular_files(folder) if path.suffix.lower() in _PICKLES]
-    if pickles:
+    if name in CODE_FORMATS:
+        check_allowed(folder, model)
+    elif pickles:
         raise InvalidInputError(
             f"format `{name}` holds a pickle, `{pickles[0]}`; loading it would run its code",
             where=str(folder),
@@ -349,4 +468,7 @@ def candidate_of(version: ModelVersion, evidence: Sequence[Evidence]) -> Candida
         native=version.native,
         formats={name: sealed.digest for name, sealed in version.formats.items()},
         evidence=evidence,
+        digest=version.digest,
+        sizes={name: sealed.manifest.size_bytes for name, sealed in version.formats.items()},
+        signature=version.signature,
     )

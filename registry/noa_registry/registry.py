@@ -7,29 +7,44 @@ database and the artifact folder are the truth, and any number of processes use 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection
 
+from noa.digests import FileProblem
 from noa.errors import InvalidInputError, NotFoundError
 from noa.formats import Runnable, find_adapter
 from noa.references import ModelReference, check_name, parse_reference
-from noa_registry.artifacts import RUNS_FOLDER, ArtifactStore
-from noa_registry.bootstrap import prepare_database
-from noa_registry.database import Database, sqlite_path
-from noa_registry.evidence import Evidence
+from noa_registry.approvals.desk import ApprovalDesk
+from noa_registry.archives import Archives
+from noa_registry.artifacts import ArtifactStore, UnitKey, check_artifact_settings, open_artifacts, runs_uri
+from noa_registry.attachments import load_attachment
+from noa_registry.bootstrap import open_database
+from noa_registry.cards import Card, CardFacts
+from noa_registry.database import Database, now
+from noa_registry.endpoints import Endpoints
+from noa_registry.events.log import DEFAULT_KEEP, EventLog
+from noa_registry.evidence import Attachment, Evidence
 from noa_registry.faults import Checkpoint, no_checkpoint
-from noa_registry.gates import GateReport
+from noa_registry.file_repair import FileRepair, repair_files
+from noa_registry.gates import BootstrapPlan, GateReport
 from noa_registry.ledger import LedgerEntry
-from noa_registry.mirror import Discrepancy, find_discrepancies, rewrite_mirror
-from noa_registry.mlflow_model import read_example
-from noa_registry.promotion import EXPECT_ANY, Expectation, Promoter, verify_bytes
+from noa_registry.ledger_anchors import AnchorFile
+from noa_registry.ledger_book import LedgerBook
+from noa_registry.lineage.graph import Direction, LineageGraph
+from noa_registry.lineage.query import load_lineage
+from noa_registry.mirror import Discrepancy, find_discrepancies
+from noa_registry.mirror_repair import repair_mirror
+from noa_registry.promotion import EXPECT_ANY, Expectation, Promoter
 from noa_registry.records import (
     load_aliases,
     load_evidence,
     load_history,
+    load_holder,
+    load_moves_of,
     load_numbers,
     load_summaries,
     load_version,
@@ -37,18 +52,21 @@ from noa_registry.records import (
     newest_number,
 )
 from noa_registry.registration import Registrar
-from noa_registry.tables import aliases, formats, versions
+from noa_registry.retention.keeper import Retention
+from noa_registry.sealed_files import SealedFiles
+from noa_registry.seals import DatabaseSeals
+from noa_registry.search.pages import SearchPage, search
+from noa_registry.signing import Signatures, load_signatures
 from noa_registry.versions import ModelSummary, ModelVersion, VersionDraft
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from noa.settings import GateSettings, RegistrySettings
+    from noa.settings import GateSettings, RegistrySettings, SigningSettings
+    from noa_registry.comparison import Comparison
 
 _NO_GATES: Mapping[str, GateSettings] = MappingProxyType({})
-_HOLDER = select(aliases.c.number, aliases.c.digest).where(
-    aliases.c.name == bindparam("name"), aliases.c.alias == bindparam("alias")
-)
+_NO_PRINCIPALS: Mapping[str, str] = MappingProxyType({})
 
 
 class Registry:
@@ -57,15 +75,35 @@ class Registry:
     def __init__(
         self,
         database: Database,
-        artifact_dir: Path,
+        artifacts: ArtifactStore,
         *,
         gates: Mapping[str, GateSettings] = _NO_GATES,
+        principals: Mapping[str, str] = _NO_PRINCIPALS,
+        ledger_anchor: Path | None = None,
+        signing: SigningSettings | None = None,
+        keep_events: timedelta = DEFAULT_KEEP,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
         self._database = database
-        self._artifacts = ArtifactStore(artifact_dir, is_sealed=self._is_sealed)
-        self._registrar = Registrar(database=database, artifacts=self._artifacts, checkpoint=checkpoint)
-        self._promoter = Promoter(database=database, root=artifact_dir, gates=gates)
+        self._checkpoint = checkpoint
+        self._artifacts = artifacts
+        self._signatures = Signatures(database, signing)
+        self._files = SealedFiles(artifacts, self._signatures)
+        self._registrar = Registrar(
+            database=database, artifacts=artifacts, signatures=self._signatures, checkpoint=checkpoint
+        )
+        self._approvals = ApprovalDesk(database, principals=principals)
+        self._keep_events = keep_events
+        anchor = None if ledger_anchor is None else AnchorFile(ledger_anchor)
+        self._promoter = Promoter(
+            database=database,
+            root=artifacts.root,
+            files=self._files,
+            gates=gates,
+            approvals=self._approvals,
+            anchor=anchor,
+        )
+        self._ledger = LedgerBook(database, approvals=self._approvals, anchor=anchor)
 
     @classmethod
     def open(
@@ -80,23 +118,22 @@ class Registry:
         `checkpoint` is called with the name of each step of a registration; tests stop the process there.
 
         Raises:
-            SettingsError: `database_url` is not a SQLite file.
-            StorageError: the disk refused, or the database belongs to a newer noa or MLflow.
+            SettingsError: `database_url` names no SQLite file and no PostgreSQL database.
+            DependencyMissingError: the driver of PostgreSQL is not installed.
+            StorageError: the disk or server refused, or the database belongs to a newer noa or MLflow.
         """
-        if not settings.artifact_dir.is_absolute():
-            raise InvalidInputError(
-                "`registry.artifact_dir` is not absolute",
-                received=str(settings.artifact_dir),
-                remedy="Load the settings with `load_settings`, or call `Settings.resolved`",
-            )
-        path = sqlite_path(settings.database_url)
-        prepare_database(
-            path, artifact_root=settings.artifact_dir / RUNS_FOLDER, lock_timeout_s=settings.lock_timeout_s
+        check_artifact_settings(settings)
+        database = open_database(
+            settings.database_url, artifact_root=runs_uri(settings), lock_timeout_s=settings.lock_timeout_s
         )
         registry = cls(
-            Database(path, lock_timeout_s=settings.lock_timeout_s),
-            settings.artifact_dir,
+            database,
+            open_artifacts(settings, seals=DatabaseSeals(database)),
             gates=gates,
+            principals=settings.principals,
+            ledger_anchor=settings.ledger_anchor,
+            signing=settings.signing,
+            keep_events=timedelta(days=settings.events_keep_days),
             checkpoint=checkpoint,
         )
         try:
@@ -105,6 +142,34 @@ class Registry:
             registry.close()
             raise
         return registry
+
+    @property
+    def signatures(self) -> Signatures:
+        """Sign versions, list their signatures and check them."""
+        return self._signatures
+
+    def card(self, reference: str | ModelReference) -> Card:
+        """Return the model card of a version: `to_markdown()` and `to_html()` write it.
+
+        Raises:
+            NotFoundError: there is no such model, version or alias.
+        """
+        version = self.resolve(reference)
+        graph = self.lineage(version.reference)
+        with self._database.snapshot() as connection:
+            facts = CardFacts(
+                version=version,
+                evidence=tuple(load_evidence(connection, version.name, version.number)),
+                moves=tuple(load_moves_of(connection, version.name, version.number)),
+                signatures=tuple(load_signatures(connection, version.name, version.number)),
+                lineage=graph,
+            )
+        return Card(facts)
+
+    @property
+    def archives(self) -> Archives:
+        """Write a version to one file, and register what is in such a file."""
+        return Archives(database=self._database, files=self._files, registrar=self._registrar)
 
     def register(self, draft: VersionDraft, *, actor: str) -> ModelVersion:
         """Seal `draft` as the next version of its model; it becomes visible whole or not at all.
@@ -155,13 +220,18 @@ class Registry:
         with self._database.read() as connection:
             held = load_aliases(connection, parsed.name)
             number = _number_of(connection, parsed, held)
+            if parsed.alias is not None:
+                load_holder(connection, parsed.name, parsed.alias)  # refuses an alias that the ledger does not know
             return load_version(connection, self._artifacts.root, parsed.name, number, held=held)
 
     def resolve_digest(self, name: str, alias: str) -> tuple[int, str] | None:
-        """Return number and digest of the version that an alias points to, None if the alias does not exist."""
+        """Return number and digest of the version that an alias points to, None if the alias does not exist.
+
+        Raises:
+            IntegrityError: the alias is not where the ledger says.
+        """
         with self._database.read() as connection:
-            row = connection.execute(_HOLDER, {"name": name, "alias": alias}).one_or_none()
-        return None if row is None else (int(row[0]), str(row[1]))
+            return load_holder(connection, name, alias)
 
     def models(self) -> list[ModelSummary]:
         """Return one line per model, by name."""
@@ -180,6 +250,18 @@ class Registry:
         with self._database.read() as connection:
             return load_versions(connection, self._artifacts.root, name, limit=limit, offset=offset)
 
+    def search(self, query: str, *, limit: int = 50, cursor: str | None = None) -> SearchPage:
+        """Return a page of the versions that a query finds, newest first unless it sorts; see `docs/search.md`.
+
+        E.g. `digits tag.team=vision metric.accuracy>=0.98 -is:live sort:metric.accuracy`. `cursor` is the `next_cursor`
+        of the page before. What is in the trash is found by `is:trashed` only. Hits are lines of a list: nothing about
+        them is verified before `resolve` or `load`.
+
+        Raises:
+            InvalidInputError: the query is not readable (`facts["column"]`), or the cursor belongs to another one.
+        """
+        return search(self._database, query, limit=limit, cursor=cursor)
+
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of all versions of a model, oldest first; reads no more than that.
 
@@ -190,22 +272,42 @@ class Registry:
             return load_numbers(connection, check_name(name))
 
     def verify(self, name: str, number: int, *, format: str | None = None) -> None:  # our word
-        """Re-hash the files of a version, or of one of its formats.
+        """Hash all files of a version, or of one of its formats, anew where they are kept.
 
         Raises:
-            IntegrityError: names the file that is not what was sealed.
+            IntegrityError: names every file that differs, is missing or is extra; `facts["files"]` holds their paths.
         """
-        verify_bytes(self.resolve(ModelReference(name=check_name(name), number=number)), format=format)
+        self._files.verify(self.resolve(ModelReference(name=check_name(name), number=number)), format=format)
+
+    def find_problems(self, version: ModelVersion, *, format: str | None = None) -> list[FileProblem]:  # our word
+        """Do as `verify` does, and return what it found instead of raising."""
+        return self._files.find_problems(version, format=format)
 
     def open_format(self, version: ModelVersion, format: str) -> Path:  # our word
-        """Return the folder of a format after re-hashing all its files: ready to load.
+        """Return the local folder of a format whose files are verified: ready to load.
+
+        A file is hashed once per machine, and again only after it was written to. Files that are kept in S3 are fetched
+        into the local cache first, and stay there while this registry is open.
 
         Raises:
             NotFoundError: the version has no such format.
-            IntegrityError: names the file that is not what was sealed.
+            IntegrityError: names every file that is not what was sealed.
+            StorageError: S3 does not answer, or the disk refused.
         """
-        verify_bytes(version, format=format)
-        return version.formats[format].folder
+        return self._files.open_format(version, format)
+
+    def location(self, version: ModelVersion) -> str:
+        """Return where the files of a version are kept: a `file://` or `s3://` URI, which is also MLflow's source."""
+        return self._artifacts.unit_uri(UnitKey(name=version.name, uid=version.uid))
+
+    def open_wrapper(self, version: ModelVersion) -> Path:
+        """Return the local folder of `MLmodel` and the other files around the formats, verified as `open_format` does.
+
+        Raises:
+            IntegrityError: names every file that is not what was sealed.
+            StorageError: S3 does not answer, or the disk refused.
+        """
+        return self._files.open_wrapper(version)
 
     def load(
         self,
@@ -227,11 +329,50 @@ class Registry:
 
     def input_example(self, version: ModelVersion) -> dict[str, np.ndarray]:
         """Return the real inputs that were sealed with a version, by name."""
-        return read_example(version.folder, version.wrapper)
+        return self._files.input_example(version)
 
-    def check(self, name: str, number: int, *, alias: str = "champion") -> GateReport:
-        """Return what the gate would say now; changes nothing."""
-        return self._promoter.check(name, number, alias=alias)
+    def attachment(self, digest: str) -> Attachment:
+        """Return bytes that evidence names under `attachment`, after hashing them again.
+
+        Raises:
+            NotFoundError: there are none with this digest.
+            IntegrityError: they were changed.
+        """
+        with self._database.read() as connection:
+            return load_attachment(connection, digest)
+
+    def compare(
+        self, a: str | ModelReference, b: str | ModelReference, *, plan: BootstrapPlan | None = None
+    ) -> Comparison:
+        """Return two versions side by side: measurements with bootstrap intervals, and what they were made from.
+
+        Raises:
+            NotFoundError: there is no such model, version or alias.
+        """
+        from noa_registry.comparison import compare_versions  # most processes never compare
+
+        left, right = self.resolve(a), self.resolve(b)
+        facts = [self.evidence(version.name, version.number) for version in (left, right)]
+        return compare_versions(
+            left,
+            facts[0],
+            right,
+            facts[1],
+            read_attachment=lambda digest: self.attachment(digest).content,
+            plan=plan or BootstrapPlan(),
+        )
+
+    def check(
+        self, name: str, number: int, *, alias: str = "champion", actor: str | None = None, record: bool = True
+    ) -> GateReport:
+        """Return what the gate would say now, to `actor` if that is known; moves nothing.
+
+        The verdict is kept as evidence of kind `gate`, once as long as it stays the same; not with `record=False`.
+        """
+        report = self._promoter.check(name, number, alias=alias, actor=actor)
+        if record:
+            self._keep_verdict(name, number, report)
+        return report
 
     def promote(
         self,
@@ -243,14 +384,14 @@ class Registry:
         actor: str,
         expect: Expectation = EXPECT_ANY,
     ) -> LedgerEntry:
-        """Point `alias` at a version: gate, alias and ledger row in one transaction.
+        """Point `alias` at a version: gate, approvals, alias, ledger row, event and MLflow's row in one transaction.
 
         `expect` is the number that must hold the alias now (None: nobody); without it any holder is replaced. Promoting
         the present holder writes nothing and returns the row that put it there.
 
         Raises:
             GateRefusedError: `facts["report"]` holds the verdicts.
-            ConflictError: another version holds the alias; `facts["holder"]` names it.
+            ConflictError: another version holds the alias; `facts["holder"]` names it, the text who put it there.
             IntegrityError: MLflow's alias row was moved behind noa's back.
         """
         return self._promoter.promote(name, number, alias=alias, reason=reason, actor=actor, expect=expect)
@@ -294,20 +435,70 @@ class Registry:
         Raises:
             IntegrityError: names the row or alias that does not fit.
         """
-        self._promoter.verify_ledger()
+        for problem in self._ledger.verify().problems:
+            raise problem.to_error()
+
+    @property
+    def ledger(self) -> LedgerBook:
+        """The ledger's pages, its newest hash, and a report of everything that is not as it was written."""
+        return self._ledger
+
+    @property
+    def approvals(self) -> ApprovalDesk:
+        """Approvals of versions for protected aliases: grant, list, revoke."""
+        return self._approvals
+
+    @property
+    def events(self) -> EventLog:
+        """What happened, in order, for consumers that remember how far they have come."""
+        return EventLog(self._database, keep=self._keep_events)
+
+    @property
+    def retention(self) -> Retention:
+        """Deleting and restoring versions, and removing for good what nothing needs."""
+        return Retention(database=self._database, store=self._artifacts, checkpoint=self._checkpoint)
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """What endpoints serve, and the replicas that hold a lease on it."""
+        return Endpoints(database=self._database)
+
+    def lineage(
+        self, question: str, *, direction: Direction = "both", depth: int | None = None, limit: int = 10
+    ) -> LineageGraph:
+        """Return what a version, model, dataset digest, run or job came from and where it went, as one graph.
+
+        `question` is e.g. `digits/3`, `digits@champion`, `digits`, `sha256:...` or the id of a run or job. `depth` is
+        the most edges from there; of more than `limit` versions those in use and then the newest are shown, the others
+        counted. What is in the trash is shown as such.
+
+        Raises:
+            NotFoundError: nothing of that name is known.
+        """
+        with self._database.snapshot() as connection:
+            return load_lineage(connection, question, direction=direction, depth=depth, limit=limit, moment=now())
 
     def mirror_discrepancies(self) -> list[Discrepancy]:
         """Return where MLflow's rows differ from noa's: what somebody changed behind noa's back."""
         with self._database.snapshot() as connection:
-            return find_discrepancies(connection, self._artifacts.root)
+            return find_discrepancies(connection, self._artifacts)
 
     def repair_mirror(self) -> list[Discrepancy]:
-        """Write MLflow's alias and version rows anew from noa's, and return what differed."""
+        """Write MLflow's rows anew from noa's, put dropped triggers back, and return what differed."""
         with self._database.write() as connection:
-            return rewrite_mirror(connection, self._artifacts.root)
+            return repair_mirror(connection, self._artifacts)
+
+    def repair_files(self, name: str, number: int) -> list[FileRepair]:
+        """Put back files of a version that differ from what was sealed, where the same bytes exist elsewhere.
+
+        Returns what was done about each; what exists nowhere else is left as it is and said so.
+        """
+        version = self.resolve(ModelReference(name=check_name(name), number=number))
+        return repair_files(self._database, self._artifacts, version)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and let go of the local copies of files."""
+        self._artifacts.close()
         self._database.close()
 
     def __enter__(self) -> Self:
@@ -318,11 +509,16 @@ class Registry:
     ) -> None:
         self.close()
 
-    def _is_sealed(self, uid: str) -> bool:
-        in_versions = select(versions.c.uid).where(versions.c.uid == uid)
-        in_formats = select(formats.c.uid).where(formats.c.uid == uid)
-        with self._database.read() as connection:
-            return any(connection.execute(query).first() is not None for query in (in_versions, in_formats))
+    def _keep_verdict(self, name: str, number: int, report: GateReport) -> None:
+        fact = report.to_evidence(self.resolve(ModelReference(name=name, number=number)).digest)
+        kept = (
+            entry
+            for entry in reversed(self.evidence(name, number))
+            if entry.kind == fact.kind and entry.values.get("alias") == report.alias
+        )
+        newest = next(kept, None)
+        if newest is None or newest.values != fact.values:
+            self.attach(name, number, fact)
 
 
 def _number_of(connection: Connection, reference: ModelReference, held: dict[str, int]) -> int:

@@ -1,19 +1,16 @@
 """The tables: noa's own, and those columns of MLflow's that noa reads and writes.
 
-noa's tables hold the truth. Rows about versions, formats, evidence and moves are only ever inserted; triggers of the
-database refuse everything else, also to other programs. MLflow's tables are created and migrated by MLflow (see
-`mlflow_schema.py`); guards on them keep its clients from deleting a version that a live alias needs.
+noa's tables hold the truth. What is declared here is what the revisions in `migrations/` make; a change goes to both,
+and raises SCHEMA_VERSION. MLflow's tables are created and migrated by MLflow (see `mlflow_schema.py`).
 """
 
 from __future__ import annotations
 
 from sqlalchemy import (
-    DDL,
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
-    Connection,
     Float,
     ForeignKeyConstraint,
     Index,
@@ -38,6 +35,15 @@ schema = Table(
     Column("mlflow_revision", String(32), nullable=False),
     Column("mlflow_version", String(64), nullable=False),
     Column("applied_at", String(40), nullable=False),
+)
+
+# PostgreSQL only: a row per write of the last hour, by which a lost commit is found (see `postgres_database.py`).
+commits = Table(
+    "noa_commits",
+    metadata,
+    Column("token", String(32), primary_key=True),
+    Column("created_at", String(40), nullable=False),
+    Index("noa_commits_created", "created_at"),
 )
 
 models = Table(
@@ -68,11 +74,12 @@ versions = Table(
     Column("description", Text, nullable=False),
     Column("created_at", String(40), nullable=False),
     Column("created_by", String(256), nullable=False),
+    Column("record", String(71)),
     ForeignKeyConstraint(["name"], ["noa_models.name"]),
     CheckConstraint("number >= 1"),
-    Index("noa_versions_created", "created_at"),
+    Index("noa_versions_created", "created_at", "name", "number"),
+    Index("noa_versions_model", "name", "created_at", "number"),
     Index("noa_versions_digest", "digest"),
-    Index("noa_versions_dataset", "dataset_digest"),
 )
 
 formats = Table(
@@ -86,6 +93,7 @@ formats = Table(
     Column("manifest", Text, nullable=False),
     Column("created_at", String(40), nullable=False),
     Column("created_by", String(256), nullable=False),
+    Column("record", String(71)),
     ForeignKeyConstraint(["name", "number"], ["noa_versions.name", "noa_versions.number"]),
     Index("noa_formats_uid", "uid"),
     Index("noa_formats_digest", "digest"),
@@ -103,6 +111,7 @@ evidence = Table(
     Column("passed", Boolean),
     Column("content", Text, nullable=False),
     Column("created_at", String(40), nullable=False),
+    Column("record", String(71)),
     ForeignKeyConstraint(["name", "number"], ["noa_versions.name", "noa_versions.number"]),
     Index("noa_evidence_version", "name", "number"),
 )
@@ -140,6 +149,22 @@ aliases = Table(
     ForeignKeyConstraint(["sequence"], ["noa_ledger.sequence"]),
     UniqueConstraint("sequence"),
 )
+
+alias_stack = Table(
+    "noa_alias_stack",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("alias", String(64), primary_key=True),
+    Column("depth", Integer, primary_key=True, autoincrement=False),
+    Column("number", Integer, nullable=False),
+    Column("sequence", Integer, nullable=False),
+    ForeignKeyConstraint(["name", "number"], ["noa_versions.name", "noa_versions.number"]),
+    ForeignKeyConstraint(["sequence"], ["noa_ledger.sequence"]),
+    CheckConstraint("depth >= 1"),
+    Index("noa_alias_stack_version", "name", "number"),
+)
+
+identity = Table("noa_identity", metadata, Column("id", String(64), primary_key=True))
 
 attachments = Table(
     "noa_attachments",
@@ -212,6 +237,18 @@ dead_letters = Table(
     Column("attempts", Integer, nullable=False),
     Column("error", Text, nullable=False),
     Column("created_at", String(40), nullable=False),
+    Column("next_attempt_at", String(40)),
+)
+
+webhook_cursors = Table(
+    "noa_webhook_cursors",
+    metadata,
+    Column("consumer", String(128), primary_key=True),
+    Column("name", String(128), primary_key=True),
+    Column("last_id", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt_at", String(40)),
+    Column("error", Text),
 )
 
 trash = Table(
@@ -253,14 +290,18 @@ replicas = Table(
     Column("expires_at", String(40), nullable=False),
 )
 
-version_tags = Table(
-    "noa_version_tags",
+# What search finds versions by: one row per label (`tag.KEY`, `format`, `native`, `dataset`, `by`, `run`, `commit`).
+# The version's time is in the row, so that the newest versions with a label are read in order from the index alone.
+version_labels = Table(
+    "noa_version_labels",
     metadata,
     Column("name", String(128), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("key", String(250), primary_key=True),
-    Column("value", Text, nullable=False),
-    Index("noa_version_tags_key", "key", "value"),
+    Column("key", String(260), primary_key=True),
+    Column("value", String(260), primary_key=True),
+    Column("created_at", String(40), nullable=False),
+    Index("noa_version_labels_key", "key", "value", "created_at", "name", "number"),
+    sqlite_with_rowid=False,
 )
 
 version_metrics = Table(
@@ -274,8 +315,9 @@ version_metrics = Table(
     Column("split", String(64), nullable=False),
     Column("metric", String(128), nullable=False),
     Column("value", Float, nullable=False),
-    Index("noa_version_metrics_value", "metric", "value"),
-    Index("noa_version_metrics_version", "name", "number"),
+    Column("created_at", String(40), nullable=False),
+    Index("noa_version_metrics_value", "metric", "value", "name", "number", "created_at"),
+    Index("noa_version_metrics_version", "name", "number", "metric", "value"),
 )
 
 mlflow_models = Table(
@@ -326,45 +368,17 @@ mlflow_aliases = Table(
 
 alembic_version = Table("alembic_version", mlflow_metadata, Column("version_num", String(32), primary_key=True))
 
-_APPEND_ONLY = (versions, formats, evidence, ledger, attachments, signatures, outbox)
-_LIVE = "EXISTS (SELECT 1 FROM noa_aliases a WHERE a.name = OLD.name AND a.number = OLD.version)"
-_SEALED = "EXISTS (SELECT 1 FROM noa_versions v WHERE v.name = OLD.name AND v.number = OLD.version)"
-# What MLflow's clients do when they delete a version is an update of its stage; a deleted model takes its rows along.
-_GUARDS = {
-    "noa_guard_live_delete": f"BEFORE DELETE ON model_versions WHEN {_LIVE}",
-    "noa_guard_live_stage": "BEFORE UPDATE OF current_stage ON model_versions "
-    f"WHEN NEW.current_stage = 'Deleted_Internal' AND {_LIVE}",
-    "noa_guard_source": "BEFORE UPDATE OF source, storage_location ON model_versions "
-    f"WHEN NEW.current_stage <> 'Deleted_Internal' AND {_SEALED}",
-    "noa_guard_rename": "BEFORE UPDATE OF name ON registered_models "
-    "WHEN NEW.name <> OLD.name AND EXISTS (SELECT 1 FROM noa_versions WHERE noa_versions.name = OLD.name)",
-}
+APPEND_ONLY = (versions, formats, evidence, ledger, attachments, signatures, outbox)
+"""Tables whose rows are only ever inserted; `triggers.py` refuses everything else."""
 
 
-def create_tables(connection: Connection) -> None:
-    """Create noa's tables and the guards if they are missing, in the caller's transaction."""
-    metadata.create_all(connection)
-    for table in _APPEND_ONLY:
-        for verb in ("UPDATE", "DELETE"):
-            connection.execute(
-                DDL(
-                    f"CREATE TRIGGER IF NOT EXISTS {table.name}_no_{verb.lower()} BEFORE {verb} ON {table.name} "
-                    f"BEGIN SELECT RAISE(ABORT, 'noa: rows of {table.name} are never changed or deleted'); END"
-                )
-            )
-    create_guards(connection)
+def _sort_texts_by_bytes() -> None:
+    # PostgreSQL sorts texts by the rules of a language, which SQLite does not know; here both sort by bytes.
+    for table in metadata.tables.values():
+        for column in table.columns:
+            if type(column.type) is String:
+                length = column.type.length
+                column.type = String(length).with_variant(String(length, collation="C"), "postgresql")
 
 
-def create_guards(connection: Connection) -> None:
-    """Guard the MLflow rows of sealed versions against other programs."""
-    for name, when in _GUARDS.items():
-        message = "noa: this version is sealed, or an alias needs it; move the alias with noa first"
-        connection.execute(
-            DDL(f"CREATE TRIGGER IF NOT EXISTS {name} {when} BEGIN SELECT RAISE(ABORT, '{message}'); END")
-        )
-
-
-def drop_guards(connection: Connection) -> None:
-    """Lift the guards for the rest of the transaction, so that MLflow's rows can be repaired."""
-    for name in _GUARDS:
-        connection.execute(DDL(f"DROP TRIGGER IF EXISTS {name}"))
+_sort_texts_by_bytes()

@@ -42,11 +42,15 @@ class VersionDraft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedFormat:
-    """One format whose files never change again."""
+    """One format whose files never change again.
+
+    `folder` is where `Registry.open_format` puts them, and `uid` names the unit of the store that holds them.
+    """
 
     name: str
     manifest: Manifest
     folder: Path
+    uid: str
 
     @property
     def digest(self) -> str:
@@ -56,7 +60,10 @@ class SealedFormat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
-    """A complete, sealed version. `digest` names what it computes; `wrapper` is the manifest of MLflow's files."""
+    """A complete, sealed version. `digest` names what it computes; `wrapper` is the manifest of MLflow's files.
+
+    `folder` is where `Registry.open_wrapper` puts them, and `uid` names the unit of the store that holds them.
+    """
 
     name: str
     number: int
@@ -76,6 +83,7 @@ class ModelVersion:
     created_by: str
     aliases: tuple[str, ...]
     folder: Path
+    uid: str
 
     @property
     def reference(self) -> str:

@@ -1,4 +1,8 @@
-"""Fixtures of the registry's tests: drafts with a real ONNX graph, and a database that is built once and copied."""
+"""Fixtures of the registry's tests: drafts with a real ONNX graph, and databases that are built once and copied.
+
+Every test that uses `settings`, `registry`, `version`, ... runs twice: on SQLite with files in a folder, and on
+PostgreSQL with files in S3.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx
@@ -24,7 +29,12 @@ from noa_registry import (
     equivalence_evidence,
     metrics_evidence,
 )
+from postgres_server import PostgresServer
+from s3_server import S3Server, StoredFiles, s3_settings
+from sql_access import execute_on
 
+Dialect: TypeAlias = Literal["sqlite", "postgresql"]
+Store: TypeAlias = Literal["folder", "s3"]
 DATASET = "sha256:" + "d" * 64
 
 
@@ -103,6 +113,12 @@ def write_formats(folder: Path, seed: int) -> Formats:
     return formats
 
 
+@pytest.fixture(scope="session")
+def format_writer() -> Callable[[Path, int], Formats]:
+    """Writes format folders into a given place, for fixtures of a wider scope than a test."""
+    return write_formats
+
+
 @pytest.fixture
 def make_formats(tmp_path: Path) -> Callable[[int], Formats]:
     def make(seed: int) -> Formats:
@@ -116,33 +132,163 @@ def formats(make_formats: Callable[[int], Formats]) -> Formats:
     return make_formats(0)
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def dialect(request: pytest.FixtureRequest) -> Dialect:
+    """Each kind of database in turn: whoever uses it, or a fixture that does, runs once on each."""
+    return request.param
+
+
+@pytest.fixture
+def artifact_dir(tmp_path: Path) -> Path:
+    """Where sealed files are kept; made by whoever opens the registry."""
+    (tmp_path / "state").mkdir(exist_ok=True)
+    return tmp_path / "state" / "artifacts"
+
+
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete, empty database, to be copied."""
     folder = tmp_path_factory.mktemp("registry-template")
-    settings = settings_in(folder)
-    Registry.open(settings).close()
+    Registry.open(make_settings(f"sqlite:///{folder / 'noa.db'}", folder / "artifacts")).close()
     return folder / "noa.db"
 
 
-def settings_in(folder: Path) -> RegistrySettings:
+@pytest.fixture(scope="session")
+def empty_postgres_database(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a complete, empty database, to be copied."""
+    name = postgres_server.create_database()
+    folder = tmp_path_factory.mktemp("registry-template")
+    Registry.open(make_settings(postgres_url(postgres_server, name), folder)).close()
+    return name
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, dialect: Dialect, tmp_path: Path) -> Iterator[str]:
+    """The URL of an initialised, empty database."""
+    if dialect == "sqlite":
+        yield copied_sqlite_url(tmp_path, request.getfixturevalue("empty_sqlite_file"))
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    name = server.create_database(template=request.getfixturevalue("empty_postgres_database"))
+    yield postgres_url(server, name)
+    server.drop_database(name)
+
+
+@pytest.fixture
+def fresh_database_url(request: pytest.FixtureRequest, dialect: Dialect, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database in which nothing is yet."""
+    if dialect == "sqlite":
+        yield f"sqlite:///{tmp_path / 'fresh' / 'noa.db'}"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    name = server.create_database()
+    yield postgres_url(server, name)
+    server.drop_database(name)
+
+
+def postgres_url(server: PostgresServer, name: str) -> str:
+    """Return a URL that also stock MLflow takes: it names the driver."""
+    return server.url(name).replace("postgresql://", "postgresql+psycopg://")
+
+
+def copied_sqlite_url(folder: Path, template: Path) -> str:
+    target = folder / "state" / "noa.db"
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(template, target)
+    return f"sqlite:///{target}"
+
+
+def make_settings(database_url: str, artifact_dir: Path) -> RegistrySettings:
+    return RegistrySettings(database_url=database_url, artifact_dir=artifact_dir, lock_timeout_s=60.0)
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, dialect: Dialect) -> Store:
+    """Where sealed files are: beside SQLite in a folder, beside PostgreSQL in S3.
+
+    In a folder also where a test asks for `artifact_dir`, or is marked `local_files` because it goes past noa to them.
+    """
+    wants_folder = "artifact_dir" in request.fixturenames or request.node.get_closest_marker("local_files")
+    return "folder" if dialect == "sqlite" or wants_folder else "s3"
+
+
+def make_s3_settings(database_url: str, server: S3Server, cache_dir: Path) -> RegistrySettings:
     return RegistrySettings(
-        database_url=f"sqlite:///{folder / 'noa.db'}", artifact_dir=folder / "artifacts", lock_timeout_s=60.0
+        database_url=database_url,
+        artifact_url=f"s3://{server.create_bucket()}/models",
+        s3=s3_settings(server.url),
+        cache_dir=cache_dir,
+        lock_timeout_s=60.0,
     )
 
 
 @pytest.fixture
-def settings(tmp_path: Path, empty_database: Path) -> RegistrySettings:
+def settings(request: pytest.FixtureRequest, database_url: str, store: Store, tmp_path: Path) -> RegistrySettings:
     """Settings of an initialised, empty registry."""
-    folder = tmp_path / "state"
-    folder.mkdir()
-    shutil.copyfile(empty_database, folder / "noa.db")
-    return settings_in(folder)
+    if store == "folder":
+        return make_settings(database_url, request.getfixturevalue("artifact_dir"))
+    return make_s3_settings(database_url, request.getfixturevalue("s3_server"), tmp_path / "cache")
 
 
 @pytest.fixture
-def fresh_settings(tmp_path: Path) -> RegistrySettings:
-    """Settings of a folder in which nothing is yet."""
-    return settings_in(tmp_path / "fresh")
+def fresh_settings(
+    request: pytest.FixtureRequest, fresh_database_url: str, store: Store, tmp_path: Path
+) -> RegistrySettings:
+    """Settings of a registry in which nothing is yet."""
+    if store == "folder":
+        return make_settings(fresh_database_url, tmp_path / "fresh" / "artifacts")
+    return make_s3_settings(fresh_database_url, request.getfixturevalue("s3_server"), tmp_path / "fresh" / "cache")
+
+
+@pytest.fixture
+def stored(settings: RegistrySettings) -> StoredFiles:
+    """Sealed files as somebody sees them who goes past noa."""
+    return StoredFiles(settings)
+
+
+@pytest.fixture
+def sqlite_settings(tmp_path: Path, empty_sqlite_file: Path, artifact_dir: Path) -> RegistrySettings:
+    """Settings of an initialised, empty registry in a SQLite file, for tests about exactly that."""
+    return make_settings(copied_sqlite_url(tmp_path, empty_sqlite_file), artifact_dir)
+
+
+@pytest.fixture
+def fresh_sqlite_settings(tmp_path: Path) -> RegistrySettings:
+    """Settings of a folder in which nothing is yet, not even the SQLite file."""
+    return make_settings(f"sqlite:///{tmp_path / 'fresh' / 'noa.db'}", tmp_path / "fresh" / "artifacts")
+
+
+@pytest.fixture
+def fresh_postgres_settings(postgres_server: PostgresServer, tmp_path: Path) -> Iterator[RegistrySettings]:
+    """Settings of a PostgreSQL database in which nothing is yet."""
+    name = postgres_server.create_database()
+    yield make_settings(postgres_url(postgres_server, name), tmp_path / "fresh" / "artifacts")
+    postgres_server.drop_database(name)
+
+
+Execute: TypeAlias = Callable[..., list[tuple[Any, ...]]]
+
+
+@pytest.fixture
+def execute(settings: RegistrySettings) -> Execute:
+    """Run SQL statements in one transaction, as any other program could; return the rows of the last one.
+
+    Raises `sqlalchemy.exc.IntegrityError` if a trigger refuses.
+    """
+    return lambda *statements: execute_on(settings, *statements)
+
+
+@pytest.fixture
+def tamper(settings: RegistrySettings) -> Execute:
+    """As `execute`, for somebody who may change the database itself: no trigger and no foreign key is in the way."""
+
+    def tamper(*statements: str) -> list[tuple[Any, ...]]:
+        if settings.database_url.startswith("postgresql"):
+            return execute_on(settings, "SET session_replication_role = replica", *statements)
+        triggers = execute_on(settings, "SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'noa%'")
+        return execute_on(settings, *(f"DROP TRIGGER {name}" for (name,) in triggers), *statements)
+
+    return tamper
 
 
 @pytest.fixture

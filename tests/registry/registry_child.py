@@ -35,18 +35,6 @@ def main(command: str, request: dict[str, object]) -> dict[str, object]:
                 folder = Path(str(request["folder"]))
                 added = registry.add_format("digits", 1, "onnx", folder, evidence=[], actor="child")
                 return {"formats": sorted(added.formats)}
-            case "promote":
-                number, expect = int(str(request["number"])), request["expect"]
-                print("ready", flush=True)
-                sys.stdin.readline()  # all racers wait for the starting gun
-                entry = registry.promote(
-                    "digits",
-                    number,
-                    reason="race",
-                    actor=f"racer {number}",
-                    expect=None if expect is None else int(str(expect)),
-                )
-                return {"to": entry.to_number, "sequence": entry.sequence}
             case _:
                 raise ValueError(command)
 

@@ -3,17 +3,25 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from noa.errors import StorageError
 from noa.settings import RegistrySettings
 from noa_registry import Registry
+from noa_registry.bootstrap import open_database
+from noa_registry.database import Database
+from noa_registry.mlflow_schema import prepare_mlflow_tables
+from noa_registry.postgres_database import hold_schema_lock
+from sql_access import execute_on, tables_of
 
 CHILD = Path(__file__).with_name("registry_child.py")
 
@@ -23,51 +31,67 @@ def start(settings: RegistrySettings) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def database(settings: RegistrySettings) -> Path:
+def file_of(settings: RegistrySettings) -> Path:
     return Path(settings.database_url.removeprefix("sqlite:///"))
 
 
-def change(settings: RegistrySettings, statement: str) -> None:
-    connection = sqlite3.connect(database(settings))
-    with connection:
-        connection.execute(statement)
-    connection.close()
-
-
-def test_sixteen_processes_open_an_empty_folder_at_once(fresh_settings: RegistrySettings) -> None:
-    children = [start(fresh_settings) for _ in range(16)]
-    answers = [(child.communicate(timeout=200), child.returncode) for child in children]
-    assert [code for _, code in answers] == [0] * 16, answers
-    assert [json.loads(out) for (out, _), _ in answers] == [{"models": 0}] * 16
-    connection = sqlite3.connect(database(fresh_settings))
-    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert connection.execute("SELECT count(*) FROM noa_schema").fetchone() == (1,)
-    connection.close()
-
-
-def test_a_process_killed_while_it_builds_the_database_does_not_hinder_the_next(
-    fresh_settings: RegistrySettings,
-) -> None:
-    child = start(fresh_settings)
-    building = database(fresh_settings).parent / ".noa.db.building"
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while not building.exists():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def kill(child: subprocess.Popen[str]) -> None:
     os.kill(child.pid, signal.SIGKILL)
     child.communicate(timeout=30)
-    assert not database(fresh_settings).exists()
-    with Registry.open(fresh_settings) as registry:
+
+
+def test_sixteen_processes_open_an_empty_database_at_once(fresh_settings: RegistrySettings) -> None:
+    children = [start(fresh_settings) for _ in range(16)]
+    answers = [(child.communicate(timeout=200), child.returncode) for child in children]
+    assert [error for (_, error), code in answers if code != 0] == []
+    assert [json.loads(out) for (out, _), _ in answers] == [{"models": 0}] * 16
+    assert execute_on(fresh_settings, "SELECT count(*) FROM noa_schema") == [(1,)]
+    assert execute_on(fresh_settings, "SELECT count(*) FROM experiments") == [(1,)]
+
+
+def test_a_new_file_is_whole_and_keeps_a_write_ahead_log(fresh_sqlite_settings: RegistrySettings) -> None:
+    Registry.open(fresh_sqlite_settings).close()
+    assert execute_on(fresh_sqlite_settings, "PRAGMA journal_mode") == [("wal",)]
+    assert execute_on(fresh_sqlite_settings, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_process_killed_while_it_builds_the_file_does_not_hinder_the_next(
+    fresh_sqlite_settings: RegistrySettings,
+) -> None:
+    child = start(fresh_sqlite_settings)
+    file = file_of(fresh_sqlite_settings)
+    wait_until((file.parent / ".noa.db.building").exists)
+    kill(child)
+    assert not file.exists()
+    with Registry.open(fresh_sqlite_settings) as registry:
         assert registry.models() == []
-    left = {path.name for path in database(fresh_settings).parent.iterdir()}
-    assert left <= {"noa.db", "noa.db-wal", "noa.db-shm", "noa.db.lock"}
+    assert {path.name for path in file.parent.iterdir()} <= {"noa.db", "noa.db-wal", "noa.db-shm", "noa.db.lock"}
 
 
-def test_an_empty_file_is_not_a_database_yet(fresh_settings: RegistrySettings) -> None:
-    database(fresh_settings).parent.mkdir()
-    database(fresh_settings).touch()
-    with Registry.open(fresh_settings) as registry:
+@pytest.mark.parametrize("table", ["experiments", "alembic_version", "noa_schema"])
+def test_a_process_killed_while_it_fills_a_database_does_not_hinder_the_next(
+    fresh_postgres_settings: RegistrySettings, table: str
+) -> None:
+    child = start(fresh_postgres_settings)
+    wait_until(lambda: table in tables_of(fresh_postgres_settings))
+    kill(child)
+    with Registry.open(fresh_postgres_settings) as registry:
+        assert registry.models() == []
+    assert execute_on(fresh_postgres_settings, "SELECT count(*) FROM noa_schema") == [(1,)]
+    assert execute_on(fresh_postgres_settings, "SELECT count(*) FROM experiments") == [(1,)]
+
+
+def test_an_empty_file_is_not_a_database_yet(fresh_sqlite_settings: RegistrySettings) -> None:
+    file_of(fresh_sqlite_settings).parent.mkdir()
+    file_of(fresh_sqlite_settings).touch()
+    with Registry.open(fresh_sqlite_settings) as registry:
         assert registry.models() == []
 
 
@@ -83,29 +107,27 @@ def test_opening_a_ready_database_imports_no_mlflow(settings: RegistrySettings) 
     assert json.loads(done.stdout) == []
 
 
-def test_an_existing_mlflow_database_is_extended_and_keeps_what_is_in_it(fresh_settings: RegistrySettings) -> None:
-    from noa_registry.mlflow_schema import create_mlflow_tables
-
-    path = database(fresh_settings)
-    path.parent.mkdir()
-    create_mlflow_tables(path, artifact_root=path.parent / "elsewhere")
-    change(fresh_settings, "INSERT INTO registered_models (name, creation_time) VALUES ('theirs', 1)")
+def test_an_existing_mlflow_database_is_extended_and_keeps_what_is_in_it(
+    fresh_settings: RegistrySettings, tmp_path: Path
+) -> None:
+    (tmp_path / "fresh").mkdir()
+    stock = Database(fresh_settings.database_url, lock_timeout_s=10)
+    prepare_mlflow_tables(stock, artifact_root=(tmp_path / "elsewhere").as_uri())
+    stock.close()
+    execute_on(fresh_settings, "INSERT INTO registered_models (name, creation_time) VALUES ('theirs', 1)")
     with Registry.open(fresh_settings) as registry:
         assert registry.models() == []
-    connection = sqlite3.connect(path)
-    assert connection.execute("SELECT name FROM registered_models").fetchall() == [("theirs",)]
-    connection.close()
+    assert execute_on(fresh_settings, "SELECT name FROM registered_models") == [("theirs",)]
 
 
-def test_an_older_mlflow_database_is_upgraded(settings: RegistrySettings) -> None:
-    """Another installed MLflow makes the next start check, and record, the revision."""
-    change(settings, "UPDATE noa_schema SET mlflow_version = '3.0.0'")
+def test_another_mlflow_makes_the_next_start_check_and_record_the_revision(
+    settings: RegistrySettings, execute: Any
+) -> None:
+    execute("UPDATE noa_schema SET mlflow_version = '3.0.0'")
     Registry.open(settings).close()
-    connection = sqlite3.connect(database(settings))
-    found = connection.execute("SELECT mlflow_version, mlflow_revision = version_num FROM noa_schema, alembic_version")
-    version, matches = found.fetchone()
-    connection.close()
-    assert (version != "3.0.0", matches) == (True, 1)
+    [(recorded, revision)] = execute("SELECT mlflow_version, mlflow_revision FROM noa_schema")
+    assert recorded == version("mlflow")
+    assert execute("SELECT version_num FROM alembic_version") == [(revision,)]
 
 
 @pytest.mark.parametrize(
@@ -116,20 +138,21 @@ def test_an_older_mlflow_database_is_upgraded(settings: RegistrySettings) -> Non
     ],
 )
 def test_a_database_of_a_newer_program_is_refused_and_left_alone(
-    settings: RegistrySettings, statement: str, message: str
+    settings: RegistrySettings, execute: Any, statement: str, message: str
 ) -> None:
-    change(settings, statement)
-    before = database(settings).read_bytes()
+    execute(statement)
+    marks = ["noa_schema", "alembic_version", "noa_alembic_version"]
+    before = tables_of(settings), [execute(f"SELECT * FROM {table}") for table in marks]
     with pytest.raises(StorageError, match=message):
         Registry.open(settings)
-    assert database(settings).read_bytes() == before
+    assert (tables_of(settings), [execute(f"SELECT * FROM {table}") for table in marks]) == before
 
 
-def test_a_file_that_is_no_database_is_refused(fresh_settings: RegistrySettings) -> None:
-    database(fresh_settings).parent.mkdir()
-    database(fresh_settings).write_bytes(b"not a database at all" * 100)
+def test_a_file_that_is_no_database_is_refused(fresh_sqlite_settings: RegistrySettings) -> None:
+    file_of(fresh_sqlite_settings).parent.mkdir()
+    file_of(fresh_sqlite_settings).write_bytes(b"not a database at all" * 100)
     with pytest.raises(StorageError, match="not a database"):
-        Registry.open(fresh_settings)
+        Registry.open(fresh_sqlite_settings)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
@@ -139,10 +162,18 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         Registry.open(settings)
 
 
-def test_a_lock_on_the_database_held_too_long_is_reported(fresh_settings: RegistrySettings) -> None:
-    from filelock import FileLock
-
-    database(fresh_settings).parent.mkdir()
-    impatient = fresh_settings.model_copy(update={"lock_timeout_s": 0.1})
-    with FileLock(f"{database(fresh_settings)}.lock"), pytest.raises(StorageError, match="preparing the database"):
+def test_a_lock_on_the_file_held_too_long_is_reported(fresh_sqlite_settings: RegistrySettings) -> None:
+    file_of(fresh_sqlite_settings).parent.mkdir()
+    impatient = fresh_sqlite_settings.model_copy(update={"lock_timeout_s": 0.1})
+    with (
+        FileLock(f"{file_of(fresh_sqlite_settings)}.lock"),
+        pytest.raises(StorageError, match="preparing the database"),
+    ):
         Registry.open(impatient)
+
+
+def test_a_lock_on_the_schema_held_too_long_is_reported(fresh_postgres_settings: RegistrySettings) -> None:
+    other = Database(fresh_postgres_settings.database_url, lock_timeout_s=10)
+    with hold_schema_lock(other), pytest.raises(StorageError, match="preparing the database"):
+        open_database(fresh_postgres_settings.database_url, artifact_root="file:///unused", lock_timeout_s=0.1)
+    other.close()

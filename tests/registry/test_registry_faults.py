@@ -14,8 +14,11 @@ import pytest
 from noa.errors import StorageError
 from noa.settings import RegistrySettings
 from noa_registry import Registry
+from noa_registry.database import Database
 from noa_registry.faults import REGISTRATION_STEPS
+from sql_access import execute_on
 
+pytestmark = pytest.mark.local_files  # markers and full disks of a folder; test_registry_s3.py has those of S3
 CHILD = Path(__file__).with_name("registry_child.py")
 ADD_FORMAT_STEPS = [step for step in REGISTRATION_STEPS if step != "wrapper written"]
 
@@ -186,8 +189,9 @@ def test_a_limit_on_file_sizes_is_a_storage_error(settings: RegistrySettings, fo
 
 
 def test_a_disk_that_is_full_for_the_database_refuses_clearly_and_a_retry_works(
-    settings: RegistrySettings, formats: Any
+    sqlite_settings: RegistrySettings, formats: Any
 ) -> None:
+    settings = sqlite_settings
     database = Path(settings.database_url.removeprefix("sqlite:///"))
     limit = database.stat().st_size  # the write-ahead log is a file of its own; keep it smaller than one registration
     answer = run_child("register", settings, formats=str(formats.folder), max_file_bytes=min(limit, 16 << 10))
@@ -199,17 +203,61 @@ def test_a_disk_that_is_full_for_the_database_refuses_clearly_and_a_retry_works(
         assert registry.register(formats.draft(), actor="ada").number == 1
 
 
-def test_a_lock_that_is_held_too_long_is_reported(settings: RegistrySettings, formats: Any) -> None:
-    import sqlite3
+LOCKER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
 
-    impatient = settings.model_copy(update={"lock_timeout_s": 0.2})
-    other = sqlite3.connect(settings.database_url.removeprefix("sqlite:///"), isolation_level=None)
+
+def test_a_database_that_another_program_has_locked_refuses_every_write_in_time_and_takes_it_later(
+    sqlite_settings: RegistrySettings, formats: Any
+) -> None:
+    file = sqlite_settings.database_url.removeprefix("sqlite:///")
+    impatient = sqlite_settings.model_copy(update={"lock_timeout_s": 0.2})
     with Registry.open(impatient) as registry:
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StorageError, match="locked"):
+        for _ in range(2):
+            registry.register(formats.draft(), actor="ada")
+        writes = {
+            "register": lambda: registry.register(formats.draft(), actor="ada"),
+            "attach": lambda: registry.attach("digits", 1, formats.metrics(accuracy=0.9)),
+            "promote": lambda: registry.promote("digits", 1, reason="release", actor="ada"),
+            "delete": lambda: registry.retention.delete("digits", 2, reason="old", actor="ada"),
+            "commit": lambda: registry.events.commit("watcher", 1),
+            "repair": registry.repair_mirror,
+        }
+        with subprocess.Popen(
+            [sys.executable, "-c", LOCKER, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as locker:
+            assert locker.stdout is not None
+            assert locker.stdout.readline() == "locked\n"
+            for write in writes.values():
+                started = time.monotonic()
+                with pytest.raises(StorageError, match=r"locked by another writer.*lock_timeout_s"):
+                    write()
+                assert time.monotonic() - started >= impatient.lock_timeout_s
+            assert registry.resolve("digits").number == 2, "who only reads does not wait"
+        for write in writes.values():
+            write()
+        registry.verify_ledger()
+        assert registry.mirror_discrepancies() == []
+        assert (registry.resolve("digits@champion").number, registry.numbers("digits")) == (1, [1, 3])
+    assert units(impatient) == {impatient.artifact_dir / "digits" / uid for uid in uids(impatient)}
+
+
+def uids(settings: RegistrySettings) -> set[str]:
+    return {str(row[0]) for row in execute_on(settings, "SELECT uid FROM noa_versions")}
+
+
+def test_a_lock_that_is_held_too_long_is_reported(settings: RegistrySettings, formats: Any) -> None:
+    impatient = settings.model_copy(update={"lock_timeout_s": 0.2})
+    other = Database(settings.database_url, lock_timeout_s=60)
+    with Registry.open(impatient) as registry:
+        with other.write(), pytest.raises(StorageError, match="locked"):
             registry.register(formats.draft(), actor="ada")
         assert registry.models() == []
-        other.execute("ROLLBACK")
         assert registry.register(formats.draft(), actor="ada").number == 1
     other.close()
     assert len(units(settings)) == 1

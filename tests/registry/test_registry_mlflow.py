@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy.exc
 import yaml
 
 from noa.errors import IntegrityError
 from noa.settings import RegistrySettings
 from noa.signatures import Signature, TensorSpec
 from noa_registry import ModelVersion, Registry
+from noa_registry.artifacts import s3_environment
 from noa_registry.mlflow_schema import import_mlflow
 
 STOCK = """
@@ -68,7 +70,12 @@ def test_stock_mlflow_sees_and_runs_what_noa_registered(
         timeout=120,
         check=False,
         cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            **s3_environment(settings),
+        },
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
@@ -76,7 +83,7 @@ def test_stock_mlflow_sees_and_runs_what_noa_registered(
     assert seen["versions"] == [[v.number, "READY", v.digest] for v in promoted]
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(promoted[1].formats["onnx"].folder / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(registry.open_format(promoted[1], "onnx") / "model.onnx"))
     np.testing.assert_array_equal(np.float32(seen["logits"]), session.run(None, {"x": x})[0])
     np.testing.assert_array_equal(np.float32(seen["logits"]), registry.load("digits@champion").run({"x": x})["logits"])
     assert seen["example"] == np.arange(8, dtype=np.float32).reshape(2, 4).tolist()
@@ -87,16 +94,17 @@ def test_stock_mlflow_sees_and_runs_what_noa_registered(
     assert Path(seen["requirements"]).is_file()
     assert seen["modules"] == []
     assert "ONNX model declares" not in done.stderr
-    assert (promoted[1].folder / "registered_model_meta").is_file()  # MLflow left its mark in the sealed folder
+    if not settings.artifact_url:
+        assert (promoted[1].folder / "registered_model_meta").is_file()  # MLflow left its mark in the sealed folder
     registry.verify("digits", 2)
     registry.promote("digits", 3, reason="loading is no tampering", actor="ada")
 
 
-def test_mlmodel_is_what_mlflow_itself_reads_and_writes(version: ModelVersion) -> None:
+def test_mlmodel_is_what_mlflow_itself_reads_and_writes(registry: Registry, version: ModelVersion) -> None:
     import_mlflow()
     from mlflow.models import Model
 
-    ours = yaml.safe_load((version.folder / "MLmodel").read_text())
+    ours = yaml.safe_load((registry.open_wrapper(version) / "MLmodel").read_text())
     read: Any = Model.load(str(version.folder))
     written = yaml.safe_load(read.to_yaml())
     # MLflow adds its own defaults; everything of ours comes back unchanged.
@@ -119,7 +127,9 @@ def test_mlmodel_is_what_mlflow_itself_reads_and_writes(version: ModelVersion) -
     assert read.get_model_info().signature == read.signature
 
 
-def test_our_mlmodel_agrees_with_one_that_mlflow_saves(version: ModelVersion, formats: Any, tmp_path: Path) -> None:
+def test_our_mlmodel_agrees_with_one_that_mlflow_saves(
+    registry: Registry, version: ModelVersion, formats: Any, tmp_path: Path
+) -> None:
     """Save the same graph with `mlflow.onnx.save_model` in another process and compare what decides how it runs."""
     code = """
 import sys, mlflow.onnx, numpy as np, onnx
@@ -136,7 +146,7 @@ mlflow.onnx.save_model(onnx.load(sys.argv[1]), sys.argv[2], signature=signature,
         [sys.executable, "-W", "ignore", "-c", code, *arguments], check=True, timeout=120, capture_output=True
     )
     theirs = yaml.safe_load((tmp_path / "theirs" / "MLmodel").read_text())
-    ours = yaml.safe_load((version.folder / "MLmodel").read_text())
+    ours = yaml.safe_load((registry.open_wrapper(version) / "MLmodel").read_text())
     assert ours["signature"] == theirs["signature"]
     assert ours["saved_input_example_info"] == theirs["saved_input_example_info"]
     assert ours["flavors"]["onnx"] == theirs["flavors"]["onnx"]
@@ -147,17 +157,19 @@ mlflow.onnx.save_model(onnx.load(sys.argv[1]), sys.argv[2], signature=signature,
 
 def test_a_version_without_onnx_names_noas_loader(registry: Registry, formats: Any) -> None:
     version = registry.register(formats.draft(formats={"torch": formats.torch}, evidence=()), actor="ada")
-    model = yaml.safe_load((version.folder / "MLmodel").read_text())
+    model = yaml.safe_load((registry.open_wrapper(version) / "MLmodel").read_text())
     assert list(model["flavors"]) == ["python_function"]
     assert model["flavors"]["python_function"]["loader_module"] == "noa_registry.mlflow_loader"
     assert model["flavors"]["python_function"]["data"] == "formats/torch"
 
 
-def test_noas_loader_takes_arrays_and_dicts_and_refuses_the_rest(version: ModelVersion, formats: Any) -> None:
+def test_noas_loader_takes_arrays_and_dicts_and_refuses_the_rest(
+    registry: Registry, version: ModelVersion, formats: Any
+) -> None:
     from noa.errors import SignatureError
     from noa_registry import mlflow_loader
 
-    model = mlflow_loader._load_pyfunc(str(version.formats["onnx"].folder))
+    model = mlflow_loader._load_pyfunc(str(registry.open_format(version, "onnx")))
     x = np.ones((3, 4), np.float32)
     np.testing.assert_allclose(model.predict(x)["logits"], x @ formats.weights, rtol=1e-6)
     np.testing.assert_array_equal(model.predict({"x": x})["logits"], model.predict(x)["logits"])
@@ -246,25 +258,22 @@ def test_what_a_live_alias_needs_cannot_be_deleted_by_stock_clients(
     assert [d.subject for d in registry.mirror_discrepancies()] == ["version 1"]
     registry.verify("digits", 1)
     registry.repair_mirror()
-    assert client.get_model_version("digits", "1").source == promoted[0].folder.as_uri()
+    assert client.get_model_version("digits", "1").source == registry.location(promoted[0])
 
 
-def test_the_source_of_a_sealed_version_cannot_be_changed(settings: RegistrySettings, version: ModelVersion) -> None:
-    import sqlite3
-
-    connection = sqlite3.connect(settings.database_url.removeprefix("sqlite:///"))
-    with pytest.raises(sqlite3.IntegrityError, match="sealed"):
-        connection.execute("UPDATE model_versions SET storage_location = 'file:///evil'")
-    connection.close()
+def test_the_source_of_a_sealed_version_cannot_be_changed(execute: Any, version: ModelVersion) -> None:
+    with pytest.raises(sqlalchemy.exc.IntegrityError, match="sealed"):
+        execute("UPDATE model_versions SET storage_location = 'file:///evil'")
 
 
+@pytest.mark.local_files
 def test_a_moved_project_is_repaired_for_mlflow(
     registry: Registry, version: ModelVersion, settings: RegistrySettings, tmp_path: Path
 ) -> None:
     registry.close()
     (tmp_path / "state").rename(tmp_path / "moved here")
     moved = RegistrySettings(
-        database_url=f"sqlite:///{tmp_path / 'moved here' / 'noa.db'}",
+        database_url=settings.database_url.replace(f"{tmp_path}/state/", f"{tmp_path}/moved here/"),
         artifact_dir=tmp_path / "moved here" / "artifacts",
     )
     with Registry.open(moved) as opened:

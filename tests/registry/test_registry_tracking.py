@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 from noa.errors import InvalidInputError, NotFoundError
 from noa.settings import RegistrySettings
 from noa_registry import MetricRow, Tracker, open_tracker
+from noa_registry.artifacts import runs_uri
 
 TWO_AT_ONCE = """
 import sys
@@ -72,6 +72,7 @@ def test_values_that_are_not_finite_or_too_long_do_not_end_a_run(tracker: Tracke
     assert history[1].value > 1e300
 
 
+@pytest.mark.local_files
 def test_the_files_of_runs_are_in_the_registrys_folder_wherever_we_are(
     tracker: Tracker, client: Any, settings: RegistrySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +125,4 @@ def test_two_processes_track_at_once_on_a_fresh_folder(fresh_settings: RegistryS
     client: Any = MlflowClient(fresh_settings.database_url, fresh_settings.database_url)
     for (out, _), _ in outputs:
         assert len(client.get_metric_history(out.split()[-1], "loss")) == 1500
-    assert json.loads(fresh_settings.model_dump_json())["artifact_dir"] in client.get_experiment_by_name(
-        "project"
-    ).artifact_location.replace("file://", "")
+    assert client.get_experiment_by_name("project").artifact_location == f"{runs_uri(fresh_settings)}/project"

@@ -12,6 +12,7 @@ from noa.digests import build_manifest
 from noa.errors import ConflictError, GateRefusedError, IntegrityError, InvalidInputError, NotFoundError, SignatureError
 from noa.settings import RegistrySettings
 from noa_registry import ModelVersion, Registry, VersionDraft
+from s3_server import StoredFiles
 
 
 def test_register_gives_back_everything_that_was_in_the_draft(registry: Registry, formats: Any) -> None:
@@ -84,12 +85,12 @@ def test_equal_content_has_an_equal_native_digest_but_each_version_its_own(regis
     ],
 )
 def test_a_draft_that_contradicts_itself_is_refused_before_anything_is_written(
-    registry: Registry, settings: RegistrySettings, formats: Any, change: dict[str, object], message: str
+    registry: Registry, stored: StoredFiles, formats: Any, change: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InvalidInputError, match=message):
         registry.register(formats.draft(**change), actor="ada")
     assert registry.models() == []
-    assert not settings.artifact_dir.exists()
+    assert stored.all() == set()
 
 
 def test_an_input_example_that_does_not_fit_the_signature_is_refused(registry: Registry, formats: Any) -> None:
@@ -128,24 +129,15 @@ def test_sealed_files_are_read_only_and_independent_of_the_source(registry: Regi
     version = registry.register(formats.draft(), actor="ada")
     (formats.onnx / "model.onnx").write_bytes(b"changed afterwards")
     registry.verify("digits", 1)
+    registry.open_format(version, "onnx")
+    registry.open_wrapper(version)
     assert all(path.stat().st_mode & 0o222 == 0 for path in version.folder.rglob("*") if path.is_file())
 
 
-def flip(path: Path) -> None:
-    """Flip one bit in place and put the old times back."""
-    before = path.stat()
-    path.chmod(0o644)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    import os
-
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    path.chmod(0o444)
-
-
-def test_a_flipped_byte_is_refused_on_load_and_the_file_named(registry: Registry, version: ModelVersion) -> None:
-    flip(version.formats["onnx"].folder / "model.onnx")
+def test_a_flipped_byte_is_refused_on_load_and_the_file_named(
+    registry: Registry, version: ModelVersion, stored: StoredFiles
+) -> None:
+    stored.flip("digits", version.uid, "formats/onnx/model.onnx")
     for attempt in (
         lambda: registry.open_format(version, "onnx"),
         lambda: registry.load("digits/1"),
@@ -153,32 +145,62 @@ def test_a_flipped_byte_is_refused_on_load_and_the_file_named(registry: Registry
     ):
         with pytest.raises(IntegrityError, match=r"model\.onnx") as caught:
             attempt()
-        assert caught.value.facts["file"] == "model.onnx"
+        assert caught.value.facts["file"] == "formats/onnx/model.onnx"
     assert registry.open_format(version, "torch").is_dir()
 
 
 @pytest.mark.parametrize("file", ["MLmodel", "requirements.txt", "input_example.safetensors"])
-def test_a_changed_wrapper_is_refused(registry: Registry, version: ModelVersion, file: str) -> None:
-    flip(version.folder / file)
+def test_a_changed_wrapper_is_refused(
+    registry: Registry, version: ModelVersion, stored: StoredFiles, file: str
+) -> None:
+    stored.flip("digits", version.uid, file)
     with pytest.raises(IntegrityError, match=f"`{file}` was changed"):
         registry.verify("digits", 1)
+    with pytest.raises(IntegrityError, match=f"`{file}` was changed"):
+        registry.open_wrapper(version)
 
 
-def test_missing_and_extra_files_are_named(registry: Registry, version: ModelVersion) -> None:
-    folder = version.formats["torch"].folder
-    (folder / "weights.safetensors").unlink()
-    with pytest.raises(IntegrityError, match=r"`weights\.safetensors` is missing"):
-        registry.verify("digits", 1)
-    (version.formats["onnx"].folder / "extra.bin").write_bytes(b"")
-    with pytest.raises(IntegrityError, match=r"`extra\.bin` was added"):
-        registry.verify("digits", 1, format="onnx")
-    (version.folder / "code.py").write_text("print('hi')")
+def test_missing_and_extra_files_are_named(registry: Registry, version: ModelVersion, stored: StoredFiles) -> None:
+    stored.write("digits", version.uid, "code.py", b"print('hi')")
     with pytest.raises(IntegrityError, match=r"`code\.py` was added"):
         registry.verify("digits", 1)
+    stored.remove("digits", version.uid, "formats/torch/weights.safetensors")
+    with pytest.raises(IntegrityError, match=r"`formats/torch/weights\.safetensors` is missing"):
+        registry.verify("digits", 1)
+    stored.write("digits", version.uid, "formats/onnx/extra.bin", b"")
+    with pytest.raises(IntegrityError, match=r"`formats/onnx/extra\.bin` was added"):
+        registry.verify("digits", 1, format="onnx")
 
 
-def test_a_changed_input_example_is_not_given_out(registry: Registry, version: ModelVersion) -> None:
-    flip(version.folder / "input_example.safetensors")
+@pytest.mark.parametrize("file", ["formats/onnx/model.onnx", "formats/torch/weights.safetensors", "MLmodel"])
+def test_place_and_file_of_a_failed_verification_lead_to_what_differs(
+    registry: Registry, version: ModelVersion, stored: StoredFiles, file: str
+) -> None:
+    stored.flip("digits", version.uid, file)
+    with pytest.raises(IntegrityError) as caught:
+        registry.verify("digits", 1)
+    place = str(caught.value.where)
+    assert registry.location(version) in (place, f"file://{place}")
+    assert caught.value.facts["file"] == file
+
+
+def test_the_place_of_a_format_that_was_added_later_is_its_own(
+    registry: Registry, stored: StoredFiles, formats: Any
+) -> None:
+    registry.register(formats.draft(formats={"torch": formats.torch}, evidence=()), actor="ada")
+    version = registry.add_format("digits", 1, "onnx", formats.onnx, evidence=[], actor="bob")
+    uid = version.formats["onnx"].uid
+    assert uid != version.uid
+    stored.flip("digits", uid, "formats/onnx/model.onnx")
+    with pytest.raises(IntegrityError) as caught:
+        registry.verify("digits", 1)
+    assert str(caught.value.where).endswith(f"digits/{uid}")
+
+
+def test_a_changed_input_example_is_not_given_out(
+    registry: Registry, version: ModelVersion, stored: StoredFiles
+) -> None:
+    stored.flip("digits", version.uid, "input_example.safetensors")
     with pytest.raises(IntegrityError, match="input_example"):
         registry.input_example(version)
 
@@ -247,13 +269,15 @@ def test_threads_share_a_registry(registry: Registry, formats: Any) -> None:
     assert sorted(numbers) == list(range(1, 19))
 
 
+@pytest.mark.local_files
 def test_a_registry_survives_moving_its_folder(
     registry: Registry, version: ModelVersion, settings: RegistrySettings, tmp_path: Path
 ) -> None:
     registry.close()
     (tmp_path / "state").rename(tmp_path / "moved")
     moved = RegistrySettings(
-        database_url=f"sqlite:///{tmp_path / 'moved' / 'noa.db'}", artifact_dir=tmp_path / "moved" / "artifacts"
+        database_url=settings.database_url.replace(f"{tmp_path}/state/", f"{tmp_path}/moved/"),
+        artifact_dir=tmp_path / "moved" / "artifacts",
     )
     with Registry.open(moved) as opened:
         opened.verify("digits", 1)
@@ -264,7 +288,7 @@ def test_a_registry_survives_moving_its_folder(
 
 
 def test_an_unknown_database_or_a_relative_folder_is_refused(tmp_path: Path) -> None:
-    for url in ("postgresql://h/db", "sqlite://", "sqlite:///:memory:", "nonsense"):
+    for url in ("mysql://h/db", "sqlite://", "sqlite:///:memory:", "nonsense"):
         with pytest.raises(InvalidInputError, match="database"):
             Registry.open(RegistrySettings(database_url=url, artifact_dir=tmp_path))
     with pytest.raises(InvalidInputError, match="not absolute"):

@@ -9,11 +9,10 @@ from typing import cast
 
 from pydantic import BaseModel, SecretStr
 
+from noa.database_urls import MASK, mask_password
 from noa.errors import NotFoundError
 from noa.settings._loader import LoadedSettings, model_at
 from noa.settings.models import Settings
-
-MASK = "********"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +96,8 @@ def _has_sections(table: dict[str, object]) -> bool:
 def _plain(value: object) -> object:
     if isinstance(value, SecretStr):
         return MASK
+    if isinstance(value, str):
+        return mask_password(value)  # a URL may hold one
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (list, tuple)):

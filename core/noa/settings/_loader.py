@@ -200,7 +200,7 @@ def _explain(error: ValidationError, sources: Sequence[Source]) -> SettingsError
     )
     message = re.sub(r"^Value error, ", "", first["msg"])
     received = first.get("input")
-    hides_input = "key" in dotted or isinstance(received, dict) or first["type"] == "value_error"
+    hides_input = "key" in dotted or "secret" in dotted or isinstance(received, dict) or first["type"] == "value_error"
     return SettingsError(
         f"setting `{dotted}` is not valid: {message}" if dotted else f"the settings are not valid: {message}",
         where=origin,

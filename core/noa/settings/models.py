@@ -5,13 +5,26 @@ Paths may be relative in files; the loader makes them absolute against the proje
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
+from noa.database_urls import mask_password
 from noa.errors import InvalidInputError
 from noa.references import check_alias, check_name, parse_reference
 
@@ -31,9 +44,17 @@ def _checked(check: Callable[[str], str], text: str) -> str:
         raise ValueError(str(exc)) from exc
 
 
+_HTTP_URL = re.compile(r"https?://[^/\s?#@]+/?")
+# The rules for names of buckets; a prefix of plain parts, so that every key is also a path.
+_S3_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.\.?(/|$))[A-Za-z0-9._=-]+)*/?")
+
 Name = Annotated[str, AfterValidator(_name)]
 Alias = Annotated[str, AfterValidator(_alias)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+PUBLIC_KEY_PREFIX = "ed25519:"
+_SHORTEST_SECRET = 16
+LatencyName = Annotated[str, Field(pattern=r"^p(50|99)(@[1-9][0-9]*)?$")]
+EvidenceKind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")]
 
 
 class Section(BaseModel):
@@ -56,16 +77,148 @@ class ProjectSettings(Section):
     )
 
 
+class SigningSettings(Section):
+    """Who signs what is sealed, and whose signatures count."""
+
+    method: Literal["key", "sigstore"] = Field(
+        default="key", description="`key`: an EC key of yours; `sigstore`: an OpenID identity, which needs a network."
+    )
+    private_key: Path | None = Field(
+        default=None, description="PEM file of the EC key that signs (mode 0600); empty: nothing is signed."
+    )
+    private_key_pem: SecretStr | None = Field(
+        default=None, description="The key itself instead of its file; set it in the environment, not in a file."
+    )
+    private_key_password: SecretStr | None = Field(default=None, description="Password of the private key, if any.")
+    trusted_keys: tuple[Path, ...] = Field(
+        default=(), description="PEM files of public keys whose signatures count; one's own key always does."
+    )
+    required: bool = Field(
+        default=False, description="Whether a version without a signature is refused when it is loaded or promoted."
+    )
+    sigstore_identity: str = Field(
+        default="", description="E-mail or URI of the sigstore identity whose signatures count."
+    )
+    sigstore_issuer: str = Field(default="", description="URL of the OpenID issuer of that identity.")
+    sigstore_token: SecretStr | None = Field(
+        default=None, description="OpenID token to sign with; empty: the credential that the CI system offers."
+    )
+
+    @property
+    def signs(self) -> bool:
+        """Whether what is sealed is signed."""
+        return self.method == "sigstore" or self.private_key is not None or self.private_key_pem is not None
+
+    @property
+    def checks(self) -> bool:
+        """Whether signatures are looked at when something is opened."""
+        return self.required or bool(self.trusted_keys or self.sigstore_identity) or self._has_key
+
+    @property
+    def _has_key(self) -> bool:
+        return self.private_key is not None or self.private_key_pem is not None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.private_key is not None and self.private_key_pem is not None:
+            raise ValueError("`private_key` and `private_key_pem` are both set; give one of them")
+        if bool(self.sigstore_identity) != bool(self.sigstore_issuer):
+            raise ValueError("`sigstore_identity` and `sigstore_issuer` belong together; set both or none")
+        if self.required and not (self._has_key or self.trusted_keys or self.sigstore_identity):
+            raise ValueError("`required` is set and no key is trusted, so that no version could ever be opened")
+        return self
+
+
+class S3Settings(Section):
+    """An S3 API: AWS, or anything that speaks it."""
+
+    endpoint_url: str = Field(default="", description="URL of the S3 API, e.g. of MinIO; empty: AWS.")
+    region: str = Field(default="", description="Region; empty: what the AWS environment or profile says.")
+    access_key: SecretStr = Field(
+        default=SecretStr(""), description="Access key; empty: the usual AWS chain (environment, profile, role)."
+    )
+    secret_key: SecretStr = Field(default=SecretStr(""), description="Secret of `access_key`.")
+    connect_timeout_s: float = Field(default=5.0, gt=0, description="How long to wait for a connection, seconds.")
+    read_timeout_s: float = Field(default=30.0, gt=0, description="How long to wait for more bytes, seconds.")
+    min_bytes_per_s: int = Field(
+        default=1024, ge=0, description="A download slower than this over `read_timeout_s` is begun anew, bytes/s."
+    )
+    max_attempts: int = Field(default=5, ge=1, description="How often a request is tried before it is an error.")
+    part_bytes: int = Field(
+        default=16 << 20, ge=5 << 20, description="Files above this are sent in parts of this size, bytes."
+    )
+    parallel: int = Field(default=4, ge=1, le=64, description="Parts or files that are sent or fetched at once.")
+    lease_s: float = Field(
+        default=300.0, ge=1, description="A writer that was not heard of for so long is dead; its rest is removed."
+    )
+
+    @field_serializer("access_key", "secret_key", when_used="json")
+    def _keep_secret(self, _value: SecretStr) -> str:
+        # JSON goes into files of jobs and to other processes; these find the keys in their environment.
+        return ""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if bool(self.access_key.get_secret_value()) != bool(self.secret_key.get_secret_value()):
+            raise ValueError("`access_key` and `secret_key` belong together; set both, or neither for the AWS chain")
+        if self.endpoint_url and not _HTTP_URL.fullmatch(self.endpoint_url):
+            raise ValueError(f"endpoint_url `{self.endpoint_url}` is not a URL such as https://s3.example.com:9000")
+        return self
+
+
 class RegistrySettings(Section):
     """Where versions are kept."""
 
-    database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite at `<state_dir>/noa.db`.")
+    database_url: str = Field(
+        default="",
+        description="`sqlite:////path/noa.db` or `postgresql://user:password@host/database`, the password "
+        "percent-encoded; empty: SQLite at `<state_dir>/noa.db`.",
+    )
     artifact_dir: Path = Field(
         default=Path(), description="Folder of sealed model files; empty: `<state_dir>/artifacts`."
+    )
+    artifact_url: str = Field(
+        default="", description="`s3://bucket/prefix`: sealed model files are in S3 instead of `artifact_dir`."
+    )
+    s3: S3Settings = Field(default_factory=S3Settings, description="How S3 is reached.")
+    cache_dir: Path = Field(
+        default=Path(),
+        description="Folder of local copies of model files and of what was verified; empty: `<state_dir>/cache`.",
+    )
+    cache_max_bytes: int = Field(
+        default=50 << 30, ge=1 << 20, description="Size above which the longest unused local copies go, bytes."
     )
     lock_timeout_s: float = Field(
         default=60.0, gt=0, description="How long to wait for the database or another process, seconds."
     )
+    signing: SigningSettings = Field(default_factory=SigningSettings)
+    ledger_anchor: Path | None = Field(
+        default=None,
+        description="File outside of the database to which every move of an alias appends the ledger's newest hash.",
+    )
+    principals: dict[str, str] = Field(
+        default={},
+        description="Who may approve, by name: `ed25519:<base64>` or the path of a public key in PEM. "
+        "With any, approvals must be signed.",
+    )
+    events_keep_days: float = Field(
+        default=30.0, ge=0, description="How long events are kept after every consumer has read them, days."
+    )
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, object]]:
+        """Show no password of the database."""
+        for key, value in super().__repr_args__():
+            yield key, mask_password(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_place_for_artifacts(self) -> Self:
+        if self.artifact_url and not _S3_URL.fullmatch(self.artifact_url):
+            raise ValueError(f"artifact_url `{self.artifact_url}` is not a place in S3 such as s3://bucket/prefix")
+        if self.artifact_url and self.artifact_dir != Path():
+            raise ValueError("`artifact_dir` and `artifact_url` are both set; model files are in one place, keep one")
+        if not self.artifact_url and self.s3 != S3Settings():
+            raise ValueError("`registry.s3` is set, but `artifact_url` is not: it would have no effect")
+        return self
 
 
 class TrainingSettings(Section):
@@ -126,6 +279,11 @@ class ServingSettings(Section):
     poll_interval_s: float = Field(
         default=0.5, gt=0, description="How often an alias is looked up for a swap, seconds."
     )
+    lease_s: float = Field(
+        default=30.0,
+        ge=1,
+        description="How long a server that was killed still counts as one that needs its version, seconds.",
+    )
     max_in_flight: int = Field(
         default=256, ge=1, description="Requests computed or waiting at once; more get 503 and Retry-After."
     )
@@ -159,7 +317,75 @@ class GateSettings(Section):
     max_regression: dict[str, float] = Field(
         default={}, description="How much worse than the present holder of the alias a metric may be, by name."
     )
+    confidence: float | None = Field(
+        default=None,
+        gt=0.5,
+        lt=1,
+        description="Judge regressions by the worse end of a two-sided bootstrap interval of this confidence, from the "
+        "predictions of both on the same rows; unset: by the measured values.",
+    )
+    resamples: int = Field(default=1000, ge=100, le=100_000, description="Draws of the bootstrap.")
+    seed: int = Field(default=0, ge=0, description="Seed of the bootstrap's random rows.")
+    slices: dict[str, dict[str, float]] = Field(
+        default={},
+        description="Limit of a metric on a slice of the test rows, by slice (`*`: every slice) and metric; least "
+        "value, or largest of a loss or error.",
+    )
+    slice_regression: dict[str, dict[str, float]] = Field(
+        default={}, description="As `max_regression`, by slice (`*`: every slice of the candidate) and metric."
+    )
+    max_latency_ms: dict[LatencyName, float] = Field(
+        default={}, description="Largest latency by `p50` or `p99` of one row, or `p99@32` of 32 rows, milliseconds."
+    )
+    max_size_bytes: int | None = Field(default=None, ge=1, description="Largest size of the served format, bytes.")
+    require: tuple[EvidenceKind, ...] = Field(
+        default=(), description="Kinds of evidence that must exist, and have passed where they judge."
+    )
+    approvals: int = Field(
+        default=0, ge=0, le=100, description="How many principals other than the one who promotes must approve."
+    )
+    compatible: bool = Field(
+        default=False, description="Refuse a signature that breaks clients of the present holder of the alias."
+    )
+    check: str = Field(
+        default="", description="Function of the project for what these rules cannot say: `policy.py:check`."
+    )
     aliases: tuple[Alias, ...] = Field(default=(), description="Aliases this gate guards; empty: all.")
+
+    @field_validator("check")
+    @classmethod
+    def _names_a_function(cls, text: str) -> str:
+        file, _, function = text.rpartition(":")
+        if text and (not file.endswith(".py") or not function.isidentifier()):
+            raise ValueError(f"`{text}` names no function; write `policy.py:check`")
+        return text
+
+    @model_validator(mode="after")
+    def _tails_hold_a_draw(self) -> Self:
+        if self.confidence is not None and (self.resamples + 1) * (1 - self.confidence) / 2 < 1 - 1e-9:
+            least = math.ceil(2 / (1 - self.confidence)) - 1
+            raise ValueError(f"`confidence` {self.confidence:g} needs `resamples` of at least {least}")
+        return self
+
+
+class RetentionSettings(Section):
+    """How long versions and files that nothing needs are kept."""
+
+    grace_days: float = Field(
+        default=7.0, ge=0, le=3650, description="How long a deleted version can be restored, days."
+    )
+    keep_newest: int = Field(
+        default=10, ge=1, description="`noa gc --policy`: how many newest versions of a model are always kept."
+    )
+    keep_days: float = Field(
+        default=90.0, ge=0, description="`noa gc --policy`: younger versions are always kept, days."
+    )
+    orphan_hours: float = Field(
+        default=24.0, ge=1, description="`noa gc`: how old a folder that no version names must be, hours."
+    )
+    cache_days: float = Field(
+        default=30.0, ge=0, description="`noa gc`: how long a local copy was not used before it may go, days."
+    )
 
 
 class RecipeSettings(Section):
@@ -202,6 +428,47 @@ class TrackingSettings(Section):
         return _require_loopback(self, self.host, "tracking.host")
 
 
+class WebhookSettings(Section):
+    """An address that is told of events, by signed HTTP requests."""
+
+    url: str = Field(description="Where to post; `https`, or `http` with `allow_private`.")
+    secret: SecretStr = Field(description="Key of the HMAC-SHA256 signature; at least 16 characters.")
+    events: tuple[str, ...] = Field(
+        default=(), description="Kinds of events to send, e.g. `alias.promoted` or `alias.*`; empty: all."
+    )
+    models: tuple[Name, ...] = Field(default=(), description="Models whose events to send; empty: all.")
+    timeout_s: float = Field(default=10.0, gt=0, le=300, description="Longest time of one request, seconds.")
+    max_attempts: int = Field(
+        default=12, ge=1, le=100, description="Attempts after which an event goes to the dead-letter list."
+    )
+    retry_base_s: float = Field(default=2.0, gt=0, description="Wait after the first failure; it doubles, seconds.")
+    retry_max_s: float = Field(default=600.0, gt=0, description="Longest wait between two attempts, seconds.")
+    allow_private: bool = Field(
+        default=False, description="Whether the address may be private, loopback or link-local."
+    )
+    ca_file: Path | None = Field(
+        default=None,
+        description="PEM file of the authority that signed the receiver's certificate; none: the system's.",
+    )
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> Self:
+        if len(self.secret.get_secret_value()) < _SHORTEST_SECRET:
+            raise ValueError(f"`secret` must have at least {_SHORTEST_SECRET} characters")
+        try:
+            parts = urlsplit(self.url)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid, parts = False, urlsplit("")
+        if not valid or parts.username is not None or parts.password is not None or parts.fragment:
+            raise ValueError("`url` is not an address such as https://ci.example.com/noa, without user and fragment")
+        if not (self.url.isascii() and self.url.isprintable()) or " " in self.url:
+            raise ValueError("`url` holds characters that a URL must not hold; encode them")
+        if parts.scheme == "http" and not self.allow_private:
+            raise ValueError("`url` must begin with https://; plain http only inside your network, with allow_private")
+        return self
+
+
 class Settings(Section):
     """All settings of a project. `root` is the folder of `noa.toml`."""
 
@@ -214,7 +481,9 @@ class Settings(Section):
     flows: FlowsSettings = Field(default_factory=FlowsSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
     endpoints: dict[Name, EndpointSettings] = Field(default={}, description="Endpoints by name.")
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
     gates: dict[Name, GateSettings] = Field(default={}, description="Gates by model name.")
+    webhooks: dict[Alias, WebhookSettings] = Field(default={}, description="Webhooks by name.")
     recipes: dict[Name, RecipeSettings] = Field(default={}, description="Recipes by model name.")
 
     @property
@@ -225,8 +494,12 @@ class Settings(Section):
     def resolved(self, root: Path) -> Self:
         """Return a copy with all paths absolute against `root` and the derived defaults filled in."""
         state = _absolute(self.project.state_dir, root)
-        artifacts = self.registry.artifact_dir
+        cache = self.registry.cache_dir
         jobs = self.training.jobs_dir
+        signing = self.registry.signing
+        anchor = self.registry.ledger_anchor
+        private_key = None if signing.private_key is None else _absolute(signing.private_key, root)
+        trusted_keys = tuple(_absolute(path, root) for path in signing.trusted_keys)
         return self.model_copy(
             update={
                 "root": root,
@@ -234,14 +507,35 @@ class Settings(Section):
                 "registry": self.registry.model_copy(
                     update={
                         "database_url": self.registry.database_url or f"sqlite:///{state / 'noa.db'}",
-                        "artifact_dir": state / "artifacts" if artifacts == Path() else _absolute(artifacts, root),
+                        "artifact_dir": self._artifact_dir(state, root),
+                        "cache_dir": state / "cache" if cache == Path() else _absolute(cache, root),
+                        "signing": signing.model_copy(
+                            update={"private_key": private_key, "trusted_keys": trusted_keys}
+                        ),
+                        "ledger_anchor": None if anchor is None else _absolute(anchor, root),
+                        "principals": {
+                            name: key if key.startswith(PUBLIC_KEY_PREFIX) else str(_absolute(Path(key), root))
+                            for name, key in self.registry.principals.items()
+                        },
                     }
                 ),
+                "gates": {name: _resolve_check(gate, root) for name, gate in self.gates.items()},
+                "webhooks": {name: _resolve_ca(hook, root) for name, hook in self.webhooks.items()},
                 "training": self.training.model_copy(
                     update={"jobs_dir": state / "jobs" if jobs == Path() else _absolute(jobs, root)}
                 ),
             }
         )
+
+    def _artifact_dir(self, state: Path, root: Path) -> Path:
+        given = self.registry.artifact_dir
+        if self.registry.artifact_url:
+            return Path()
+        return state / "artifacts" if given == Path() else _absolute(given, root)
+
+
+def _resolve_ca(hook: WebhookSettings, root: Path) -> WebhookSettings:
+    return hook if hook.ca_file is None else hook.model_copy(update={"ca_file": _absolute(hook.ca_file, root)})
 
 
 def is_loopback(host: str) -> bool:
@@ -256,6 +550,11 @@ def is_loopback(host: str) -> bool:
 
 def _absolute(path: Path, root: Path) -> Path:
     return Path(path).expanduser() if Path(path).expanduser().is_absolute() else root / path
+
+
+def _resolve_check(gate: GateSettings, root: Path) -> GateSettings:
+    file, _, function = gate.check.rpartition(":")
+    return gate.model_copy(update={"check": f"{_absolute(Path(file), root)}:{function}"}) if gate.check else gate
 
 
 def _require_loopback(section: _SectionT, host: str, key: str) -> _SectionT:

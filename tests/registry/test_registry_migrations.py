@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from noa.settings import RegistrySettings
+from noa_registry import Registry
+from noa_registry.bootstrap import open_database
+from noa_registry.database import Database
+from noa_registry.mlflow_schema import import_mlflow, prepare_mlflow_tables
+from noa_registry.schema_upgrade import VERSION_TABLE, migrate, upgrade_tables
+from noa_registry.tables import SCHEMA_VERSION, metadata, schema
+from sql_access import execute_on, tables_of
+
+OLDER = Path(__file__).with_name("data") / "schema_1.sql"
+BEFORE_WORKSPACES = "c8d9e0f1a2b3"  # MLflow's next revision rebuilds the tables on which noa has triggers
+KEPT = ("noa_models", "noa_versions", "noa_formats", "noa_evidence", "noa_ledger", "noa_aliases")
+OF_MLFLOW = ("registered_models", "model_versions", "model_version_tags", "registered_model_aliases")
+
+
+def write_older_file(path: Path, artifact_dir: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path)
+    connection.executescript(OLDER.read_text().replace("@ARTIFACTS@", str(artifact_dir)))
+    connection.close()
+
+
+@pytest.fixture
+def fresh_settings(fresh_database_url: str, tmp_path: Path) -> RegistrySettings:
+    """Settings of a database in which nothing is yet; the files are here on both."""
+    return RegistrySettings(database_url=fresh_database_url, artifact_dir=tmp_path / "fresh" / "artifacts")
+
+
+@pytest.fixture
+def older_settings(fresh_settings: RegistrySettings, tmp_path: Path) -> RegistrySettings:
+    """A registry of the first schema with versions, evidence, moves and aliases: `digits/1` to `/3`, and `other/1`."""
+    if fresh_settings.database_url.startswith("sqlite"):
+        file = Path(fresh_settings.database_url.removeprefix("sqlite:///"))
+        write_older_file(file, fresh_settings.artifact_dir)
+        return fresh_settings
+    write_older_file(tmp_path / "older.db", fresh_settings.artifact_dir)
+    database = Database(fresh_settings.database_url, lock_timeout_s=10)
+    prepare_mlflow_tables(database, artifact_root=fresh_settings.artifact_dir.as_uri())
+    source = sa.create_engine(f"sqlite:///{tmp_path / 'older.db'}", poolclass=sa.NullPool)
+    with database.write_schema() as connection, source.connect() as older:
+        migrate(connection, "0001")
+        for name in ("noa_schema", *KEPT, *OF_MLFLOW):
+            table = sa.Table(name, sa.MetaData(), autoload_with=connection)
+            same = sa.Table(name, sa.MetaData(), autoload_with=older)
+            rows = [dict(row) for row in older.execute(sa.select(same)).mappings()]
+            for row in rows:
+                row |= {key: bool(row[key]) for key in row if key == "passed" and row[key] is not None}
+            if rows:
+                connection.execute(sa.insert(table), rows)
+        connection.exec_driver_sql("DROP TABLE noa_alembic_version")  # the first schema was made without Alembic
+    database.close()
+    return fresh_settings
+
+
+def content(settings: RegistrySettings) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all rows of the tables that the first schema had, by the columns that it had."""
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    older = sqlite3.connect(":memory:")
+    older.executescript(OLDER.read_text())
+    for table in (*KEPT, *OF_MLFLOW):
+        columns = [row[1] for row in older.execute(f"PRAGMA table_info({table})")]
+        found[table] = sorted(execute_on(settings, f"SELECT {', '.join(columns)} FROM {table}"), key=str)
+    older.close()
+    return found
+
+
+def assert_is_upgraded(settings: RegistrySettings) -> None:
+    with Registry.open(settings) as registry:
+        assert {model.name: model.versions for model in registry.models()} == {"digits": 3, "other": 1}
+        assert registry.resolve("digits@champion").number == 2
+        assert registry.resolve("digits@previous").number == 1
+        assert registry.previous("digits") == 1
+        assert [entry.to_number for entry in registry.history("digits", alias="champion")] == [2, 3, 2, 1]
+        registry.verify_ledger()
+        assert registry.mirror_discrepancies() == []
+    assert execute_on(settings, "SELECT version FROM noa_schema") == [(SCHEMA_VERSION,)]
+
+
+def test_an_older_database_is_upgraded_in_place_and_keeps_what_is_in_it(older_settings: RegistrySettings) -> None:
+    before = content(older_settings)
+    assert len(before["noa_versions"]) == 4
+    assert len(before["noa_ledger"]) == 5
+    assert_is_upgraded(older_settings)
+    assert content(older_settings) == before
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("tag.team=vision", {"digits/1", "digits/2", "digits/3"}),
+        ("tag.round=2", {"digits/2"}),
+        ("metric.accuracy>=0.93", {"digits/2", "digits/3"}),
+        ("metric.accuracy>=0.955", {"digits/2"}),  # measured again, and better
+        ("metric.accuracy=0.95", set()),  # the value that the second measurement replaced
+        ("by:eve", {"other/1"}),
+    ],
+)
+def test_what_an_older_database_holds_is_found_by_search(
+    older_settings: RegistrySettings, query: str, expected: set[str]
+) -> None:
+    with Registry.open(older_settings) as registry:
+        assert {f"{hit.name}/{hit.number}" for hit in registry.search(query).hits} == expected
+
+
+@pytest.mark.parametrize(
+    "place", ["schema_upgrade.migrate", "schema_upgrade.rebuild_index", "triggers.create_guards", "bootstrap.to_text"]
+)
+def test_a_process_killed_in_an_upgrade_leaves_a_database_that_the_next_start_upgrades(
+    older_settings: RegistrySettings, place: str
+) -> None:
+    """The function at `place` does its work, and the process ends before the transaction does."""
+    before, tables = content(older_settings), tables_of(older_settings)
+    module, _, name = place.partition(".")
+    code = (
+        f"import os, sys, noa_registry.{module} as module; from noa.settings import RegistrySettings; "
+        "from noa_registry import Registry; "
+        f"work = module.{name}; "
+        f"module.{name} = lambda *args, **more: (work(*args, **more), os.kill(os.getpid(), {int(signal.SIGKILL)})); "
+        "Registry.open(RegistrySettings.model_validate_json(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, older_settings.model_dump_json()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert tables_of(older_settings) == tables
+    assert content(older_settings) == before
+    assert_is_upgraded(older_settings)
+    assert content(older_settings) == before
+
+
+def test_many_processes_upgrade_an_older_database_at_once(older_settings: RegistrySettings) -> None:
+    code = (
+        "import sys; from noa.settings import RegistrySettings; from noa_registry import Registry; "
+        "print(len(Registry.open(RegistrySettings.model_validate_json(sys.argv[1])).models()))"
+    )
+    arguments = [sys.executable, "-c", code, older_settings.model_dump_json()]
+    children = [
+        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)
+    ]
+    answers = [child.communicate(timeout=120) for child in children]
+    assert [out.strip() for out, _ in answers] == ["2"] * 6, answers
+    assert_is_upgraded(older_settings)
+
+
+def test_an_older_mlflow_is_upgraded_below_noas_tables(
+    fresh_settings: RegistrySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its revisions rebuild tables that noa's triggers name and guard; the guards stand aside meanwhile."""
+    Path(fresh_settings.artifact_dir.parent).mkdir(parents=True, exist_ok=True)
+    database = Database(fresh_settings.database_url, lock_timeout_s=10)
+    with database.engine.begin() as connection:
+        make_older_mlflow(connection, BEFORE_WORKSPACES)
+    with database.write_schema() as connection:
+        upgrade_tables(connection)
+        mark = {"mlflow_revision": BEFORE_WORKSPACES, "mlflow_version": "3.9.0", "applied_at": "then"}
+        connection.execute(schema.insert().values(version=SCHEMA_VERSION, **mark))
+        connection.exec_driver_sql("INSERT INTO registered_models (name, creation_time) VALUES ('theirs', 1)")
+    database.close()
+    meanwhile: list[set[str]] = []
+
+    def prepare(database: Database, *, artifact_root: str) -> str:
+        meanwhile.append(guards_of(fresh_settings))
+        return prepare_mlflow_tables(database, artifact_root=artifact_root)
+
+    monkeypatch.setattr("noa_registry.bootstrap.prepare_mlflow_tables", prepare)
+    with Registry.open(fresh_settings) as registry:
+        assert registry.models() == []
+    assert execute_on(fresh_settings, "SELECT workspace, name FROM registered_models") == [("default", "theirs")]
+    assert meanwhile == [set()]
+    assert guards_of(fresh_settings) == {
+        "noa_guard_live_delete",
+        "noa_guard_live_stage",
+        "noa_guard_rename",
+        "noa_guard_source",
+    }
+
+
+def make_older_mlflow(connection: sa.Connection, revision: str) -> None:
+    import_mlflow()
+    from alembic import command
+    from mlflow.store.db import utils
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    migrations: Any = utils
+    Base.metadata.create_all(connection)
+    connection.commit()
+    config = migrations._get_alembic_config("")
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def guards_of(settings: RegistrySettings) -> set[str]:
+    query = (
+        "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+        if settings.database_url.startswith("sqlite")
+        else "SELECT trigger_name FROM information_schema.triggers"
+    )
+    return {str(name) for (name,) in execute_on(settings, query) if str(name).startswith("noa_guard")}
+
+
+@pytest.fixture
+def migrated(fresh_settings: RegistrySettings) -> Iterator[Database]:
+    database = open_database(
+        fresh_settings.database_url, artifact_root=fresh_settings.artifact_dir.as_uri(), lock_timeout_s=60
+    )
+    yield database
+    database.close()
+
+
+def test_the_revisions_make_exactly_the_tables_that_are_declared(migrated: Database) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    def is_ours(_: object, name: str | None, kind: str, *_more: object) -> bool:
+        return kind != "table" or (str(name).startswith("noa_") and name != VERSION_TABLE)
+
+    with migrated.read() as connection:
+        options = {"include_object": is_ours, "version_table": VERSION_TABLE, "target_metadata": metadata}
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
+
+
+def test_the_revisions_make_the_same_keys_and_checks_as_the_declaration(
+    migrated: Database, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """What Alembic does not compare: primary keys, checks, collations, which rows a table keeps by."""
+    if migrated.dialect == "sqlite":
+        declared = sa.create_engine(f"sqlite:///{tmp_path / 'declared.db'}", poolclass=sa.NullPool)
+        metadata.create_all(declared)
+        assert shape_of(migrated.engine) == shape_of(declared)
+        return
+    server = request.getfixturevalue("postgres_server")
+    name = server.create_database()
+    declared = sa.create_engine(server.url(name).replace("postgresql:", "postgresql+psycopg:"), poolclass=sa.NullPool)
+    metadata.create_all(declared)
+    assert shape_of(migrated.engine) == shape_of(declared)
+    server.drop_database(name)
+
+
+def shape_of(engine: sa.Engine) -> dict[str, object]:
+    inspector = sa.inspect(engine)
+    return {
+        table: {
+            "columns": [(c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(table)],
+            "key": inspector.get_pk_constraint(table)["constrained_columns"],
+            "foreign": sorted(
+                (f["constrained_columns"], f["referred_table"], f["referred_columns"])
+                for f in inspector.get_foreign_keys(table)
+            ),
+            "unique": sorted(c["column_names"] for c in inspector.get_unique_constraints(table)),
+            "checks": sorted(c["sqltext"] for c in inspector.get_check_constraints(table)),
+            "indexes": sorted((i["name"], i["column_names"], i["unique"]) for i in inspector.get_indexes(table)),
+            "options": inspector.get_table_options(table) if engine.dialect.name == "sqlite" else None,
+        }
+        for table in inspector.get_table_names()
+        if table.startswith("noa_") and table != VERSION_TABLE
+    }
