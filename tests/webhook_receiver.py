@@ -93,7 +93,7 @@ class Receiver:
         self._thread.join()
         self._server.server_close()
 
-    def wait_for(self, count: int, *, timeout_s: float = 30.0) -> list[Received]:
+    def wait_for(self, count: int, *, timeout_s: float = 120.0) -> list[Received]:
         """Wait until so many requests came."""
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.received) >= count, timeout_s), self.received

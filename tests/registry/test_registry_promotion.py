@@ -54,6 +54,15 @@ def test_rollback_walks_back_one_version_at_a_time_and_then_refuses(
     registry.verify_ledger()
 
 
+def test_a_rollback_for_which_somebody_else_was_faster_names_them_also_at_the_oldest_version(
+    registry: Registry, promoted: list[ModelVersion]
+) -> None:
+    registry.rollback("digits", reason="worse", actor="bob", expect=3)
+    registry.rollback("digits", reason="still worse", actor="bob", expect=2)
+    with pytest.raises(ConflictError, match=r"version 1, put there by bob .*still worse"):
+        registry.rollback("digits", reason="me too", actor="eve", expect=2)
+
+
 def test_previous_tells_where_a_rollback_would_go_and_moves_nothing(
     registry: Registry, promoted: list[ModelVersion]
 ) -> None:
