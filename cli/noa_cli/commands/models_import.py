@@ -124,6 +124,9 @@ def _print_scan(report: ScanReport, *, as_json: bool, extra: dict[str, object]) 
     if as_json:
         console.print_json({"scan": report.to_dict(), **extra})
         return
+    if not report.findings and "dry_run" not in extra:
+        console.print_line(f"{len(report.files)} files scanned, none runs code (each one with --json)")
+        return
     console.print_table(
         ["file", "is", "bytes"],
         [[each.file, each.kind, each.size_bytes] for each in report.files[:_MOST_ROWS]],

@@ -8,6 +8,7 @@ from typing import Final
 
 from noa_registry.scanning.arrays import is_safetensors
 from noa_registry.scanning.blobs import Blob
+from noa_registry.scanning.jax_programs import is_jax_program
 from noa_registry.scanning.mlmodels import is_mlmodel
 from noa_registry.scanning.onnx_files import looks_like_onnx
 from noa_registry.scanning.pickles import looks_like_pickle
@@ -68,6 +69,7 @@ def _by_structure(blob: Blob, head: bytes) -> str | None:
         ("safetensors", lambda: is_safetensors(head)),
         ("hidden zip", lambda: find_zip_end(blob) is not None),
         ("pickle", lambda: looks_like_pickle(blob)),
+        ("jax program", lambda: is_jax_program(blob)),
         ("onnx", lambda: looks_like_onnx(head)),
     )
     return next((kind for kind, is_it in checks if is_it()), None)

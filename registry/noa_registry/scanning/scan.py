@@ -22,7 +22,7 @@ from noa_registry.scanning.streams import unpack
 from noa_registry.scanning.tars import read_tar
 from noa_registry.scanning.zips import STORED, ZipEntry, read_zip
 
-_HARMLESS = {"text", "json", "empty", "image", "parquet", "arrow", "stablehlo"}
+_HARMLESS = {"text", "json", "empty", "image", "parquet", "arrow", "stablehlo", "jax program"}
 _TORCH_RAW = re.compile(r"data/\d+|\.data/serialization_id|\.format_version|\.storage_alignment|byteorder|version")
 _PT2_RAW = re.compile(
     r"data/weights/weight_\d+|data/constants/tensor_\d+|\.data/(serialization_id|version)|archive_\w+|byteorder|version"
