@@ -90,7 +90,7 @@ def test_show_tells_where_a_version_came_from(project: Path, trained: dict[str, 
     assert shown["dataset_digest"].startswith("sha256:")
     assert shown["environment"]["python"]
     kinds = {fact["kind"] for fact in shown["evidence"]}
-    assert kinds == {"metrics", "equivalence"}
+    assert kinds == {"metrics", "equivalence", "predictions", "calibration", "latency", "size"}
     assert noa_in(project)("models", "show", "digits/1").returncode == 0
 
 
