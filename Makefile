@@ -50,7 +50,7 @@ wheel: setup
 check: lint types frame test wheel ## Everything CI runs: lint, types, frame, tests, wheel.
 	@echo "check: all green"
 
-chaos: setup ## Kill the registry at every point of every operation, fill every disk (about 15 minutes).
+chaos: setup ## Kill the registry at every point of every operation, fill every disk (half an hour).
 	@echo "chaos: every point of every operation, and every size of a full disk"
 	@NOA_TEST_EVERY_POINT=1 $(BIN)/python -m pytest -n $$(nproc) --dist loadscope -v \
 		tests/registry/test_registry_kill_points.py tests/registry/test_registry_full_disk.py $(PYTEST_ARGS)

@@ -48,6 +48,7 @@ class Operation:
     `prepare` changes the common registry first. `run` is what is interrupted; with `opens` also opening the registry
     is. `repeated` is what it may raise if it is done once more after it was complete. `check` asserts that it is done.
     `damaged`: what it starts from is not whole. `reads`: it changes no file of a version.
+    `garbage`: it starts with what only a collection removes.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Operation:
     opens: bool = False
     damaged: bool = False
     reads: bool = False
+    garbage: bool = False
 
 
 def load_formats(folder: Path, seed: int) -> Formats:
@@ -338,7 +340,7 @@ OPERATIONS = (
     Operation("approve and promote", _approve_and_promote, _was_approved, repeated=(ConflictError,)),
     Operation("delete", _delete, _is_deleted, repeated=(NotFoundError,)),
     Operation("restore", _restore, _is_restored, repeated=(ConflictError,)),
-    Operation("gc", _collect, _is_collected, prepare=_leave_garbage),
+    Operation("gc", _collect, _is_collected, prepare=_leave_garbage, garbage=True),
     Operation("import an archive", _import_archive, _is_imported, prepare=_write_archive, repeated=(ConflictError,)),
     Operation("import an ONNX file", _import_onnx, _onnx_is_imported),
     Operation("export", _export, _is_exported, repeated=(ConflictError,)),

@@ -232,6 +232,9 @@ def examine(place: Place, operation: Operation, rehearsal: Rehearsal, possible: 
             operation.check(registry, place)
             new = first_new if is_remote and operation.reads else 1
             problems += [f"after the retry: {problem}" for problem in standing_problems(registry, hashed_from=new)]
+        if not is_remote and not operation.garbage:
+            left = unexplained_files(place.settings, place.state)
+            problems += [f"left behind for a collection: {path}" for path in sorted(left)]
         problems += [f"left behind: {path}" for path in sorted(collect(place))]
     except Exception:  # noqa: BLE001  # whatever it is, it is what this looks for
         problems.append(traceback.format_exc())
