@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from noa.digests import short_digest as short_digest
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -133,11 +135,6 @@ def _one_line(title: str, text: str, seconds: float, width: int) -> Text:
 def count(number: int, noun: str) -> str:
     """Return e.g. `1 version` or `1,200 versions`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def short_digest(digest: str) -> str:
-    """Return the first 12 digits of a digest, enough for people."""
-    return digest.removeprefix("sha256:")[:12]
 
 
 def short_time(moment: datetime) -> str:

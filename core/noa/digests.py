@@ -86,6 +86,11 @@ class FileProblem:
         return f"`{self.path}` {'was' if self.change != 'missing' else 'is'} {self.change}"
 
 
+def short_digest(digest: str) -> str:
+    """Return the first 12 digits of a digest, enough for people."""
+    return digest.removeprefix("sha256:")[:12]
+
+
 def sha256_bytes(data: bytes) -> str:
     """Return `sha256:...` of `data`."""
     return "sha256:" + hashlib.sha256(data).hexdigest()

@@ -17,8 +17,9 @@ from typing import cast
 
 from noa.errors import InvalidInputError, NotFoundError, ServiceError
 from noa.settings import Settings
-from noa_flows._cron import check_cron, refuse_cron
+from noa_flows._environment import prefect_home
 from noa_flows._prefect_api import PrefectApi, Row, is_finished
+from noa_flows._prefect_cron import check_cron
 from noa_flows._service_plans import WORK_POOL, api_url
 from noa_flows.pipeline import plan_pipeline
 from noa_flows.services import address_of
@@ -92,15 +93,12 @@ def schedule(
         NotFoundError: no such recipe. `RecipeError`: the recipe or an override is not valid.
         ServiceError: the Prefect server is not running.
     """
-    cron = check_cron(cron)
+    cron = check_cron(cron, prefect_home=prefect_home(settings))
     _check_timezone(timezone)
     plan_pipeline(settings, recipe, overrides=overrides, promote=True)
     api = _connect(settings)
     entry: Row = {"active": True, "schedule": {"cron": cron, "timezone": timezone, "day_or": True}}
-    try:
-        deployment = _deploy(api, settings, recipe, overrides=overrides, schedules=[entry])
-    except InvalidInputError as exc:
-        raise refuse_cron(cron, where="Prefect's own check", received=exc.what.rpartition(": ")[2]) from exc
+    deployment = _deploy(api, settings, recipe, overrides=overrides, schedules=[entry])
     api.plan_runs(deployment)
     return deployment
 

@@ -87,7 +87,7 @@ def test_an_approval_without_principals_is_by_the_user_and_can_be_revoked(projec
 @pytest.mark.parametrize("expires", ["", "24", "h", "-1h", "1w", "1.5h"])
 def test_a_time_that_is_none_is_refused(project: Path, capfd: Capture, expires: str) -> None:
     told = noa(capfd, "models", "approve", "digits/3", "--reason", "r", "--expires", expires, code=1)
-    assert "`--expires` is not a time" in told
+    assert "is no span of time (--expires)" in told
 
 
 def test_events_are_listed_and_consumers_kept(project: Path, capfd: Capture) -> None:

@@ -18,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
+from fault_client import EVERY_POINT
 from noa.digests import build_manifest
 from noa.settings import RegistrySettings
 from noa.signatures import Signature, TensorSpec
@@ -310,3 +311,14 @@ def promoted(registry: Registry, formats: Formats) -> list[ModelVersion]:
     for entry in made:
         registry.promote("digits", entry.number, reason=f"release {entry.number}", actor="ada")
     return made
+
+
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Print past pytest's capturing in the long run, whose figures are what it is for."""
+
+    def show(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n{text}", flush=True)
+
+    return show if EVERY_POINT else print

@@ -115,17 +115,6 @@ def cache_disk(empty_sqlite_file: Path, s3_server: S3Server) -> Iterator[Disk]:
         runner.close()
 
 
-@pytest.fixture
-def show(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print past pytest's capturing in the long run, whose figures are what it is for."""
-
-    def show(text: str) -> None:
-        with capsys.disabled():
-            print(f"\n{text}", flush=True)
-
-    return show if EVERY_POINT else print
-
-
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_operation_on_a_full_disk_refuses_clearly_leaves_nothing_and_can_be_repeated(
     disk: Disk, operation: str, show: Callable[[str], None]

@@ -82,17 +82,6 @@ def remote_runner(
         postgres_server.drop_database(left)
 
 
-@pytest.fixture
-def show(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print past pytest's capturing: the figures of the whole run are what it is for."""
-
-    def show(text: str) -> None:
-        with capsys.disabled():
-            print(f"\n{text}", flush=True)
-
-    return show if EVERY_POINT else print
-
-
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_operation_killed_at_any_point_is_done_or_not_and_can_be_repeated(
     runner: FaultRunner, operation: str, show: Callable[[str], None]

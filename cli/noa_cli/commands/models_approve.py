@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +16,6 @@ from noa_cli._registry import open_registry
 
 if TYPE_CHECKING:
     from noa_registry import Approval
-
-_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 
 
 def add_approvals(group: typer.Typer) -> None:
@@ -38,9 +35,10 @@ def approve(
     as_json: JsonOption = False,
 ) -> None:
     """Approve that a version takes an alias, once; somebody else promotes it then."""
+    from noa.durations import parse_duration
     from noa_cli._invocation import current
 
-    lifetime = _lifetime(expires)
+    lifetime = parse_duration(expires, where="--expires")
     with open_registry(about=[reference]) as registry:
         version = registry.resolve(reference)
         granted = registry.approvals.grant(
@@ -130,12 +128,3 @@ def approval_to_dict(approval: Approval) -> dict[str, object]:
         "used_by": approval.used_by,
         "revoked_at": approval.revoked_at,
     }
-
-
-def _lifetime(text: str) -> timedelta:
-    from noa.errors import InvalidInputError
-
-    found = re.fullmatch(r"(\d{1,6})([mhd])", text)
-    if found is None:
-        raise InvalidInputError("`--expires` is not a time", expected="e.g. 30m, 24h or 7d", received=text)
-    return int(found[1]) * _UNITS[found[2]]

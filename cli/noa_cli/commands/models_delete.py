@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from noa_registry import Hold, TrashedVersion
 
 VersionArgument = Annotated[str, typer.Argument(help="The version, `name/number`.")]
-_UNITS = {"d": 1.0, "h": 1 / 24, "w": 7.0}
 
 
 def add_retention(group: typer.Typer) -> None:
@@ -43,9 +41,11 @@ def delete(
 
     It can be restored until its grace period is over. Its files go with `noa gc --apply` after that.
     """
+    from noa.durations import parse_duration
+
     settings = current().settings()
     name, number = parse_version(reference)
-    period = timedelta(days=settings.retention.grace_days) if grace is None else parse_period(grace)
+    period = timedelta(days=settings.retention.grace_days) if grace is None else parse_duration(grace, where="--grace")
     pinned = pinned_endpoints(settings)
     with open_registry(settings, about=[reference]) as registry:
         if dry_run:
@@ -130,18 +130,6 @@ def parse_version(reference: str) -> tuple[str, int]:
             remedy=f"List the numbers with: noa models list {parsed.name}",
         )
     return parsed.name, parsed.number
-
-
-def parse_period(text: str) -> timedelta:
-    """Return the time that `7d`, `12h` or `2w` means."""
-    from noa.errors import InvalidInputError
-
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([dhw])", text.strip())
-    if found is None or float(found[1]) * _UNITS[found[2]] > 3650:
-        raise InvalidInputError(
-            f"`{text}` is no period of time", expected="e.g. 7d, 12h or 2w; at most 10 years", received=f"`{text}`"
-        )
-    return timedelta(days=float(found[1]) * _UNITS[found[2]])
 
 
 def _print_trial(reference: str, holds: Sequence[Hold], period: timedelta, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import Final, cast
 
+from noa.digests import short_digest
 from noa.errors import InvalidInputError
 from noa_registry.evidence.calibration import CalibrationEvidence
 from noa_registry.evidence.compatibility import CompatibilityEvidence
@@ -24,8 +25,6 @@ from noa_registry.evidence.metrics import MetricsEvidence
 from noa_registry.evidence.performance import LatencyEvidence, SizeEvidence
 from noa_registry.evidence.predictions import PredictionsEvidence
 from noa_registry.evidence.scan import ScanEvidence
-
-_SHORT = 12
 
 
 def describe_evidence(evidence: Evidence) -> str:
@@ -100,7 +99,7 @@ def _plain(evidence: Evidence) -> str:
 
 
 def _digest(text: str) -> str:
-    return text.removeprefix("sha256:")[:_SHORT] if text.startswith("sha256:") else text
+    return short_digest(text) if text.startswith("sha256:") else text
 
 
 _DESCRIBERS: Final = MappingProxyType[str, Callable[[Evidence], str]](

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select, tuple_
 
+from noa.digests import short_digest
 from noa.errors import InvalidInputError, NotFoundError
 from noa.references import parse_reference
 from noa_registry.database import to_text
@@ -234,7 +235,7 @@ class _Drawing:
             created_by=row.created_by,
             in_trash_since=row.deleted_at if row.trash_state is not None else None,
         )
-        last = build.node("dataset", row.dataset_digest, _short(row.dataset_digest), digest=row.dataset_digest)
+        last = build.node("dataset", row.dataset_digest, short_digest(row.dataset_digest), digest=row.dataset_digest)
         verb = "used by"
         commit = None
         if row.git_commit:
@@ -371,7 +372,3 @@ class _Drawing:
         for row in self._connection.execute(query):
             found[row.name, row.number].append(row)
         return found
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix(_DIGEST)[:12]

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias, cast
 
 from noa.digests import sha256_bytes
+from noa.durations import find_duration
 from noa.errors import InvalidInputError
 from noa_registry.database import to_text
 
@@ -39,8 +40,6 @@ _TERM = re.compile(
 )
 _WORD = re.compile(r'(?P<minus>-?)(?P<value>"(?:[^"\\]|\\.)*"|[^\s"]+)(?=\s|$)')
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
-_AGE = re.compile(r"(\d+(?:\.\d+)?)(m|h|d|w)")
-_AGE_S = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _TICK = timedelta(microseconds=1)
 
 
@@ -258,15 +257,12 @@ def _metric(token: _Token) -> MetricTerm:
 
 
 def _time(token: _Token, now: datetime) -> TimeTerm:
-    age = _AGE.fullmatch(token.value)
+    age = find_duration(token.value)
     comparison = _comparison(token)
     if age is not None:
         if comparison == "=":
             raise _refuse(token, "an age is compared, not met exactly", expected=f"`created<{token.value}`")
-        try:
-            moment = now - timedelta(seconds=float(age[1]) * _AGE_S[age[2]])
-        except OverflowError as exc:
-            raise _refuse(token, f"`{token.value}` is before the beginning of time", expected="e.g. `7d`") from exc
+        moment = now - age
         turned = cast("Comparison", comparison.translate(str.maketrans("<>", "><")))  # a smaller age is a later time
         return _between(moment, moment + _TICK, turned, negated=token.negated)
     try:
