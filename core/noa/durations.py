@@ -29,6 +29,9 @@ def parse_duration(text: str, *, where: str) -> timedelta:
     found = find_duration(text)
     if found is None:
         raise InvalidInputError(
-            f"`{text}` is no span of time", where=where, expected="e.g. 30m, 12h, 7d or 2w", received=f"`{text}`"
+            f"`{text}` is no span of time",
+            where=where,
+            expected="e.g. 30m, 12h, 7d or 2w; at most a century",
+            received=f"`{text}`",
         )
     return found

@@ -85,7 +85,7 @@ def test_what_is_in_use_is_refused_with_all_that_needs_it(project: Path, capfd: 
     [
         (("models", "delete", "digits", "-m", "r"), "does not name one version by its number"),
         (("models", "delete", "digits@champion", "-m", "r"), "does not name one version by its number"),
-        (("models", "delete", "digits/3", "-m", "r", "--grace", "soon"), "no period of time"),
+        (("models", "delete", "digits/3", "-m", "r", "--grace", "soon"), "no span of time (--grace)"),
         (("models", "delete", "digits/3", "-m", " "), "no reason is given"),
         (("models", "delete", "digits/9", "-m", "r"), "no version 9"),
         (("models", "restore", "digits/3"), "not in the trash"),

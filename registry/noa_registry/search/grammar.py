@@ -273,7 +273,8 @@ def _time(token: _Token, now: datetime) -> TimeTerm:
         raise _refuse(
             token,
             f"`{token.value}` is no time",
-            expected="a day `2026-01-31`, an instant `2026-01-31T12:00` (UTC), or an age `30m`, `12h`, `7d`, `2w`",
+            expected="a day `2026-01-31`, an instant `2026-01-31T12:00` (UTC), "
+            "or an age of at most a century `30m`, `12h`, `7d`, `2w`",
         ) from exc
     return _between(begin, end, comparison, negated=token.negated)
 
