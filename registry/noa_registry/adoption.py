@@ -15,7 +15,7 @@ from noa.signatures import Signature
 from noa_registry.evidence import Evidence
 from noa_registry.signing import StoredSignature
 from noa_registry.tables import trash, versions
-from noa_registry.versions import VersionDraft
+from noa_registry.versions import ModelVersion, VersionDraft
 
 _PURGED = "purged"
 
@@ -39,6 +39,14 @@ class Adoption:
     with_attachments: Callable[[Evidence], Evidence]
     allow_pickle: frozenset[str]
     exist_ok: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopted:
+    """What an adoption led to. `is_new` is False where the version was here already."""
+
+    version: ModelVersion
+    is_new: bool
 
 
 def find_present(connection: Connection, adoption: Adoption) -> int | None:
@@ -91,7 +99,7 @@ def _number_of(row: Row[Any, Any], adoption: Adoption) -> int:
         raise ConflictError(
             f"this version is here already: `{reference}`",
             received=adoption.digest,
-            remedy="Use it, or give --exist-ok to take that for success",
+            remedy="Use it; with --exist-ok its files are checked, and damaged ones put back from the archive",
             reference=reference,
         )
     return int(row.number)

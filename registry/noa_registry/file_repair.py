@@ -1,15 +1,17 @@
 """Repair of files: what differs from what was sealed is put back, where the same bytes still exist somewhere.
 
 A file is known by its digest, so it may come from anywhere: another version or format that holds it, a second name of
-it, the store's own copy, or the local cache. Every byte is hashed on its way. A file that somebody added is moved
-aside, not deleted. What exists nowhere any more is said so; its version stays as it is, which no gate lets through
-and nobody loads.
+it, the store's own copy, the local cache, or an archive of the version. Every byte is hashed on its way. A file that
+somebody added is moved aside, not deleted. What exists nowhere any more is said so; its version stays as it is, which
+no gate lets through and nobody loads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
 
 from sqlalchemy import Connection, select
 
@@ -18,10 +20,14 @@ from noa.errors import IntegrityError, NoaError
 from noa_registry.artifacts import FORMATS_FOLDER, ArtifactStore, Part, UnitKey
 from noa_registry.database import Database
 from noa_registry.events.outbox import append_event
+from noa_registry.outside import CODE_FORMATS
 from noa_registry.tables import formats, trash, versions
 from noa_registry.versions import ModelVersion
 
 _MAX_DONORS = 20
+
+Spare: TypeAlias = Callable[[str], Path | None]
+"""Gives a file by its digest from outside the registry, None if it is not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +49,14 @@ class FileRepair:
         return f"{self.reference}: `{self.path}` {self.verb} {self.change}; it {self.how}"
 
 
-def repair_files(database: Database, store: ArtifactStore, version: ModelVersion) -> list[FileRepair]:
-    """Put back what differs in a version, and return what was done about each file."""
+def repair_files(
+    database: Database, store: ArtifactStore, version: ModelVersion, *, spare: Spare | None = None
+) -> list[FileRepair]:
+    """Put back what differs in a version, and return what was done about each file; `spare` is asked last."""
     done = [
-        _repair(database, store, version, part, problem) for part in _parts(version) for problem in _look(store, part)
+        _repair(database, store, version, part, problem, spare or _nothing)
+        for part in _parts(version)
+        for problem in _look(store, part)
     ]
     repaired = [repair for repair in done if repair.is_repaired]
     if repaired:
@@ -71,7 +81,12 @@ def _look(store: ArtifactStore, part: Part) -> list[FileProblem]:
 
 
 def _repair(
-    database: Database, store: ArtifactStore, version: ModelVersion, part: Part, problem: FileProblem
+    database: Database,
+    store: ArtifactStore,
+    version: ModelVersion,
+    part: Part,
+    problem: FileProblem,
+    spare: Spare,
 ) -> FileRepair:
     try:
         if problem.change == "added":
@@ -79,16 +94,24 @@ def _repair(
             return _told(version, problem, True, f"does not belong here and was moved to {where}")
         sealed = {part.path_in_unit(file.path): file for file in part.manifest.files}[problem.path]
         wanted = FileDigest(path=problem.path, size_bytes=sealed.size_bytes, digest=sealed.digest)
-        donor = _put_back(database, store, part.unit, wanted)
+        donor = _put_back(database, store, part.unit, wanted, spare)
     except (NoaError, OSError) as exc:
         return _told(version, problem, False, f"could not be repaired: {exc}")
     if donor is None:
         how = (
-            f"its bytes ({wanted.digest}) exist nowhere else here. If the version was exported, import it anew: "
-            "noa models import FILE.noa"
+            f"its bytes ({wanted.digest}) exist nowhere else here. If the version was exported, put them back from "
+            f"the archive: noa models import FILE.noa --exist-ok{_permission(version)}"
         )
         return _told(version, problem, False, how)
     return _told(version, problem, True, f"was put back from {donor}")
+
+
+def _permission(version: ModelVersion) -> str:
+    return f" --allow-pickle {version.name}" if CODE_FORMATS.intersection(version.formats) else ""
+
+
+def _nothing(_digest: str) -> Path | None:
+    return None
 
 
 def _told(version: ModelVersion, problem: FileProblem, is_repaired: bool, how: str) -> FileRepair:
@@ -97,7 +120,7 @@ def _told(version: ModelVersion, problem: FileProblem, is_repaired: bool, how: s
     )
 
 
-def _put_back(database: Database, store: ArtifactStore, unit: UnitKey, wanted: FileDigest) -> str | None:
+def _put_back(database: Database, store: ArtifactStore, unit: UnitKey, wanted: FileDigest, spare: Spare) -> str | None:
     copy = store.find_equal(wanted)
     if copy is not None:
         store.put_back(unit, wanted, copy)
@@ -112,7 +135,11 @@ def _put_back(database: Database, store: ArtifactStore, unit: UnitKey, wanted: F
         return (
             "the local cache" if donor == unit and file.path == wanted.path else f"{donor.name}/{donor.uid}/{file.path}"
         )
-    return None
+    source = spare(wanted.digest)
+    if source is None:
+        return None
+    store.put_back(unit, wanted, source)
+    return "the archive"
 
 
 def _donors(connection: Connection, wanted: FileDigest) -> list[tuple[UnitKey, FileDigest]]:

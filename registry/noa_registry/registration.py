@@ -22,7 +22,7 @@ from noa.errors import ConflictError, GateRefusedError, InvalidInputError
 from noa.references import check_name
 from noa.signatures import Signature
 from noa_registry import mlflow_rows
-from noa_registry.adoption import Adoption, check_digests, find_present
+from noa_registry.adoption import Adopted, Adoption, check_digests, find_present
 from noa_registry.artifacts import FORMATS_FOLDER, ArtifactStore, StagedUnit, regular_files
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
@@ -91,7 +91,7 @@ class Registrar:
         with self.database.read() as connection:
             return load_version(connection, self.artifacts.root, draft.name, number)
 
-    def adopt(self, adoption: Adoption, *, actor: str) -> ModelVersion:
+    def adopt(self, adoption: Adoption, *, actor: str) -> Adopted:
         """Seal a version that was sealed elsewhere, as the next version of its model, with the digests it had.
 
         It is not signed anew: the signatures it came with say who vouches for it.
@@ -108,15 +108,17 @@ class Registrar:
         for name, folder in draft.formats.items():
             _check_format(name, folder, adoption.signature, model=draft.name)
         with self.database.read() as connection:
-            number = find_present(connection, adoption)
+            number, is_new = find_present(connection, adoption), False
         if number is None:
             self.artifacts.remove_leftovers()
             with self.artifacts.stage(draft.name, checkpoint=self.checkpoint) as unit:
-                number = self._seal_adopted(unit, adoption, actor)
+                number, is_new = self._seal_adopted(unit, adoption, actor)
         with self.database.read() as connection:
-            return load_version(connection, self.artifacts.root, draft.name, number)
+            version = load_version(connection, self.artifacts.root, draft.name, number)
+        return Adopted(version=version, is_new=is_new)
 
-    def _seal_adopted(self, unit: StagedUnit, adoption: Adoption, actor: str) -> int:
+    def _seal_adopted(self, unit: StagedUnit, adoption: Adoption, actor: str) -> tuple[int, bool]:
+        """Return the version's number, and whether it is new: another process may have been faster."""
         draft = adoption.draft
         manifests = {
             name: unit.add_folder(folder, f"{FORMATS_FOLDER}/{name}") for name, folder in draft.formats.items()
@@ -133,7 +135,8 @@ class Registrar:
         self.checkpoint("published")
         with self.database.write() as connection:
             self.checkpoint("transaction begun")
-            number = find_present(connection, adoption)
+            present = find_present(connection, adoption)
+            number = present
             if number is None:
                 unit.confirm()
                 number = _insert_version(connection, content, unit)
@@ -142,7 +145,7 @@ class Registrar:
                 insert_signatures(connection, draft.name, number, adoption.signatures)
             self.checkpoint("rows written")
         self.checkpoint("committed")
-        return number
+        return number, present is None
 
     def add_format(
         self, name: str, number: int, format_name: str, folder: Path, *, evidence: Sequence[Evidence], actor: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -61,7 +62,47 @@ def test_an_archive_goes_from_one_project_to_another(
     assert run(take) == 1
     assert "here already: `digits/1`" in capsys.readouterr().err
     assert run([*take, "--exist-ok"]) == 0
+    assert "digits/1 is here already, unchanged" in capsys.readouterr().out
     assert run(["models", "verify", "--directory", str(there)]) == 0
+
+
+def test_a_damaged_version_is_repaired_from_its_archive_by_the_command_that_verify_names(
+    registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = tmp_path / "d.noa"
+    assert run(["models", "export", "digits/2", "-o", str(archive), "--directory", str(registered)]) == 0
+    there = tmp_path / "there"
+    there.mkdir()
+    shutil.copy(registered / "noa.toml", there)
+    project = ["--directory", str(there)]
+    assert run(["models", "import", str(archive), *project]) == 0
+    (graph,) = (there / ".noa" / "artifacts").glob("digits/*/formats/onnx/model.onnx")
+
+    def damage() -> None:
+        graph.chmod(0o644)
+        with graph.open("r+b") as file:
+            file.write(b"\0\0\0\0")
+
+    damage()
+    capsys.readouterr()
+    assert run(["models", "verify", "--repair", *project]) == 1
+    command = re.search(r"noa (models import FILE\.noa[ a-z-]*)", capsys.readouterr().out)
+    assert command is not None
+    mend = [str(archive) if word == "FILE.noa" else word for word in command[1].split()]
+    assert run([*mend, *project]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"repaired \d files of digits/1", out)
+    assert "registered" not in out
+    assert run(["models", "verify", *project]) == 0
+
+    damage()
+    capsys.readouterr()
+    assert run([*mend, "--json", *project]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["outcome"] == "repaired"
+    assert any("model.onnx" in text for text in told["repaired"])
+    assert run([*mend, "--json", *project]) == 0
+    assert json.loads(capsys.readouterr().out)["outcome"] == "unchanged"
 
 
 def test_the_archive_is_named_after_the_version_and_lies_in_the_project(

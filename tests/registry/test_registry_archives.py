@@ -30,6 +30,8 @@ from noa_registry.outside import AllowedMark
 if TYPE_CHECKING:
     from tests.registry.conftest import Formats
 
+    from noa_registry import ModelVersion
+
 
 @pytest.fixture(scope="module")
 def origin(
@@ -204,6 +206,49 @@ def test_the_same_version_twice_is_a_conflict_that_names_it_unless_that_is_wante
     assert registry.numbers("digits") == [1, 2]
     with pytest.raises(ConflictError, match="digits/2"):
         origin.archives.read(archive, actor="carol")
+
+
+@pytest.mark.local_files
+def test_damaged_files_of_a_version_that_is_here_are_put_back_from_its_archive(
+    registry: Registry, version: ModelVersion, tmp_path: Path
+) -> None:
+    archive = tmp_path / "digits-1.noa"
+    registry.archives.write("digits", 1, archive)
+    taken = registry.archives.take(archive, actor="carol", exist_ok=True)
+    assert (taken.version.reference, taken.is_new, taken.repairs) == ("digits/1", False, ())
+
+    damaged = version.folder / "formats" / "onnx" / "model.onnx"  # one inode with the wrapper's name and the blob
+    damaged.chmod(0o644)
+    with damaged.open("r+b") as file:
+        file.write(b"\0\0\0\0")
+    (lost, *_) = registry.repair_files("digits", 1)
+    assert "noa models import FILE.noa --exist-ok" in lost.how
+    with pytest.raises(ConflictError, match="--exist-ok"):
+        registry.archives.read(archive, actor="carol")
+
+    taken = registry.archives.take(archive, actor="carol", exist_ok=True)
+    assert not taken.is_new
+    assert {repair.path for repair in taken.repairs} >= {"formats/onnx/model.onnx"}
+    assert all(repair.is_repaired for repair in taken.repairs)
+    registry.verify("digits", 1)
+    assert registry.numbers("digits") == [1]
+
+
+@pytest.mark.local_files
+def test_what_an_archive_does_not_hold_is_said_and_stays_damaged(
+    registry: Registry, version: ModelVersion, formats: Formats, tmp_path: Path
+) -> None:
+    archive = tmp_path / "digits-1.noa"
+    registry.archives.write("digits", 1, archive)
+    shutil.copytree(formats.torch, formats.folder / "jax")
+    (formats.folder / "jax" / "more.bin").write_bytes(b"of this format alone")
+    registry.add_format("digits", 1, "jax", formats.folder / "jax", evidence=(), actor="eve")
+    added = registry.resolve("digits/1").formats["jax"].folder / "more.bin"
+    added.chmod(0o644)
+    added.write_bytes(b"of this format altered")
+    with pytest.raises(IntegrityError, match="does not mend it") as caught:
+        registry.archives.take(archive, actor="carol", exist_ok=True)
+    assert caught.value.facts["files"] == ("formats/jax/more.bin",)
 
 
 def test_of_many_that_import_the_same_at_once_one_wins(registry: Registry, archive: Path) -> None:

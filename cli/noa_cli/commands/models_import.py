@@ -44,7 +44,7 @@ def import_model(
         typer.Option("--example", metavar="FILE", help="Real inputs: .npz, .safetensors or .json; else made up."),
     ] = None,
     exist_ok: Annotated[
-        bool, typer.Option("--exist-ok", help="A .noa archive: a version that is here already is no error.")
+        bool, typer.Option("--exist-ok", help="A .noa archive: a version that is here already is checked and repaired.")
     ] = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -106,7 +106,7 @@ def _import_archive(
             _print_scan(report, as_json=as_json, extra={"reference": archived.reference, "dry_run": True})
             return
         with console.step(f"Importing {path.name}") as step:
-            version = registry.archives.read(
+            taken = registry.archives.take(
                 path,
                 actor=actor(),
                 allow_pickle=() if allow_pickle is None else (allow_pickle,),
@@ -114,10 +114,24 @@ def _import_archive(
                 on_progress=lambda done, total: step(f"{done >> 20} of {total >> 20} MiB"),
             )
     if as_json:
-        _print_scan(report, as_json=True, extra={"version": version_to_dict(version), "dry_run": False})
+        extra: dict[str, object] = {
+            "version": version_to_dict(taken.version),
+            "dry_run": False,
+            "outcome": "registered" if taken.is_new else "repaired" if taken.repairs else "unchanged",
+            "repaired": [str(repair) for repair in taken.repairs],
+        }
+        _print_scan(report, as_json=True, extra=extra)
         return
     _print_scan(report, as_json=False, extra={})
-    _print_version(version, None)
+    if taken.is_new:
+        _print_version(taken.version, None)
+    elif taken.repairs:
+        for repair in taken.repairs:
+            console.print_line(str(repair))
+        files = console.count(len(taken.repairs), "file")
+        console.print_line(f"repaired {files} of {taken.version.reference}", "green")
+    else:
+        console.print_line(f"{taken.version.reference} is here already, unchanged", "green")
 
 
 def _print_scan(report: ScanReport, *, as_json: bool, extra: dict[str, object]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from noa_registry.archives.container import Index
 from noa_registry.archives.contents import ArchivedVersion
 from noa_registry.archives.exporting import OnProgress, WrittenArchive, write_archive
-from noa_registry.archives.importing import inspect_archive, read_archive
+from noa_registry.archives.importing import TakenArchive, inspect_archive, read_archive
 
 if TYPE_CHECKING:
     from noa_registry.database import Database
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from noa_registry.sealed_files import SealedFiles
     from noa_registry.versions import ModelVersion
 
-__all__ = ["ArchivedVersion", "Archives", "Index", "OnProgress", "WrittenArchive"]
+__all__ = ["ArchivedVersion", "Archives", "Index", "OnProgress", "TakenArchive", "WrittenArchive"]
 
 SUFFIX = ".noa"
 
@@ -67,13 +67,32 @@ class Archives:
         Where it is from is kept as the tag `noa.origin` and as evidence of kind `origin`; what its aliases did there as
         evidence of kind `history`. Its evidence counts as if it had been attached here, so import from whom you trust,
         or require signatures. `allow_pickle` names models whose files may hold code; `exist_ok`: return the version
-        that is there.
+        that is there, after its files were checked and damaged ones put back from the archive.
 
         Raises:
             InvalidInputError: this is no archive, one of a newer noa, or one with a pickle that is not allowed.
             IntegrityError: it is damaged, cut off, contradicts itself or holds more than its record names.
             ConflictError: this version is here already; `facts["reference"]` names it.
             StorageError: the disk or database refused; nothing is left, and a retry works.
+        """
+        return self.take(
+            path, actor=actor, allow_pickle=allow_pickle, exist_ok=exist_ok, on_progress=on_progress
+        ).version
+
+    def take(
+        self,
+        path: Path,
+        *,
+        actor: str,
+        allow_pickle: Collection[str] = (),
+        exist_ok: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> TakenArchive:
+        """Do as `read` does, and tell whether the version is new and which of its files were put back.
+
+        Raises:
+            NoaError: as `read`.
+            IntegrityError: also where files of the version that is here are damaged and the archive lacks their bytes.
         """
         return read_archive(
             self.registrar,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -34,6 +34,7 @@ from noa_registry.archives.workspace import workspace
 from noa_registry.archives.wrappers import check_wrapper
 from noa_registry.database import to_text
 from noa_registry.evidence import MAX_ATTACHMENT_BYTES, WHOLE_VERSION, Attachment, Evidence, attachment_digests
+from noa_registry.file_repair import FileRepair, repair_files
 from noa_registry.registration import Registrar
 from noa_registry.versions import ModelVersion, VersionDraft
 
@@ -41,6 +42,15 @@ ORIGIN: Final = "origin"
 HISTORY: Final = "history"
 ORIGIN_TAG: Final = "noa.origin"
 WORKSPACES: Final = "_imports"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenArchive:
+    """What taking an archive in led to. A version that was here already is not new; `repairs`: its damaged files."""
+
+    version: ModelVersion
+    is_new: bool
+    repairs: tuple[FileRepair, ...] = ()
 
 
 def read_archive(
@@ -51,8 +61,8 @@ def read_archive(
     allow_pickle: Collection[str],
     exist_ok: bool,
     on_progress: OnProgress,
-) -> ModelVersion:
-    """Register the version in an archive. See `Archives.read`."""
+) -> TakenArchive:
+    """Register the version in an archive, or repair it where it is here already. See `Archives.take`."""
     where = str(path)
     with _opened(path) as file, workspace(registrar.artifacts.root / WORKSPACES) as folder:
         index = read_index(file, where)
@@ -61,7 +71,9 @@ def read_archive(
         _check_members(index, archived, where)
         adoption = _assemble(archived, index, folder, actor=actor, allow_pickle=allow_pickle, exist_ok=exist_ok)
         check_wrapper(adoption.wrapper, where=where)
-        return registrar.adopt(adoption, actor=actor)
+        adopted = registrar.adopt(adoption, actor=actor)
+        repairs = () if adopted.is_new else _repair(registrar, adopted.version, folder)
+    return TakenArchive(version=adopted.version, is_new=adopted.is_new, repairs=repairs)
 
 
 def inspect_archive(path: Path) -> tuple[Index, ArchivedVersion]:
@@ -81,6 +93,26 @@ def inspect_archive(path: Path) -> tuple[Index, ArchivedVersion]:
     archived = from_members(meta, where=where)
     _check_members(index, archived, where)
     return index, archived
+
+
+def _repair(registrar: Registrar, version: ModelVersion, folder: Path) -> tuple[FileRepair, ...]:
+    """Hash the files of a version that is here already, and put back from the archive what differs."""
+
+    def spare(digest: str) -> Path | None:
+        path = folder / FILES / digest.removeprefix("sha256:")
+        return path if path.is_file() else None
+
+    done = repair_files(registrar.database, registrar.artifacts, version, spare=spare)
+    left = [repair for repair in done if not repair.is_repaired]
+    if left:
+        raise IntegrityError(
+            f"`{version.reference}` is here already, and the archive does not mend it: {left[0]}",
+            expected=version.digest,
+            file=left[0].path,
+            files=tuple(repair.path for repair in left),
+            repairs=tuple(done),
+        )
+    return tuple(done)
 
 
 def _opened(path: Path) -> IO[bytes]:
