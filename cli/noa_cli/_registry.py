@@ -24,7 +24,7 @@ def open_registry(settings: Settings | None = None, *, about: Sequence[str] = ()
     from noa_registry import Registry
 
     chosen = settings or current().settings()
-    registry = Registry.open(chosen.registry, gates=chosen.gates)
+    registry = Registry.open(chosen)
     try:
         yield registry
     except NotFoundError as exc:

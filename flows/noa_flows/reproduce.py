@@ -97,7 +97,7 @@ def reproduce_version(
     """
     chosen, say = options or ReproduceOptions(), tell or _say_nothing
     begun = time.monotonic()
-    with Registry.open(settings.registry, gates=settings.gates) as registry:
+    with Registry.open(settings) as registry:
         version = registry.resolve(reference)
         recorded = _read_record(version)
         environment = compare_environments(version.environment, capture_environment(recorded.backend))

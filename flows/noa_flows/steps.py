@@ -121,7 +121,7 @@ def register_job(
             **{f"noa.{key}": value for key, value in job.provenance.items()},
         },
     )
-    with Registry.open(settings.registry, gates=settings.gates) as registry:
+    with Registry.open(settings) as registry:
         return registry.register(draft, actor=actor)
 
 
@@ -160,7 +160,7 @@ def check_gate(settings: Settings, candidate: Candidate, alias: str) -> GateRepo
         GateRefusedError: the gate refuses it; `facts["report"]` holds the verdicts, the message those that refuse.
     """
     version = candidate.version
-    with Registry.open(settings.registry, gates=settings.gates) as registry:
+    with Registry.open(settings) as registry:
         attach_gate_evidence(registry, settings, candidate, alias)
         report = registry.check(version.name, version.number, alias=alias)
     if not report.passed:
@@ -183,7 +183,7 @@ def promote_best(
         ConflictError: somebody else moved the alias meanwhile; it stays where they put it.
     """
     version = best.version
-    with Registry.open(settings.registry, gates=settings.gates) as registry:
+    with Registry.open(settings) as registry:
         entry = registry.promote(version.name, version.number, alias=alias, reason=reason, actor=actor, expect=expect)
     return Promotion(
         alias=alias,

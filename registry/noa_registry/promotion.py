@@ -25,6 +25,7 @@ from noa_registry.attachments import load_attachment
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
 from noa_registry.gates import ApprovalFact, Candidate, GateInput, GateReport, GateWork, evaluate, evaluate_rollback
+from noa_registry.gates.known_policy import KnownPolicy, policy_in_evidence, policy_in_ledger
 from noa_registry.identity import registry_id
 from noa_registry.ledger import GENESIS, Action, LedgerEntry, entry_hash
 from noa_registry.ledger_anchors import AnchorFile, head_of
@@ -136,7 +137,10 @@ class Promoter:
                 present = load_version(connection, self.root, name, target)
                 if target == version.number and present.formats.keys() <= version.formats.keys():
                     candidate = candidate_of(present, load_evidence(connection, name, target))
-                    report = evaluate_rollback(candidate, alias=alias, bytes_problem=problem)
+                    known = _known_policy(connection, holder, candidate, alias)
+                    report = evaluate_rollback(
+                        candidate, alias=alias, bytes_problem=problem, policy=known.digest if known else None
+                    )
                     _require_passed(present, move, report)
                     done = _write_move(connection, move, holder, present, report.to_dict())
                     break
@@ -220,13 +224,15 @@ class Promoter:
         actor: str,
     ) -> GateInput:
         policy = self.gates.get(version.name)
+        candidate = candidate_of(version, load_evidence(connection, version.name, version.number))
         if policy is not None and holder is not None and holder.number == version.number:
             policy = policy.model_copy(update={"approvals": 0})  # what it took to get there was used up then
         return GateInput(
-            candidate=candidate_of(version, load_evidence(connection, version.name, version.number)),
+            candidate=candidate,
             alias=alias,
             bytes_problem=problem,
             policy=policy,
+            known_policy=_known_policy(connection, holder, candidate, alias),
             holder=None if holder is None else self._candidate(connection, version.name, holder.number),
             approvals=tuple(
                 ApprovalFact(principal=approval.principal, digest=version.digest) for approval in standing.valid
@@ -254,6 +260,15 @@ def _holder(connection: Connection, name: str, alias: str) -> _Holder | None:
     )
     row = connection.execute(query).one_or_none()
     return None if row is None else _Holder(number=row.number, digest=row.digest, sequence=row.sequence)
+
+
+def _known_policy(
+    connection: Connection, holder: _Holder | None, candidate: Candidate, alias: str
+) -> KnownPolicy | None:
+    """Return the policy of the alias's last move, else of the version's last check."""
+    if holder is None:
+        return policy_in_evidence(candidate.evidence, alias)
+    return policy_in_ledger(load_entry(connection, holder.sequence).verdict, holder.sequence)
 
 
 def _check_holder(connection: Connection, move: _Move, holder: _Holder | None) -> None:

@@ -62,7 +62,7 @@ from noa_registry.versions import ModelSummary, ModelVersion, VersionDraft
 if TYPE_CHECKING:
     import numpy as np
 
-    from noa.settings import GateSettings, RegistrySettings, SigningSettings
+    from noa.settings import GateSettings, RegistrySettings, Settings, SigningSettings
     from noa_registry.comparison import Comparison
 
 _NO_GATES: Mapping[str, GateSettings] = MappingProxyType({})
@@ -108,20 +108,27 @@ class Registry:
     @classmethod
     def open(
         cls,
-        settings: RegistrySettings,
+        settings: Settings | RegistrySettings,
         *,
-        gates: Mapping[str, GateSettings] = _NO_GATES,
+        gates: Mapping[str, GateSettings] | None = None,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> Registry:
         """Open the registry, creating everything that is missing. Safe for many processes at once.
 
-        `checkpoint` is called with the name of each step of a registration; tests stop the process there.
+        Give it all settings of the project, so that its gates apply; with `[registry]` alone, or other `gates`, a
+        promotion is refused where the ledger knows of a policy. `checkpoint` is called with the name of each step of a
+        registration; tests stop the process there.
 
         Raises:
             SettingsError: `database_url` names no SQLite file and no PostgreSQL database.
             DependencyMissingError: the driver of PostgreSQL is not installed.
             StorageError: the disk or server refused, or the database belongs to a newer noa or MLflow.
         """
+        from noa.settings import Settings as AllSettings  # pydantic's models are made when somebody opens a registry
+
+        if isinstance(settings, AllSettings):
+            gates = settings.gates if gates is None else gates
+            settings = settings.registry
         check_artifact_settings(settings)
         database = open_database(
             settings.database_url, artifact_root=runs_uri(settings), lock_timeout_s=settings.lock_timeout_s
@@ -129,7 +136,7 @@ class Registry:
         registry = cls(
             database,
             open_artifacts(settings, seals=DatabaseSeals(database)),
-            gates=gates,
+            gates=_NO_GATES if gates is None else gates,
             principals=settings.principals,
             ledger_anchor=settings.ledger_anchor,
             signing=settings.signing,

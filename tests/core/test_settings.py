@@ -87,6 +87,8 @@ def test_every_mistake_names_the_place(project: Write, text: str, words: list[st
         ({"environ": {"NOA__SERVING__PORT": "x"}}, ["NOA__SERVING__PORT", "valid integer"]),
         ({"overrides": ["serving.port"]}, ["-o section.key=value"]),
         ({"overrides": ["serving.port.x=1"]}, ["unknown setting `serving.port.x`"]),
+        ({"overrides": ["gates.digits.approvals=0"]}, ["-o", "cannot be changed for one command", "[gates.digits]"]),
+        ({"environ": {"NOA__GATES__DIGITS__APPROVALS": "0"}}, ["NOA__GATES__DIGITS__APPROVALS", "for one command"]),
         ({"overrides": ["root=/"]}, ["unknown setting `root`"]),
         ({"profile": "prod"}, ["no profile `prod`"]),
         ({"config_files": [Path("missing.toml")]}, ["no such settings file", "missing.toml"]),

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy.exc
 
 from noa.errors import ConflictError, GateRefusedError, IntegrityError, InvalidInputError, NotFoundError
-from noa.settings import GateSettings, RegistrySettings
+from noa.settings import GateSettings, RegistrySettings, Settings
 from noa_registry import EXPECT_ANY, ModelVersion, Registry
 
 RACE = Path(__file__).with_name("race_child.py")
@@ -173,8 +173,42 @@ def test_metric_limits_of_the_model_are_applied(settings: RegistrySettings, form
         with pytest.raises(GateRefusedError, match=r"min_metrics\.accuracy"):
             registry.promote("digits", 4, reason="r", actor="a")
         assert registry.rollback("digits", reason="r", actor="a").to_number == 1
-    with Registry.open(settings) as ungated:
-        assert ungated.check("digits", 4).passed
+
+
+def test_who_leaves_the_policy_out_is_refused_where_the_ledger_or_a_check_knows_of_one(
+    settings: RegistrySettings, formats: Any
+) -> None:
+    strict = {"digits": GateSettings(min_metrics={"accuracy": 0.9})}
+    with Registry.open(settings, gates=strict) as registry:
+        for accuracy in (0.95, 0.96, 0.5):
+            facts = (formats.equivalence(), formats.metrics(accuracy=accuracy))
+            registry.register(formats.draft(evidence=facts), actor="a")
+        assert not registry.check("digits", 3, alias="staging").passed
+        registry.promote("digits", 1, reason="r", actor="a")
+        registry.promote("digits", 2, reason="r", actor="a")
+        registry.rollback("digits", reason="r", actor="a")
+        policies = [entry.verdict.get("policy") for entry in registry.history("digits")]
+        assert len(set(policies)) == 1 and str(policies[0]).startswith("sha256:")
+    elsewhere = {"digits": GateSettings(aliases=("nobody",)), "cats": GateSettings()}
+    for gates in (None, {}, elsewhere):
+        with Registry.open(settings, gates=gates) as ungated:
+            before = ungated.history("digits")
+            for number, alias in ((2, "champion"), (3, "champion"), (3, "staging")):
+                with pytest.raises(GateRefusedError, match="policy: expected a policy that guards") as caught:
+                    ungated.promote("digits", number, alias=alias, reason="r", actor="eve")
+                assert "policy" in [verdict.rule for verdict in caught.value.facts["report"].refusals]  # pyright: ignore[reportAttributeAccessIssue]  # facts hold any value
+            assert ungated.history("digits") == before
+    with Registry.open(settings, gates={"digits": GateSettings()}) as nothing_asked:
+        entry = nothing_asked.promote("digits", 3, reason="the empty table says so", actor="ada")
+        assert entry.verdict["policy"] not in (None, policies[0])
+
+
+def test_all_settings_of_a_project_bring_its_gates(settings: RegistrySettings, formats: Any, tmp_path: Path) -> None:
+    project = Settings(root=tmp_path, registry=settings, gates={"digits": GateSettings(min_metrics={"accuracy": 0.9})})
+    with Registry.open(project) as registry:
+        registry.register(formats.draft(evidence=(formats.equivalence(), formats.metrics(accuracy=0.5))), actor="a")
+        with pytest.raises(GateRefusedError, match=r"min_metrics\.accuracy"):
+            registry.promote("digits", 1, reason="r", actor="a")
 
 
 def test_a_format_added_while_the_bytes_are_hashed_is_hashed_too(

@@ -17,6 +17,7 @@ from noa.settings.models import Settings
 
 PROJECT_FILE = "noa.toml"
 _PROFILES = "profiles"
+_GATES = "gates"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,7 @@ def load_settings(
     origins: dict[str, str] = {}
     for source in sources:
         _refuse_unknown(source)
+        _refuse_gates_outside_of_files(source)
         table = merge(table, source.table)
         for key in leaves(source.table):
             dotted = ".".join(key)
@@ -158,6 +160,19 @@ def _refuse_unknown(source: Source) -> None:
                 remedy=f"Did you mean `{suggestion}`?" if close else "See `noa config schema`",
                 key=".".join(here),
             )
+
+
+def _refuse_gates_outside_of_files(source: Source) -> None:
+    """A gate that one command or one shell may change guards nothing: it is written where others see it."""
+    if not source.is_file and (path := next((path for path in leaves(source.table) if path[0] == _GATES), None)):
+        raise SettingsError(
+            "a gate cannot be changed for one command",
+            where=_origin_of(source, path),
+            expected=f"gates in a file: `{PROJECT_FILE}`, a profile of it, or `--config FILE`",
+            received=".".join(path),
+            remedy=f"Change `[{'.'.join(path[:2])}]` in `{PROJECT_FILE}`",
+            key=".".join(path),
+        )
 
 
 def _is_inside_value(path: KeyPath) -> bool:

@@ -25,6 +25,7 @@ class Source:
     origin: str
     table: Table
     text: str | None = None
+    is_file: bool = True
 
     def locate(self, path: KeyPath) -> str:
         """Return the origin of a key, with its line where the source is a file."""
@@ -67,7 +68,7 @@ def read_environment(environ: Mapping[str, str]) -> Source:
         if name.upper().startswith(ENV_PREFIX):
             path = [part.lower() for part in name[len(ENV_PREFIX) :].split("__")]
             _insert(table, path, _parse_value(environ[name]), origin=f"environment variable {name}")
-    return Source(origin="environment", table=table)
+    return Source(origin="environment", table=table, is_file=False)
 
 
 def read_overrides(pairs: Sequence[str]) -> Source:
@@ -82,7 +83,7 @@ def read_overrides(pairs: Sequence[str]) -> Source:
         if not mark or not key.strip():
             raise SettingsError("an override is not readable", where=f"-o {pair}", expected="-o section.key=value")
         _insert(table, key.strip().split("."), _parse_value(value), origin=f"-o {pair}")
-    return Source(origin="-o", table=table)
+    return Source(origin="-o", table=table, is_file=False)
 
 
 def merge(base: Table, over: Table) -> Table:

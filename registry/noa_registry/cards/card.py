@@ -154,8 +154,9 @@ def _usage(version: ModelVersion) -> list[Block]:
     reference, inputs = version.reference, version.signature.inputs
     arguments = ", ".join(f"{json.dumps(spec.name)}: {_zeros(spec.dtype, spec.shape)}" for spec in inputs)
     python = (
-        "import numpy as np\nfrom noa.settings import load_settings\nfrom noa_registry import Registry\n\n"
-        "with Registry.open(load_settings().settings.registry) as registry:\n"
+        "from pathlib import Path\n\nimport numpy as np\nfrom noa.settings import load_settings\n"
+        "from noa_registry import Registry\n\n"
+        "with Registry.open(load_settings(Path('.')).settings) as registry:\n"
         f"    model = registry.load({json.dumps(reference)})\n"
         f"outputs = model.run({{{arguments}}})\n"
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from noa_registry.evidence.facts import METRICS, Evidence
+from noa_registry.gates.known_policy import KnownPolicy
 
 if TYPE_CHECKING:
     from noa.settings import GateSettings
@@ -76,13 +77,15 @@ class Candidate:
 class GateInput:
     """All that a verdict depends on. `bytes_problem` tells what re-hashing found (None: all files are what was sealed).
 
-    `approvals` are those that are valid for this move; one by `actor`, who asks for it, does not count.
+    `known_policy` is the one that the model was judged by before. `approvals` are those that are valid for this move;
+    one by `actor`, who asks for it, does not count.
     """
 
     candidate: Candidate
     alias: str
     bytes_problem: str | None = None
     policy: GateSettings | None = None
+    known_policy: KnownPolicy | None = None
     holder: Candidate | None = None
     approvals: tuple[ApprovalFact, ...] = ()
     actor: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from noa_registry.gates.candidate import Candidate, GateInput
 from noa_registry.gates.evidence_rules import bytes_verdict, equivalence_verdicts, evidence_verdicts
+from noa_registry.gates.known_policy import known_policy_verdicts, policy_digest
 from noa_registry.gates.metric_rules import metric_verdicts
 from noa_registry.gates.policy import policy_verdicts
 from noa_registry.gates.report import GateReport, report_of
@@ -16,17 +17,25 @@ def evaluate(gate_input: GateInput, work: GateWork | None = None) -> GateReport:
     return chosen.remember(gate_input, lambda: _evaluate(gate_input, chosen))
 
 
-def evaluate_rollback(candidate: Candidate, *, alias: str, bytes_problem: str | None) -> GateReport:
-    """Apply the rules that no emergency suspends: the bytes, and that all formats compute the same."""
-    return report_of(candidate.reference, alias, [bytes_verdict(bytes_problem), *equivalence_verdicts(candidate)])
+def evaluate_rollback(
+    candidate: Candidate, *, alias: str, bytes_problem: str | None, policy: str | None = None
+) -> GateReport:
+    """Apply the rules that no emergency suspends: the bytes, and that all formats compute the same.
+
+    `policy` is the digest of the policy that guarded the alias until now: it goes on doing so.
+    """
+    verdicts = [bytes_verdict(bytes_problem), *equivalence_verdicts(candidate)]
+    return report_of(candidate.reference, alias, verdicts, policy=policy)
 
 
 def _evaluate(gate_input: GateInput, work: GateWork) -> GateReport:
     candidate, policy = gate_input.candidate, gate_input.policy
     verdicts = [bytes_verdict(gate_input.bytes_problem), *equivalence_verdicts(candidate)]
+    verdicts += known_policy_verdicts(policy, gate_input.alias, gate_input.known_policy)
     if policy is not None and (not policy.aliases or gate_input.alias in policy.aliases):
         verdicts += metric_verdicts(gate_input, policy, work)
         verdicts += evidence_verdicts(gate_input, policy)
         if policy.check:
             verdicts += policy_verdicts(gate_input, policy.check)
-    return report_of(candidate.reference, gate_input.alias, verdicts)
+    digest = policy_digest(policy, gate_input.alias)
+    return report_of(candidate.reference, gate_input.alias, verdicts, policy=digest)

@@ -44,6 +44,8 @@ class GateReport:
     alias: str
     passed: bool
     verdicts: tuple[RuleVerdict, ...]
+    policy: str | None = None
+    """Digest of the policy it was judged by, None if none guards the alias."""
 
     @property
     def refusals(self) -> tuple[RuleVerdict, ...]:
@@ -52,12 +54,13 @@ class GateReport:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values; `from_dict` reads them back."""
-        return {
+        values: dict[str, object] = {
             "reference": self.reference,
             "alias": self.alias,
             "passed": self.passed,
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
         }
+        return values if self.policy is None else {**values, "policy": self.policy}
 
     def to_evidence(self, digest: str) -> Evidence:
         """Return the report as a fact about the version whose digest is `digest`."""
@@ -87,13 +90,18 @@ class GateReport:
                     )
                     for row in rows
                 ),
+                policy=cast("str | None", value.get("policy")),
             )
         except (KeyError, TypeError, AttributeError) as exc:
             raise IntegrityError("a gate's report is not readable", received=str(value)[:120]) from exc
 
 
-def report_of(reference: str, alias: str, verdicts: Sequence[RuleVerdict]) -> GateReport:
+def report_of(reference: str, alias: str, verdicts: Sequence[RuleVerdict], *, policy: str | None = None) -> GateReport:
     """Combine verdicts."""
     return GateReport(
-        reference=reference, alias=alias, passed=all(v.passed for v in verdicts), verdicts=tuple(verdicts)
+        reference=reference,
+        alias=alias,
+        passed=all(v.passed for v in verdicts),
+        verdicts=tuple(verdicts),
+        policy=policy,
     )
