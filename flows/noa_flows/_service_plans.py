@@ -49,13 +49,7 @@ class ServicePlan:
 
 
 def plan_services(settings: Settings) -> dict[ServiceName, ServicePlan]:
-    """Return the plans of all services that this project has; serving only with an endpoint, webhooks only with one.
-
-    Raises:
-        DependencyMissingError: Prefect is not installed.
-    """
-    if find_spec("prefect") is None:
-        raise DependencyMissingError("prefect", extra="flows", purpose="Running flows")
+    """Return the plans of all services that this project has; serving only with an endpoint, webhooks only with one."""
     plans = [_plan_prefect(settings), _plan_mlflow(settings)]
     if settings.endpoints:
         plans.append(_plan_serving(settings))
@@ -63,6 +57,16 @@ def plan_services(settings: Settings) -> dict[ServiceName, ServicePlan]:
     if settings.webhooks:
         plans.append(_plan_webhooks(settings))
     return {plan.name: plan for plan in plans}
+
+
+def require_prefect() -> None:
+    """Raise unless Prefect is installed; what only looks at services or stops them does not need it.
+
+    Raises:
+        DependencyMissingError: Prefect is not installed.
+    """
+    if find_spec("prefect") is None:
+        raise DependencyMissingError("prefect", extra="flows", purpose="Running flows")
 
 
 def api_url(address: str) -> str:

@@ -24,6 +24,7 @@ from noa_flows.deployment import deploy
 from noa_flows.pipeline_values import Candidate, OnEvent, PipelineEvent, PipelineResult, StepName
 from noa_flows.provenance import current_actor
 from noa_flows.training_job import train_job
+from noa_registry import check_signing
 from noa_training import BACKENDS, BackendName, JobEvent, JobRequest, is_larger_better, recipe_of
 
 if TYPE_CHECKING:
@@ -56,9 +57,10 @@ def plan_pipeline(
     Raises:
         NotFoundError: no such recipe or backend; lists those that there are.
         RecipeError: the recipe or an override is not valid.
-        InvalidInputError: the primary metric is none that the recipe measures.
+        InvalidInputError: the primary metric is none that the recipe measures, or the key that signs cannot be used.
     """
     name, found = _find_recipe(settings, recipe_name)
+    check_signing(settings.registry.signing)
     chosen = tuple(dict.fromkeys(backends or found.backends))
     threads = settings.training.threads or max(1, (os.cpu_count() or 1) // len(chosen))
     requests = tuple(

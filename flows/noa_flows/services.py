@@ -21,7 +21,7 @@ from noa.errors import ConflictError, InvalidInputError, NoaError, ServiceError
 from noa.settings import Settings
 from noa_flows._loopback import claim_port
 from noa_flows._process_tree import memory_bytes
-from noa_flows._service_plans import SERVICE_NAMES, ServiceName, ServicePlan, plan_services
+from noa_flows._service_plans import SERVICE_NAMES, ServiceName, ServicePlan, plan_services, require_prefect
 from noa_flows.supervisor import ServiceRecord, Supervisor
 
 State = Literal["running", "unhealthy", "stopped"]
@@ -74,6 +74,7 @@ def up(
         InvalidInputError: a service that this project does not have.
         DependencyMissingError: an extra is not installed.
     """
+    require_prefect()
     plans = _choose(plan_services(settings), services)
     supervisor = Supervisor(settings.state_dir)
     with _project_lock(settings):

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from noa_registry.retention.reach import Hold
     from noa_registry.retention.trash import TrashedVersion
     from noa_registry.search.pages import SearchHit, SearchPage
+    from noa_registry.signing import check_signing
 
 _LAZY = {
     "Card": "noa_registry.cards",
@@ -101,6 +102,7 @@ _LAZY = {
     "Tracker": "noa_registry.mlflow_tracking",
     "TrashedVersion": "noa_registry.retention.trash",
     "heartbeat_file": "noa_registry.events.heartbeat",
+    "check_signing": "noa_registry.signing",
     "new_key_pair": "noa_registry.approvals.keys",
     "open_tracker": "noa_registry.mlflow_tracking",
     "read_anchors": "noa_registry.ledger_anchors",
@@ -170,6 +172,7 @@ __all__ = [
     "VersionDraft",
     "WrittenArchive",
     "attachment_digests",
+    "check_signing",
     "compare_signatures",
     "equivalence_evidence",
     "heartbeat_file",

@@ -277,7 +277,8 @@ def _read_key(path: Path) -> bytes:
         raise InvalidInputError(
             f"the key `{path.name}` cannot be read: {(exc.strerror or '').lower()}",
             where=str(path),
-            remedy="Make one with: noa keys new-signing NAME",
+            expected="a PEM file, as `registry.signing` names it",
+            remedy="Make one with `noa keys new-signing NAME`, or correct [registry.signing] in noa.toml",
         ) from exc
 
 

@@ -98,6 +98,24 @@ class Trusted(Protocol):
         ...
 
 
+def check_signing(settings: SigningSettings) -> None:
+    """Check that signing and checking can work as they are set up, before somebody works for hours in vain.
+
+    A sigstore identity is not asked for: that needs a network.
+
+    Raises:
+        InvalidInputError: a key is missing, a private one is readable by others, or it is no key of this kind.
+        DependencyMissingError: `model-signing` is not installed.
+    """
+    if not settings.signs and not settings.checks:
+        return
+    from noa_registry import model_signing_adapter
+
+    if settings.signs:
+        model_signing_adapter.load_signer(settings)
+    model_signing_adapter.load_trusted(settings)
+
+
 class Signatures:
     """Signs what is sealed and checks what is opened, as the settings say. Safe to share between threads."""
 
@@ -118,6 +136,11 @@ class Signatures:
     def checks(self) -> bool:
         """Whether what is opened must carry a signature, or one that verifies where there is one."""
         return self._settings is not None and self._settings.checks
+
+    def check_ready(self) -> None:
+        """Do as `check_signing` with the registry's own settings."""
+        if self._settings is not None:
+            check_signing(self._settings)
 
     def prepare(self, statements: Sequence[Statement]) -> list[StoredSignature]:
         """Sign before the transaction, for it may take a network; empty where nothing is signed.

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 from noa_cli.__main__ import run
+from noa_cli.commands import doctor
 
 Noa = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -166,6 +170,96 @@ def test_doctor_reports_and_finds_a_broken_project(noa: Noa, tmp_path: Path) -> 
     broken = noa("doctor")
     assert broken.returncode == 1
     assert "serving.port" in broken.stdout
+
+
+def test_doctor_knows_the_extras_of_pyproject() -> None:
+    told = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    def packages(extra: str) -> set[str]:
+        names: set[str] = set()
+        for requirement in told[extra]:
+            name, _, rest = re.split(r"([\[<>=;]|$)", requirement, maxsplit=1)
+            parts = rest.split("]")[0].split(",") if name == "noa" else []
+            names |= {name} - {"noa"} | {each for part in parts for each in packages(part)}
+        return names
+
+    assert set(doctor.EXTRAS) == set(told) - {"all", "dev"}
+    for extra, named in doctor.EXTRAS.items():
+        assert packages(extra) <= set(named), extra
+
+
+def test_doctor_takes_no_extra_for_whole_that_lacks_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(package: str) -> str:
+        if package in ("torch", "prefect"):
+            raise PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr("noa_cli.commands.doctor.version", find)
+    found = {finding.name: finding for finding in doctor._examine()}
+    assert found["noa[demo]"].state == "warning"
+    assert "torch, prefect" in found["noa[demo]"].detail
+    assert found["noa[jax]"].state == "ok"
+
+
+def test_doctor_raises_no_alarm_for_what_a_failed_registration_left(noa: Noa, tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text("")
+    (tmp_path / ".noa" / "artifacts" / "digits").mkdir(parents=True)
+    (registry,) = (each for each in json.loads(noa("doctor", "--json").stdout) if each["name"] == "registry")
+    assert registry["state"] == "ok"
+    (tmp_path / ".noa" / "artifacts" / "digits" / "a1b2").mkdir()
+    (registry,) = (each for each in json.loads(noa("doctor", "--json").stdout) if each["name"] == "registry")
+    assert "versions of `digits` that the database does not know" in registry["detail"]
+
+
+@pytest.mark.parametrize("command", [("doctor",), ("config", "validate")])
+def test_a_key_that_cannot_sign_is_found_before_anybody_works(
+    noa: Noa, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "noa.toml").write_text('[registry.signing]\nprivate_key = "missing.pem"\n')
+    result = noa(*command)
+    assert result.returncode == 1
+    assert "`missing.pem` cannot be read" in " ".join((result.stdout + result.stderr).split())
+
+
+_WITHOUT = """
+import sys
+class Hide:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in {hidden} else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = map(Hide, sys.meta_path)
+from noa_cli.__main__ import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "arguments", "extra"),
+    [
+        ({"boto3", "botocore"}, ("models", "list", "-o", "registry.artifact_url=s3://bucket/place"), "noa[s3]"),
+        ({"botocore"}, ("models", "list", "-o", "registry.artifact_url=s3://bucket/place"), "noa[s3]"),
+        ({"prefect"}, ("up",), "noa[flows]"),
+        ({"prefect"}, ("status",), None),
+    ],
+)
+def test_a_missing_package_is_told_with_the_command_that_installs_it(
+    tmp_path: Path, hidden: set[str], arguments: tuple[str, ...], extra: str | None
+) -> None:
+    (tmp_path / "noa.toml").write_text("")
+    result = subprocess.run(
+        [sys.executable, "-c", _WITHOUT.format(hidden=hidden), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.returncode == (0 if extra is None else 1), result.stderr
+    if extra is not None:
+        assert f'pip install "{extra}"' in result.stderr
 
 
 def test_completion_offers_the_commands(noa: Noa) -> None:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import pickle
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from noa.digests import digest_json, sha256_file
-from noa.errors import ConversionError, IntegrityError, InvalidInputError, SignatureError
+from noa.errors import ConversionError, DependencyMissingError, IntegrityError, InvalidInputError, SignatureError
 from noa.settings import RegistrySettings, SigningSettings
 from noa.signatures import Signature, TensorSpec
 from noa_conversion import read_arrays
-from noa_conversion.imports import ImportResult, import_model, plan_import
+from noa_conversion.imports import ImportResult, child, import_model, plan_import
 from noa_conversion.imports.child import ChildLimits
 from noa_conversion.imports.examples import make_example
 from noa_registry import Registry, VersionDraft
@@ -521,3 +522,21 @@ def test_more_files_than_allowed_refuse(tmp_path: Path) -> None:
     (tmp_path / "many.zip").write_bytes(buffer.getvalue())
     report = scan_path(tmp_path / "many.zip", ScanLimits(files=20))
     assert report.hostile != ()
+
+
+def test_an_import_without_onnx_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(DependencyMissingError, match=r"noa\[onnx\]"):
+        child.prepare({"kind": "onnx", "source": "model.onnx", "folder": "."})
+
+
+def test_a_key_that_cannot_sign_is_found_before_an_import_begins(
+    tmp_path: Path,
+) -> None:
+    signing = SigningSettings(private_key=tmp_path / "missing.pem")
+    url, artifacts = f"sqlite:///{tmp_path / 'state' / 'noa.db'}", tmp_path / "state" / "artifacts"
+    told: list[str] = []
+    with Registry.open(RegistrySettings(database_url=url, artifact_dir=artifacts, signing=signing)) as registry:
+        with pytest.raises(InvalidInputError, match=r"missing\.pem"):
+            import_model(registry, tmp_path / "m.onnx", name="m", actor="ada", tell=told.append)
+    assert told == []

@@ -9,7 +9,7 @@ import pytest
 from flows_helpers import make_project
 
 from noa.errors import ConflictError, GateRefusedError, InvalidInputError, NotFoundError, RecipeError, TrainingError
-from noa.settings import GateSettings, Settings
+from noa.settings import GateSettings, Settings, SigningSettings
 from noa_flows import (
     PipelineEvent,
     PipelineResult,
@@ -182,3 +182,12 @@ def test_an_error_of_the_child_arrives_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="ZeroDivisionError") as caught:
         train_job(request, settings, on_event=lambda event: None)
     assert "recipe.py:" in str(caught.value.where)
+
+
+def test_a_key_that_cannot_sign_is_found_before_training(project: Settings, tmp_path: Path) -> None:
+    signing = SigningSettings(private_key=tmp_path / "missing.pem")
+    registry = project.registry.model_copy(update={"signing": signing})
+    told: list[PipelineEvent] = []
+    with pytest.raises(InvalidInputError, match=r"missing\.pem"):
+        run_pipeline(project.model_copy(update={"registry": registry}), "tiny", on_event=told.append)
+    assert told == []

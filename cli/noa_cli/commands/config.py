@@ -65,8 +65,13 @@ def explain(
 
 
 def validate(as_json: JsonOption = False) -> None:
-    """Check all layers; exit code 1 and the place of the first mistake if something is wrong."""
+    """Check all layers and the keys they name; exit code 1 and the place of the first mistake."""
     loaded = current().load()
+    signing = loaded.settings.registry.signing
+    if signing.signs or signing.checks:
+        from noa_registry import check_signing
+
+        check_signing(signing)
     where = str(loaded.project_file) if loaded.project_file else None
     if as_json:
         console.print_json({"valid": True, "project_file": where, "keys_set": len(loaded.origins)})

@@ -39,6 +39,8 @@ def convert(
         open_registry(settings, about=[reference]) as registry,
         tempfile.TemporaryDirectory(prefix="noa-convert-") as scratch,
     ):
+        if output is None:
+            registry.signatures.check_ready()
         version = registry.resolve(reference)
         if to in version.formats and output is None:
             raise ConflictError(

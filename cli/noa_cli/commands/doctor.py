@@ -22,12 +22,24 @@ from noa_cli._options import JsonOption
 if TYPE_CHECKING:
     from noa.settings import LoadedSettings, Settings
 
-_EXTRAS = {
-    "torch": ("torch", "onnx", "onnxruntime", "onnxscript"),
-    "jax": ("jax", "jaxlib", "optax", "onnx", "onnxruntime"),
-    "serve": ("bentoml", "uvicorn", "uvloop", "httptools", "onnxruntime"),
-    "flows": ("prefect",),
-    "demo": ("scikit-learn",),
+_ONNX = ("onnx", "onnxruntime", "ml-dtypes")
+_TORCH = ("torch", "onnxscript")
+_JAX = ("jax", "jaxlib", "optax")
+_SERVE = ("bentoml", "uvicorn", "uvloop", "httptools")
+_FLOWS = ("prefect", "fastapi")
+# What pyproject.toml says, an extra that includes another with the packages of both; a test compares.
+EXTRAS = {
+    "onnx": _ONNX,
+    "torch": (*_TORCH, *_ONNX),
+    "jax": (*_JAX, *_ONNX),
+    "serve": (*_SERVE, *_ONNX),
+    "flows": (*_FLOWS, *_ONNX),
+    "demo": ("scikit-learn", *_TORCH, *_JAX, *_SERVE, *_FLOWS, *_ONNX),
+    "postgres": ("psycopg",),
+    "s3": ("boto3",),
+    "scan": ("picklescan",),
+    "signing": ("model-signing", "pyopenssl"),
+    "plots": ("matplotlib",),
 }
 _LEAST_FREE_BYTES = 1 << 30
 
@@ -59,7 +71,7 @@ def _examine() -> Iterator[Finding]:
     from noa.errors import NoaError
 
     yield _python()
-    for extra, packages in _EXTRAS.items():
+    for extra, packages in EXTRAS.items():
         yield _extra(extra, packages)
     try:
         loaded = current().load()
@@ -78,6 +90,7 @@ def _examine() -> Iterator[Finding]:
         ("tracking", settings.tracking.port),
     ):
         yield _port(name, port)
+    yield _guarded("signing", lambda: _signing(settings))
     yield _guarded("registry", lambda: _registry(settings))
 
 
@@ -169,12 +182,28 @@ def _registry(settings: Settings) -> Finding:
     if settings.registry.artifact_url:
         return Finding(name="registry", state="ok", detail=f"{len(models)} models, the ledger's chain holds")
     folder = settings.registry.artifact_dir
-    sealed = [path.name for path in folder.iterdir() if not path.name.startswith("_")] if folder.is_dir() else []
+    sealed = [path.name for path in folder.iterdir() if _holds_units(path)] if folder.is_dir() else []
     lost = sorted(set(sealed) - {model.name for model in models})
     if lost:
         detail = f"{folder} holds versions of `{lost[0]}` that the database does not know: was it emptied or replaced?"
         return Finding(name="registry", state="warning", detail=detail, remedy="Restore the database from a backup")
     return Finding(name="registry", state="ok", detail=f"{len(models)} models, the ledger's chain holds")
+
+
+def _holds_units(folder: Path) -> bool:
+    """Tell whether a model's folder holds units: a registration that failed may leave it empty."""
+    return (
+        not folder.name.startswith(("_", ".")) and folder.is_dir() and any(each.is_dir() for each in folder.iterdir())
+    )
+
+
+def _signing(settings: Settings) -> Finding:
+    from noa_registry import check_signing
+
+    signing = settings.registry.signing
+    check_signing(signing)
+    detail = "off" if not signing.signs and not signing.checks else "the keys can be used"
+    return Finding(name="signing", state="ok", detail=detail)
 
 
 def _guarded(name: str, look: Callable[[], Finding]) -> Finding:

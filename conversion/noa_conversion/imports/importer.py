@@ -103,10 +103,12 @@ def import_model(
     `allow_pickle` must repeat `name` where reading the source runs code; it never allows what is hostile.
 
     Raises:
-        InvalidInputError: as `plan_import`; or the graph cannot be read or computes nothing.
+        InvalidInputError: as `plan_import`; or the graph cannot be read or computes nothing, or the registry's key
+            cannot sign.
         ConversionError: an exported program cannot be exported anew.
         StorageError: the disk or database refused; nothing is left.
     """
+    registry.signatures.check_ready()
     tell("scanning")
     plan_import(path, name=name, allow_pickle=allow_pickle, limits=limits)
     tell("copying")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noa.errors import InvalidInputError
+from noa.errors import DependencyMissingError, InvalidInputError
 from noa_registry.artifacts.local_artifacts import LocalArtifacts
 from noa_registry.artifacts.store import RUNS_FOLDER, ArtifactStore, Seals
 from noa_registry.artifacts.verified_files import VerifiedFiles
@@ -21,12 +22,16 @@ def open_artifacts(settings: RegistrySettings, *, seals: Seals) -> ArtifactStore
 
     Raises:
         InvalidInputError: a folder is not absolute.
+        DependencyMissingError: S3 is chosen, and boto3 is not installed.
     """
     check_artifact_settings(settings)
     cache_dir = _cache_dir(settings)
     verified = VerifiedFiles(cache_dir)
     if not settings.artifact_url:
         return LocalArtifacts(settings.artifact_dir, seals=seals, verified=verified)
+    for package in ("boto3", "botocore"):
+        if find_spec(package) is None:
+            raise DependencyMissingError(package, extra="s3", purpose="keeping model files in S3")
     from noa_registry.artifacts.s3_artifacts import S3Artifacts
     from noa_registry.artifacts.unit_cache import UnitCache
 

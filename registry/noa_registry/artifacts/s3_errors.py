@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from noa.errors import StorageError
+from noa.errors import DependencyMissingError, StorageError
 
 MISSING_CODES: Final = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
 _REMEDIES: Final = {
@@ -30,8 +30,15 @@ _AGAIN: Final = "Check that S3 answers and run the same command again; nothing w
 
 @contextmanager
 def translate_s3_errors(where: str) -> Generator[None, None, None]:
-    """Turn an exception of botocore, or of the connection under it, into a `StorageError` that names the place."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    """Turn an exception of botocore, or of the connection under it, into a `StorageError` that names the place.
+
+    Raises:
+        DependencyMissingError: botocore is not installed.
+    """
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError as exc:
+        raise DependencyMissingError("boto3", extra="s3", purpose="keeping model files in S3") from exc
     from urllib3.exceptions import HTTPError
 
     try:

@@ -47,6 +47,10 @@ class VerifiedFiles:
                 return False
             if self._is_known(before, file.digest):
                 return True
+            # A page that is dirty through a mapping takes further writes without a new time: write it out first.
+            with suppress(OSError):  # a file system that cannot sync has no mapping to write through
+                os.fsync(handle)
+            before = os.fstat(handle)
             started_ns = time.time_ns()
             if sha256_handle(handle) != file.digest:
                 return False
