@@ -536,7 +536,7 @@ def test_a_key_that_cannot_sign_is_found_before_an_import_begins(
     signing = SigningSettings(private_key=tmp_path / "missing.pem")
     url, artifacts = f"sqlite:///{tmp_path / 'state' / 'noa.db'}", tmp_path / "state" / "artifacts"
     told: list[str] = []
-    with Registry.open(RegistrySettings(database_url=url, artifact_dir=artifacts, signing=signing)) as registry:
-        with pytest.raises(InvalidInputError, match=r"missing\.pem"):
-            import_model(registry, tmp_path / "m.onnx", name="m", actor="ada", tell=told.append)
+    settings = RegistrySettings(database_url=url, artifact_dir=artifacts, signing=signing)
+    with Registry.open(settings) as registry, pytest.raises(InvalidInputError, match=r"missing\.pem"):
+        import_model(registry, tmp_path / "m.onnx", name="m", actor="ada", tell=told.append)
     assert told == []

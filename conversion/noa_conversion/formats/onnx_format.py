@@ -65,12 +65,9 @@ class OnnxAdapter:
             InvalidInputError: missing, corrupt or not safe to load, or it differs from its signature.
             DependencyMissingError: onnx or onnxruntime is not installed.
         """
-        try:
-            import onnx
-            import onnxruntime as ort
-        except ImportError as exc:
-            raise DependencyMissingError(exc.name or "onnxruntime", extra="onnx", purpose="the format `onnx`") from exc
-        del onnx
+        require_onnx("the format `onnx`")
+        import onnxruntime as ort
+
         if threads is not None and threads < 1:
             raise InvalidInputError("a session needs at least one thread", expected="1 or more", received=threads)
         signature = Signature.load(folder)
@@ -88,6 +85,20 @@ class OnnxAdapter:
 
 
 ADAPTER = OnnxAdapter()
+
+
+def require_onnx(purpose: str) -> None:
+    """Raise unless ONNX models can be read and run here.
+
+    Raises:
+        DependencyMissingError: onnx or onnxruntime is not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as exc:
+        raise DependencyMissingError(exc.name or "onnxruntime", extra="onnx", purpose=purpose) from exc
+    del onnx, onnxruntime
 
 
 def _checked_source(folder: Path, signature: Signature) -> bytes | str:

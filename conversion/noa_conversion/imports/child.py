@@ -86,7 +86,9 @@ def prepare(request: Mapping[str, Any]) -> Signature:
     """Do what a request says, in this process."""
     source, folder = Path(request["source"]), Path(request["folder"])
     if request["kind"] == "onnx":
-        _require_onnx()
+        from noa_conversion.formats.onnx_format import require_onnx
+
+        require_onnx("importing an ONNX model")  # deeper down it is an `ImportError` that names no extra
         from noa_conversion.imports.onnx_import import prepare as prepare_onnx
 
         signature = prepare_onnx(source, folder)
@@ -96,16 +98,6 @@ def prepare(request: Mapping[str, Any]) -> Signature:
         signature = prepare_torch(source, folder)
     _try_out(request, signature, folder)
     return signature
-
-
-def _require_onnx() -> None:
-    """Refuse before the first use: deeper down a missing package is an `ImportError` that names no extra."""
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as exc:
-        raise DependencyMissingError(exc.name or "onnx", extra="onnx", purpose="importing an ONNX model") from exc
-    del onnx, onnxruntime
 
 
 def _try_out(request: Mapping[str, Any], signature: Signature, folder: Path) -> None:
