@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import shlex
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from noa.current_user import current_user
 from noa.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -102,7 +102,4 @@ def user_settings_file(environ: Mapping[str, str]) -> Path:
 
 def actor() -> str:
     """Return who acts, for the ledger."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return f"uid-{os.getuid()}"
+    return current_user()

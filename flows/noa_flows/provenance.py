@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
 import platform
 import socket
 from importlib.metadata import PackageNotFoundError, version
+
+from noa.current_user import current_user
 
 _COMMON = ("noa", "numpy", "safetensors", "onnx", "onnxruntime", "mlflow")
 _OF_BACKEND = {
@@ -27,8 +28,4 @@ def capture_environment(backend: str) -> dict[str, str]:
 
 def current_actor() -> str:
     """Return who runs this process, as the ledger records it: `user@host`."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in many containers
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
+    return f"{current_user()}@{socket.gethostname()}"

@@ -93,7 +93,7 @@ class Promoter:
         """Return what the gate would say now (to `actor`, who may not approve what they promote); changes nothing."""
         check_alias(alias)
         version, problem = self._hash(name, number)
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             holder = _holder(connection, name, alias)
             standing = self.approvals.standing(connection, version, alias, actor)
             facts = self._facts(connection, version, alias, problem, holder, standing, actor or "")
@@ -123,7 +123,7 @@ class Promoter:
         """Point `alias` at the version it had before. See `Registry.rollback`."""
         move = _checked_move(name, alias, "rollback", reason, actor, expect)
         self._require_anchor()
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:  # else a move in between looks like somebody's tampering
             holder = _holder(connection, name, alias)
             if holder is not None:  # else there is nothing to go back from, whatever the caller expects
                 _check_holder(connection, move, holder)
@@ -149,7 +149,7 @@ class Promoter:
     def previous(self, name: str, *, alias: str) -> int:
         """Return the version that a rollback would move to. See `Registry.previous`."""
         move = _checked_move(name, alias, "rollback", "only asked", "nobody", EXPECT_ANY)
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             return _previous(connection, move, _holder(connection, name, alias))
 
     def _work(self) -> GateWork:
@@ -161,7 +161,7 @@ class Promoter:
 
     def _judge_early(self, move: _Move, version: ModelVersion, problem: str | None, work: GateWork) -> None:
         """Do what takes a while before the database is locked; the verdict that counts is given again inside."""
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             holder = _holder(connection, move.name, move.alias)
             standing = self.approvals.standing(connection, version, move.alias, move.actor)
             facts = self._facts(connection, version, move.alias, problem, holder, standing, move.actor)

@@ -86,11 +86,32 @@ _GUARDS = (
     ),
 )
 
+_APPROVAL_MESSAGE = "noa: an approval is used once, and never changed, copied or deleted"
+# What a promotion used up stays used up, whoever writes.
+_APPROVALS = (
+    _Refusal(
+        name="noa_approvals_used_once",
+        event="UPDATE OF used_by",
+        table="noa_approvals",
+        message=_APPROVAL_MESSAGE,
+        condition="OLD.used_by IS NOT NULL AND (NEW.used_by IS NULL OR NEW.used_by <> OLD.used_by)",
+    ),
+    _Refusal(
+        name="noa_approvals_no_copy",
+        event="INSERT",
+        table="noa_approvals",
+        message=_APPROVAL_MESSAGE,
+        condition="EXISTS (SELECT 1 FROM noa_approvals a WHERE a.name = NEW.name AND a.number = NEW.number "
+        "AND a.alias = NEW.alias AND a.principal = NEW.principal AND a.created_at = NEW.created_at)",
+    ),
+    _Refusal(name="noa_approvals_no_delete", event="DELETE", table="noa_approvals", message=_APPROVAL_MESSAGE),
+)
+
 
 def create_triggers(connection: Connection) -> None:
     """Create all triggers anew, in the caller's transaction: a changed one replaces the old."""
     drop_triggers(connection)
-    for refusal in _append_only():
+    for refusal in (*_append_only(), *_APPROVALS):
         _create(connection, refusal)
     if connection.dialect.name == "postgresql":
         _create_turns(connection)
@@ -100,7 +121,7 @@ def create_triggers(connection: Connection) -> None:
 def drop_triggers(connection: Connection) -> None:
     """Lift all triggers for the rest of the transaction, so that tables can be changed."""
     tables = set(inspect(connection).get_table_names())
-    for refusal in (*_append_only(), *_GUARDS):
+    for refusal in (*_append_only(), *_APPROVALS, *_GUARDS):
         if refusal.table in tables:
             _drop(connection, refusal)
 
@@ -133,7 +154,8 @@ def missing_triggers(connection: Connection) -> list[str]:
     else:
         query = "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'D'"
     found = {str(row[0]) for row in connection.execute(text(query))}
-    return [f"{one.name} on {one.table}" for one in (*_append_only(), *_GUARDS) if one.name not in found]
+    expected = (*_append_only(), *_APPROVALS, *_GUARDS)
+    return [f"{one.name} on {one.table}" for one in expected if one.name not in found]
 
 
 def _append_only() -> Iterator[_Refusal]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy.exc
 
 from noa.digests import canonical_json, sha256_bytes
 from noa.errors import ConflictError, GateRefusedError, InvalidInputError, NotFoundError
@@ -75,6 +76,24 @@ def test_an_approval_is_used_once(guarded: Registry) -> None:
         guarded.promote("digits", number, reason="r", actor="carl")
     guarded.rollback("digits", reason="worse", actor="carl")  # the way back needs nobody
     assert "approval 2 by ada was used by ledger row 2" in refusal(guarded, 2)
+
+
+APPROVAL = "name, number, alias, digest, principal, reason, signature, created_at, expires_at"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE noa_approvals SET used_by = NULL",
+        "DELETE FROM noa_approvals",
+        f"INSERT INTO noa_approvals ({APPROVAL}) SELECT {APPROVAL} FROM noa_approvals",
+    ],
+)
+def test_the_database_keeps_a_used_approval_used(guarded: Registry, execute: Any, statement: str) -> None:
+    guarded.approvals.grant("digits", 1, principal="ada", reason="r")
+    guarded.promote("digits", 1, reason="r", actor="carl")
+    with pytest.raises(sqlalchemy.exc.DBAPIError, match="used once"):
+        execute(statement)
 
 
 def test_a_step_that_is_run_again_needs_no_second_approval(guarded: Registry) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +276,20 @@ def test_a_file_of_the_present_tick_is_not_remembered(tmp_path: Path, hashed: li
         file = FileDigest(path="file", size_bytes=len(data), digest="sha256:" + hashlib.sha256(data).hexdigest())
         assert memory.has_digest(path, file)
         path.write_bytes(b"CONTENT" + data[7:])  # at once, so that the times may well be the same
+        assert not memory.has_digest(path, file)
+
+
+def test_bytes_that_are_written_through_an_old_mapping_are_seen(tmp_path: Path) -> None:
+    memory = VerifiedFiles(tmp_path / "cache")
+    path, data = tmp_path / "file", bytes(range(256)) * 64
+    path.write_bytes(data)
+    file = FileDigest(path="file", size_bytes=len(data), digest="sha256:" + hashlib.sha256(data).hexdigest())
+    with path.open("r+b") as handle, mmap.mmap(handle.fileno(), 0) as mapping:
+        mapping[7] = data[7]  # the page is dirty now: what is written to it later need not change the file's times
+        time.sleep(0.05)
+        assert memory.has_digest(path, file)
+        time.sleep(0.05)
+        mapping[1000] = data[1000] ^ 1
         assert not memory.has_digest(path, file)
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,29 @@ def test_a_format_added_while_the_bytes_are_hashed_is_hashed_too(
     entry = registry.promote("digits", 1, reason="r", actor="a")
     assert hashed == [["torch"], ["onnx", "torch"]]
     assert [v["rule"] for v in entry.verdict["verdicts"]] == ["bytes", "equivalence.onnx"]  # type: ignore[union-attr]
+
+
+def test_promotions_and_rollbacks_at_once_are_never_taken_for_tampering(
+    settings: RegistrySettings, registry: Registry, promoted: list[ModelVersion]
+) -> None:
+    def move(turn: int) -> list[str]:
+        problems: list[str] = []
+        with Registry.open(settings) as mine:
+            for step in range(25):
+                try:
+                    if turn % 2:
+                        mine.promote("digits", 1 + (turn + step) % 3, reason="r", actor=f"p{turn}")
+                    else:
+                        mine.rollback("digits", reason="r", actor=f"r{turn}")
+                except (ConflictError, NotFoundError):
+                    pass  # somebody was faster, or there is nothing to go back to
+                except IntegrityError as error:
+                    problems.append(str(error))
+        return problems
+
+    with ThreadPoolExecutor(6) as pool:
+        assert [problem for found in pool.map(move, range(6)) for problem in found] == []
+    registry.verify_ledger()
 
 
 def race(settings: RegistrySettings, numbers: list[int], *, expect: int | None, **more: Any) -> list[dict[str, Any]]:

@@ -249,6 +249,7 @@ def test_a_private_address_is_refused_unless_it_is_allowed(registry: Registry, f
 @pytest.mark.parametrize(
     ("address", "public"),
     [
+        ("fec0::1", False),
         ("127.0.0.1", False),
         ("10.1.2.3", False),
         ("172.16.0.1", False),

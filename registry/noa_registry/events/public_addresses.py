@@ -42,6 +42,8 @@ def is_public(address: str) -> bool:
         inner = _inside(parsed)
         if inner is not None:
             return is_public(str(inner))
+        if parsed.is_site_local:  # Python counts the retired `fec0::/10` as global
+            return False
     return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
 
 
