@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from noa import __version__
@@ -84,6 +84,19 @@ class Application:
     def hot_paths(self) -> dict[str, HotRoute]:
         """Return all hot routes by path, but for those that name a version."""
         return self._hot
+
+    def refuse_unknown(self, path: str, headers: Headers) -> Response | None:
+        """Return the answer to `POST path` if no body could make it anything but a refusal, None else.
+
+        It closes the connection: the body was not read to its end.
+        """
+        parts = path.strip("/").split("/")
+        is_model = parts[:2] == ["v2", "models"] and len(parts) >= 3 and parts[2] not in self.endpoints
+        is_predict = parts[0] == "predict" and len(parts) <= 2
+        if not is_model and not is_predict:
+            return None
+        answer = self.answer("POST", path, headers, b"")
+        return replace(answer, headers=(*answer.headers, (b"connection", b"close")))
 
     def answer(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
         """Answer a request that needs no compute."""

@@ -140,7 +140,9 @@ class AsgiApplication:
             except _DisconnectedError:
                 return
             except RequestRefusedError as exc:
-                await _send(send, refuse(exc))
+                # A mistyped name is told as such, however large the body for it is.
+                unknown = self._application.refuse_unknown(scope["path"], headers) if exc.status == 413 else None
+                await _send(send, refuse(exc) if unknown is None else unknown)
                 return
         await _send(send, self._application.answer(scope["method"], scope["path"], headers, body))
 

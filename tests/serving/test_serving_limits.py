@@ -92,6 +92,17 @@ def test_too_large_a_body_is_413_by_its_announced_and_by_its_real_size(stocked: 
     assert app._application.admission.in_flight == 0
 
 
+def test_too_large_a_body_for_an_unknown_name_is_404(stocked: Project) -> None:
+    app = limited(stocked)
+    body = b" " * (65 << 10)
+    for path in ("/predict/nosuch", "/v2/models/nosuch/infer", "/v2/models/nosuch/versions/1/infer"):
+        for headers in (JSON, {**JSON, "content-length": str(len(body))}):
+            answer = asyncio.run(call(app, "POST", path, [body[:60000], body[60000:]], headers))
+            assert (answer.status, "nosuch" in answer.error) == (404, True)
+            assert answer.headers["connection"] == "close"
+    assert ask(app, "POST", "/metrics", b"", {**JSON, "content-length": str(len(body))}).status == 413
+
+
 def test_too_large_a_batch_is_413(stocked: Project) -> None:
     app = limited(stocked, max_batch_items=3)
     for body in ({"inputs": [[1, 2, 3, 4]] * 4}, {"instances": [[1, 2, 3, 4]] * 4}):
