@@ -277,7 +277,9 @@ def _check_holder(connection: Connection, move: _Move, holder: _Holder | None) -
     if not isinstance(move.expect, _Expect) and number != move.expect:
         winner = "nobody" if holder is None else _winner(load_entry(connection, holder.sequence))
         raise ConflictError(
-            f"`{move.name}@{move.alias}` was moved by somebody else",
+            f"`{move.name}@{move.alias}` was moved by somebody else"
+            if holder is not None
+            else f"nobody holds `{move.name}@{move.alias}`",
             expected="no holder" if move.expect is None else f"version {move.expect}",
             received="no holder" if number is None else f"version {number}, put there by {winner}",
             remedy=f"Look at it with: noa models history {move.name}",

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def test_a_protected_alias_is_approved_with_a_key_and_promoted(project: Path, ca
     assert "ada allows digits/3" in told
     assert "signed" in told
     assert "digits/2 -> digits/3" in noa(capfd, "models", "promote", "digits/3", "--reason", "more data")
+    again = noa(capfd, "models", "promote", "digits/3", "--reason", "once more")
+    assert "digits/3 holds digits@champion already, since ledger row 3" in again and "more data" in again
     (approval,) = as_json(capfd, "models", "approvals", "digits")
     assert (approval["state"], approval["used_by"], approval["principal"]) == ("used", 3, "ada")
     assert "used by row 3" in noa(capfd, "models", "approvals", "digits@champion")
@@ -133,3 +136,16 @@ def test_followed_events_come_as_they_happen(project: Path) -> None:
 
 def test_delivering_without_a_webhook_says_what_to_write(project: Path, capfd: Capture) -> None:
     assert "[webhooks.NAME]" in noa(capfd, "events", "deliver", code=1)
+
+
+def test_what_others_wrote_cannot_steer_the_terminal(project: Path, capfd: Capture) -> None:
+    steering = "bad\x1b[2J\x1b]0;owned\x07\nledger ok\r\x9b1m \u202elive"
+    noa(capfd, "models", "promote", "digits/3", "--reason", steering)
+    tables = [("models", "history", "digits"), ("ledger", "show"), ("events", "list"), ("models", "lineage", "digits")]
+    for command in tables:
+        shown = noa(capfd, *command)
+        assert not [each for each in shown if each != "\n" and unicodedata.category(each) in ("Cc", "Cf")], command
+    assert "\\x1b[2J" in "".join(noa(capfd, "models", "history", "digits").split())
+    assert as_json(capfd, "models", "history", "digits")[0]["reason"] == steering
+    told = noa(capfd, "models", "show", "x\x1b[2J", code=1)
+    assert "\x1b" not in told

@@ -195,6 +195,7 @@ def promote(
 
     with open_registry(about=[reference]) as registry:
         version = registry.resolve(reference)
+        held = registry.resolve_digest(version.name, alias)
         if dry_run:
             report = registry.check(version.name, version.number, alias=alias, record=False, actor=actor())
             if as_json:
@@ -217,6 +218,12 @@ def promote(
                 print_report(report)
             raise
         served = _wait_for_servers(registry, entry, timeout_s) if wait else None
+    if held is not None and held[0] == entry.to_number and not as_json:
+        console.print_line(
+            f"{version.reference} holds {version.name}@{alias} already, since ledger row {entry.sequence} "
+            f"({entry.actor}: {entry.reason}); nothing was written"
+        )
+        return
     _print_move(entry, served, as_json)
 
 
