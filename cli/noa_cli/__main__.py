@@ -63,7 +63,9 @@ def _report(invocation: _invocation.Invocation, error: BaseException, told: NoaE
 
 
 def _say(text: str) -> None:
-    line = " ".join(text.split())
+    from noa_cli._console import visible
+
+    line = visible(" ".join(text.split()))
     if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
         sys.stderr.write(f"\033[31merror: {line}\033[0m\n")
     else:

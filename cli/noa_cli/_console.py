@@ -1,10 +1,14 @@
-"""What people see: tables and lines on standard output, progress and errors on standard error."""
+"""What people see: tables and lines on standard output, progress and errors on standard error.
+
+Reasons, names and messages are by others: what could steer a terminal in them is made visible here, see `visible`.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
 _UNBROKEN = 24
 _LINE_EVERY_S = 5.0
 _PIPED_WIDTH = 160
+# Controls, marks that turn the direction of writing, lone surrogates, and what some terminals take for a new line.
+_STEERING = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+_JOINERS = "\u200c\u200d"  # scripts and emoji need them, and they move nothing
 
 
 class Step:
@@ -68,14 +75,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
     if not sys.stdout.isatty():
         console.width = max(console.width, _PIPED_WIDTH)
     table = Table(
-        title=title,
+        title=None if title is None else _escape(title),
         show_header=any(columns),
         box=box.SIMPLE_HEAD,
         title_justify="left",
         pad_edge=False,
         collapse_padding=True,
     )
-    widths = [max([len(column), *(len(str(row[index])) for row in rows)]) for index, column in enumerate(columns)]
+    widths = [
+        max([len(column), *(len(visible(str(row[index]))) for row in rows)]) for index, column in enumerate(columns)
+    ]
     room = console.width - 2 * (len(columns) - 1) - sum(min(width, _UNBROKEN) for width in widths)
     for column, width in zip(columns, widths, strict=True):
         # Numbers, names and digests stay on one line while there is room for them.
@@ -86,17 +95,27 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
 
 
 def print_line(text: str, style: str | None = None) -> None:
-    """Print one line of text to standard output, as it is."""
+    """Print one line of text to standard output, without markup."""
     from rich.text import Text
 
-    out().print(Text(text, style=style or ""))
+    out().print(Text(visible(text), style=style or ""))
 
 
 def note(text: str, style: str = "dim") -> None:
     """Print one line to standard error."""
     from rich.text import Text
 
-    err().print(Text(text, style=style))
+    err().print(Text(visible(text), style=style))
+
+
+def visible(text: str) -> str:
+    """Return one line in which everything is shown that would steer a terminal, e.g. `\\x1b` for an escape.
+
+    Line breaks are shown too: a text of others must not look like a line or a row of ours.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_shown(character) for character in text)
 
 
 @contextmanager
@@ -108,7 +127,7 @@ def step(title: str) -> Generator[Step]:
         from rich.status import Status
         from rich.text import Text
 
-        with Status(Text(title), console=console, spinner="dots") as status:
+        with Status(Text(visible(title)), console=console, spinner="dots") as status:
             shown = Step(lambda text: status.update(_one_line(title, text, time.monotonic() - started, console.width)))
             yield shown
     else:
@@ -127,7 +146,7 @@ def step(title: str) -> Generator[Step]:
 def _one_line(title: str, text: str, seconds: float, width: int) -> Text:
     from rich.text import Text
 
-    line = Text(f"{title}  {seconds:.0f} s  {text}")
+    line = Text(visible(f"{title}  {seconds:.0f} s  {text}"))
     line.truncate(max(width - 4, 20), overflow="ellipsis")
     return line
 
@@ -145,7 +164,13 @@ def short_time(moment: datetime) -> str:
 def _escape(value: object) -> str:
     from rich.markup import escape
 
-    return escape("-" if value is None else str(value))
+    return escape("-" if value is None else visible(str(value)))
+
+
+def _shown(character: str) -> str:
+    if unicodedata.category(character) in _STEERING and character not in _JOINERS:
+        return character.encode("unicode_escape").decode("ascii")
+    return character
 
 
 def _plain(value: object) -> object:

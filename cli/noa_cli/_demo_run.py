@@ -232,7 +232,8 @@ class Demo:
 
     def _head(self, number: str, text: str) -> None:
         elapsed = time.monotonic() - self._started
-        self._print(lambda: console.print_line(f"\n{number}. {text}  [{elapsed:.0f} s]", "bold"))
+        self._print(lambda: console.print_line(""))
+        self._print(lambda: console.print_line(f"{number}. {text}  [{elapsed:.0f} s]", "bold"))
 
     def _line(self, text: str) -> None:
         self._print(lambda: console.print_line(text))

@@ -125,7 +125,7 @@ class _Live:
         if lane not in self._tasks:
             self._tasks[lane] = self._progress.add_task("", total=None, lane=lane)
         total = None if done is None else 1.0
-        self._progress.update(self._tasks[lane], description=text, total=total, completed=done or 0.0)
+        self._progress.update(self._tasks[lane], description=console.visible(text), total=total, completed=done or 0.0)
 
     def say(self, lane: str, text: str) -> None:
-        self._progress.console.print(f"{lane:>5}  {text}", markup=False, style="dim")
+        self._progress.console.print(console.visible(f"{lane:>5}  {text}"), markup=False, style="dim")

@@ -83,7 +83,8 @@ def _clean_up(settings: Settings, root: Path, *, remove: bool) -> None:
 
 
 def _say_goodbye(root: Path, *, keep: bool, seconds: float) -> None:
-    console.print_line(f"\nDone in {seconds:.0f} s.", "bold")
+    console.print_line("")
+    console.print_line(f"Done in {seconds:.0f} s.", "bold")
     if keep:
         console.print_line(f"Everything is left running. Look at it: noa status -C {root}")
         console.print_line(f"End it:                              noa down -C {root} && rm -r {root}")

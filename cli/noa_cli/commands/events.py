@@ -224,9 +224,8 @@ def _print_lines(events: Sequence[Event], as_json: bool) -> None:
         if as_json:
             sys.stdout.write(json.dumps(_event_to_dict(event), default=str, ensure_ascii=False) + "\n")
         else:
-            sys.stdout.write(
-                f"{event.id}  {console.short_time(event.created_at)}  {event.kind}  {event.name}  {_summary(event)}\n"
-            )
+            text = f"{event.id}  {console.short_time(event.created_at)}  {event.kind}  {event.name}  {_summary(event)}"
+            sys.stdout.write(console.visible(text) + "\n")
     sys.stdout.flush()
 
 

@@ -40,7 +40,8 @@ def new(
     console.print_line(f"private key: {pair.private_file} (keep it; nobody else may read it)")
     console.print_line(f"public key:  {pair.public_file}")
     console.print_line("Whoever keeps noa.toml adds:", "dim")
-    console.print_line(f'[registry.principals]\n"{name}" = "{pair.public}"')
+    console.print_line("[registry.principals]")
+    console.print_line(f'"{name}" = "{pair.public}"')
 
 
 def default_folder() -> Path:

@@ -90,13 +90,13 @@ def _line(item: OutlineItem):  # noqa: ANN202  # rich.text.Text, which is import
     if item.verb:
         line.append(f"{item.verb} ", style="dim")
     line.append(f"{item.node.kind} ", style="dim")
-    line.append(item.node.label, style=_STYLES.get(item.node.kind, ""))
+    line.append(console.visible(item.node.label), style=_STYLES.get(item.node.kind, ""))
     if item.is_repeated:
         line.append("  (above)", style="dim")
         return line
     details = _details(item.node.facts)
     if details:
-        line.append(f"  {details}", style="dim")
+        line.append(console.visible(f"  {details}"), style="dim")
     return line
 
 
