@@ -16,9 +16,9 @@ from noa.digests import Manifest, canonical_json, digest_json, sha256_bytes
 from noa.errors import IntegrityError, NotFoundError
 from noa.signatures import Signature
 from noa_registry.artifacts import FORMATS_FOLDER
-from noa_registry.attachments import insert_attachments
+from noa_registry.attachments import insert_attachments, load_attachment
 from noa_registry.database import to_text
-from noa_registry.evidence import Evidence, plain_json
+from noa_registry.evidence import Evidence, attachment_digests, plain_json
 from noa_registry.ledger import LedgerEntry
 from noa_registry.search.indexing import index_evidence
 from noa_registry.tables import aliases, evidence, formats, ledger, models, trash, versions
@@ -57,6 +57,11 @@ _PRESENCE = (
 )
 _FORMATS_OF = select(formats).where(
     formats.c.name == bindparam("name"), formats.c.number == bindparam("number", type_=Integer)
+)
+_EVIDENCE_OF = (
+    select(evidence)
+    .where(evidence.c.name == bindparam("name"), evidence.c.number == bindparam("number", type_=Integer))
+    .order_by(evidence.c.id)
 )
 
 
@@ -249,21 +254,24 @@ def insert_evidence(connection: Connection, name: str, number: int, facts: Seque
 
 def load_evidence(connection: Connection, name: str, number: int) -> list[Evidence]:
     """Return all evidence of a version in the order in which it was attached."""
-    query = select(evidence).where(evidence.c.name == name, evidence.c.number == number).order_by(evidence.c.id)
-    rows = connection.execute(query).all()
-    for row in rows:
-        check_record(row, f"evidence {row.id} (`{row.kind}` of `{row.subject}`) of `{name}/{number}`", "noa_evidence")
-    return [
-        Evidence(
-            kind=row.kind,
-            subject=row.subject,
-            digest=row.digest,
-            passed=row.passed,
-            values=from_json(row.content),
-            created_at=datetime.fromisoformat(row.created_at),
-        )
-        for row in rows
-    ]
+    return [_to_evidence(row) for row in connection.execute(_EVIDENCE_OF, {"name": name, "number": number}).all()]
+
+
+def find_record_problems(connection: Connection, name: str, number: int) -> list[IntegrityError]:
+    """Return what of a version's record, its evidence and their attachments is not as it was written; all of it."""
+    problems: list[IntegrityError] = []
+    try:
+        load_version(connection, Path(), name, number)
+    except IntegrityError as exc:
+        problems.append(exc)
+    for row in connection.execute(_EVIDENCE_OF, {"name": name, "number": number}).all():
+        try:
+            fact = _to_evidence(row)
+            for digest in attachment_digests(fact):
+                _require_attachment(connection, digest, of=_evidence_name(row))
+        except IntegrityError as exc:
+            problems.append(exc)
+    return problems
 
 
 def insert_entry(connection: Connection, entry: LedgerEntry) -> None:
@@ -414,18 +422,22 @@ def with_record(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def check_record(row: Row[Any], what: str, table: str) -> None:
-    """Compare a row with its digest; a row of an older noa has none.
+    """Compare a row with its digest. Every row has one: an upgrade gives it to those of an older noa.
 
     Raises:
         IntegrityError: the row was changed behind noa's back.
     """
-    sealed = row.record
-    if sealed is None:
-        return
+    sealed = row.record or "the digest of its record, which is missing"
     columns = {"noa_versions": versions, "noa_formats": formats, "noa_evidence": evidence}[table].c
     found = _row_digest(tuple((c.name, getattr(row, c.name)) for c in columns if c.name not in ("id", "record")))
     if found != sealed:
-        raise IntegrityError(f"the record of {what} was changed", expected=sealed, received=found, file=table)
+        raise IntegrityError(
+            f"the record of {what} was changed",
+            expected=sealed,
+            received=found,
+            remedy="It is refused wherever it would be used; restore a backup of the database",
+            file=table,
+        )
 
 
 def model_not_found(connection: Connection, name: str) -> NotFoundError:
@@ -447,6 +459,40 @@ def to_json(value: object) -> str:
 def from_json(text: str) -> dict[str, Any]:
     """Parse what `to_json` wrote."""
     return cast("dict[str, Any]", json.loads(text))
+
+
+def _evidence_name(row: Row[Any]) -> str:
+    return f"evidence {row.id} (`{row.kind}` of `{row.subject}`) of `{row.name}/{row.number}`"
+
+
+def _to_evidence(row: Row[Any]) -> Evidence:
+    check_record(row, _evidence_name(row), "noa_evidence")
+    return Evidence(
+        kind=row.kind,
+        subject=row.subject,
+        digest=row.digest,
+        passed=row.passed,
+        values=from_json(row.content),
+        created_at=datetime.fromisoformat(row.created_at),
+    )
+
+
+def _require_attachment(connection: Connection, digest: str, *, of: str) -> None:
+    try:
+        load_attachment(connection, digest)
+    except NotFoundError:
+        change, received = "is missing", "nothing"
+    except IntegrityError as exc:
+        change, received = "was changed", exc.received
+    else:
+        return
+    raise IntegrityError(
+        f"the attachment of {of} {change}",
+        expected=digest,
+        received=received,
+        remedy="Nothing that needs it is promoted; measure again, or import the version from an archive",
+        file="noa_attachments",
+    )
 
 
 def _to_version(row: Row[Any], rows: Iterable[Row[Any]], root: Path, held: dict[str, int]) -> ModelVersion:

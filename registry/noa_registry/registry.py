@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from sqlalchemy import Connection
 
 from noa.digests import FileProblem
-from noa.errors import InvalidInputError, NotFoundError
+from noa.errors import IntegrityError, InvalidInputError, NotFoundError
 from noa.formats import Runnable, find_adapter
 from noa.references import ModelReference, check_name, parse_reference
 from noa_registry.approvals.desk import ApprovalDesk
@@ -40,6 +40,7 @@ from noa_registry.mirror import Discrepancy, find_discrepancies
 from noa_registry.mirror_repair import repair_mirror
 from noa_registry.promotion import EXPECT_ANY, Expectation, Promoter
 from noa_registry.records import (
+    find_record_problems,
     load_aliases,
     load_evidence,
     load_history,
@@ -285,6 +286,15 @@ class Registry:
             IntegrityError: names every file that differs, is missing or is extra; `facts["files"]` holds their paths.
         """
         self._files.verify(self.resolve(ModelReference(name=check_name(name), number=number)), format=format)
+
+    def find_record_problems(self, name: str, number: int) -> list[IntegrityError]:
+        """Return what of a version's record, its evidence and their attachments is not as it was written; all of it.
+
+        Raises:
+            NotFoundError: there is no such version.
+        """
+        with self._database.snapshot() as connection:
+            return find_record_problems(connection, check_name(name), number)
 
     def find_problems(self, version: ModelVersion, *, format: str | None = None) -> list[FileProblem]:  # our word
         """Do as `verify` does, and return what it found instead of raising."""

@@ -86,6 +86,10 @@ def assert_is_upgraded(settings: RegistrySettings) -> None:
         assert [entry.to_number for entry in registry.history("digits", alias="champion")] == [2, 3, 2, 1]
         registry.verify_ledger()
         assert registry.mirror_discrepancies() == []
+        for name, numbers in {"digits": (1, 2, 3), "other": (1,)}.items():
+            assert [registry.find_record_problems(name, number) for number in numbers] == [[] for _ in numbers]
+    for table in ("noa_versions", "noa_formats", "noa_evidence"):
+        assert execute_on(settings, f"SELECT count(*) FROM {table} WHERE record IS NULL") == [(0,)]
     assert execute_on(settings, "SELECT version FROM noa_schema") == [(SCHEMA_VERSION,)]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from noa.errors import GateRefusedError, IntegrityError, NotFoundError
 from noa.settings import RegistrySettings
-from noa_registry import Discrepancy, ModelVersion, Registry
+from noa_registry import Attachment, Discrepancy, Evidence, ModelVersion, Registry
 from noa_registry.mlflow_schema import import_mlflow
 
 
@@ -182,6 +182,58 @@ def test_evidence_that_was_changed_convinces_nobody(
         with pytest.raises(IntegrityError, match=r"evidence 1 \(`equivalence` of `onnx`\) of `digits/1` was changed"):
             attempt()
     assert registry.resolve_digest("digits", "champion") is None
+
+
+@pytest.mark.local_files
+def test_a_row_without_the_digest_of_its_record_counts_as_changed(
+    registry: Registry, version: ModelVersion, tamper: Callable[..., Any]
+) -> None:
+    tamper(
+        "INSERT INTO noa_evidence (name, number, kind, subject, digest, passed, content, created_at) VALUES "
+        f"('digits', 1, 'metrics', 'onnx', '{version.digest}', true, '{{}}', '2026-01-01T00:00:00+00:00')"
+    )
+    with pytest.raises(IntegrityError, match=r"evidence 2 .* was changed"):
+        registry.evidence("digits", 1)
+    tamper("UPDATE noa_formats SET record = NULL WHERE format = 'onnx'")
+    with pytest.raises(IntegrityError, match="in format `onnx` was changed"):
+        registry.resolve("digits/1")
+    tamper(
+        "UPDATE noa_formats SET record = 'x' WHERE record IS NULL",
+        "UPDATE noa_versions SET record = NULL, git_commit = 'deadbeef'",
+    )
+    with pytest.raises(IntegrityError, match="was changed"):
+        registry.resolve("digits/1")
+
+
+@pytest.mark.local_files
+def test_every_changed_fact_and_attachment_of_a_version_is_named(
+    registry: Registry, formats: Any, tamper: Callable[..., Any]
+) -> None:
+    attached = [Attachment(media_type="text/plain", content=word.encode()) for word in ("one", "two", "three")]
+    facts = [
+        Evidence(
+            kind="audit",
+            subject="version",
+            digest="sha256:" + "0" * 64,
+            values={"attachment": one.digest},
+            attachments=(one,),
+        )
+        for one in attached
+    ]
+    registry.register(formats.draft(evidence=[formats.equivalence(), *facts]), actor="ada")
+    assert registry.find_record_problems("digits", 1) == []
+    tamper(
+        "UPDATE noa_evidence SET passed = false WHERE id = 1",
+        f"DELETE FROM noa_attachments WHERE digest = '{attached[0].digest}'",
+        "UPDATE noa_attachments SET content = (SELECT content FROM noa_attachments "
+        f"WHERE digest = '{attached[2].digest}') WHERE digest = '{attached[1].digest}'",
+    )
+    found = [problem.what for problem in registry.find_record_problems("digits", 1)]
+    assert found == [
+        "the record of evidence 1 (`equivalence` of `onnx`) of `digits/1` was changed",
+        "the attachment of evidence 2 (`audit` of `version`) of `digits/1` is missing",
+        "the attachment of evidence 3 (`audit` of `version`) of `digits/1` was changed",
+    ]
 
 
 @pytest.mark.local_files

@@ -175,7 +175,21 @@ def _registry(settings: Settings) -> Finding:
     with open_registry(settings) as registry:
         models = registry.models()
         registry.verify_ledger()
+        changed = [
+            problem
+            for model in models
+            for number in registry.numbers(model.name)
+            for problem in registry.find_record_problems(model.name, number)
+        ]
         moved = registry.mirror_discrepancies()
+    if changed:
+        more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
+        return Finding(
+            name="registry",
+            state="problem",
+            detail=f"{changed[0].what}{more}",
+            remedy="See all with: noa models verify; then restore a backup",
+        )
     if moved:
         detail = f"{len(moved)} rows of MLflow were changed behind noa's back: {moved[0].name}, {moved[0].subject}"
         return Finding(name="registry", state="warning", detail=detail, remedy="noa models verify --repair")

@@ -1,4 +1,4 @@
-"""`noa models verify`: files, records, the ledger and MLflow's rows against what was sealed; repair on request."""
+"""`noa models verify`: files, records, evidence, the ledger and MLflow's rows against what was sealed; and repair."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def verify(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Hash every sealed file again and compare; also the records, the ledger and MLflow's rows.
+    """Hash every sealed file again and compare; also the records, the evidence, the ledger and MLflow's rows.
 
     Exit code 1 if something differs and was not repaired.
     """
@@ -74,7 +74,8 @@ def verify(
             for target in targets:
                 tell(str(target))
                 found, put_back = _check_version(registry, target, repair)
-                problems += found
+                told = {str(problem) for problem in found}
+                problems += [*found, *(one for one in _check_records(registry, target) if str(one) not in told)]
                 repaired += put_back
         problems += _check_ledger(registry)
         problems += [_of_mirror(found) for found in registry.mirror_discrepancies()]
@@ -101,6 +102,10 @@ def _check_version(registry: Registry, target: ModelReference, repair: bool) -> 
         left = list(_lost_files(registry, target)) if repair else []
         return left or [_of_error(str(target), exc)], repaired
     return [], repaired
+
+
+def _check_records(registry: Registry, target: ModelReference) -> list[_Finding]:
+    return [_of_error(str(target), exc) for exc in registry.find_record_problems(target.name, target.number or 0)]
 
 
 def _lost_files(registry: Registry, target: ModelReference) -> Iterator[_Finding]:
