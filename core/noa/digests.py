@@ -70,7 +70,7 @@ class Manifest:
         try:
             rows = cast("list[dict[str, object]]", json.loads(text))
             files = tuple(_file_from_row(row) for row in rows)
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise IntegrityError("a manifest is not readable", received=text[:80]) from exc
         return _manifest_of(files)
 

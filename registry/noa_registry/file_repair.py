@@ -160,7 +160,11 @@ def _donors(connection: Connection, wanted: FileDigest) -> list[tuple[UnitKey, F
 def _places(
     name: str, uid: str, manifest: str, wanted: FileDigest, *, prefix: str
 ) -> Iterator[tuple[UnitKey, FileDigest]]:
-    for file in Manifest.from_json(manifest).files:
+    try:
+        files = Manifest.from_json(manifest).files
+    except IntegrityError:  # of another version, which somebody changed
+        return
+    for file in files:
         if file.digest == wanted.digest:
             place = FileDigest(path=f"{prefix}{file.path}", size_bytes=file.size_bytes, digest=file.digest)
             yield UnitKey(name=name, uid=uid), place

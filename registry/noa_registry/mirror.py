@@ -10,9 +10,9 @@ description or a tag that noa wrote is compared.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -32,8 +32,10 @@ from sqlalchemy import (
     tuple_,
 )
 
+from noa.errors import IntegrityError
 from noa_registry.artifacts import ArtifactStore, UnitKey
 from noa_registry.events.outbox import WHOLE_REGISTRY
+from noa_registry.json_columns import parse_table
 from noa_registry.mlflow_rows import DELETED_STAGE, WORKSPACE
 from noa_registry.tables import (
     aliases,
@@ -258,7 +260,9 @@ def expected_tags(row: Row[Any], sealed: list[tuple[str, str]]) -> dict[str, tup
     """
     tags: dict[str, tuple[str, ...]] = {}
     if row.tags != "{}":
-        tags = {str(key): (str(value),) for key, value in json.loads(row.tags).items()}
+        with suppress(IntegrityError):  # then nobody knows them; `find_record_problems` says so
+            found = parse_table(row.tags, of=f"`{row.name}/{row.number}`", column="noa_versions.tags")
+            tags = {str(key): (str(value),) for key, value in found.items()}
     tags[DIGEST_TAG] = (row.digest,)
     now = ",".join([name for name, _ in sealed])
     registered = [name for name, uid in sealed if uid == row.uid]

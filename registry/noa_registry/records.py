@@ -13,12 +13,13 @@ from typing import Any, cast
 from sqlalchemy import ColumnElement, Connection, Integer, Row, and_, bindparam, exists, func, insert, or_, select
 
 from noa.digests import Manifest, canonical_json, digest_json, sha256_bytes
-from noa.errors import IntegrityError, NotFoundError
+from noa.errors import IntegrityError, InvalidInputError, NotFoundError
 from noa.signatures import Signature
 from noa_registry.artifacts import FORMATS_FOLDER
 from noa_registry.attachments import insert_attachments, load_attachment
 from noa_registry.database import to_text
 from noa_registry.evidence import Evidence, attachment_digests, plain_json
+from noa_registry.json_columns import parse_table, unreadable
 from noa_registry.ledger import LedgerEntry
 from noa_registry.search.indexing import index_evidence
 from noa_registry.tables import aliases, evidence, formats, ledger, models, trash, versions
@@ -149,8 +150,16 @@ def load_version(
     return _to_version(row, rows, root, load_aliases(connection, name) if held is None else held)
 
 
-def load_versions(connection: Connection, root: Path, name: str, *, limit: int, offset: int) -> list[ModelVersion]:
-    """Return versions of one model, newest first."""
+def load_versions(
+    connection: Connection,
+    root: Path,
+    name: str,
+    *,
+    limit: int,
+    offset: int,
+    problems: list[IntegrityError] | None = None,
+) -> list[ModelVersion]:
+    """Return versions of one model, newest first. With `problems`, what was changed is put there and left out."""
     query = (
         select(versions)
         .where(versions.c.name == name, not_trashed())
@@ -167,7 +176,15 @@ def load_versions(connection: Connection, root: Path, name: str, *, limit: int, 
     between = formats.c.number.between(rows[-1].number, rows[0].number)
     for row in connection.execute(select(formats).where(formats.c.name == name, between)):
         by_number[row.number].append(row)
-    return [_to_version(row, by_number[row.number], root, held) for row in rows]
+    found: list[ModelVersion] = []
+    for row in rows:
+        try:
+            found.append(_to_version(row, by_number[row.number], root, held))
+        except IntegrityError as exc:
+            if problems is None:
+                raise
+            problems.append(exc)
+    return found
 
 
 def load_numbers(connection: Connection, name: str) -> list[int]:
@@ -359,7 +376,7 @@ def version_not_found(connection: Connection, name: str, number: int) -> NotFoun
         f"no version {number} of model `{name}`",
         expected=f"a version up to {newest}",
         received=f"`{name}/{number}`",
-        remedy=f"List them with: noa models show {name}",
+        remedy=f"List them with: noa models list {name}",
         newest=newest,
     )
 
@@ -429,7 +446,10 @@ def check_record(row: Row[Any], what: str, table: str) -> None:
     """
     sealed = row.record or "the digest of its record, which is missing"
     columns = {"noa_versions": versions, "noa_formats": formats, "noa_evidence": evidence}[table].c
-    found = _row_digest(tuple((c.name, getattr(row, c.name)) for c in columns if c.name not in ("id", "record")))
+    try:
+        found = _row_digest(tuple((c.name, getattr(row, c.name)) for c in columns if c.name not in ("id", "record")))
+    except (TypeError, ValueError):  # SQLite keeps bytes in any column
+        found = "values that no record has"
     if found != sealed:
         raise IntegrityError(
             f"the record of {what} was changed",
@@ -456,11 +476,6 @@ def to_json(value: object) -> str:
     return canonical_json(plain_json(value)).decode()
 
 
-def from_json(text: str) -> dict[str, Any]:
-    """Parse what `to_json` wrote."""
-    return cast("dict[str, Any]", json.loads(text))
-
-
 def _evidence_name(row: Row[Any]) -> str:
     return f"evidence {row.id} (`{row.kind}` of `{row.subject}`) of `{row.name}/{row.number}`"
 
@@ -472,7 +487,7 @@ def _to_evidence(row: Row[Any]) -> Evidence:
         subject=row.subject,
         digest=row.digest,
         passed=row.passed,
-        values=from_json(row.content),
+        values=parse_table(row.content, of=_evidence_name(row), column="noa_evidence.content"),
         created_at=datetime.fromisoformat(row.created_at),
     )
 
@@ -499,12 +514,14 @@ def _to_version(row: Row[Any], rows: Iterable[Row[Any]], root: Path, held: dict[
     reference = f"{row.name}/{row.number}"
     sealed = {entry.format: _to_format(entry, root, reference) for entry in rows}
     native = sealed.get(row.native)
-    signature, wrapper, digest = _parse_version(
+    signature = _parse_signature(row.signature, f"`{reference}`")
+    wrapper = _parse_manifest(row.wrapper, f"`{reference}`", "noa_versions.wrapper")
+    digest = _version_digest(
         row.name,
         row.native,
         "" if native is None else native.digest,
-        row.wrapper,
-        row.signature,
+        wrapper.digest,
+        signature,
         row.dataset_digest,
     )
     if digest != row.digest:
@@ -523,9 +540,9 @@ def _to_version(row: Row[Any], rows: Iterable[Row[Any]], root: Path, held: dict[
         dataset_digest=row.dataset_digest,
         run_id=row.run_id,
         git_commit=row.git_commit,
-        environment=from_json(row.environment),
-        params=from_json(row.params),
-        tags=from_json(row.tags),
+        environment=parse_table(row.environment, of=f"`{reference}`", column="noa_versions.environment"),
+        params=parse_table(row.params, of=f"`{reference}`", column="noa_versions.params"),
+        tags=parse_table(row.tags, of=f"`{reference}`", column="noa_versions.tags"),
         description=row.description,
         created_at=datetime.fromisoformat(row.created_at),
         created_by=row.created_by,
@@ -542,29 +559,39 @@ def _row_digest(values: tuple[tuple[str, object], ...]) -> str:
 
 
 @lru_cache(_CACHED_RECORDS)
-def _parse_manifest(text: str) -> Manifest:
-    return Manifest.from_json(text)
+def _parse_manifest(text: str, of: str, column: str) -> Manifest:
+    try:
+        return Manifest.from_json(text)
+    except IntegrityError as exc:
+        raise unreadable(of, column, received=str(text)[:80]) from exc
 
 
 @lru_cache(_CACHED_RECORDS)
-def _parse_version(
-    name: str, native: str, native_digest: str, wrapper_text: str, signature_text: str, dataset_digest: str
-) -> tuple[Signature, Manifest, str]:
-    """Return signature, wrapper and digest of a version's record; cached, for it depends on nothing else."""
-    signature, wrapper = Signature.from_dict(json.loads(signature_text)), Manifest.from_json(wrapper_text)
-    digest = version_digest(
+def _parse_signature(text: str, of: str) -> Signature:
+    column = "noa_versions.signature"
+    try:
+        return Signature.from_dict(parse_table(text, of=of, column=column))
+    except InvalidInputError as exc:
+        raise unreadable(of, column, received=str(exc)) from exc
+
+
+@lru_cache(_CACHED_RECORDS)
+def _version_digest(
+    name: str, native: str, native_digest: str, wrapper_digest: str, signature: Signature, dataset_digest: str
+) -> str:
+    """Return the digest of a version's record; cached, for it depends on nothing else."""
+    return version_digest(
         name=name,
         native=native,
         native_digest=native_digest,
-        wrapper_digest=wrapper.digest,
+        wrapper_digest=wrapper_digest,
         signature=signature,
         dataset_digest=dataset_digest,
     )
-    return signature, wrapper, digest
 
 
 def _to_format(row: Row[Any], root: Path, reference: str) -> SealedFormat:
-    manifest = _parse_manifest(row.manifest)
+    manifest = _parse_manifest(row.manifest, f"`{reference}` in format `{row.format}`", "noa_formats.manifest")
     if manifest.digest != row.digest:
         raise IntegrityError(
             f"the record of `{reference}` in format `{row.format}` was changed",
@@ -583,8 +610,9 @@ def _to_format(row: Row[Any], root: Path, reference: str) -> SealedFormat:
 
 def _to_entry(row: Row[Any]) -> LedgerEntry:
     try:
-        verdict, created_at = from_json(row.verdict), datetime.fromisoformat(row.created_at)
-    except ValueError as exc:
+        verdict = cast("dict[str, Any]", json.loads(row.verdict))
+        created_at = datetime.fromisoformat(row.created_at)
+    except (ValueError, RecursionError) as exc:
         raise IntegrityError(
             "a row of the ledger is not readable",
             where=f"row {row.sequence}",

@@ -246,17 +246,22 @@ class Registry:
         with self._database.read() as connection:
             return load_summaries(connection)
 
-    def versions(self, name: str, *, limit: int = 50, offset: int = 0) -> list[ModelVersion]:
+    def versions(
+        self, name: str, *, limit: int = 50, offset: int = 0, problems: list[IntegrityError] | None = None
+    ) -> list[ModelVersion]:
         """Return versions of a model, newest first.
+
+        With `problems`, a version whose record was changed is left out, and its error is appended there.
 
         Raises:
             NotFoundError: there is no such model.
+            IntegrityError: a record was changed.
         """
         check_name(name)
         if limit < 1 or offset < 0:
             raise InvalidInputError("a page must not be empty", expected="limit >= 1, offset >= 0", received=str(limit))
         with self._database.read() as connection:
-            return load_versions(connection, self._artifacts.root, name, limit=limit, offset=offset)
+            return load_versions(connection, self._artifacts.root, name, limit=limit, offset=offset, problems=problems)
 
     def search(self, query: str, *, limit: int = 50, cursor: str | None = None) -> SearchPage:
         """Return a page of the versions that a query finds, newest first unless it sorts; see `docs/search.md`.

@@ -52,6 +52,37 @@ def doctors_word(capsys: pytest.CaptureFixture[str], project: Path, monkeypatch:
     return next(one for one in json.loads(capsys.readouterr().out) if one["name"] == "registry")
 
 
+@pytest.mark.parametrize("column", ["tags", "signature", "wrapper", "params", "environment"])
+@pytest.mark.parametrize("text", ["{", "null", "[[1]]"])
+def test_a_cell_that_cannot_be_read_stops_nothing_but_its_own_version(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, column: str, text: str
+) -> None:
+    change(project, f"UPDATE noa_versions SET {column} = '{text}' WHERE number = 3")
+    verified = answer(capsys, project, "models", "verify", code=1)
+    assert verified["checked"] == 3
+    assert [problem["subject"] for problem in verified["problems"]] == ["digits/3"]
+    assert "`digits/3` was changed" in verified["problems"][0]["what"]
+    answer(capsys, project, "models", "verify", "--repair", code=1)
+    assert "`digits/3` was changed" in doctors_word(capsys, project, monkeypatch)["detail"]
+    monkeypatch.chdir(project)
+    capsys.readouterr()
+    assert run(["models", "list", "digits"]) == 0
+    listed = capsys.readouterr()
+    assert "digits/2" in listed.out
+    assert "digits/3" not in listed.out
+    assert "`digits/3` was changed" in listed.err
+    hits = answer(capsys, project, "models", "search", "name:digits")["hits"]
+    assert [hit["reference"] for hit in hits] == ["digits/3", "digits/2", "digits/1"]
+    problems = [hit["problem"] for hit in hits]
+    if column == "tags":
+        assert problems[0] == "the record of `digits/3` was changed: `tags` of noa_versions cannot be read"
+    assert problems[1:] == [None, None]
+    answer(capsys, project, "models", "lineage", "digits")
+    assert run(["models", "show", "digits/3"]) == 1
+    assert "`digits/3` was changed" in capsys.readouterr().err
+    assert run(["models", "show", "digits/2"]) == 0
+
+
 def test_changed_evidence_is_found_by_verify_and_doctor(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

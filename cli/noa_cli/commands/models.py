@@ -26,6 +26,7 @@ from noa_cli.commands.models_import import add_import
 from noa_cli.commands.models_signing import add_signing
 
 if TYPE_CHECKING:
+    from noa.errors import IntegrityError
     from noa_registry import GateReport, LedgerEntry, Registry, Replica
 
 ReferenceArgument = Annotated[str, typer.Argument(help="`name`, `name@alias` or `name/number`.")]
@@ -87,7 +88,10 @@ def list_models(
                 [[m.name, m.versions, m.newest, aliases[m.name] or None] for m in models],
             )
             return
-        versions = registry.versions(check_name(name), limit=limit)
+        problems: list[IntegrityError] = []
+        versions = registry.versions(check_name(name), limit=limit, problems=problems)
+        for problem in problems:
+            console.note(str(problem), "red")
         if as_json:
             console.print_json([version_to_dict(version) for version in versions])
             return

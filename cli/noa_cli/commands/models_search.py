@@ -34,6 +34,9 @@ def search(
     text = " ".join(query or ())
     with open_registry() as registry:
         page = registry.search(text, limit=limit, cursor=cursor)
+    for hit in page.hits:
+        if hit.problem is not None:
+            console.note(hit.problem, "red")
     if as_json:
         console.print_json({"hits": [_hit_to_dict(hit) for hit in page.hits], "next_cursor": page.next_cursor})
         return
@@ -76,4 +79,5 @@ def _hit_to_dict(hit: SearchHit) -> dict[str, object]:
         "created_at": hit.created_at,
         "created_by": hit.created_by,
         "is_trashed": hit.is_trashed,
+        "problem": hit.problem,
     }

@@ -21,7 +21,7 @@ from noa.errors import InvalidInputError, NotFoundError
 from noa.references import check_name
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import WHOLE_REGISTRY
-from noa_registry.records import from_json
+from noa_registry.json_columns import parse_table
 from noa_registry.tables import consumers, dead_letters, outbox, webhook_cursors
 from noa_registry.triggers import lifted_removal
 
@@ -268,6 +268,6 @@ def _to_event(row: Row[Any]) -> Event:
         id=row.id,
         name=row.name,
         kind=row.kind,
-        payload=from_json(row.payload),
+        payload=parse_table(row.payload, of=f"event {row.id} of `{row.name}`", column="noa_outbox.payload"),
         created_at=datetime.fromisoformat(row.created_at),
     )

@@ -7,7 +7,6 @@ newest.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select, tuple_
 
-from noa.digests import short_digest
-from noa.errors import InvalidInputError, NotFoundError
+from noa.digests import Manifest, short_digest
+from noa.errors import IntegrityError, InvalidInputError, NotFoundError
 from noa.references import parse_reference
 from noa_registry.database import to_text
 from noa_registry.evidence import EQUIVALENCE
+from noa_registry.json_columns import parse_table
 from noa_registry.lineage.graph import Direction, GraphBuilder, LineageGraph
-from noa_registry.records import from_json, load_aliases, model_not_found, version_not_found
+from noa_registry.records import load_aliases, model_not_found, version_not_found
 from noa_registry.tables import (
     aliases,
     evidence,
@@ -223,7 +223,7 @@ class _Drawing:
 
     def _upstream(self, row: Row[Any]) -> str:
         build = self._builder
-        tags = from_json(row.tags)
+        tags, problem = _tags_of(row)
         job_id, recipe = tags.get(_JOB_TAG), tags.get(_RECIPE_TAG)
         reference = f"{row.name}/{row.number}"
         version = build.node(
@@ -234,6 +234,7 @@ class _Drawing:
             created_at=row.created_at,
             created_by=row.created_by,
             in_trash_since=row.deleted_at if row.trash_state is not None else None,
+            problem=problem,
         )
         last = build.node("dataset", row.dataset_digest, short_digest(row.dataset_digest), digest=row.dataset_digest)
         verb = "used by"
@@ -265,7 +266,7 @@ class _Drawing:
                 f"{one.format}{' (native)' if one.format == row.native else ''}",
                 version=f"{row.name}/{row.number}",
                 digest=one.digest,
-                bytes=sum(int(file["size_bytes"]) for file in json.loads(one.manifest)),
+                bytes=_size_bytes(one.manifest),
                 created_at=one.created_at,
                 equivalence=None if one.format == row.native else shown.get((one.format, one.digest)),
             )
@@ -372,3 +373,18 @@ class _Drawing:
         for row in self._connection.execute(query):
             found[row.name, row.number].append(row)
         return found
+
+
+def _tags_of(row: Row[Any]) -> tuple[dict[str, Any], str | None]:
+    """Return the tags of a version, and what is wrong where they cannot be read: the others are drawn all the same."""
+    try:
+        return parse_table(row.tags, of=f"`{row.name}/{row.number}`", column="noa_versions.tags"), None
+    except IntegrityError as exc:
+        return {}, exc.what
+
+
+def _size_bytes(manifest: str) -> int | None:
+    try:
+        return Manifest.from_json(manifest).size_bytes
+    except IntegrityError:  # what is wrong with it is said by whoever opens the version
+        return None

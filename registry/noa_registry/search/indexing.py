@@ -6,7 +6,6 @@ measured on it. Both can be made anew from the records at any time (`rebuild_ind
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -14,7 +13,9 @@ from typing import Any, cast
 from sqlalchemy import Connection, Row, delete, insert, select, tuple_
 
 from noa.digests import sha256_bytes
+from noa.errors import IntegrityError
 from noa_registry.evidence import METRICS, Evidence
+from noa_registry.json_columns import parse_table
 from noa_registry.tables import evidence, formats, version_labels, version_metrics, versions
 
 TAG_PREFIX = "tag."
@@ -113,7 +114,7 @@ def _index_row(connection: Connection, row: Row[Any, Any, Any, Any, Any, Any, An
         created_by=row.created_by,
         run_id=row.run_id,
         git_commit=row.git_commit,
-        tags=json.loads(row.tags),
+        tags=_readable(row.tags),
     )
     held = select(formats.c.format).where(formats.c.name == row.name, formats.c.number == row.number)
     found = [("format", str(entry.format)) for entry in connection.execute(held)]
@@ -125,10 +126,17 @@ def _index_row(connection: Connection, row: Row[Any, Any, Any, Any, Any, Any, An
         .order_by(e.id)
     )
     facts = [
-        Evidence(kind=METRICS, subject=entry.subject, digest=entry.digest, values=json.loads(entry.content))
+        Evidence(kind=METRICS, subject=entry.subject, digest=entry.digest, values=_readable(entry.content))
         for entry in connection.execute(measured)
     ]
     index_evidence(connection, row.name, row.number, facts)
+
+
+def _readable(text: str) -> dict[str, Any]:
+    try:
+        return parse_table(text, of="a version", column="of the index")
+    except IntegrityError:  # an upgrade goes on; whoever opens the version is told
+        return {}
 
 
 def _pages(connection: Connection) -> Iterator[Sequence[Row[Any, Any, Any, Any, Any, Any, Any, Any, Any]]]:

@@ -11,12 +11,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, FromClause, and_, or_, select
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, and_, or_, select
 
-from noa.errors import InvalidInputError
+from noa.errors import IntegrityError, InvalidInputError
 from noa_registry.database import Database, now, to_text
+from noa_registry.json_columns import parse_table
 from noa_registry.search.grammar import Query, parse_query
 from noa_registry.search.planning import plan
 from noa_registry.tables import aliases, formats, trash, version_metrics, versions
@@ -29,7 +30,10 @@ _Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchHit:
-    """A version that was found. `metrics` holds the newest values of the served format, or of any that was measured."""
+    """A version that was found. `metrics` holds the newest values of the served format, or of any that was measured.
+
+    `problem` says what of its row cannot be read, None where nothing is wrong with it.
+    """
 
     name: str
     number: int
@@ -43,6 +47,7 @@ class SearchHit:
     created_at: datetime
     created_by: str
     is_trashed: bool
+    problem: str | None = None
 
     @property
     def reference(self) -> str:
@@ -94,23 +99,33 @@ def _load_chunk(connection: Connection, keys: Sequence[_Key]) -> dict[_Key, Sear
         made[(row.name, row.number)].append(row.format)
     in_trash = {(row.name, row.number) for row in connection.execute(select(trash).where(_of(trash, keys)))}
     metrics = _load_metrics(connection, keys, made)
-    return {
-        (row.name, row.number): SearchHit(
+    hits: dict[_Key, SearchHit] = {}
+    for row in connection.execute(select(versions).where(_of(versions, keys))):
+        key = (row.name, row.number)
+        tags, problem = _tags_of(row)
+        hits[key] = SearchHit(
             name=row.name,
             number=row.number,
             digest=row.digest,
             native=row.native,
-            formats=tuple(sorted(made[(row.name, row.number)])),
-            aliases=tuple(sorted(held[(row.name, row.number)])),
-            tags=cast("dict[str, str]", json.loads(row.tags)),
-            metrics=metrics[(row.name, row.number)],
+            formats=tuple(sorted(made[key])),
+            aliases=tuple(sorted(held[key])),
+            tags=tags,
+            metrics=metrics[key],
             dataset_digest=row.dataset_digest,
             created_at=datetime.fromisoformat(row.created_at),
             created_by=row.created_by,
-            is_trashed=(row.name, row.number) in in_trash,
+            is_trashed=key in in_trash,
+            problem=problem,
         )
-        for row in connection.execute(select(versions).where(_of(versions, keys)))
-    }
+    return hits
+
+
+def _tags_of(row: Row[Any]) -> tuple[dict[str, str], str | None]:
+    try:
+        return parse_table(row.tags, of=f"`{row.name}/{row.number}`", column="noa_versions.tags"), None
+    except IntegrityError as exc:  # of one version: the others are found all the same
+        return {}, exc.what
 
 
 def _load_metrics(

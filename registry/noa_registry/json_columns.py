@@ -1,0 +1,34 @@
+"""JSON in columns: parsed where it is read, so that text which somebody spoilt is an error that names its place."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from noa.errors import IntegrityError
+
+
+def parse_table(text: str, *, of: str, column: str) -> dict[str, Any]:
+    """Return the table that a cell holds. `of` says whose it is, e.g. "`digits/3`"; `column` is `table.column`.
+
+    Raises:
+        IntegrityError: it holds no JSON, or something else.
+    """
+    try:
+        value: object = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise unreadable(of, column, received=str(exc)) from exc
+    if not isinstance(value, dict):
+        raise unreadable(of, column, received=str(text)[:80])
+    return cast("dict[str, Any]", value)
+
+
+def unreadable(of: str, column: str, *, received: str) -> IntegrityError:
+    """Return the error about a cell that cannot be read."""
+    table, _, name = column.partition(".")
+    return IntegrityError(
+        f"the record of {of} was changed: `{name}` of {table} cannot be read",
+        received=received,
+        remedy="It is refused wherever it would be used; restore a backup of the database",
+        file=table,
+    )
