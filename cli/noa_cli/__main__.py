@@ -23,9 +23,11 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     invocation = _invocation.begin()
     from noa_cli._app import build
-    from noa_cli._completion import mend_bash_words
+    from noa_cli._completion import mend_bash_words, print_completion
 
     try:
+        if print_completion(arguments):
+            return 0
         mend_bash_words(os.environ, invocation)
         result = build()(arguments, prog_name="noa", standalone_mode=True)
     except SystemExit as exc:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import typer
 
+from noa.errors import InvalidInputError
 from noa_cli._invocation import Invocation, current
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ Completer: TypeAlias = Callable[[typer.Context, str], list[str]]
 
 _NEWEST = 10  # versions offered of a model before its `/` is typed
 _SQLITE = "sqlite:///"
+_SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+_IN_USE = """
+SELECT name, number FROM noa_versions AS one
+WHERE NOT EXISTS (SELECT 1 FROM noa_trash WHERE noa_trash.name = one.name AND noa_trash.number = one.number)
+ORDER BY name, number DESC
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +64,41 @@ def mend_bash_words(environ: MutableMapping[str, str], invocation: Invocation) -
     environ["COMP_CWORD"] = str(len(mended) - 1)
 
 
-def _completer(find: Callable[[LoadedSettings, str], Iterable[str]]) -> Completer:
+def print_completion(arguments: Sequence[str]) -> bool:
+    """Print or install the completion of the shell that is named, as in `--show-completion fish`; tell whether one was.
+
+    Without a name, typer finds out in which shell it runs.
+    """
+    for flag in ("--show-completion", "--install-completion"):
+        head, _, shell = " ".join(arguments).replace(f"{flag}=", f"{flag} ").partition(f"{flag} ")
+        if head or not shell:
+            continue
+        if shell not in _SHELLS:
+            raise InvalidInputError(f"noa completes nothing in `{shell}`", expected=", ".join(_SHELLS), received=shell)
+        # typer gives these no public name with a shell that is chosen.
+        from typer._completion_classes import completion_init
+        from typer._completion_shared import get_completion_script, install
+
+        completion_init()
+        if flag == "--show-completion":
+            typer.echo(get_completion_script(prog_name="noa", complete_var="_NOA_COMPLETE", shell=shell))
+        else:
+            _, path = install(shell=shell, prog_name="noa", complete_var="_NOA_COMPLETE")
+            typer.echo(f"{shell} completion is in {path}; it works in the next shell")
+        return True
+    return False
+
+
+def _completer(
+    find: Callable[[LoadedSettings, str], Iterable[str]],
+    **others: Callable[[LoadedSettings, str], Iterable[str]],
+) -> Completer:
+    """Return what completes by `find`, in commands named in `others` by theirs."""
+
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         before = current().typed_before
         try:
-            offers = list(find(_load(ctx), before + incomplete))
+            offers = list(others.get(str(ctx.info_name), find)(_load(ctx), before + incomplete))
         except Exception:  # noqa: BLE001 - whatever is wrong here is told by the command itself, not by a key press
             return []
         return [offer.removeprefix(before) for offer in offers if offer.startswith(before)]
@@ -87,6 +124,22 @@ def _references(loaded: LoadedSettings, typed: str) -> Iterator[str]:
         yield from (f"{name}@{alias}" for alias in model.aliases)
         numbers = model.numbers if typed.startswith(f"{name}/") else model.numbers[:_NEWEST]
         yield from (f"{name}/{number}" for number in numbers)
+
+
+def _trashed(loaded: LoadedSettings, _typed: str) -> Iterator[str]:
+    """Give what can be restored."""
+    with _opened(loaded.settings) as connection:
+        rows = connection.execute("SELECT name, number FROM noa_trash WHERE state = 'trashed' ORDER BY name, number")
+        yield from [f"{name}/{number}" for name, number in rows]
+
+
+def _aliases(loaded: LoadedSettings, _typed: str) -> Iterable[str]:
+    known = [alias for model in _registered(loaded.settings).values() for alias in model.aliases]
+    return dict.fromkeys([*known, *(recipe.promote_to for recipe in loaded.settings.recipes.values()), "champion"])
+
+
+def _backends(_loaded: LoadedSettings, _typed: str) -> Iterable[str]:
+    return ("torch", "jax", "torch,jax")
 
 
 def _models(loaded: LoadedSettings, _typed: str) -> Iterable[str]:
@@ -119,24 +172,29 @@ def _setting_keys(loaded: LoadedSettings, _typed: str) -> Iterable[str]:
 
 def _registered(settings: Settings) -> Mapping[str, _Model]:
     """Return what is registered by name; nothing if the database is not a file of SQLite."""
-    url = settings.registry.database_url
-    if not url.startswith(_SQLITE):
+    if not settings.registry.database_url.startswith(_SQLITE):
         return {}
-    file = Path(url.removeprefix(_SQLITE)).expanduser().absolute()
-    # Even a read-only connection makes the files of the write-ahead log. Without them nobody writes now.
-    mode = "mode=ro" if Path(f"{file}-wal").exists() else "immutable=1"
     numbers: defaultdict[str, list[int]] = defaultdict(list)
     aliases: defaultdict[str, list[str]] = defaultdict(list)
-    with closing(sqlite3.connect(f"{file.as_uri()}?{mode}", uri=True)) as connection:
-        for name, number in connection.execute("SELECT name, number FROM noa_versions ORDER BY name, number DESC"):
+    with _opened(settings) as connection:
+        for name, number in connection.execute(_IN_USE):
             numbers[name].append(number)
         for name, alias in connection.execute("SELECT name, alias FROM noa_aliases ORDER BY name, alias"):
             aliases[name].append(alias)
     return {name: _Model(numbers=tuple(found), aliases=tuple(aliases[name])) for name, found in numbers.items()}
 
 
+def _opened(settings: Settings) -> closing[sqlite3.Connection]:
+    """Open the database for reading; an error if it is no file of SQLite."""
+    url = settings.registry.database_url
+    file = Path(url.removeprefix(_SQLITE)).expanduser().absolute()
+    # Even a read-only connection makes the files of the write-ahead log. Without them nobody writes now.
+    mode = "mode=ro" if Path(f"{file}-wal").exists() else "immutable=1"
+    return closing(sqlite3.connect(f"{file.as_uri()}?{mode}", uri=True))
+
+
 ARGUMENTS: Mapping[str, Completer] = {
-    "reference": _completer(_references),
+    "reference": _completer(_references, restore=_trashed),
     "other": _completer(_references),
     "name": _completer(_models),
     "what": _completer(_servable),
@@ -144,4 +202,9 @@ ARGUMENTS: Mapping[str, Completer] = {
     "key": _completer(_setting_keys),
     "section": _completer(_setting_keys),
 }
-OPTIONS: Mapping[str, Completer] = {"to": _completer(_formats), "format": _completer(_formats)}
+OPTIONS: Mapping[str, Completer] = {
+    "to": _completer(_formats),
+    "format": _completer(_formats),
+    "alias": _completer(_aliases),
+    "backend": _completer(_backends),
+}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from noa.formats import format_names
+from noa_cli.__main__ import run
 
 
 def press_tab(folder: Path, words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -50,6 +51,8 @@ REFERENCES = ["digits", "digits@champion", "digits/3", "digits/2", "digits/1"]
         ("noa config explain serv", None),
         ("noa models lis", ["list"]),
         ("noa init --name ", []),
+        ("noa train noisy --backend ", ["torch", "jax", "torch,jax"]),
+        ("noa models promote digits/1 --alias ", ["champion"]),
     ],
 )
 def test_each_parameter_is_completed_by_what_it_means(registered: Path, words: str, offers: list[str] | None) -> None:
@@ -139,3 +142,26 @@ def test_completion_loads_no_room_and_no_database_toolkit(registered: Path) -> N
     assert "noa_cli" in loaded
     rooms = {"noa_registry", "noa_conversion", "noa_training", "noa_serving", "noa_flows"}
     assert not loaded & (rooms | {"sqlalchemy", "numpy", "mlflow", "torch", "jax", "prefect", "bentoml", "onnx"})
+
+
+def test_what_is_in_the_trash_is_offered_for_restoring_alone(registered: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(registered, project)
+    assert run(["models", "delete", "digits/3", "--reason", "old", "--directory", str(project)]) == 0
+    offers = press_tab(project, "noa models promote digits/").stdout.split()
+    assert offers == ["digits/2", "digits/1"]
+    assert press_tab(project, "noa models restore ").stdout.split() == ["digits/3"]
+
+
+@pytest.mark.parametrize(
+    ("shell", "part"), [("fish", "complete --command noa"), ("zsh", "#compdef noa"), ("bash", "complete -o")]
+)
+def test_the_completion_of_a_shell_that_is_named_is_printed(
+    shell: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--show-completion", shell]) == 0
+    assert part in capsys.readouterr().out
+    assert run([f"--show-completion={shell}"]) == 0
+    assert part in capsys.readouterr().out
+    assert run(["--show-completion", "tcsh"]) == 1
+    assert "bash, zsh, fish" in capsys.readouterr().err
