@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,3 +139,19 @@ def test_reproducing_what_was_not_trained_here_says_what_is_missing(
 ) -> None:
     assert run(["models", "reproduce", "digits/1", "--directory", str(registered)]) == 1
     assert "too little is recorded about how `digits/1` was trained" in capsys.readouterr().err
+
+
+def test_the_programs_on_a_card_run_as_they_are_printed(registered: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "card", "digits@champion", "--directory", str(registered)]) == 0
+    programs = re.findall(r"```python\n(.*?)```", capsys.readouterr().out, re.DOTALL)
+    assert ["mlflow" in program for program in programs] == [False, True]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    for program in programs:
+        subprocess.run(
+            [sys.executable, "-c", program + "assert outputs\n"],
+            cwd=registered,
+            env=environment,
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )

@@ -156,13 +156,15 @@ def _usage(version: ModelVersion) -> list[Block]:
     python = (
         "from pathlib import Path\n\nimport numpy as np\nfrom noa.settings import load_settings\n"
         "from noa_registry import Registry\n\n"
-        "with Registry.open(load_settings(Path('.')).settings) as registry:\n"
+        'with Registry.open(load_settings(Path(".")).settings) as registry:\n'
         f"    model = registry.load({json.dumps(reference)})\n"
         f"outputs = model.run({{{arguments}}})\n"
     )
     given = _zeros(inputs[0].dtype, inputs[0].shape) if len(inputs) == 1 else f"{{{arguments}}}"
     mlflow = (
-        f"import mlflow\nimport numpy as np\n\nmodel = mlflow.pyfunc.load_model({json.dumps('models:/' + reference)})\n"
+        "from pathlib import Path\n\nimport mlflow\nimport numpy as np\nfrom noa.settings import load_settings\n\n"
+        'mlflow.set_tracking_uri(load_settings(Path(".")).settings.registry.database_url)\n'
+        f"model = mlflow.pyfunc.load_model({json.dumps('models:/' + reference)})\n"
         f"outputs = model.predict({given})\n"
     )
     served = shlex.quote(f"{version.name}@{version.aliases[0]}" if version.aliases else reference)
@@ -172,7 +174,7 @@ def _usage(version: ModelVersion) -> list[Block]:
     )
     return [
         Code("python", python),
-        Text("With stock MLflow, which needs nothing of noa if the format onnx is there:"),
+        Text("With stock MLflow, which needs noa only to look up the registry's address if the format onnx is there:"),
         Code("python", mlflow),
         Text("Over HTTP (also as the Open Inference Protocol, under /v2):"),
         Code("bash", http),
