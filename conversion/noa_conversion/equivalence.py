@@ -222,7 +222,7 @@ def _same_kind(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _argmax_agreement(left: np.ndarray, right: np.ndarray) -> float | None:
-    if left.shape[0] == 0 or left.shape[1] == 0:
+    if left.shape[0] == 0 or left.shape[1] < 2:  # with one column everything agrees, which proves nothing
         return None
     return float(np.mean(left.argmax(axis=1) == right.argmax(axis=1)))
 

@@ -158,6 +158,11 @@ def test_argmax_agreement_is_reported_for_scores() -> None:
     assert _compare(native, other).worst_sample == 3
 
 
+def test_one_column_proves_no_agreement_of_classes() -> None:
+    native, other = np.array([[1.0], [2.0]], np.float32), np.array([[9.0], [-9.0]], np.float32)
+    assert _compare(native, other).argmax_agreement is None
+
+
 @pytest.mark.parametrize(
     "other", [np.zeros((2, 3), np.float64), np.zeros((2, 4), np.float32), np.zeros((3,), np.float32)]
 )
