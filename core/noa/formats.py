@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
 
-from noa.errors import NotFoundError
+from noa.errors import InvalidInputError, NotFoundError, SignatureError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from noa.signatures import Signature
 
 ENTRY_POINT_GROUP = "noa.formats"
+KEPT_FORMATS: Final = frozenset({"pickle", "safetensors"})
+"""Formats that are kept as they came and never loaded: what they hold is no program that noa runs."""
+MADE_FROM: Final[Mapping[str, frozenset[str]]] = {"onnx": frozenset({"torch", "jax"})}
+"""From which native formats `noa convert` makes a format. The conversion room has the converters; a test compares."""
 
 
 @runtime_checkable
@@ -52,6 +56,67 @@ class FormatAdapter(Protocol):
             DependencyMissingError: the framework is not installed.
         """
         ...
+
+
+class CheckedRunnable:
+    """A loaded model that checks its inputs: what people call by hand. Serving checks once, at its own edge."""
+
+    def __init__(self, runnable: Runnable) -> None:
+        self._runnable = runnable
+
+    @property
+    def signature(self) -> Signature:
+        """What the model takes and gives."""
+        return self._runnable.signature
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute all outputs by name.
+
+        Raises:
+            SignatureError: an input is missing, unknown, no array, or has another dtype, rank or size;
+                `facts["field"]` names it.
+        """
+        for spec in self.signature.inputs:
+            array = inputs.get(spec.name)
+            if array is not None and not (hasattr(array, "dtype") and hasattr(array, "shape")):
+                raise SignatureError(
+                    f"input `{spec.name}` is no array",
+                    expected=spec.describe(),
+                    received=type(array).__name__,
+                    remedy=f"Give an array: numpy.asarray(values, dtype={spec.dtype!r})",
+                    field=spec.name,
+                )
+        self.signature.validate(inputs)
+        return self._runnable.run(inputs)
+
+
+def remedy_without(name: str, *, native: str, reference: str) -> str:
+    """Return what helps where a version lacks a format: the command that makes it, if there can be one."""
+    if native in MADE_FROM.get(name, frozenset()):
+        return f"Make it with: noa convert {reference} --to {name}"
+    if native in KEPT_FORMATS:
+        return _export_again(reference)
+    return f"No converter makes `{name}` from `{native}`; choose a format that it has"
+
+
+def refuse_kept(name: str, *, reference: str) -> None:
+    """Raise if a format is one that noa keeps and never loads.
+
+    Raises:
+        InvalidInputError: it is.
+    """
+    if name in KEPT_FORMATS:
+        raise InvalidInputError(
+            f"the format `{name}` of `{reference}` is kept, never loaded: it holds no program that noa runs",
+            expected=", ".join(f"`{each}`" for each in format_names() if each not in KEPT_FORMATS),
+            received=f"`{name}`",
+            remedy=_export_again(reference),
+        )
+
+
+def _export_again(reference: str) -> str:
+    model = reference.partition("/")[0]
+    return f"Export the model as ONNX where it is from, and import that: noa models import model.onnx --name {model}"
 
 
 def format_names() -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from noa.digests import FileProblem
 from noa.errors import IntegrityError, InvalidInputError, NotFoundError
-from noa.formats import Runnable, find_adapter
+from noa.formats import CheckedRunnable, Runnable, find_adapter
 from noa.references import ModelReference, check_name, parse_reference
 from noa_registry.approvals.desk import ApprovalDesk
 from noa_registry.archives import Archives
@@ -340,14 +340,16 @@ class Registry:
     ) -> Runnable:
         """Verify and load a version; `format` defaults to `onnx` if there is one, else to the native format.
 
+        What it returns checks its inputs against the signature, and raises `SignatureError` for what does not fit.
+
         Raises:
             NotFoundError: no such version or format.
             IntegrityError: a file is not what was sealed.
             DependencyMissingError: the format's framework is not installed.
         """
         version = self.resolve(reference)
-        chosen = format or version.default_format
-        return find_adapter(chosen).load(self.open_format(version, chosen), threads=threads)
+        chosen = version.sealed(format or version.default_format).name
+        return CheckedRunnable(find_adapter(chosen).load(self.open_format(version, chosen), threads=threads))
 
     def input_example(self, version: ModelVersion) -> dict[str, np.ndarray]:
         """Return the real inputs that were sealed with a version, by name."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from noa.digests import Manifest
 from noa.errors import NotFoundError
+from noa.formats import remedy_without
 from noa.signatures import Signature
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class ModelVersion:
                 f"`{self.reference}` has no format `{format}`",
                 expected=", ".join(f"`{name}`" for name in self.formats),
                 received=f"`{format}`",
-                remedy=f"Make it with: noa convert {self.reference} --to {format}",
+                remedy=remedy_without(format, native=self.native, reference=self.reference),
             )
         return self.formats[format]
 

@@ -23,6 +23,7 @@ import psutil
 
 from noa.atomic_write import translate_disk_errors
 from noa.errors import ConflictError, NotFoundError, ServiceError, SettingsError
+from noa.formats import refuse_kept, remedy_without
 from noa.settings import EndpointSettings, Settings
 from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, new_request, serving_settings
 from noa_serving.client import Client
@@ -224,6 +225,7 @@ def check_endpoints(settings: Settings, endpoints: Mapping[str, EndpointSettings
 
     Raises:
         NotFoundError: it does not; the message says what there is.
+        InvalidInputError: the format is one that noa never loads.
         IntegrityError: a file was changed; names it.
     """
     from noa_registry import Registry
@@ -236,8 +238,9 @@ def check_endpoints(settings: Settings, endpoints: Mapping[str, EndpointSettings
                     f"endpoint `{name}` asks for the format `{endpoint.format}`, which `{version.reference}` lacks",
                     expected=", ".join(f"`{one}`" for one in sorted(version.formats)),
                     received=f"`{endpoint.format}`",
-                    remedy=f"Convert it with `noa convert {version.reference}`, or choose another format",
+                    remedy=remedy_without(endpoint.format, native=version.native, reference=version.reference),
                 )
+            refuse_kept(endpoint.format, reference=version.reference)
             registry.open_format(version, endpoint.format)
 
 

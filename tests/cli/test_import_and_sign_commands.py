@@ -170,3 +170,23 @@ def test_a_changed_version_is_not_signed(project: Path, graph: Path, capsys: pyt
 
     assert code == 1
     assert "formats/onnx/signature.json" in err
+
+
+def test_a_version_that_is_kept_and_never_loaded_says_so_everywhere(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.pkl"
+    path.write_bytes(pickle.dumps({"a": 1}))
+    as_json(capsys, "models", "import", str(path), "--name", "old", "--allow-pickle", "old")
+    (project / "in.json").write_text("[[1]]")
+    told = "the format `pickle` of `old/1` is kept, never loaded"
+    for command in (
+        ("predict", "old/1", "-i", "in.json"),
+        ("predict", "old/1", "-i", "in.json", "--format", "onnx"),
+        ("serve", "old/1"),
+    ):
+        code, _, err = call(capsys, *command)
+        assert code == 1
+        assert told in err or "has no format `onnx`" in err or "asks for the format `onnx`" in err
+        assert "noa models import model.onnx --name old" in err
+        assert "noa convert" not in err

@@ -149,3 +149,12 @@ def test_what_others_wrote_cannot_steer_the_terminal(project: Path, capfd: Captu
     assert as_json(capfd, "models", "history", "digits")[0]["reason"] == steering
     told = noa(capfd, "models", "show", "x\x1b[2J", code=1)
     assert "\x1b" not in told
+
+
+def test_a_public_key_is_no_key_to_approve_with(project: Path, capfd: Capture) -> None:
+    pair = as_json(capfd, "keys", "new", "ada", "--folder", "keys")
+    with (project / "noa.toml").open("a") as file:
+        file.write(f'[registry.principals]\nada = "{pair["public"]}"\n')
+    told = noa(capfd, "models", "approve", "digits/3", "--reason", "r", "--key", pair["public_file"], code=1)
+    assert "this is a public key" in told
+    assert f"--key {pair['private_file']}" in told

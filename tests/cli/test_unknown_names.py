@@ -51,7 +51,16 @@ def test_commands_about_a_whole_model_do_too(command: str, capfd: pytest.Capture
 
 def test_a_format_that_is_missing_keeps_its_own_remedy(capfd: pytest.CaptureFixture[str]) -> None:
     remedy = remedy_of(capfd, "predict", "digits/1", "--input", "in.json", "--format", "jax")
-    assert remedy == "Make it with: noa convert digits/1 --to jax"
+    assert remedy == "No converter makes `jax` from `torch`; choose a format that it has"
+
+
+def test_a_version_that_is_missing_is_told_with_a_command_that_lists_those_there_are(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    remedy = remedy_of(capfd, "models", "show", "digits/9")
+    assert remedy == "List them with: noa models list digits"
+    assert run(remedy.removeprefix("List them with: noa ").split()) == 0
+    assert "digits/3" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

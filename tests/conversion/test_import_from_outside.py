@@ -20,9 +20,11 @@ from safetensors.numpy import save_file
 
 from noa.digests import digest_json, sha256_file
 from noa.errors import ConversionError, DependencyMissingError, IntegrityError, InvalidInputError, SignatureError
+from noa.formats import MADE_FROM
 from noa.settings import RegistrySettings, SigningSettings
 from noa.signatures import Signature, TensorSpec
 from noa_conversion import read_arrays
+from noa_conversion.converters import CONVERTERS
 from noa_conversion.imports import ImportResult, child, import_model, plan_import
 from noa_conversion.imports.child import ChildLimits
 from noa_conversion.imports.examples import make_example
@@ -540,3 +542,29 @@ def test_a_key_that_cannot_sign_is_found_before_an_import_begins(
     with Registry.open(settings) as registry, pytest.raises(InvalidInputError, match=r"missing\.pem"):
         import_model(registry, tmp_path / "m.onnx", name="m", actor="ada", tell=told.append)
     assert told == []
+
+
+def test_a_loaded_version_says_which_input_does_not_fit(registry: Registry, graph: Path) -> None:
+    take(registry, graph)
+    model = registry.load("outside/1")
+    for inputs, field, expected, received in (
+        ({"x": INPUT.astype(np.float64)}, "x", "float32", "float64"),
+        ({"x": INPUT[0]}, "x", "(batch, 4)", "(4,)"),
+        ({"x": INPUT.tolist()}, "x", "float32(batch, 4)", "list"),
+        ({"y": INPUT}, "y", "`x`", "`y`"),
+        ({}, "x", "float32(batch, 4)", "nothing"),
+    ):
+        with pytest.raises(SignatureError) as caught:
+            model.run(inputs)  # pyright: ignore[reportArgumentType]  # what a beginner gives
+        assert (caught.value.facts["field"], caught.value.expected, caught.value.received) == (
+            field,
+            expected,
+            received,
+        )
+
+
+def test_what_the_core_says_about_converters_is_what_there_is() -> None:
+    made = {(c.source.removeprefix("live:"), c.target) for c in CONVERTERS.values()}
+    assert {(source, target) for target, sources in MADE_FROM.items() for source in sources} == {
+        (source, target) for source, target in made if source != target
+    }

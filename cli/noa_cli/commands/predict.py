@@ -60,14 +60,15 @@ def predict(
 
 
 def _compute(what: str, source: str, format: str | None) -> dict[str, object]:
-    from noa.formats import find_adapter
+    from noa.formats import find_adapter, refuse_kept
     from noa_cli._registry import open_registry
 
     with open_registry(about=[what]) as registry:
         version = registry.resolve(what)
+        chosen = version.sealed(format or version.default_format).name
+        refuse_kept(chosen, reference=version.reference)
         inputs = read_inputs(source, version.signature.inputs)
         version.signature.validate(inputs)
-        chosen = format or version.default_format
         runnable = find_adapter(chosen).load(registry.open_format(version, chosen))
     outputs = runnable.run(inputs)
     return {

@@ -84,6 +84,15 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
             where=str(path),
             remedy="Make one with: noa keys new NAME",
         ) from exc
+    if b"PRIVATE KEY-----" not in data and b"PUBLIC KEY-----" in data:
+        private = path.with_suffix(".key")
+        raise InvalidInputError(
+            "this is a public key, and only a private one can sign",
+            where=str(path),
+            expected="an Ed25519 private key, as `noa keys new` makes beside the public one",
+            received=path.name,
+            remedy=f"Give the private one: --key {private}" if private.is_file() else "Give the private one",
+        )
     if mode & 0o077:
         raise InvalidInputError(
             "other users may read this private key",
