@@ -2,7 +2,7 @@
 
     python -m benchmarks.conformance                            # all 2,024 cases, both targets (some minutes)
     python -m benchmarks.conformance --case test_abs            # one case in this process, with the full traceback
-    python -m benchmarks.conformance --op Conv --failures       # all cases that contain an operator, reasons of failures
+    python -m benchmarks.conformance --op Conv --failures       # all cases with this operator, reasons of failures
     python -m benchmarks.conformance --only 'test_(re)?size' --target torch --failures
     python -m benchmarks.conformance --record                   # write what was measured to expected.csv
     python -m benchmarks.conformance --write-docs               # write docs/onnx-support.md from expected.csv

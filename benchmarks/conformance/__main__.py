@@ -31,7 +31,9 @@ def main() -> int:
     parser.add_argument("--memory-mib", type=int, default=Limits().memory_bytes >> 20, help="memory of one process")
     parser.add_argument("--failures", action="store_true", help="print the reason of each case that did not pass")
     parser.add_argument("--record", action="store_true", help=f"keep the verdicts in {EXPECTED.name}")
-    parser.add_argument("--write-docs", action="store_true", help="write the support page from the record; runs nothing")
+    parser.add_argument(
+        "--write-docs", action="store_true", help="write the support page from the record; runs nothing"
+    )
     arguments = parser.parse_args()
     if arguments.write_docs:
         from benchmarks.conformance.support_page import write_page

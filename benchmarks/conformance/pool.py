@@ -6,17 +6,17 @@ here, or crashed by native code) is replaced; its case is an `error`.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 
@@ -24,6 +24,9 @@ from benchmarks.conformance.cases import load_suite
 from benchmarks.conformance.verdicts import Target, Verdict, judge
 
 _CASES_PER_PROCESS = 250  # what frameworks cache per compiled function adds up
+_HARD_FACTOR = 4  # the process's own bound on memory, against what a look ten times a second would miss
+
+Judge: TypeAlias = Callable[[str, Target], Verdict]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,40 +54,46 @@ class _Worker:
         self.watched = psutil.Process(self.process.pid)
 
 
-def run_all(names: Sequence[str], target: Target, *, jobs: int, limits: Limits | None = None) -> Iterator[Verdict]:
+def judge_by_name(name: str, target: Target) -> Verdict:
+    """Judge a case of the suite."""
+    return judge(load_suite().read(name), target)
+
+
+def run_all(
+    names: Sequence[str], target: Target, *, jobs: int, limits: Limits | None = None, judge_case: Judge = judge_by_name
+) -> Iterator[Verdict]:
     """Yield the verdict of each case as it comes, in any order."""
     loaded = {"torch", "jax"} & set(sys.modules)
-    if loaded:
+    if loaded and judge_case is judge_by_name:
         raise RuntimeError(f"{', '.join(loaded)} must not be imported in the process that forks")
-    limits = limits or Limits()
+    start = functools.partial(_start, target, limits or Limits(), judge_case)
     waiting = list(reversed(names))
-    workers = [_start(target) for _ in range(min(jobs, len(names)))]
+    workers = [start() for _ in range(min(jobs, len(names)))]
     try:
         for worker in workers:
             _give(worker, waiting)
         while any(worker.case is not None for worker in workers):
-            busy = {worker.connection: at for at, worker in enumerate(workers) if worker.case is not None}
-            for connection in wait(list(busy), timeout=0.1):
-                at = busy[connection]  # type: ignore[index]
-                yield _take(workers[at], target)
-                if not workers[at].process.is_alive() or workers[at].done >= _CASES_PER_PROCESS:
-                    workers[at] = _replace(workers[at], target)
-                _give(workers[at], waiting)
+            wait([worker.connection for worker in workers if worker.case is not None], timeout=0.1)
             for at, worker in enumerate(workers):
-                problem = _overrun(worker, limits)
-                if problem is not None and worker.case is not None:
-                    yield Verdict(case=worker.case, target=target, category="error", reason=problem)
-                    workers[at] = _replace(worker, target)
-                    _give(workers[at], waiting)
+                if worker.case is None:
+                    continue
+                verdict, is_alive = _look_at(worker, target, limits or Limits())
+                if verdict is None:
+                    continue
+                yield verdict
+                if not is_alive or worker.done >= _CASES_PER_PROCESS:
+                    _stop(worker)
+                    workers[at] = start()
+                _give(workers[at], waiting)
     finally:
         for worker in workers:
             _stop(worker)
 
 
-def _start(target: Target) -> _Worker:
+def _start(target: Target, limits: Limits, judge_case: Judge) -> _Worker:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, target), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, target, limits, judge_case), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process=process, connection=ours)
@@ -98,14 +107,19 @@ def _give(worker: _Worker, waiting: list[str]) -> None:
         worker.connection.send(worker.case)
 
 
-def _take(worker: _Worker, target: Target) -> Verdict:
+def _look_at(worker: _Worker, target: Target, limits: Limits) -> tuple[Verdict | None, bool]:
+    """Return the verdict of the case that a process is at, if there is one by now, and whether the process lives on."""
     assert worker.case is not None
-    worker.done += 1
-    try:
-        return worker.connection.recv()
-    except (EOFError, ConnectionResetError):
-        worker.process.join(10)
-        return Verdict(case=worker.case, target=target, category="error", reason=_ending(worker.process.exitcode))
+    failed = functools.partial(Verdict, case=worker.case, target=target, category="error")
+    if worker.connection.poll():
+        worker.done += 1
+        try:
+            return worker.connection.recv(), True
+        except (EOFError, ConnectionResetError):
+            worker.process.join(10)
+            return failed(reason=_ending(worker.process.exitcode)), False
+    problem = _overrun(worker, limits)
+    return (None, True) if problem is None else (failed(reason=problem), False)
 
 
 def _ending(code: int | None) -> str:
@@ -135,33 +149,27 @@ def _cpu_seconds(worker: _Worker) -> float:
     return times.user + times.system
 
 
-def _replace(worker: _Worker, target: Target) -> _Worker:
-    _stop(worker)
-    return _start(target)
-
-
 def _stop(worker: _Worker) -> None:
     worker.process.kill()
     worker.process.join()
     worker.connection.close()
 
 
-def _serve(connection: Connection, target: Target) -> None:
+def _serve(connection: Connection, target: Target, limits: Limits, judge_case: Judge) -> None:
     """Answer names of cases with verdicts until the other side is gone. Runs in a process of its own."""
     os.environ |= {
         "OMP_NUM_THREADS": "1",
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     }
-    hard = 4 * Limits.memory_bytes  # type: ignore[operator]
-    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # what a look ten times a second would miss
-    silence = os.open(Path(os.devnull), os.O_WRONLY)
+    bound = _HARD_FACTOR * limits.memory_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
+    silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    suite = load_suite()
     while True:
         try:
             name = connection.recv()
         except EOFError:
             os._exit(0)
-        connection.send(judge(suite.read(name), target))
+        connection.send(judge_case(name, target))

@@ -73,7 +73,9 @@ def show_changes(recorded: Expected, verdicts: Sequence[Verdict]) -> list[Verdic
             better += 1
         else:
             worse.append(verdict)
-            print(f"worse: {verdict.target} {verdict.case} was {before.category}, is {verdict.category}: {verdict.reason}")
+            print(
+                f"worse: {verdict.target} {verdict.case} was {before.category}, is {verdict.category}: {verdict.reason}"
+            )
     known = sum(verdict.target in recorded.get(verdict.case, {}) for verdict in verdicts)
     print(f"conformance: against the record of {known} of them: {len(worse)} worse, {better} better")
     return worse

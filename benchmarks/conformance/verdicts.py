@@ -78,6 +78,7 @@ def run_case(case: Case, target: Target) -> str | None:
 def _inputs_of(model: bytes) -> tuple[list[str], set[str]]:
     """The names of the inputs in order, and those among them that decide shapes: by the same rule for both targets."""
     from noa_conversion.onnx_graph.demand import demanded_inputs
+
     from noa_conversion.onnx_graph.reading import read_model
 
     graph = read_model(model).graph
