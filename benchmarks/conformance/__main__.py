@@ -1,4 +1,4 @@
-"""`python -m benchmarks.conformance`: the backend test suite of `onnx` through our importers. See the package for examples."""
+"""`python -m benchmarks.conformance`: the backend test suite of `onnx` through our importers. Examples: the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are the outputs of a case what the suite says? The suite's own rule: same shape, same type, equal within rtol and atol."""
+"""Are the outputs of a case what the suite says? Its own rule: same shape, same type, equal within rtol and atol."""
 
 from __future__ import annotations
 

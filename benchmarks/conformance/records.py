@@ -1,8 +1,8 @@
 """What was measured, and what was measured before: CSV and JSON files.
 
 `expected.csv` is the record that is committed: per case and target the category, and the reason where it is a refusal.
-`peers.csv` holds the same cases through other importers and runtimes, measured elsewhere (their own `unsupported` is our
-`refused`, `harness` means that their runner could not express the case).
+`peers.csv` holds the same cases through other importers and runtimes, measured elsewhere: `unsupported` there is our
+`refused`, `harness` (their runner could not express the case) our `error`.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def judge(case: Case, target: Target) -> Verdict:
 
 
 def run_case(case: Case, target: Target) -> str | None:
-    """Return how the outputs differ from the suite's, or None where they are equal; whatever is raised comes through."""
+    """Return how the outputs differ from the suite's, or None where they are equal; what is raised comes through."""
     runner = cast(Runner, importlib.import_module(f"benchmarks.conformance.{target}_runner"))
     names, demanded = _inputs_of(case.model)
     for inputs, expected in case.data:
