@@ -127,7 +127,8 @@ class _Walk:
         elif not all(isinstance(value, np.ndarray) for value in inputs):
             return None
         try:
-            results = integers.evaluate(op.node, inputs, limit=MAX_KNOWN_ELEMENTS)
+            at_least = getattr(self.target, "at_least", None)
+            results = integers.evaluate(op.node, inputs, limit=MAX_KNOWN_ELEMENTS, at_least=at_least)
         except (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError, MemoryError) as exc:
             op.refuse(f"it cannot be computed: {_first_line(exc)}")
         return results

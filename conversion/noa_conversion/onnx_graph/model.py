@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 Array: TypeAlias = np.ndarray
-Attribute: TypeAlias = "int | float | str | list[int] | list[float] | list[str] | Array | OnnxGraph | list[OnnxGraph] | OnnxValue"
+Attribute: TypeAlias = (
+    "int | float | str | list[int] | list[float] | list[str] | Array | OnnxGraph | list[OnnxGraph] | OnnxValue"
+)
 """What `Op.attribute` can return; `OnnxValue` is a type written as an attribute, as `Optional` has it."""
 ValueKind: TypeAlias = Literal["tensor", "sequence", "optional", "map", "unknown"]
-
-_NO_ARRAYS: Mapping[str, Array] = MappingProxyType({})
-_NO_ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +49,7 @@ class OnnxNode:
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Attribute] = field(default=_NO_ATTRIBUTES)
+    attributes: Mapping[str, Attribute] = field(default_factory=dict[str, "Attribute"])
 
     def subgraphs(self) -> Iterator[OnnxGraph]:
         """Yield the graphs among the attributes."""
@@ -74,7 +72,7 @@ class OnnxGraph:
     inputs: tuple[OnnxValue, ...]
     outputs: tuple[OnnxValue, ...]
     nodes: tuple[OnnxNode, ...]
-    initialisers: Mapping[str, Array] = field(default=_NO_ARRAYS)
+    initialisers: Mapping[str, Array] = field(default_factory=dict[str, Array])
     values: Mapping[str, OnnxValue] = field(default_factory=dict[str, OnnxValue])
 
     def walk(self) -> Iterator[OnnxGraph]:
