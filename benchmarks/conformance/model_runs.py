@@ -1,0 +1,146 @@
+"""One real ONNX file through one importer, compared with onnxruntime: the child process of `real_models`.
+
+Reads a request (path, feeds, target, mode) from standard input as JSON and prints what it found as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from noa.errors import ConversionError
+
+RELATIVE, OF_LARGEST = 1e-3, 1e-4
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(double)": np.float64,
+}
+
+Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    with contextlib.redirect_stdout(sys.stderr):  # frameworks print; our answer is the only line
+        try:
+            found = measure(request)
+        except ConversionError as error:
+            found = {"category": "refused", "reason": str(error)}
+        except Exception as error:  # noqa: BLE001  # whatever is raised is the answer
+            found = {"category": "error", "reason": f"{type(error).__name__}: {error}"[:2000]}
+    print(json.dumps(found))
+
+
+def measure(request: Mapping[str, Any]) -> dict[str, Any]:
+    path = Path(request["path"])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds = [make_inputs(session, feed, request["highest"], seed) for seed, feed in enumerate(request["feeds"])]
+    wanted = [session.run(None, feed) for feed in feeds]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    run = {"torch": import_for_torch, "jax": import_for_jax}[request["target"]](
+        path, session, compiled=request["mode"] == "compiled"
+    )
+    found: dict[str, Any] = {"category": "pass", "reason": "", "import_s": time.perf_counter() - started, "error": 0.0}
+    found["nodes"] = count_nodes(path)
+    for at, (feed, expected) in enumerate(zip(feeds, wanted, strict=True)):
+        started = time.perf_counter()
+        given = run(list(feed.values()))
+        if at == 0:
+            found["first_run_s"] = time.perf_counter() - started
+        for output, wish, gift in zip(session.get_outputs(), expected, given, strict=True):
+            problem, error = compare(wish, gift)
+            found["error"] = max(found["error"], error)
+            if problem is not None:
+                return {**found, "category": "wrong", "reason": f"output `{output.name}` of feed {at}: {problem}"}
+    found["memory_mib"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return found
+
+
+def count_nodes(path: Path) -> int:
+    from noa_conversion.onnx_graph.reading import read_model
+
+    return sum(len(graph.nodes) for graph in read_model(path).graph.walk())
+
+
+def make_inputs(session: Any, feed: Mapping[str, Any], highest: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
+    """Fill the shapes: floats as images and audio have them, -1 to 1; the first token of a mask is never masked."""
+    random = np.random.default_rng(seed)
+    arrays: dict[str, np.ndarray] = {}
+    for spec in session.get_inputs():
+        wanted, dtype = feed.get(spec.name, spec.shape), _TYPES[spec.type]
+        if not isinstance(wanted, (list, tuple)):
+            arrays[spec.name] = np.asarray(wanted, dtype)
+        elif np.issubdtype(dtype, np.integer):
+            arrays[spec.name] = random.integers(0, highest[spec.name], wanted).astype(dtype)
+            if highest[spec.name] == 2:
+                arrays[spec.name][:, 0] = 1
+        else:
+            arrays[spec.name] = random.uniform(-1, 1, wanted).astype(dtype)
+    return arrays
+
+
+def import_for_torch(path: Path, session: Any, *, compiled: bool) -> Run:
+    import torch
+
+    from noa_conversion import import_onnx_to_torch
+
+    torch.set_num_threads(1)
+    module = import_onnx_to_torch(path).module
+    if compiled:
+        module = torch.compile(module)
+
+    def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        with torch.no_grad():
+            outputs = module(*(torch.from_numpy(array.copy()) for array in inputs))
+        return [output.numpy() for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
+
+    return run
+
+
+def import_for_jax(path: Path, session: Any, *, compiled: bool) -> Run:
+    import jax
+
+    from noa_conversion import import_onnx_to_jax
+
+    imported = import_onnx_to_jax(path)
+    apply = jax.jit(imported.apply) if compiled else imported.apply
+
+    def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        outputs = apply(imported.params, *inputs)
+        return [np.asarray(output) for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
+
+    return run
+
+
+def compare(wanted: np.ndarray, given: np.ndarray) -> tuple[str | None, float]:
+    """Return how two outputs differ, if they do, and the largest error in shares of the largest element."""
+    if wanted.shape != given.shape:
+        return f"shape {given.shape}, expected {wanted.shape}", np.inf
+    if wanted.dtype.kind != given.dtype.kind:
+        return f"dtype {given.dtype}, expected {wanted.dtype}", np.inf
+    if not wanted.size:
+        return None, 0.0
+    largest = max(float(np.abs(wanted).max()), 1e-6)
+    difference = np.abs(wanted.astype(np.float64) - given.astype(np.float64))
+    allowed = RELATIVE * np.abs(wanted) + OF_LARGEST * largest
+    error = float(difference.max()) / largest
+    wrong = int((~(difference <= allowed)).sum())
+    if wrong:
+        return f"{wrong} of {wanted.size} elements differ, by up to {error:.2g} of the largest", error
+    return None, error
+
+
+if __name__ == "__main__":
+    main()
