@@ -1,0 +1,125 @@
+"""Free axes of a file's inputs as symbolic sizes of fake tensors, and back to names."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from noa.errors import ConversionError
+from noa_conversion.importers.torch.dtypes import tagged, torch_dtype_of
+from noa_conversion.onnx_graph.model import OnnxValue
+
+_HINTS = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeInputs:
+    """The stand-ins of a graph's inputs, and the names of their symbols."""
+
+    mode: FakeTensorMode
+    tensors: tuple[torch.Tensor, ...]
+    axes: Mapping[str, str]
+    """Names of free axes by symbol."""
+    values: tuple[OnnxValue, ...]
+    """The inputs with a size or a name for each axis."""
+
+    def name_of(self, size: int | torch.SymInt) -> int | str:
+        """Return a plain size, the name of a free axis, or what is computed from such names as text."""
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr
+        if expression.is_number:
+            return int(expression)
+        text = str(expression)
+        for symbol, name in sorted(self.axes.items(), key=lambda pair: -len(pair[0])):
+            text = text.replace(symbol, name)
+        return text
+
+    def fixed_axes(self) -> dict[str, str]:
+        """Return free axes that the graph turned out to fix, with what they must be."""
+        env = self.mode.shape_env
+        assert env is not None
+        return {
+            name: str(expression)
+            for symbol, expression in env.replacements.items()
+            if (name := self.axes.get(str(symbol))) is not None
+        }
+
+
+def make_inputs(values: Sequence[OnnxValue], sizes: Mapping[str, int], *, dynamic: bool) -> FakeInputs:
+    """Make stand-ins for a graph's inputs. Without `dynamic` a free axis has the size 1 unless `sizes` says another.
+
+    Raises:
+        ConversionError: an input is no tensor, or nothing is said of its rank or type.
+    """
+    env = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+    mode = FakeTensorMode(shape_env=env)
+    hints: dict[str, int] = {}
+    named = tuple(_with_names(value, sizes, dynamic=dynamic) for value in values)
+    tensors: list[torch.Tensor] = []
+    axes: dict[str, str] = {}
+    for value in named:
+        assert value.shape is not None and value.dtype is not None
+        shape = [size if isinstance(size, int) else hints.setdefault(str(size), _hint(hints, named)) for size in value.shape]
+        kinds = [DimDynamic.STATIC if isinstance(size, int) else DimDynamic.DUCK for size in value.shape]
+        tensor = _fake(mode, value, shape, kinds)
+        tensors.append(tagged(tensor, value.dtype))
+        for size, own in zip(value.shape, tensor.shape, strict=True):
+            if isinstance(size, str) and isinstance(own, torch.SymInt):
+                axes[str(own.node.expr)] = size
+    return FakeInputs(mode=mode, tensors=tuple(tensors), axes=axes, values=named)
+
+
+def _fake(mode: FakeTensorMode, value: OnnxValue, shape: list[int], kinds: list[DimDynamic]) -> torch.Tensor:
+    assert value.dtype is not None
+    with _outside(mode):
+        real = torch.empty(shape, dtype=torch_dtype_of(value.dtype))
+    context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
+    return mode.from_tensor(real, source=ConstantSource(f"input_{value.name}"), symbolic_context=context)
+
+
+@contextlib.contextmanager
+def _outside(mode: FakeTensorMode) -> Iterator[None]:
+    del mode
+    yield
+
+
+def _hint(hints: Mapping[str, int], values: Sequence[OnnxValue]) -> int:
+    """Return a size that no other free axis and no fixed one has: equal ones would be taken for one symbol."""
+    fixed = {size for value in values for size in value.shape or () if isinstance(size, int)}
+    free = [hint for hint in _HINTS if hint not in fixed and hint not in hints.values()]
+    return free[0] if free else 113 + 2 * len(hints) + max(fixed, default=0)
+
+
+def _with_names(value: OnnxValue, sizes: Mapping[str, int], *, dynamic: bool) -> OnnxValue:
+    if value.kind != "tensor":
+        raise ConversionError(
+            f"input `{value.name}` is a {value.kind}, and a traced module takes tensors", field=value.name, input=value.name
+        )
+    if value.dtype is None or torch_dtype_of(value.dtype) is None:
+        raise ConversionError(
+            f"input `{value.name}` has the element type {value.dtype}, which PyTorch does not have", input=value.name
+        )
+    if value.shape is None:
+        raise ConversionError(
+            f"nothing is said about the shape of input `{value.name}`",
+            remedy=f'Give its value: bind={{"{value.name}": array}}',
+            input=value.name,
+        )
+    shape: list[int | str] = []
+    for axis, size in enumerate(value.shape):
+        name = size if size is not None else f"{value.name}_axis{axis}"
+        if isinstance(name, int):
+            shape.append(name)
+        elif name in sizes:
+            shape.append(sizes[name])
+        else:
+            shape.append(name if dynamic else 1)
+    return replace(value, shape=tuple(shape))
