@@ -11,16 +11,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from noa_conversion.importers.jax.importer import import_onnx_to_jax
 
 from benchmarks.conformance.cases import Value
-from noa_conversion import import_onnx_to_jax
+from noa_conversion.onnx_graph.model import OnnxValue
 
 
-def run(model: bytes, bind: Mapping[str, np.ndarray], inputs: Sequence[Value]) -> list[Value]:
+def run(
+    model: bytes, bind: Mapping[str, np.ndarray], inputs: Sequence[Value], outputs: Sequence[OnnxValue]
+) -> list[Value]:
     with jax.enable_x64(True):
         imported = import_onnx_to_jax(model, bind=bind)
-        outputs = jax.jit(imported.apply)(imported.params, *inputs)
-        return [_to_numpy(value) for value in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
+        results = jax.jit(imported.apply)(imported.params, *inputs)
+        listed = [results] if len(outputs) == 1 else list(results)
+        return [_to_numpy(value) for value in listed]
 
 
 def _to_numpy(value: Any) -> Value:

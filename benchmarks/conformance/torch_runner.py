@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from benchmarks.conformance.cases import Value
-from noa_conversion import import_onnx_to_torch
+from noa_conversion.importers.torch.importer import import_onnx_to_torch
+from noa_conversion.onnx_graph.model import OnnxValue
 
 _SAME_BITS: dict[str, tuple[Any, torch.dtype]] = {
     "bfloat16": (ml_dtypes.bfloat16, torch.bfloat16),
@@ -23,11 +24,24 @@ _SAME_BITS: dict[str, tuple[Any, torch.dtype]] = {
 """Types that numpy lacks, by name: that of ml_dtypes and that of torch, which agree bit by bit."""
 
 
-def run(model: bytes, bind: Mapping[str, np.ndarray], inputs: Sequence[Value]) -> list[Value]:
+_HELD_IN: dict[str, torch.dtype] = {
+    "int4": torch.int8,
+    "int2": torch.int8,
+    "uint4": torch.uint8,
+    "uint2": torch.uint8,
+    "float4_e2m1fn": torch.float32,
+}
+"""Types that torch lacks, and the wider one in which their values travel."""
+
+
+def run(
+    model: bytes, bind: Mapping[str, np.ndarray], inputs: Sequence[Value], outputs: Sequence[OnnxValue]
+) -> list[Value]:
     imported = import_onnx_to_torch(model, bind=bind)
     with torch.no_grad():
-        outputs = imported.module(*(_to_torch(value) for value in inputs))
-    return [_to_numpy(value) for value in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
+        results = imported.module(*(_to_torch(value) for value in inputs))
+    listed = [results] if len(outputs) == 1 else list(results)
+    return [_to_numpy(value, declared.dtype) for value, declared in zip(listed, outputs, strict=True)]
 
 
 def _to_torch(value: Value) -> Any:
@@ -36,21 +50,27 @@ def _to_torch(value: Value) -> Any:
     if isinstance(value, list):
         return [_to_torch(item) for item in value]
     if value.dtype.name in _SAME_BITS:
-        bits = value.view(np.int16 if value.dtype.itemsize == 2 else np.uint8)
-        return torch.from_numpy(bits.copy()).view(_SAME_BITS[value.dtype.name][1])
-    if value.dtype.kind == "V":  # torch has no 4-bit tensors: one number per byte
-        value = value.astype(np.int8 if value.dtype.name.startswith("int") else np.uint8)
+        bits = value.reshape(-1).view(np.int16 if value.dtype.itemsize == 2 else np.uint8)
+        return torch.from_numpy(bits.copy()).view(_SAME_BITS[value.dtype.name][1]).reshape(value.shape)
+    if value.dtype.name in _HELD_IN:
+        held = _HELD_IN[value.dtype.name]
+        return torch.from_numpy(value.astype(np.float32 if held is torch.float32 else np.int32)).to(held)
     return torch.from_numpy(value.copy())
 
 
-def _to_numpy(value: Any) -> Value:
+def _to_numpy(value: Any, declared: np.dtype | None) -> Value:
     if isinstance(value, (list, tuple)):
-        return [_to_numpy(item) for item in value]
+        return [_to_numpy(item, declared) for item in value]
     if not isinstance(value, torch.Tensor):
         return value
     value = value.detach()
     for numpy_type, torch_type in _SAME_BITS.values():
         if value.dtype == torch_type:
             bits = torch.int16 if value.element_size() == 2 else torch.uint8
-            return value.contiguous().view(bits).numpy().view(numpy_type)
-    return value.numpy()
+            return value.contiguous().reshape(-1).view(bits).numpy().view(numpy_type).reshape(tuple(value.shape))
+    array = value.numpy()
+    if declared is not None and _HELD_IN.get(declared.name) == value.dtype:
+        narrow = array.astype(declared)
+        if np.array_equal(narrow.astype(array.dtype), array):  # else it holds what the type cannot, and is not equal
+            return narrow
+    return array

@@ -13,6 +13,9 @@ import numpy as np
 from benchmarks.conformance.cases import Case, Value
 from benchmarks.conformance.comparison import find_difference
 from noa.errors import ConversionError
+from noa_conversion.onnx_graph.demand import demanded_inputs
+from noa_conversion.onnx_graph.model import OnnxValue
+from noa_conversion.onnx_graph.reading import read_model
 
 Target: TypeAlias = Literal["torch", "jax"]
 Category: TypeAlias = Literal["pass", "wrong", "refused", "error"]
@@ -36,8 +39,14 @@ class Verdict:
 class Runner(Protocol):
     """A target's module: imports a model and runs it once."""
 
-    def run(self, model: bytes, bind: Mapping[str, np.ndarray], inputs: Sequence[Value]) -> list[Value]:
-        """Return the outputs as numpy arrays, lists of them and None."""
+    def run(
+        self,
+        model: bytes,
+        bind: Mapping[str, np.ndarray],
+        inputs: Sequence[Value],
+        outputs: Sequence[OnnxValue],
+    ) -> list[Value]:
+        """Return the outputs as numpy arrays, lists of them and None; `outputs` says what the file declares."""
         ...
 
 
@@ -63,23 +72,14 @@ def judge(case: Case, target: Target) -> Verdict:
 def run_case(case: Case, target: Target) -> str | None:
     """Return how the outputs differ from the suite's, or None where they are equal; what is raised comes through."""
     runner = cast(Runner, importlib.import_module(f"benchmarks.conformance.{target}_runner"))
-    names, demanded = _inputs_of(case.model)
+    read = read_model(case.model)
+    demanded = demanded_inputs(read)
     for inputs, expected in case.data:
-        named = dict(zip(names, inputs, strict=True))
+        named = dict(zip((value.name for value in read.graph.inputs), inputs, strict=True))
         bind = {name: value for name, value in named.items() if name in demanded}
         runtime = [value for name, value in named.items() if name not in demanded]
-        actual = runner.run(case.model, bind, runtime)
+        actual = runner.run(case.model, bind, runtime, read.graph.outputs)
         problem = find_difference(expected, actual, rtol=case.info.rtol, atol=case.info.atol)
         if problem is not None:
             return problem
     return None
-
-
-def _inputs_of(model: bytes) -> tuple[list[str], set[str]]:
-    """The names of the inputs in order, and those among them that decide shapes: by the same rule for both targets."""
-    from noa_conversion.onnx_graph.demand import demanded_inputs
-
-    from noa_conversion.onnx_graph.reading import read_model
-
-    graph = read_model(model).graph
-    return [value.name for value in graph.inputs], set(demanded_inputs(graph))
