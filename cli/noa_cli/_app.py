@@ -32,6 +32,7 @@ from noa_cli.commands import (
     serve,
     services,
     train,
+    verify_formats,
 )
 
 
@@ -78,6 +79,7 @@ def build() -> typer.Typer:
     app.add_typer(ledger.build(), name="ledger", rich_help_panel="Models")
     app.add_typer(keys.build(), name="keys", rich_help_panel="Models")
     add(convert.convert, "Models")
+    add(verify_formats.verify, "Models")
     add(gc.gc, "Models")
     add(serve.serve, "Serving")
     add(predict.predict, "Serving")

@@ -19,7 +19,7 @@ import numpy as np
 from noa.digests import build_manifest
 from noa.errors import InvalidInputError
 from noa.formats import Runnable, find_adapter
-from noa_conversion.equivalence import batch_axis, take_batch
+from noa_conversion.batches import batch_axis, take_batch
 from noa_registry.evidence import BatchLatency, Hardware, LatencyEvidence, SizeEvidence
 
 if TYPE_CHECKING:

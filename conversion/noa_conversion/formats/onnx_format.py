@@ -77,7 +77,7 @@ class OnnxAdapter:
         path = folder / MODEL_FILE
         source = _checked_source(folder, signature)
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised; 3 also prints it
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         try:

@@ -86,7 +86,7 @@ class TorchAdapter:
         torch = import_torch()
         if threads is not None and threads < 1:
             raise InvalidInputError("a model needs at least one thread", expected="1 or more", received=threads)
-        graph, weights, signature = _read(folder)
+        graph, weights, signature = read_program(folder)
         if threads is not None and torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         return TorchRunnable(graph, list(weights.values()), signature, folder / PROGRAM_FILE)
@@ -134,7 +134,7 @@ def load_live(folder: Path) -> TorchModel:
     Raises:
         InvalidInputError: missing, corrupt or not safe to load.
     """
-    graph, weights, signature = _read(folder)
+    graph, weights, signature = read_program(folder)
     buffers = frozenset(_names_in_layout(folder, "buffers"))
     return TorchModel(module=stored_module(graph, weights, buffers), signature=signature)
 
@@ -302,7 +302,7 @@ def _output_nodes(program: torch.export.ExportedProgram) -> list[Any]:
     return nodes
 
 
-def _read(folder: Path) -> tuple[Any, dict[str, torch.Tensor], Signature]:
+def read_program(folder: Path) -> tuple[Any, dict[str, torch.Tensor], Signature]:
     """Return the graph, the tensors it takes before its inputs, by name and in order, and the signature."""
     torch = import_torch()
     signature = Signature.load(folder)
