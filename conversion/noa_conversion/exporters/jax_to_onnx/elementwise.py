@@ -1,21 +1,23 @@
 """Primitives that work element by element.
 
-onnxruntime computes arithmetic in 32 and 64 bits only; narrower integers are computed in 32 bits and cast back, which
-gives the same bits, since the low bits of sums, differences and products do not depend on the high ones.
+Runtimes compute arithmetic in 32 and 64 bits only; narrower integers are computed in 32 bits and cast back, which gives
+the same bits, since the low bits of sums, differences and products do not depend on the high ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from noa_conversion.exporters.jax_to_onnx.builder import Operand, Value
+from noa_conversion.exporters.jax_to_onnx.dtypes import is_float, limits
 from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler
 
 _TO_NEAREST_EVEN = 1
-_NARROW = {"int8": "int32", "int16": "int32", "uint8": "int32", "uint16": "int32", "uint32": "int64"}
+_NARROW = {"int8": "int32", "int16": "int32", "uint8": "int32", "uint16": "int32"}
 
 
 def _unary(call: Call, op: str) -> list[Operand]:
@@ -37,7 +39,7 @@ def _in_supported(call: Call, op: str, inputs: list[Value], **attributes: Any) -
 def _compare(call: Call, op: str, *, negate: bool = False) -> list[Operand]:
     operands: list[Operand] = list(call.inputs)
     name = call.inputs[0].dtype.name
-    if name in _NARROW or (name == "bool" and op != "Equal"):
+    if (name in _NARROW and op != "Equal") or (name == "bool" and op != "Equal"):
         operands = [call.cast(operand, _NARROW.get(name, "int32")) for operand in operands]
     result = call.node(op, *operands)
     return [call.node("Not", result) if negate else result]
@@ -53,13 +55,56 @@ def _extreme(call: Call, op: str) -> list[Operand]:
     return [_in_supported(call, op, list(call.inputs))]
 
 
+def _negate(call: Call) -> list[Operand]:
+    (value,) = call.inputs
+    if value.dtype.kind == "u":
+        return [_in_supported(call, "Sub", [_zero(value.dtype), value])]
+    return [_in_supported(call, "Neg", [value])]
+
+
 def _divide(call: Call) -> list[Operand]:
-    return [_in_supported(call, "Div", list(call.inputs))]  # integers: towards zero, in both
+    value, divisor = call.inputs
+    if is_float(value.dtype):
+        return [call.node("Div", value, divisor)]
+    dtype = value.dtype
+    by_zero = call.scalar(-1 if dtype.kind == "i" else np.iinfo(dtype).max, dtype)
+    return [_without_trap(call, lambda top, bottom: call.node("Div", top, bottom), by_zero)]  # both: towards zero
+
+
+def _remainder(call: Call) -> list[Operand]:
+    value, _ = call.inputs
+    if is_float(value.dtype):
+        return [call.node("Mod", *call.inputs, fmod=1)]
+    return [_without_trap(call, lambda top, bottom: call.node("Mod", top, bottom, fmod=1), value)]
+
+
+def _without_trap(call: Call, divide: Callable[[Operand, Operand], str], by_zero: Operand) -> str:
+    """Divide integers as XLA does, which gives a value where a processor traps: by zero, and the smallest by -1."""
+    value, divisor = call.inputs
+    dtype = value.dtype
+    if divisor.constant is not None and not np.isin(divisor.constant, (0, -1)).any():
+        return _in_wider(call, divide, value, divisor, _NARROW.get(dtype.name))
+    is_zero = call.node("Equal", divisor, call.scalar(0, dtype))
+    safe = call.node("Where", is_zero, call.scalar(1, dtype), divisor)
+    wide = {**_NARROW, "int32": "int64"}.get(dtype.name)
+    return call.node("Where", is_zero, by_zero, _in_wider(call, divide, value, safe, wide))
+
+
+def _in_wider(
+    call: Call, divide: Callable[[Operand, Operand], str], value: Operand, divisor: Operand, wide: str | None
+) -> str:
+    if wide is None:
+        return divide(value, divisor)
+    return call.cast(divide(call.cast(value, wide), call.cast(divisor, wide)), call.inputs[0].dtype)
+
+
+def _zero(dtype: Any) -> Value:
+    return Value(shape=(), dtype=dtype, constant=np.zeros((), dtype))
 
 
 def _power(call: Call) -> list[Operand]:
     base, exponent = call.inputs
-    if base.dtype.kind != "f":
+    if not is_float(base.dtype) or not is_float(exponent.dtype):
         raise call.refuse("integer powers with a computed exponent overflow differently", received=base.dtype.name)
     return [call.node("Pow", base, exponent)]
 
@@ -69,15 +114,17 @@ def _integer_power(call: Call) -> list[Operand]:
     power = int(call.params["y"])
     if power == 2:
         return [_in_supported(call, "Mul", [value, value])]
-    if power == -1 and value.dtype.kind == "f":
+    if power == -1 and is_float(value.dtype):
         return [call.node("Reciprocal", value)]
-    if value.dtype.kind != "f":
-        result: Operand = value
+    if not is_float(value.dtype):
         if power < 1:
             raise call.refuse("an integer power below 1 of integers", received=power)
+        wide = _NARROW.get(value.dtype.name)
+        factor: Operand = value if wide is None else call.cast(value, wide)
+        result = factor
         for _ in range(power - 1):
-            result = call.node("Mul", result, value)
-        return [result]
+            result = call.node("Mul", result, factor)
+        return [result if wide is None else call.cast(result, value.dtype)]
     return [call.node("Pow", value, call.scalar(power, value.dtype))]
 
 
@@ -176,39 +223,103 @@ def _select(call: Call) -> list[Operand]:
 def _convert(call: Call) -> list[Operand]:
     (value,) = call.inputs
     target = np.dtype(call.params["new_dtype"])
-    if value.dtype.kind == "f" and target.kind in "iu":
+    if is_float(value.dtype) and target.kind in "iu":
         return [_saturated(call, value, target)]
     return [call.cast(value, target)]
 
 
 def _saturated(call: Call, value: Value, target: np.dtype[Any]) -> str:
     """Out of range and NaN are undefined in ONNX; XLA takes the nearest integer there is, and 0 for NaN."""
-    limits = np.iinfo(target)
+    source = np.dtype("float64" if value.dtype.name == "float64" else "float32")
+    given = call.cast_to(value, source)
+    bounds = np.iinfo(target)
     # The largest float that is still in range: 2**31 - 1 itself is none in 24 bits.
-    top = value.dtype.type(min(limits.max, np.finfo(value.dtype).max))
-    if float(top) > limits.max:
-        top = np.nextafter(top, value.dtype.type(0))
-    low = max(limits.min, np.finfo(value.dtype).min)
-    number = call.node("Where", call.node("IsNaN", value), call.scalar(0, value.dtype), value)
-    inside = call.node("Clip", number, call.scalar(low, value.dtype), call.scalar(float(top), value.dtype))
-    above = call.node("Greater", number, call.scalar(float(top), value.dtype))
-    highest = call.graph.constant(np.asarray(limits.max, target))
+    top = source.type(bounds.max)
+    if float(top) > bounds.max:
+        top = np.nextafter(top, source.type(0))
+    number = call.node("Where", call.node("IsNaN", given), call.scalar(0, source), given)
+    inside = call.node("Clip", number, call.scalar(float(bounds.min), source), call.scalar(float(top), source))
+    above = call.node("Greater", number, call.scalar(float(top), source))
+    highest = call.graph.constant(np.asarray(bounds.max, target))
     return call.node("Where", above, highest, call.cast(inside, target))
 
 
-def _identity(call: Call) -> list[Operand]:
+def identity(call: Call) -> list[Operand]:
+    """Give the inputs."""
     return list(call.inputs)
 
 
 def _reduce_precision(call: Call) -> list[Operand]:
-    bits = (call.params["exponent_bits"], call.params["mantissa_bits"])
-    if bits != {"float32": (8, 23), "float64": (11, 52), "float16": (5, 10)}.get(call.inputs[0].dtype.name):
-        raise call.refuse("it rounds to another format", received=bits)
-    return list(call.inputs)
+    (value,) = call.inputs
+    bits = (int(call.params["exponent_bits"]), int(call.params["mantissa_bits"]))
+    own = limits(value.dtype)
+    if bits == (own.nexp, own.nmant):
+        return [value]
+    if bits == (8, 7) and value.dtype == np.float32:
+        return [call.cast(call.cast(value, "bfloat16"), value.dtype)]
+    raise call.refuse("it rounds to another format", received=bits)
+
+
+def _atan2(call: Call) -> list[Operand]:
+    """Source: C99 F.9.1.4; the quadrant follows from the signs, and the sign of a zero is that of its reciprocal."""
+    y, x = call.inputs
+    dtype = x.dtype
+    zero, pi = call.scalar(0, dtype), call.scalar(np.pi, dtype)
+    negative_x, negative_y = (_is_negative(call, value) for value in (x, y))
+    size_x, size_y = (call.node("Abs", value) for value in (x, y))
+    both_infinite = call.node("And", call.node("IsInf", x), call.node("IsInf", y))
+    both_zero = call.node("And", call.node("Equal", x, zero), call.node("Equal", y, zero))
+    ratio = call.node("Where", both_infinite, call.scalar(1, dtype), call.node("Div", size_y, size_x))
+    angle = call.node("Atan", call.node("Where", both_zero, zero, ratio))
+    angle = call.node("Where", negative_x, call.node("Sub", pi, angle), angle)
+    return [call.node("Where", negative_y, call.node("Neg", angle), angle)]
+
+
+def _is_negative(call: Call, value: Value) -> str:
+    """Tell the sign bit of a number, of zero too."""
+    zero = call.scalar(0, value.dtype)
+    is_below = call.node("Less", value, zero)
+    is_minus_zero = call.node("And", call.node("Equal", value, zero), call.node("Less", call.node("Reciprocal", value), zero))
+    return call.node("Or", is_below, is_minus_zero)
+
+
+def _shift(call: Call, direction: str) -> list[Operand]:
+    """Shift as unsigned integers of 32 bits, which runtimes have; by as much as the width or more gives 0."""
+    value, amount = call.inputs
+    bits = value.dtype.itemsize * 8
+    if bits == 64:
+        raise call.refuse("it shifts integers of 64 bits", received=value.dtype.name)
+    own = np.dtype(f"uint{bits}")
+    operand = call.cast(call.cast_to(value, own), "uint32") if bits < 32 else call.cast_to(value, own)
+    steps = call.cast(call.cast_to(amount, own), "uint32") if bits < 32 else call.cast_to(amount, own)
+    highest = call.scalar(bits - 1, "uint32")
+    is_known = amount.constant is not None and ((amount.constant >= 0) & (amount.constant < bits)).all()
+    if is_known:
+        return [call.cast_from(call.node("BitShift", operand, steps, direction=direction), "uint32", value.dtype)]
+    is_far = call.node("Greater", steps, highest)
+    shifted = call.node("BitShift", operand, call.node("Min", steps, highest), direction=direction)
+    kept = call.node("Where", is_far, call.scalar(0, "uint32"), shifted)
+    return [call.cast_from(kept, "uint32", value.dtype)]
+
+
+def _shift_arithmetic(call: Call) -> list[Operand]:
+    """A negative number is shifted as its complement: `~(~x >> n)`."""
+    value, amount = call.inputs
+    if value.dtype.kind == "u":
+        return _shift(call, "RIGHT")
+    if value.dtype.itemsize == 8:
+        raise call.refuse("it shifts integers of 64 bits", received=value.dtype.name)
+    bits = value.dtype.itemsize * 8
+    wide = call.cast_to(value, "int32")
+    is_negative = call.node("Less", wide, call.scalar(0, "int32"))
+    magnitude = call.cast(call.node("Where", is_negative, call.node("BitwiseNot", wide), wide), "uint32")
+    steps = call.cast(call.cast_to(amount, f"uint{bits}"), "uint32")
+    shifted = call.node("BitShift", magnitude, call.node("Min", steps, call.scalar(bits - 1, "uint32")), direction="RIGHT")
+    back = call.cast(shifted, "int32")
+    return [call.cast_from(call.node("Where", is_negative, call.node("BitwiseNot", back), back), "int32", value.dtype)]
 
 
 _UNARY = {
-    "neg": "Neg",
     "exp": "Exp",
     "log": "Log",
     "tanh": "Tanh",
@@ -231,17 +342,24 @@ _UNARY = {
     "acosh": "Acosh",
     "atanh": "Atanh",
 }
-_IDENTITIES = ("copy", "copy_p", "stop_gradient", "optimization_barrier", "name", "sharding_constraint", "pvary")
+IDENTITIES = ("copy", "copy_p", "stop_gradient", "optimization_barrier", "name", "sharding_constraint", "pvary")
+IDENTITIES += ("pcast", "reshard")
+"""Primitives that give what they take, and the layout of devices aside mean nothing."""
 
 HANDLERS: dict[str, Handler] = {
     **{primitive: partial(_unary, op=op) for primitive, op in _UNARY.items()},
-    **dict.fromkeys(_IDENTITIES, _identity),
+    **dict.fromkeys(IDENTITIES, identity),
     "add": partial(_binary, op="Add"),
     "add_any": partial(_binary, op="Add"),
     "sub": partial(_binary, op="Sub"),
     "mul": partial(_binary, op="Mul"),
+    "neg": _negate,
     "div": _divide,
-    "rem": partial(_binary, op="Mod", fmod=1),
+    "rem": _remainder,
+    "atan2": _atan2,
+    "shift_left": partial(_shift, direction="LEFT"),
+    "shift_right_logical": partial(_shift, direction="RIGHT"),
+    "shift_right_arithmetic": _shift_arithmetic,
     "pow": _power,
     "integer_pow": _integer_power,
     "square": _square,
