@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_TENSOR_BYTES = 1 << 36
 """Largest constant tensor a file may claim, 64 GiB: above any model this room converts, below what harms a server."""
 EMBEDDED = f"embedded:{secrets.token_hex(16)}"
-"""The "other file" of tensors that a reader left in the bytes it read; no file can name it, as it differs per process."""
+"""The "other file" of tensors that a reader left in the bytes it read. No file can name it: it differs per process."""
 _MAX_DEPTH = 16
 _KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
@@ -103,7 +103,10 @@ def _attribute_tensors(attributes: Iterable[onnx.AttributeProto], path: Path, de
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
-        sparse = (*((attribute.sparse_tensor,) if attribute.HasField("sparse_tensor") else ()), *attribute.sparse_tensors)
+        sparse = (
+            *((attribute.sparse_tensor,) if attribute.HasField("sparse_tensor") else ()),
+            *attribute.sparse_tensors,
+        )
         for entry in sparse:
             yield from (entry.values, entry.indices)
         for graph in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):

@@ -16,6 +16,7 @@ import numpy as np
 from noa.errors import ConversionError, NoaError
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.registry import Registered
+from noa_conversion.importers.sequences import SEQUENCES
 from noa_conversion.importers.target import Target, Value
 from noa_conversion.onnx_graph import integers
 from noa_conversion.onnx_graph.functions import InputType, expand
@@ -67,7 +68,13 @@ class _Walk:
         self._depth = 0
 
     def graph(
-        self, graph: OnnxGraph, inputs: Sequence[Value], outer: Mapping[str, Value], inside: str, *, watched: bool = True
+        self,
+        graph: OnnxGraph,
+        inputs: Sequence[Value],
+        outer: Mapping[str, Value],
+        inside: str,
+        *,
+        watched: bool = True,
     ) -> list[Value]:
         """Walk one graph; `inside` tells where it is."""
         if self._depth >= _MAX_DEPTH:
@@ -109,13 +116,13 @@ class _Walk:
             inside=inside,
             walk=lambda inner, values: self.graph(inner, values, scope, where, watched=watched),
             names=self.names,
-            declared=lambda name: graph.values.get(name),
+            declared=graph.values.get,
         )
         for compute in (self._known, self._handled, self._expanded):
             results = compute(op, inputs)
             if results is not None:
                 return self._complete(op, results)
-        op.refuse("there is no handler for it and it has no function body")
+        return op.refuse("there is no handler for it and it has no function body")
 
     def _known(self, op: Op, inputs: list[Value]) -> Sequence[Value] | None:
         """Compute what needs no target."""
@@ -130,21 +137,23 @@ class _Walk:
             at_least = getattr(self.target, "at_least", None)
             results = integers.evaluate(op.node, inputs, limit=MAX_KNOWN_ELEMENTS, at_least=at_least)
         except (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError, MemoryError) as exc:
-            op.refuse(f"it cannot be computed: {_first_line(exc)}")
+            raise op.refusal(f"it cannot be computed: {_first_line(exc)}") from exc
         return results
 
     def _handled(self, op: Op, inputs: list[Value]) -> Sequence[Value] | None:
-        entry = self.target.handlers.find(op.domain, op.kind)
+        entry = self.target.handlers.find(op.domain, op.kind) or SEQUENCES.find(op.domain, op.kind)
         if entry is None:
             return None
         self._check_count(op, entry, len(inputs))
         try:
-            arguments = [op.tensor(v) if isinstance(v, np.ndarray) else v for v in inputs] if entry.takes_tensors else inputs
+            arguments = (
+                [op.tensor(v) if isinstance(v, np.ndarray) else v for v in inputs] if entry.takes_tensors else inputs
+            )
             results = entry.handler(op, *arguments)
         except NoaError:
             raise
-        except Exception as exc:  # noqa: BLE001  # whatever a framework raises means: this node cannot be computed
-            self._translate(op, exc)
+        except Exception as exc:  # whatever a framework raises means: this node cannot be computed
+            raise op.refusal(f"{self.target.name} refuses it: {_first_line(exc)}") from exc
         return results if isinstance(results, tuple) else (results,)
 
     def _expanded(self, op: Op, inputs: list[Value]) -> Sequence[Value] | None:
@@ -175,12 +184,6 @@ class _Walk:
             op.refuse(f"it needs at least {entry.min_inputs} inputs and gets {count}")
         if entry.max_inputs is not None and count > entry.max_inputs:
             op.refuse(f"it takes at most {entry.max_inputs} inputs and gets {count}")
-
-    def _translate(self, op: Op, exc: Exception) -> None:
-        try:
-            op.refuse(f"{self.target.name} refuses it: {_first_line(exc)}")
-        except ConversionError as refusal:
-            raise refusal from exc
 
     def _lookup(self, scope: Mapping[str, Value], name: str, where: str) -> Any:
         try:

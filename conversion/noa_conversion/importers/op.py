@@ -106,7 +106,7 @@ class Op:
         return axis % rank if rank else 0
 
     def integers(self, value: Value, what: str) -> list[Size]:
-        """Return the whole numbers that a value must be known as, symbols among them; `what` names it in the refusal."""
+        """Return the whole numbers that a value must be known as, symbols among them; `what` names it in errors."""
         array = self.known(value, what)
         if array.dtype != object and array.dtype.kind not in "iub":
             self.refuse(f"`{what}` must hold whole numbers and holds {array.dtype}")
@@ -129,7 +129,7 @@ class Op:
         self._check_tensor(value)
         source = self.names.get(id(value))
         remedy = f'Give it: bind={{"{source}": array}}' if source else "Give the input it is computed from in `bind`"
-        self.refuse(f"`{what}` decides shapes and is known only at run time", remedy=remedy)
+        return self.refuse(f"`{what}` decides shapes and is known only at run time", remedy=remedy)
 
     def is_known(self, value: Value) -> bool:
         """Tell whether a value is known as numbers, symbols not counted."""
@@ -152,9 +152,13 @@ class Op:
         Raises:
             ConversionError: always; names operator, node, domain, opset, target and reason.
         """
+        raise self.refusal(reason, remedy=remedy)
+
+    def refusal(self, reason: str, *, remedy: str | None = None) -> ConversionError:
+        """Return the error that refuses this node, to be raised from another one."""
         domain = self.domain or "ai.onnx"
         place = f", in {self.inside}" if self.inside else ""
-        raise ConversionError(
+        return ConversionError(
             f"operator `{self.kind}` cannot be imported to {self.target.name}: {reason}",
             where=f"node `{self.name}`, domain {domain}, opset {self.version}{place}",
             remedy=remedy,

@@ -39,6 +39,13 @@ class Target(Protocol):
         """Return the element type of a tensor as numpy's (ml_dtypes for what numpy lacks)."""
         ...
 
+    def at_least(self, left: Size, right: Size) -> bool | None:
+        """Tell whether `left >= right` for all values of the symbols: always (True), never (False), or not certain (None).
+
+        It must add no guard: what it answers holds for every size that the axes may have.
+        """
+        ...
+
     def from_symbols(self, array: np.ndarray) -> Any:
         """Make an int64 tensor of an object array whose elements are ints and symbols."""
         ...

@@ -144,6 +144,8 @@ class Call:
             if self.get("noop_with_empty_axes", 0):
                 return data
             axes = list(range(data.ndim))
+        if data.size == 0:
+            raise Left
         along = tuple(sorted({self.axis(axis, data.ndim) for axis in axes}))
         if data.dtype == object and symbolic is not None:
             function = np.frompyfunc(symbolic, 2, 1)

@@ -240,8 +240,7 @@ def _unsqueeze(call: Call, data: np.ndarray, *given: np.ndarray) -> np.ndarray:
 
 @_computes("Reshape")
 def _reshape(call: Call, data: np.ndarray, *given: np.ndarray) -> np.ndarray:
-    shape = call.ints(given[0]) if call.version >= 5 else call.node.attributes["shape"]
-    assert isinstance(shape, list)
+    shape: list[Any] = call.ints(given[0]) if call.version >= 5 else call.get("shape", None)
     if call.symbolic(shape):
         raise Left
     if not call.get("allowzero", 0):
@@ -422,7 +421,7 @@ def _unary(call: Call, data: np.ndarray) -> np.ndarray:
 @_computes("Cast")
 def _cast(call: Call, data: np.ndarray) -> np.ndarray:
     dtype = dtype_of(call.node.attributes["to"])  # pyright: ignore[reportArgumentType]  # the table answers None to others
-    if dtype is None or dtype.kind not in "iufb" or data.dtype.kind == "T" or "float8" in data.dtype.name:
+    if dtype is None or dtype.kind not in "iufb" or data.dtype.kind == "T" or _is_float8(data.dtype, dtype):
         raise Left
     if data.dtype == object:
         if dtype.kind not in "iu" or dtype.itemsize < 4:
@@ -431,10 +430,15 @@ def _cast(call: Call, data: np.ndarray) -> np.ndarray:
     return data.astype(dtype)
 
 
+def _is_float8(*dtypes: np.dtype) -> bool:
+    """Tell whether a type has fewer than 16 bits and so its own rule for what is too large."""
+    return any(dtype.name.startswith("float") and dtype.itemsize == 1 for dtype in dtypes)
+
+
 @_computes("CastLike")
 def _cast_like(call: Call, data: np.ndarray, like: np.ndarray) -> np.ndarray:
     call.concrete(data, like)
-    if like.dtype.kind not in "iufb" or data.dtype.kind not in "iufb":
+    if like.dtype.kind not in "iufb" or data.dtype.kind not in "iufb" or _is_float8(data.dtype, like.dtype):
         raise Left
     return data.astype(like.dtype)
 

@@ -17,7 +17,7 @@ _FOREIGN = re.compile(r"\W+", re.ASCII)
 def attribute_paths(names: Iterable[str], *, reserved: Iterable[str] = ()) -> dict[str, str]:
     """Return a unique dotted attribute path for each name.
 
-    `reserved` are first parts that must not be used (attributes that the module has itself). Names that are valid paths
+    `reserved` are parts that must not be used (attributes that every module has itself). Names that are valid paths
     already are served first, so that they keep their name whatever the others are.
     """
     names = list(dict.fromkeys(names))
@@ -54,9 +54,7 @@ def _is_valid(part: str) -> bool:
 
 
 def _free(path: str, leaves: set[str], folders: set[str], forbidden: frozenset[str]) -> str:
-    head, _, rest = path.partition(".")
-    if head in forbidden:
-        path = f"{head}_.{rest}" if rest else f"{head}_"
+    path = ".".join(f"{part}_" if part in forbidden else part for part in path.split("."))
     candidate, count = path, 1
     while candidate in leaves or candidate in folders or _is_below(candidate, leaves):
         count += 1

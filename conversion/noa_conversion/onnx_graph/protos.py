@@ -63,9 +63,17 @@ class TensorReader:
         name, dims = sparse.values.name, tuple(sparse.dims)
         values, indices = self.read(sparse.values), self.read(sparse.indices)
         total = math.prod(dims)
-        if min(dims, default=0) < 0 or total * max(values.dtype.itemsize, 1) > _MAX_DENSE_BYTES or len(dims) > _MAX_RANK:
+        if (
+            min(dims, default=0) < 0
+            or total * max(values.dtype.itemsize, 1) > _MAX_DENSE_BYTES
+            or len(dims) > _MAX_RANK
+        ):
             raise self._refuse(name, f"claims the dense shape {dims}, more than {_MAX_DENSE_BYTES} bytes")
-        if indices.dtype != np.int64 or values.ndim != 1 or indices.shape not in ((values.size,), (values.size, len(dims))):
+        if (
+            indices.dtype != np.int64
+            or values.ndim != 1
+            or indices.shape not in ((values.size,), (values.size, len(dims)))
+        ):
             raise self._refuse(name, "has indices that do not fit its values")
         if indices.ndim == 2:
             if indices.size and not ((indices >= 0).all() and (indices < np.asarray(dims)).all()):
@@ -113,7 +121,7 @@ def typed_value(name: str, declared: onnx.TypeProto) -> OnnxValue:
         "map_type": "map",
     }
     which = declared.WhichOneof("value") or ""
-    kind = kinds.get(which, "unknown")
+    kind: ValueKind = kinds.get(which, "unknown")
     inner: Any = declared
     while inner.WhichOneof("value") in ("sequence_type", "optional_type"):
         inner = getattr(inner, inner.WhichOneof("value")).elem_type

@@ -24,7 +24,7 @@ _KIND = onnx.AttributeProto
 def schema_body(node: OnnxNode, inputs: Sequence[InputType | None]) -> OnnxGraph | None:
     """Return the body that a node's schema gives for its attributes and these inputs, or None."""
     try:
-        schema = onnx.defs.get_schema(node.kind, node.version, node.domain)
+        schema: Any = onnx.defs.get_schema(node.kind, node.version, node.domain)
     except (onnx.defs.SchemaError, TypeError):
         return None
     if any(isinstance(value, OnnxGraph) for value in node.attributes.values()):
@@ -42,9 +42,7 @@ def build_body(function: onnx.FunctionProto, bound: dict[str, Any]) -> OnnxGraph
     return Builder(path, TensorReader(b"", path)).function(function, bound)
 
 
-def _function(
-    schema: onnx.defs.OpSchema, node: OnnxNode, inputs: Sequence[InputType | None]
-) -> onnx.FunctionProto | None:
+def _function(schema: Any, node: OnnxNode, inputs: Sequence[InputType | None]) -> onnx.FunctionProto | None:
     function = onnx.FunctionProto()
     if schema.has_context_dependent_function:
         version = _newest(schema.context_dependent_function_opset_versions, node.version)
@@ -57,6 +55,9 @@ def _function(
     else:
         return None
     function.ParseFromString(body if isinstance(body, bytes) else body.SerializeToString())
+    if all(entry.domain for entry in function.opset_import):
+        # The preview domain's bodies use standard operators and do not say which.
+        function.opset_import.append(helper.make_opsetid("", onnx.defs.onnx_opset_version()))
     return function if function.node else None
 
 
@@ -69,7 +70,7 @@ def _default(entry: Any) -> Attribute:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _node_proto(schema: onnx.defs.OpSchema, node: OnnxNode, inputs: Sequence[InputType | None]) -> onnx.NodeProto:
+def _node_proto(schema: Any, node: OnnxNode, inputs: Sequence[InputType | None]) -> onnx.NodeProto:
     names = [name if i < len(inputs) and inputs[i] is not None else "" for i, name in enumerate(node.inputs)]
     while names and not names[-1]:
         names.pop()
