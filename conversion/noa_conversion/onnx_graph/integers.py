@@ -59,10 +59,21 @@ def evaluate(
             results = function(Call(node, limit, at_least or _uncertain), *inputs)
     except (Left, Undecided):
         return None
-    several = results if isinstance(results, tuple) else (results,)
+    several = tuple(map(_array, results if isinstance(results, tuple) else (results,)))
     if node.kind not in ("Constant", "Identity") and any(array.size > limit for array in several):
         return None
     return several
+
+
+def _array(value: Any) -> np.ndarray:
+    """Return a result as an array; numpy gives the bare element where there is no axis left."""
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, np.generic):
+        return np.asarray(value)
+    element = np.empty((), object)
+    element[()] = value
+    return as_known(element)
 
 
 def _uncertain(left: Any, right: Any) -> bool | None:
@@ -372,6 +383,11 @@ def _min(call: Call, *inputs: np.ndarray) -> np.ndarray:
 @_computes("Max")
 def _max(call: Call, *inputs: np.ndarray) -> np.ndarray:
     return _extreme(call, inputs, call.larger, np.maximum)
+
+
+@_computes("Relu")
+def _relu(call: Call, data: np.ndarray) -> np.ndarray:
+    return _extreme(call, (data, np.zeros((), number_of(data))), call.larger, np.maximum)
 
 
 def _extreme(call: Call, inputs: Sequence[np.ndarray], pick: Callable[[Any, Any], Any], plain: np.ufunc) -> np.ndarray:

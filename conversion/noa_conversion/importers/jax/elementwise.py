@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from noa_conversion.importers.jax.dtypes import is_float
+from noa_conversion.importers.jax.dtypes import is_float, is_unsigned
 from noa_conversion.importers.jax.handlers import Tensor, register
 
 if TYPE_CHECKING:
@@ -153,13 +153,16 @@ def power(op: Op, x: Any, y: Any) -> Tensor:
 
 @register("BitShift", tensors=True)
 def bit_shift(op: Op, x: Tensor, y: Tensor) -> Tensor:
-    """Shift unsigned bits; by the width or more gives zero."""
+    """Shift bits, a sign to the right staying; by the width or more, or by a negative amount, only the sign is left."""
     direction = op.attribute("direction")
     if direction not in ("LEFT", "RIGHT"):
         op.refuse(f"`direction` is {direction!r}, neither LEFT nor RIGHT")
     shape = jnp.broadcast_shapes(x.shape, y.shape)
-    shift = lax.shift_left if direction == "LEFT" else lax.shift_right_logical
-    return shift(jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape))
+    x, y = jnp.broadcast_to(x, shape), jnp.broadcast_to(y, shape)
+    if direction == "LEFT":
+        return lax.shift_left(x, y)
+    # lax gives what a shift by the width gives, also for a negative amount, which it reads as a large unsigned one.
+    return lax.shift_right_logical(x, y) if is_unsigned(x) else lax.shift_right_arithmetic(x, y)
 
 
 @register("Where", tensors=True)

@@ -31,7 +31,7 @@ from noa_conversion.importers.jax.dtypes import held_as
 from noa_conversion.importers.jax.target import TARGET
 from noa_conversion.models import JaxModel
 from noa_conversion.onnx_graph.demand import demanded_initialisers
-from noa_conversion.onnx_graph.dtypes import is_float
+from noa_conversion.onnx_graph.dtypes import TEXT, is_float
 from noa_conversion.onnx_graph.model import OnnxGraph, OnnxModel, OnnxValue
 from noa_conversion.onnx_graph.names import attribute_paths
 from noa_conversion.onnx_graph.reading import read_model
@@ -200,9 +200,12 @@ def _check(imported: ImportedJax) -> None:
     """Trace once without computing where all sizes are numbers, so that what cannot be imported is refused now."""
     arguments: list[Any] = []
     for value in imported.inputs:
+        if value.dtype == TEXT:
+            raise ConversionError(f"input `{value.name}` holds texts, and JAX has no tensors of them", field=value.name)
+    for value in imported.inputs:
         if value.kind != "tensor" or value.dtype is None or value.shape is None:
             return
-        if not all(isinstance(size, int) for size in value.shape) or value.dtype.kind in "TUSO":
+        if not all(isinstance(size, int) for size in value.shape):
             return
         arguments.append(jax.ShapeDtypeStruct(value.shape, held_as(value.dtype)))
     jax.eval_shape(imported.apply, imported.params, *arguments)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from noa_conversion.importers.jax.dtypes import element_type
+from noa_conversion.importers.jax.dtypes import element_type, held_as
 from noa_conversion.importers.jax.handlers import Tensor, register
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def dft(op: Op, data: Any, length: Any = None, axis: Any = None) -> Tensor:
     along = op.axis(along, x.ndim)
     inverse, onesided = bool(op.attribute("inverse", 0)), bool(op.attribute("onesided", 0))
     size = None if length is None else int(op.integer(length, "dft_length"))
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = _widened(x)
     if inverse and onesided:
         count = 2 * (x.shape[along] - 1) if size is None else size
         return jnp.fft.irfft(_complex(op, wide), count, axis=along)[..., None].astype(x.dtype)
@@ -42,6 +42,12 @@ def dft(op: Op, data: Any, length: Any = None, axis: Any = None) -> Tensor:
         if onesided:
             result = lax.slice_in_dim(result, 0, result.shape[along] // 2 + 1, axis=along)
     return _parts(result).astype(x.dtype)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """Return a type to compute in: for real signals 64 bits where the scope has them, as the suite's own numbers are."""
+    is_real = x.shape[-1] != 2
+    return x.astype(held_as(np.float64) if is_real else jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _complex(op: Op, x: Tensor) -> Tensor:
@@ -59,7 +65,8 @@ def _parts(x: Tensor) -> Tensor:
 @register("STFT")
 def stft(op: Op, data: Any, step: Any, window: Any = None, length: Any = None) -> Tensor:
     """Transform overlapping frames of a signal, each weighed by a window."""
-    x = op.tensor(data)
+    given = op.tensor(data)
+    x = _widened(given)
     stride = int(op.integer(step, "frame_step"))
     if length is not None:
         size = int(op.integer(length, "frame_length"))
@@ -78,7 +85,7 @@ def stft(op: Op, data: Any, step: Any, window: Any = None, length: Any = None) -
         result = result[..., : size // 2 + 1] if onesided else result
     else:
         result = jnp.fft.rfft(frames, axis=-1) if onesided else jnp.fft.fft(frames, axis=-1)
-    return _parts(result).astype(x.dtype)
+    return _parts(result).astype(given.dtype)
 
 
 def _cosines(*factors: float) -> Callable[[np.ndarray], np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.errors import InconclusiveDimensionOperation
 
 from noa.errors import ConversionError
 from noa_conversion.importers.jax.dtypes import held_as
@@ -55,6 +56,13 @@ class JaxTarget:
     def dtype(self, tensor: Any) -> np.dtype:
         """Return the element type of a tensor."""
         return np.dtype(tensor.dtype)
+
+    def at_least(self, left: Any, right: Any) -> bool | None:
+        """Tell whether `left >= right` for all values of the symbols, or None if that is not certain."""
+        try:
+            return bool(left >= right)
+        except InconclusiveDimensionOperation:
+            return None
 
     def from_symbols(self, array: np.ndarray) -> Any:
         """Make an integer tensor whose elements are computed from the sizes of free axes."""
