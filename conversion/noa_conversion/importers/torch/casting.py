@@ -49,7 +49,7 @@ def cast_tensor(
     target = torch_dtype_of(dtype)
     if target is None:
         op.refuse(f"PyTorch has no tensors of {dtype}")
-    if dtype_of(x) == dtype:
+    if dtype_of(x) == dtype and x.dtype == target:
         return x
     if is_float8(x.dtype):
         x = x.to(torch.float32)

@@ -67,7 +67,9 @@ def make_inputs(values: Sequence[OnnxValue], sizes: Mapping[str, int], *, dynami
     axes: dict[str, str] = {}
     for value in named:
         assert value.shape is not None and value.dtype is not None
-        shape = [size if isinstance(size, int) else hints.setdefault(str(size), _hint(hints, named)) for size in value.shape]
+        shape = [
+            size if isinstance(size, int) else hints.setdefault(str(size), _hint(hints, named)) for size in value.shape
+        ]
         kinds = [DimDynamic.STATIC if isinstance(size, int) else DimDynamic.DUCK for size in value.shape]
         tensor = _fake(mode, value, shape, kinds)
         tensors.append(tagged(tensor, value.dtype))
@@ -101,7 +103,9 @@ def _hint(hints: Mapping[str, int], values: Sequence[OnnxValue]) -> int:
 def _with_names(value: OnnxValue, sizes: Mapping[str, int], *, dynamic: bool) -> OnnxValue:
     if value.kind != "tensor":
         raise ConversionError(
-            f"input `{value.name}` is a {value.kind}, and a traced module takes tensors", field=value.name, input=value.name
+            f"input `{value.name}` is a {value.kind}, and a traced module takes tensors",
+            field=value.name,
+            input=value.name,
         )
     if value.dtype is None or torch_dtype_of(value.dtype) is None:
         raise ConversionError(

@@ -71,9 +71,7 @@ class ImportedTorch:
         with torch.no_grad():
             results = self.module(*tensors)
         results = results if len(self.outputs) != 1 else (results,)
-        return {
-            value.name: _array_of(result, value.dtype) for value, result in zip(self.outputs, results, strict=True)
-        }
+        return {value.name: _array_of(result, value.dtype) for value, result in zip(self.outputs, results, strict=True)}
 
 
 def import_onnx_to_torch(
@@ -131,7 +129,9 @@ def _checked_bind(model: OnnxModel, bind: Mapping[str, np.ndarray]) -> dict[str,
             raise ConversionError(
                 f"`bind` names `{name}`, which is no input", expected=", ".join(f"`{n}`" for n in known), received=name
             )
-    return {name: value if isinstance(value, list) or value is None else np.asarray(value) for name, value in bind.items()}
+    return {
+        name: value if isinstance(value, list) or value is None else np.asarray(value) for name, value in bind.items()
+    }
 
 
 def _trace(
@@ -143,10 +143,12 @@ def _trace(
     def attach(name: str) -> torch.Tensor:
         return target.attach(weights.paths[name], weights.tensors[name])
 
+    target.weights = Weights(weights.traced, attach)
+
     def forward(*tensors: torch.Tensor) -> Any:
         given = iter(tensors)
         inputs = [bound[value.name] if value.name in bound else next(given) for value in model.graph.inputs]
-        results = run_graph(model.graph, target, inputs, weights=Weights(weights.traced, attach))
+        results = run_graph(model.graph, target, inputs, weights=target.weights)
         results = [_result(target, value) for value in results]
         outputs.extend(
             _described(value, result, fakes) for value, result in zip(model.graph.outputs, results, strict=True)

@@ -200,5 +200,3 @@ def reverse_sequence(op: Op, x: torch.Tensor, lengths: torch.Tensor) -> torch.Te
     ends = lengths.to(torch.int64).reshape([-1 if i == batch_axis else 1 for i in range(x.ndim)])
     places = torch.where(times < ends, ends - 1 - times, times)
     return torch.gather(x, time_axis, places.expand(x.shape))
-
-

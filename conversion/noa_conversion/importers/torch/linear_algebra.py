@@ -51,9 +51,7 @@ def det(op: Op, x: torch.Tensor) -> torch.Tensor:
 
 
 @register("MatMulInteger")
-def matmul_integer(
-    op: Op, a: Value, b: Value, a_zero_point: Value = None, b_zero_point: Value = None
-) -> torch.Tensor:
+def matmul_integer(op: Op, a: Value, b: Value, a_zero_point: Value = None, b_zero_point: Value = None) -> torch.Tensor:
     """Product of small integers in 32 bits, less their zero points."""
     left, right = op.tensor(a).to(torch.int32), op.tensor(b).to(torch.int32)
     if a_zero_point is not None:
@@ -67,6 +65,3 @@ def matmul_integer(
 def integer_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Multiply matrices of 32-bit integers exactly: in double precision, which holds sums of products of 9 bits."""
     return torch.matmul(a.to(torch.float64), b.to(torch.float64)).to(torch.int32)
-
-
-

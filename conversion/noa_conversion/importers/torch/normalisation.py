@@ -129,16 +129,16 @@ def mean_variance_normalization(op: Op, x: torch.Tensor) -> torch.Tensor:
 def dropout(op: Op, x: object, ratio: object = None, training_mode: object = None) -> tuple[object, ...]:
     """Nothing, outside of training."""
     tensor = op.tensor(x)
-    is_training = bool(np.asarray(op.known(training_mode, "training_mode")).reshape(())) if training_mode is not None else False
+    is_training = (
+        bool(np.asarray(op.known(training_mode, "training_mode")).reshape(())) if training_mode is not None else False
+    )
     if op.version < 7:
         is_training = not op.attribute("is_test", 0)
     share = op.attribute("ratio", 0.5) if op.version < 12 else 0.5
     if ratio is not None and is_training:
-        share = float(np.asarray(op.known(ratio, "ratio")).reshape(()))
+        share = float(np.asarray(ratio).reshape(())) if op.is_known(ratio) else 0.5
     if is_training and share != 0.0:
         op.refuse("it drops values at random: import the model in its form for inference")
     if not op.wants(1):
         return (tensor,)
     return tensor, torch.ones_like(tensor, dtype=torch.bool if op.version >= 10 else tensor.dtype)
-
-

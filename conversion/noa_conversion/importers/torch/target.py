@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, track_tensor_tree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from noa_conversion.importers.registry import Handlers
 from noa_conversion.importers.torch.dtypes import dtype_of, tagged, to_torch
@@ -23,11 +24,12 @@ from noa_conversion.importers.torch.table import HANDLERS
 class TorchTarget:
     """Makes and describes tensors for the handlers of one trace."""
 
-    __slots__ = ("_constants", "_count", "_mode")
+    __slots__ = ("_constants", "_count", "_mode", "weights")
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
-        self._constants: dict[tuple[int, int], tuple[np.ndarray, torch.Tensor]] = {}
+        self.weights = Weights(frozenset(), lambda name: self.attach(name, torch.empty(0)))
+        self._constants: dict[tuple[int, int], tuple[np.ndarray, torch.nn.Module, torch.Tensor]] = {}
         self._count = 0
 
     @property
@@ -42,13 +44,15 @@ class TorchTarget:
 
     def constant(self, array: np.ndarray) -> torch.Tensor:
         """Return known numbers as a buffer of the module that is recorded."""
-        key = (id(array), id(current_root()))
+        root = current_root()
+        key = (id(array), id(root))
         if key not in self._constants:
             name = f"constant_{self._count}"
             self._count += 1
-            tensor = to_torch(array, copy=True)
-            self._constants[key] = (array, tagged(self.attach(name, tensor), array.dtype))
-        return self._constants[key][1]
+            with _disable_current_modes():  # a real tensor, not a stand-in
+                tensor = to_torch(array, copy=True)
+            self._constants[key] = (array, root, tagged(self.attach(name, tensor), array.dtype))
+        return self._constants[key][2]
 
     def attach(self, path: str, tensor: torch.Tensor) -> torch.Tensor:
         """Give the module that is recorded an attribute, and return its stand-in in the trace."""

@@ -34,5 +34,9 @@ def shift_right(tensor: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """Shift unsigned 64-bit integers that are held as `int64`; counts from 64 on give zero."""
     near = count.clamp(0, 63)
     shifted = torch.bitwise_right_shift(tensor, near)
-    mask = torch.where(near == 0, torch.full_like(near, -1), torch.bitwise_left_shift(torch.ones_like(near), 64 - near.clamp(min=1)) - 1)
+    mask = torch.where(
+        near == 0,
+        torch.full_like(near, -1),
+        torch.bitwise_left_shift(torch.ones_like(near), 64 - near.clamp(min=1)) - 1,
+    )
     return torch.where((count < 0) | (count > 63), torch.zeros_like(shifted), shifted & mask)

@@ -41,9 +41,7 @@ def weights_of(model: OnnxModel) -> ModelWeights:
     uses = _uses(model.graph)
     numbers = demanded_initialisers(model)
     traced = frozenset(
-        name
-        for name, array in arrays.items()
-        if name not in numbers and not _is_setting(array, uses.get(name, []))
+        name for name, array in arrays.items() if name not in numbers and not _is_setting(array, uses.get(name, []))
     )
     statistics = {name for name in arrays if (found := uses.get(name)) and all(_is_statistic(use) for use in found)}
     tensors: dict[str, torch.Tensor] = {}
