@@ -93,16 +93,21 @@ def _asked(node: OnnxNode) -> Iterable[str]:
     """Return the inputs that a node itself demands."""
     if node.domain != "":
         return ()
-    if node.kind == "Loop" and _stacks(node):
+    if node.kind == "Loop" and (_stacks(node) or _carries_sequences(node)):
         return node.inputs[:2]
     if node.kind == "Dropout":
-        return node.inputs[2:3]
+        return node.inputs[1:3] if len(node.inputs) > 2 else ()  # the share counts only while training
     return [node.inputs[index] for index in _DEMANDED.get(node.kind, ()) if index < len(node.inputs)]
 
 
 def _stacks(node: OnnxNode) -> bool:
     """Tell whether a loop stacks a value per turn, so that the number of turns is the size of an output."""
     return len(node.outputs) > len(node.inputs) - 2
+
+
+def _carries_sequences(node: OnnxNode) -> bool:
+    """Tell whether a loop carries a sequence or an optional value, whose structure depends on the number of turns."""
+    return any(value.kind in ("sequence", "optional") for body in node.subgraphs() for value in body.inputs)
 
 
 def _needs(node: OnnxNode, output: str) -> Iterable[str]:

@@ -40,7 +40,7 @@ def attention(
     is_flat = query.ndim == 3
     q, k, v = _heads(op, query, "q_num_heads"), _heads(op, key, "kv_num_heads"), _heads(op, value, "kv_num_heads")
     offset: Any = 0
-    if past_key is not None:
+    if past_key is not None and past_value is not None:
         offset = past_key.shape[2]
         k, v = jnp.concatenate([past_key, k], axis=2), jnp.concatenate([past_value, v], axis=2)
     elif lengths is not None:
@@ -130,9 +130,7 @@ def _biased(scores: Tensor, allowed: Tensor | None, bias: Tensor | None) -> Tens
 def _sees_nothing(allowed: Tensor | None, bias: Tensor | None) -> Tensor | None:
     if allowed is None and bias is None:
         return None
-    if bias is None:
-        return ~jnp.any(allowed, axis=-1, keepdims=True)
-    seen = bias != -jnp.inf
+    seen = True if bias is None else bias != -jnp.inf
     return ~jnp.any(seen if allowed is None else seen & allowed, axis=-1, keepdims=True)
 
 
@@ -169,9 +167,7 @@ def flex_attention(op: Op, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @register("RotaryEmbedding", tensors=True)
-def rotary_embedding(
-    op: Op, x: Tensor, cosine: Tensor, sine: Tensor, positions: Tensor | None = None
-) -> Tensor:
+def rotary_embedding(op: Op, x: Tensor, cosine: Tensor, sine: Tensor, positions: Tensor | None = None) -> Tensor:
     """Rotate pairs of channels by an angle that grows with position."""
     shape = x.shape
     if x.ndim == 4:

@@ -1,8 +1,8 @@
 """`If`, `Loop` and `Scan` as `lax.cond`, `lax.scan` and `lax.while_loop`.
 
-A loop is unrolled only where `lax` cannot express it (its carried values change shape or are sequences, or its body needs
-numbers that are carried) and the number of rounds is known. `while_loop`, which serves conditions that are known only at
-run time, has no reverse-mode gradient in JAX.
+A loop is unrolled only where `lax` cannot express it (its carried values change shape or are sequences, or its body
+needs numbers that are carried) and the number of rounds is known. `while_loop`, which serves conditions that are known
+only at run time, has no reverse-mode gradient in JAX.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def loop(op: Op, most: Any, condition: Any, *initial: Any) -> tuple[Any, ...]:
             reasons.append(str(exc))
         except ConversionError as exc:
             reasons.append(exc.what)
-    op.refuse("; ".join(dict.fromkeys(reason for reason in reasons if reason)))
+    return op.refuse("; ".join(dict.fromkeys(reason for reason in reasons if reason)))
 
 
 def _scanned(op: Op, body: OnnxGraph, rounds: Any, goes_on: Any, initial: list[Any]) -> tuple[Any, ...]:

@@ -55,10 +55,7 @@ def conv_transpose(op: Op, x: Tensor, w: Tensor, b: Tensor | None = None) -> Ten
         x,
         lax.rev(kernel, range(2, 2 + rank)),
         (1,) * rank,
-        [
-            (wide - 1 - low, wide - 1 - high + more)
-            for wide, (low, high), more in zip(reach, pads, added, strict=True)
-        ],
+        [(wide - 1 - low, wide - 1 - high + more) for wide, (low, high), more in zip(reach, pads, added, strict=True)],
         lhs_dilation=strides,
         rhs_dilation=dilations,
         feature_group_count=groups,
@@ -125,9 +122,13 @@ def deform_conv(
     for axis, count in enumerate((height, width)):
         start = np.arange(count) * windows.strides[axis] - windows.pads[axis][0]
         inner = np.arange(kernel[axis]) * windows.dilations[axis]
-        grid = inner.reshape((-1, 1, 1, 1) if axis == 0 else (-1, 1, 1)) + start.reshape((-1, 1) if axis == 0 else (-1,))
+        grid = inner.reshape((-1, 1, 1, 1) if axis == 0 else (-1, 1, 1)) + start.reshape(
+            (-1, 1) if axis == 0 else (-1,)
+        )
         places.append(moved[:, :, :, :, axis] + jnp.asarray(grid, x.dtype))
-    taken = sample_linearly(x.reshape(batch * offset_groups, -1, *sizes), [_rows(p, batch * offset_groups) for p in places])
+    taken = sample_linearly(
+        x.reshape(batch * offset_groups, -1, *sizes), [_rows(p, batch * offset_groups) for p in places]
+    )
     taken = taken.reshape(batch, offset_groups, channels // offset_groups, *kernel, height, width)
     if mask is not None:
         taken = taken * mask.reshape(batch, offset_groups, 1, *kernel, height, width)

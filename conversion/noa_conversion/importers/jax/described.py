@@ -1,4 +1,4 @@
-"""Signatures of imported models: shapes of outputs come from a trace with symbolic axes, not from what a file claims."""
+"""Signatures of imported models. Shapes of outputs come from a trace with symbolic axes, not from the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FOREIGN = re.compile(r"\W+", re.ASCII)
 
 
 def name_axes(values: tuple[OnnxValue, ...]) -> tuple[OnnxValue, ...]:
-    """Give every free axis a name that is an identifier; the first axes without one share `batch`, others get their own.
+    """Give every free axis a name that is an identifier. Unnamed first axes share `batch`, others get their own.
 
     Raises:
         ConversionError: a value is no tensor, or its type or rank is not declared.
@@ -74,7 +74,7 @@ def describe_outputs(
         symbolic = jax.export.symbolic_shape(text, scope=scope) if any(isinstance(n, str) for n in shape) else shape
         arguments.append(jax.ShapeDtypeStruct(symbolic, held_as(value.dtype)))
     results = jax.eval_shape(apply, dict(params), *arguments)
-    results = results if isinstance(results, tuple) else (results,)
+    results = (results,) if len(outputs) == 1 else results
     described: list[OnnxValue] = []
     for value, result in zip(outputs, results, strict=True):
         if not hasattr(result, "shape"):
@@ -104,7 +104,9 @@ def _spec(value: OnnxValue) -> TensorSpec:
             received=str(value.dtype),
             field=value.name,
         )
-    return TensorSpec(name=value.name, dtype=cast("DType", value.dtype.name), shape=cast("tuple[Axis, ...]", value.shape))
+    return TensorSpec(
+        name=value.name, dtype=cast("DType", value.dtype.name), shape=cast("tuple[Axis, ...]", value.shape)
+    )
 
 
 def narrow_signature(signature: Signature) -> Signature:

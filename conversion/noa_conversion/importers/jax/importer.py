@@ -3,10 +3,11 @@
 `apply` walks the graph while JAX traces it, so that nothing of ONNX is left in the compiled program. It may be called
 inside `jit`, `grad`, `vmap` and `jax.export` (also with symbolic axes).
 
-64 bits: a tensor that ONNX declares as int64, uint64 or float64 has 64 bits in JAX only inside `jax.enable_x64`. Outside
-of it the tensor is an int32, uint32 or float32: integers of the file that do not fit are refused by name (only the
-bounds of `Slice`, which ONNX clamps, may be larger), arithmetic on larger ones wraps, floats are rounded. The importer
-sets no switch: it follows the scope it is traced in, or opens `enable_x64` around the trace with `precision="64"`.
+64 bits: a tensor that ONNX declares as int64, uint64 or float64 has 64 bits in JAX only inside `jax.enable_x64`.
+Outside of it the tensor is an int32, uint32 or float32: integers of the file that do not fit are refused by name (only
+the bounds of `Slice`, which ONNX clamps, may be larger), arithmetic on larger ones wraps, floats are rounded. The
+importer sets no switch: it follows the scope it is traced in, or opens `enable_x64` around the trace with
+`precision="64"`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _RESERVED = ("apply", "signature", "inputs", "outputs")
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedJax:
-    """An ONNX model in JAX. `apply(params, *inputs)` gives one array, or a tuple of the outputs in order."""
+    """An ONNX model in JAX. `apply(params, *inputs)` gives the one output, or a tuple of the outputs in order."""
 
     model: OnnxModel
     params: dict[str, jax.Array]
@@ -80,7 +81,7 @@ class ImportedJax:
         return signature_of(self.inputs, describe_outputs(self.apply, self.params, self.inputs, self.outputs))
 
     def apply(self, params: Mapping[str, Any], *inputs: Any) -> Any:
-        """Compute the outputs: one array, or a tuple. A sequence is a list, an absent optional value None.
+        """Compute the one output, or a tuple of the outputs. A sequence is a list, an absent optional value None.
 
         Raises:
             ConversionError: an operator cannot be computed for these shapes; names operator, node, opset and reason.
@@ -99,17 +100,17 @@ class ImportedJax:
             ordered = [given[value.name] for value in self.model.graph.inputs]
             results = run_graph(self.model.graph, TARGET, ordered, weights=self._weights(params))
             tensors = [_to_tensors(value) for value in results]
-        return tensors[0] if len(tensors) == 1 and not isinstance(tensors[0], list) else tuple(tensors)
+        return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Compute all outputs by name from arrays, compiled once per shape; outputs have the types of the file.
 
         Raises:
-            InvalidInputError: an input is missing, or holds integers that do not fit into the 32 bits it is computed in.
+            InvalidInputError: an input is missing, or holds integers that do not fit into the 32 bits of its tensor.
         """
         with _scope(self.precision):
             results = self._compiled(self.params, *(_checked(value, inputs) for value in self.inputs))
-        results = results if isinstance(results, tuple) else (results,)
+        results = (results,) if len(self.outputs) == 1 else results
         return {
             value.name: _to_arrays(result, value.dtype) for value, result in zip(self.outputs, results, strict=True)
         }
@@ -139,7 +140,9 @@ class ImportedJax:
     def _weights(self, params: Mapping[str, Any]) -> dict[str, Any]:
         missing = self.params.keys() - params.keys()
         if missing:
-            raise InvalidInputError("a param is missing", expected=f"`{min(missing)}`", received=f"{len(params)} params")
+            raise InvalidInputError(
+                "a param is missing", expected=f"`{min(missing)}`", received=f"{len(params)} params"
+            )
         return {name: jnp.asarray(params[name]) for name in self.params if name not in self.numbers}
 
 
@@ -180,7 +183,9 @@ def _checked_bind(model: OnnxModel, bind: Mapping[str, Any]) -> dict[str, Any]:
                 expected=", ".join(f"`{each}`" for each in known),
                 received=name,
             )
-    return {name: value if isinstance(value, list) or value is None else np.asarray(value) for name, value in bind.items()}
+    return {
+        name: value if isinstance(value, list) or value is None else np.asarray(value) for name, value in bind.items()
+    }
 
 
 def _settings(graph: OnnxGraph) -> frozenset[str]:

@@ -76,9 +76,7 @@ def scatter_elements(op: Op, x: Tensor, indices: Tensor, updates: Tensor) -> Ten
     """Write one element for each index, along an axis."""
     axis = op.axis(op.attribute("axis", 0), x.ndim)
     index = jnp.where(indices < 0, indices + jnp.asarray(x.shape[axis], indices.dtype), indices)
-    places = tuple(
-        index if i == axis else lax.broadcasted_iota(index.dtype, index.shape, i) for i in range(x.ndim)
-    )
+    places = tuple(index if i == axis else lax.broadcasted_iota(index.dtype, index.shape, i) for i in range(x.ndim))
     return _write(op, x, places, updates)
 
 
@@ -104,7 +102,7 @@ def _write(op: Op, x: Tensor, places: tuple[Tensor, ...], updates: Tensor) -> Te
         case "min":
             return spot.min(updates)
         case _:
-            op.refuse(f"`reduction` is {reduction!r}")
+            return op.refuse(f"`reduction` is {reduction!r}")
 
 
 @register("TensorScatter")

@@ -48,7 +48,9 @@ def _places(op: Op, x: Tensor, windows: Windows) -> Tensor:
     sizes = tuple(x.shape[2:])
     if not all_plain(x.shape):
         op.refuse("indices over free axes")
-    flat = np.arange(int(np.prod(sizes)), dtype=np.int32).reshape(sizes, order="F" if op.attribute("storage_order", 0) else "C")
+    flat = np.arange(int(np.prod(sizes)), dtype=np.int32).reshape(
+        sizes, order="F" if op.attribute("storage_order", 0) else "C"
+    )
     index = jnp.broadcast_to(jnp.asarray(flat), x.shape)
 
     def choose(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -79,7 +81,9 @@ def average_pool(op: Op, x: Tensor) -> Tensor:
     ones = jnp.ones((1, 1, *x.shape[2:]), x.dtype)
     if not include:
         return total / _reduce(ones, 0, lax.add, windows, windows.padding)
-    ones = lax.pad(ones, np.ones((), x.dtype)[()], ((0, 0, 0), (0, 0, 0), *((low, high, 0) for low, high in windows.pads)))
+    ones = lax.pad(
+        ones, np.ones((), x.dtype)[()], ((0, 0, 0), (0, 0, 0), *((low, high, 0) for low, high in windows.pads))
+    )
     return total / _reduce(ones, 0, lax.add, windows, [(0, more) for more in windows.extra])
 
 
@@ -118,12 +122,12 @@ def max_unpool(op: Op, data: Any, indices: Any, output_shape: Any = None) -> Ten
     kernel = op.attribute("kernel_shape")
     rank = len(kernel)
     strides, pads = op.attribute("strides", [1] * rank), op.attribute("pads", [0] * (2 * rank))
-    inferred = [
-        (size - 1) * strides[i] - pads[i] - pads[rank + i] + kernel[i] for i, size in enumerate(x.shape[2:])
-    ]
+    inferred = [(size - 1) * strides[i] - pads[i] - pads[rank + i] + kernel[i] for i, size in enumerate(x.shape[2:])]
     shape = (*x.shape[:2], *inferred)
     spread = jnp.zeros(product(shape), x.dtype).at[index.reshape(-1)].set(x.reshape(-1)).reshape(shape)
     if output_shape is None:
         return spread
     wanted = op.integers(output_shape, "output_shape")
-    return lax.pad(spread, jnp.zeros((), x.dtype), [(0, want - have, 0) for want, have in zip(wanted, shape, strict=True)])
+    return lax.pad(
+        spread, jnp.zeros((), x.dtype), [(0, want - have, 0) for want, have in zip(wanted, shape, strict=True)]
+    )

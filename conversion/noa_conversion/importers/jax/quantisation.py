@@ -156,5 +156,3 @@ def qlinear_conv(
     factor: Any = x_scale * w_scale / y_scale
     factor = factor.reshape(()) if factor.size == 1 else by_channel(factor.reshape(-1), total.ndim)
     return _requantised(op, total, factor, y_zero)
-
-

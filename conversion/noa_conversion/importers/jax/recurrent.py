@@ -1,4 +1,4 @@
-"""`RNN`, `GRU` and `LSTM` as `lax.scan` over time; what does not depend on the state is computed before, in one product."""
+"""`RNN`, `GRU` and `LSTM` as `lax.scan` over time; what does not depend on the state is one product before it."""
 
 from __future__ import annotations
 
@@ -233,7 +233,10 @@ def _activations(op: Op, defaults: list[str], count: int) -> list[list[Activatio
     names = op.attribute("activations", defaults * count)
     if len(names) != len(defaults) * count:
         op.refuse(f"{len(names)} activations for {count} directions")
-    alphas, betas = list(op.attribute("activation_alpha", list[float]())), list(op.attribute("activation_beta", list[float]()))
+    alphas, betas = (
+        list(op.attribute("activation_alpha", list[float]())),
+        list(op.attribute("activation_beta", list[float]())),
+    )
     made: list[Activation] = []
     for name in names:
         entry = _ACTIVATIONS.get(name.lower())

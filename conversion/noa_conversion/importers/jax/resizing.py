@@ -123,7 +123,7 @@ def _scaled_size(op: Op, size: Size, factor: float) -> Size:
         return size * int(factor)
     if (1 / factor).is_integer():
         return size // int(1 / factor)
-    op.refuse(f"the free axis {size} is scaled by {factor}", remedy="Only whole factors scale a free axis")
+    return op.refuse(f"the free axis {size} is scaled by {factor}", remedy="Only whole factors scale a free axis")
 
 
 def _keep_aspect(
@@ -203,31 +203,31 @@ def _source(op: Op, xp: Any, axis: _Axis, rule: _Rule) -> Any:
         at: Any = np.arange(axis.target, dtype=np.float64)
         source: Any = axis.source
         length: Any = axis.scale * source
-        is_single: Any = length == 1
+        is_single = bool(length == 1)
     else:
         at = jnp.arange(axis.target, dtype=jnp.float32)
         source = jnp.asarray(axis.source, jnp.float32)
         length = axis.scale * source
-        is_single = jnp.asarray(False)
+        is_single = False
     half_pixel = (at + 0.5) / axis.scale - 0.5
     match rule.coordinates:
         case "half_pixel":
             return half_pixel
         case "pytorch_half_pixel":
-            return xp.where(is_single, -0.5, half_pixel)
+            return xp.full_like(at, -0.5) if is_single else half_pixel
         case "half_pixel_symmetric":
             return source / 2 * (1 - axis.target / length) + half_pixel
         case "asymmetric":
             return at / axis.scale
         case "align_corners":
-            return xp.zeros_like(at) if is_single is np.True_ or is_single is True else at * (source - 1) / (length - 1)
+            return xp.zeros_like(at) if is_single else at * (source - 1) / (length - 1)
         case "tf_crop_and_resize":
             begin, end = axis.roi or (0.0, 1.0)
             span = (end - begin) * (source - 1)
-            inner = span / 2 + xp.zeros_like(at) if is_single is np.True_ or is_single is True else at * span / (length - 1)
+            inner = span / 2 + xp.zeros_like(at) if is_single else at * span / (length - 1)
             return inner + begin * (source - 1)
         case other:
-            op.refuse(f"`coordinate_transformation_mode` is {other!r}")
+            return op.refuse(f"`coordinate_transformation_mode` is {other!r}")
 
 
 def _nearest(xp: Any, places: Any, rule: str) -> Any:

@@ -25,7 +25,9 @@ def read_pixels(x: Tensor, index: list[Tensor], inside: Tensor | None = None) ->
     for place, size in zip(index, sizes, strict=True):
         flat = flat * jnp.asarray(size, jnp.int32) + jnp.clip(place, 0, size - 1)
     out = flat.shape[1:]
-    taken = jnp.take_along_axis(x.reshape(batch, channels, product(sizes)), flat.reshape(batch, 1, -1), axis=2, mode="clip")
+    taken = jnp.take_along_axis(
+        x.reshape(batch, channels, product(sizes)), flat.reshape(batch, 1, -1), axis=2, mode="clip"
+    )
     taken = taken.reshape(batch, channels, *out)
     return taken if inside is None else jnp.where(inside[:, None], taken, jnp.zeros((), x.dtype))
 

@@ -271,7 +271,8 @@ def space_to_depth(op: Op, x: Tensor) -> Tensor:
     size = op.attribute("blocksize")
     batch, channels, height, width = x.shape
     split_ = x.reshape(batch, channels, height // size, size, width // size, size)
-    moved = lax.transpose(split_, (0, 3, 5, 1, 2, 4))
+    order = (0, 3, 5, 1, 2, 4) if op.attribute("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    moved = lax.transpose(split_, order)
     return moved.reshape(batch, channels * size * size, height // size, width // size)
 
 

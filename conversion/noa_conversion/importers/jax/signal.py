@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 def dft(op: Op, data: Any, length: Any = None, axis: Any = None) -> Tensor:
     """Transform along an axis; real and imaginary parts are the last axis."""
     x = op.tensor(data)
-    if op.version < 20:
-        along = op.attribute("axis", 1)
-    else:
-        along = -2 if axis is None else int(op.integer(axis, "axis"))
-    along = op.axis(along, x.ndim)
+    named = op.attribute("axis", 1) if op.version < 20 else -2
+    along = op.axis(named if axis is None else int(op.integer(axis, "axis")), x.ndim)
     inverse, onesided = bool(op.attribute("inverse", 0)), bool(op.attribute("onesided", 0))
     size = None if length is None else int(op.integer(length, "dft_length"))
     wide = _widened(x)
@@ -45,7 +42,7 @@ def dft(op: Op, data: Any, length: Any = None, axis: Any = None) -> Tensor:
 
 
 def _widened(x: Tensor) -> Tensor:
-    """Return a type to compute in: for real signals 64 bits where the scope has them, as the suite's own numbers are."""
+    """Return a signal in the type to compute in: for real ones 64 bits where the scope has them."""
     is_real = x.shape[-1] != 2
     return x.astype(held_as(np.float64) if is_real else jnp.promote_types(x.dtype, jnp.float32))
 

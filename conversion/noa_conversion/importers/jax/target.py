@@ -34,9 +34,7 @@ class JaxTarget:
             ConversionError: texts, or an integer that 32 bits do not hold while JAX computes in 32.
         """
         if array.dtype.kind not in "biufcV" or array.dtype == object:
-            raise ConversionError(
-                f"JAX has no tensors of {array.dtype}", expected="numbers", received=str(array.dtype)
-            )
+            raise ConversionError(f"JAX has no tensors of {array.dtype}", expected="numbers", received=str(array.dtype))
         dtype = held_as(array.dtype)
         if dtype != array.dtype and array.dtype.kind in "iu" and array.size:
             info = np.iinfo(dtype)
