@@ -22,6 +22,7 @@ import onnx
 from onnx import numpy_helper
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
+_LAYOUT = 2  # of the zip below `.cache/`: one more whenever what is written there changes
 ROOT = Path(__file__).resolve().parents[2]
 
 Value = Any
@@ -37,10 +38,18 @@ class CaseInfo:
     domains: tuple[str, ...]
     opset: int
     """The version of the domain ai.onnx, or of the only other domain."""
+    op: str
+    """The operator it is a case of; for an expanded one, the operator that was expanded; empty for a model of several."""
     ops: tuple[str, ...]
+    """All operators in it, those of subgraphs included."""
     rtol: float
     atol: float
     data_sets: int
+
+    @property
+    def is_expanded(self) -> bool:
+        """Whether it is the function body of an operator in place of the operator."""
+        return "_expanded" in self.name
 
     @property
     def is_standard(self) -> bool:
@@ -92,7 +101,7 @@ class Suite:
 @functools.cache
 def load_suite() -> Suite:
     """Open the suite of the installed `onnx`; the first time it is generated."""
-    path = ROOT / ".cache" / f"onnx-conformance-{onnx.__version__}.zip"
+    path = ROOT / ".cache" / f"onnx-conformance-{onnx.__version__}-{_LAYOUT}.zip"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
         _write_suite(path)
@@ -109,6 +118,9 @@ def _write_suite(path: Path) -> None:
             writer = _TensorWriter(archive, case.name)
             stored = [[writer.write_all(inputs), writer.write_all(outputs)] for inputs, outputs in data]
             index[case.name] = {"info": _info(case, model, len(stored)), "data": stored}
+        for name, entry in index.items():
+            if "_expanded" in name:
+                entry["info"]["op"] = index[name.split("_expanded")[0]]["info"]["op"]
         archive.writestr("index.json", json.dumps(index))
     Path(temporary).replace(path)  # whole or not at all, whoever else generates it meanwhile
 
@@ -147,12 +159,14 @@ def _read_proto(path: Path, declared: onnx.TypeProto) -> Value:
 
 def _info(case: Any, model: onnx.ModelProto, data_sets: int) -> dict[str, Any]:
     versions = {opset.domain or "ai.onnx": opset.version for opset in model.opset_import}
+    top = sorted({node.op_type for node in model.graph.node} - {"Constant"}) or ["Constant"]
     used = {domain or "ai.onnx" for domain, _ in _used_ops(model.graph.node)}
     return {
         "name": case.name,
         "kind": case.kind,
         "domains": sorted(versions),
-        "opset": versions.get("ai.onnx") or versions[min(used or versions)],
+        "opset": versions.get("ai.onnx") or versions[min(used)],
+        "op": top[0] if len(top) == 1 else "",
         "ops": sorted({kind for _, kind in _used_ops(model.graph.node)}),
         "rtol": case.rtol,
         "atol": case.atol,

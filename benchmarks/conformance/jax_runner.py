@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from noa_conversion.importers.jax.importer import import_onnx_to_jax
 
 from benchmarks.conformance.cases import Value
+from noa_conversion.importers.jax.importer import import_onnx_to_jax
 from noa_conversion.onnx_graph.model import OnnxValue
 
 
@@ -23,7 +23,7 @@ def run(
     with jax.enable_x64(True):
         imported = import_onnx_to_jax(model, bind=bind)
         results = jax.jit(imported.apply)(imported.params, *inputs)
-        listed = [results] if len(outputs) == 1 else list(results)
+        listed = list(results) if isinstance(results, tuple) else [results]
         return [_to_numpy(value) for value in listed]
 
 

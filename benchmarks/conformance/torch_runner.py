@@ -40,7 +40,7 @@ def run(
     imported = import_onnx_to_torch(model, bind=bind)
     with torch.no_grad():
         results = imported.module(*(_to_torch(value) for value in inputs))
-    listed = [results] if len(outputs) == 1 else list(results)
+    listed = list(results) if isinstance(results, tuple) else [results]
     return [_to_numpy(value, declared.dtype) for value, declared in zip(listed, outputs, strict=True)]
 
 
