@@ -39,7 +39,7 @@ class CaseInfo:
     opset: int
     """The version of the domain ai.onnx, or of the only other domain."""
     op: str
-    """The operator it is a case of; for an expanded one, the operator that was expanded; empty for a model of several."""
+    """The operator it is a case of; for an expanded one, the operator that was expanded; empty if there are several."""
     ops: tuple[str, ...]
     """All operators in it, those of subgraphs included."""
     rtol: float

@@ -15,6 +15,7 @@ import onnx
 from benchmarks.conformance.cases import ROOT, CaseInfo, load_suite
 from benchmarks.conformance.records import PEER_COLUMNS, Expected, count, count_peers, read_expected
 from benchmarks.conformance.verdicts import CATEGORIES, TARGETS, Target, Verdict
+from noa_conversion.importers.registry import Handlers
 
 PAGE = ROOT / "docs" / "onnx-support.md"
 _EXPORTER = ROOT / "conversion" / "noa_conversion" / "exporters" / "jax_to_onnx"
@@ -71,7 +72,7 @@ def render_page(recorded: Expected) -> str:
 
 def _counts(infos: dict[str, CaseInfo], recorded: Expected) -> Iterator[str]:
     names = [name for name in recorded if infos[name].is_standard]
-    yield f"The {len(names):,} cases of ONNX {onnx.__version__} that use the domain ai.onnx alone, peers for comparison:\n"
+    yield f"The {len(names):,} cases of ONNX {onnx.__version__} that use the domain ai.onnx alone:\n"
     yield "| through | " + " | ".join(CATEGORIES) + " |"
     yield "|---|" + "---:|" * len(CATEGORIES)
     rows = {f"**noa, {title}**": count(_of(recorded, names, target)) for target, title in _TITLES.items()}
@@ -158,9 +159,8 @@ def _contrib() -> Iterator[str]:
     yield "| operator | PyTorch | JAX |"
     yield "|---|---|---|"
     for name in sorted({name for target in TARGETS for name in _contrib_kinds(target)} | _contrib_bodies()):
-        cells = [
-            "handler" if name in _contrib_kinds(t) else "body" if name in _contrib_bodies() else "no" for t in TARGETS
-        ]
+        body = "body" if name in _contrib_bodies() else "no"
+        cells = ["handler" if name in _contrib_kinds(target) else body for target in TARGETS]
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
@@ -187,12 +187,17 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def _handlers(target: Target):  # noqa: ANN202  # its type would import the importers when this file is read
+def _handlers(target: Target) -> Handlers:
+    """A target's table, filled: importing all modules of handlers does that."""
     if target == "torch":
-        from noa_conversion.importers.torch.handlers import HANDLERS
-    else:
-        from noa_conversion.importers.jax.handlers import HANDLERS
-    return HANDLERS
+        from noa_conversion.importers.torch import handlers, table
+
+        del handlers
+        return table.HANDLERS
+    from noa_conversion.importers.jax import handlers, operators
+
+    del operators
+    return handlers.HANDLERS
 
 
 def _contrib_kinds(target: Target) -> set[str]:
@@ -202,7 +207,7 @@ def _contrib_kinds(target: Target) -> set[str]:
 def _contrib_bodies() -> set[str]:
     from noa_conversion.onnx_graph import contrib
 
-    return set(contrib.KINDS)
+    return set(contrib.kinds())
 
 
 def _written_by_jax() -> set[str]:
