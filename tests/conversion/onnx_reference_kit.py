@@ -21,6 +21,7 @@ from noa_conversion.importers.op import Op
 from noa_conversion.importers.registry import Handlers
 from noa_conversion.importers.sequences import SEQUENCES
 from noa_conversion.onnx_graph.model import OnnxGraph, OnnxModel
+from noa_conversion.onnx_graph.reading import read_model
 from noa_conversion.onnx_graph.symbols import is_symbolic
 
 
@@ -175,3 +176,65 @@ def _scan(op: Op, *inputs: Any) -> Any:
             stack.append(_unwrap(value))
         carried = results[: len(carried)]
     return (*carried, *(Tensor(np.stack(stack)) for stack in stacks))
+
+
+def one_node_model(
+    kind: str,
+    inputs: Sequence[np.ndarray | None],
+    attributes: Mapping[str, Any],
+    outputs: int,
+    domain: str,
+    **more: Any,
+) -> onnx.ModelProto:
+    """A model of one node; outputs are not typed, which onnxruntime infers."""
+    names = ["" if array is None else f"x{index}" for index, array in enumerate(inputs)]
+    results = [f"y{index}" for index in range(outputs)]
+    for index in more.get("unwanted", ()):
+        results[index] = ""
+    node = helper.make_node(kind, names, results, name="node", domain=domain, **attributes)
+    given = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in zip(names, inputs, strict=True)
+        if array is not None
+    ]
+    asked = [onnx.ValueInfoProto(name=name) for name in results if name]
+    graph = helper.make_graph([node], "one", given, asked)
+    opsets = [helper.make_opsetid("", more.get("opset", 17)), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def run_onnxruntime(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Run a model as it is, without onnxruntime's optimiser."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, dict(feed)))
+
+
+def check_against_onnxruntime(
+    kind: str,
+    inputs: Sequence[np.ndarray | None],
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    outputs: int = 1,
+    domain: str = "com.microsoft",
+    known: Sequence[int] = (),
+    atol: float = 1e-5,
+    compared: Sequence[slice] | None = None,
+    **more: Any,
+) -> None:
+    """Compare one contrib node through its body with onnxruntime's kernel."""
+    model = one_node_model(kind, inputs, attributes or {}, outputs, domain, **more)
+    feed = {f"x{index}": array for index, array in enumerate(inputs) if array is not None}
+    expected = run_onnxruntime(model, feed)
+    received = compute(read_model(model.SerializeToString()), feed, bind=[f"x{index}" for index in known])
+    assert len(received) == len(expected)
+    for got, want in zip(received, expected, strict=True):
+        assert got.dtype == want.dtype and got.shape == want.shape, (got.dtype, got.shape, want.dtype, want.shape)
+        if compared is not None:
+            got, want = got[tuple(compared)], want[tuple(compared)]
+        np.testing.assert_allclose(got.astype(np.float64), want.astype(np.float64), rtol=1e-4, atol=atol)

@@ -40,7 +40,7 @@ class Target(Protocol):
         ...
 
     def at_least(self, left: Size, right: Size) -> bool | None:
-        """Tell whether `left >= right` for all values of the symbols: always (True), never (False), or not certain (None).
+        """Tell whether `left >= right` for all values of the symbols: always True, never False, not certain None.
 
         It must add no guard: what it answers holds for every size that the axes may have.
         """

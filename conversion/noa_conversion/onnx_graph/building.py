@@ -1,7 +1,7 @@
 """Graphs of protobuf messages as `OnnxGraph`s: names made unique, nodes in order, calls of functions inlined.
 
-`Builder` makes one model. It never follows a claim of the file without a bound: recursion is refused with the function's
-name, and so is a model that grows past `MAX_NODES` by its calls.
+`Builder` makes one model. It never follows a claim of the file without a bound: recursion is refused with the name of
+the function, and so is a model that grows past `MAX_NODES` by its calls.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def _padding(b: Body, at: int, query: str, keys: str) -> str | None:
 
 
 def _attend(b: Body, query: str, keys: str, values: str, *, mask: int, bias: int | None, head_dim: int | None) -> str:
-    """Attend with `batch head seq dim` tensors, a padding mask and a bias at these inputs, and the node's attributes."""
+    """Attend with `batch head seq dim` tensors, a padding mask and a bias at these inputs."""
     scale = b.node.attributes.get("scale") or None
     if scale is None and head_dim is None:
         b.refuse("the size of its heads is not known, and so is its scale")
@@ -163,7 +163,8 @@ def _projections(b: Body, num_heads: int) -> tuple[str, str, str]:
         parts = [b.op("Add", part, own) for part, own in zip(parts, biases, strict=True)]
     query = split_heads(b, parts[0], num_heads)
     keys, values = (
-        part if b.rank(index) == 4 else split_heads(b, part, num_heads) for index, part in ((1, parts[1]), (2, parts[2]))
+        part if b.rank(index) == 4 else split_heads(b, part, num_heads)
+        for index, part in ((1, parts[1]), (2, parts[2]))
     )
     return query, keys, values
 

@@ -1,4 +1,4 @@
-"""Writes the body of a `com.microsoft` operator: nodes of standard operators for the inputs and attributes of one node."""
+"""Writes the body of a `com.microsoft` operator: standard operators for the inputs and attributes of one node."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 OPSET = 21
 """The opset in which bodies are written."""
 
-Written: TypeAlias = "str | None | Sequence[str | None]"
+Written: TypeAlias = "str | Sequence[str | None] | None"
 Writer: TypeAlias = "Callable[[Body], Written]"
 
 
 class Body:
     """A body while it is written: values are names, and each `op` adds a node and returns the name of its result."""
 
-    def __init__(self, node: OnnxNode, types: Sequence[InputType | None]) -> None:
+    def __init__(self, node: OnnxNode, types: Sequence[InputType | None], *, prefix: str = "") -> None:
         self.node = node
+        self._prefix = prefix
         self._types = types
         self._nodes: list[OnnxNode] = []
         self._constants: dict[str, np.ndarray] = {}
@@ -40,7 +41,7 @@ class Body:
 
     def input(self, index: int) -> str | None:
         """Return the value of an input, or None if it is left out."""
-        return f"in{index}" if index < len(self._types) and self._types[index] is not None else None
+        return f"{self._prefix}in{index}" if index < len(self._types) and self._types[index] is not None else None
 
     def needed(self, index: int) -> str:
         """Return the value of an input that must be there."""
@@ -74,6 +75,10 @@ class Body:
         """Tell whether the node has an attribute."""
         return name in self.node.attributes
 
+    def passed_on(self, *names: str) -> dict[str, Any]:
+        """Return attributes that a standard operator takes as they are, None for those left out."""
+        return {name: self.node.attributes.get(name) for name in names}
+
     def allow(self, **defaults: Any) -> None:
         """Refuse attributes that have another value than the one that is implemented."""
         for name, default in defaults.items():
@@ -87,23 +92,21 @@ class Body:
             if self.input(index) is not None:
                 self.refuse(f"its input `{name}` is not implemented")
 
-    def op(self, kind: str, *inputs: str | None, version: int = OPSET, **attributes: Any) -> str:
+    def op(self, kind: str, *inputs: str | None, **attributes: Any) -> str:
         """Add a node with one output."""
-        return self.several(kind, *inputs, outputs=1, version=version, **attributes)[0]
+        return self.several(kind, *inputs, outputs=1, **attributes)[0]
 
-    def several(
-        self, kind: str, *inputs: str | None, outputs: int, version: int = OPSET, **attributes: Any
-    ) -> list[str]:
+    def several(self, kind: str, *inputs: str | None, outputs: int, **attributes: Any) -> list[str]:
         """Add a node with several outputs."""
         index = len(self._nodes)
-        names = [f"v{index}_{place}" for place in range(outputs)]
+        names = [f"{self._prefix}v{index}_{place}" for place in range(outputs)]
         given = [name or "" for name in inputs]
         while given and not given[-1]:
             given.pop()
         self._nodes.append(
             OnnxNode(
                 kind=kind,
-                version=version,
+                version=OPSET,
                 name=f"{self.node.name}/{kind}_{index}",
                 inputs=tuple(given),
                 outputs=tuple(names),
@@ -114,7 +117,7 @@ class Body:
 
     def constant(self, value: Any, dtype: Any) -> str:
         """Add a constant."""
-        name = f"c{len(self._constants)}"
+        name = f"{self._prefix}c{len(self._constants)}"
         self._constants[name] = np.asarray(value, dtype)
         return name
 
@@ -146,16 +149,20 @@ class Body:
     def finish(self, written: Written) -> OnnxGraph:
         """Return the body as a graph whose outputs are what the node asks for."""
         results = [written] if written is None or isinstance(written, str) else list(written)
-        outputs: list[OnnxValue] = []
+        outputs: list[str] = []
         for index in range(len(self.node.outputs)):
             name = results[index] if index < len(results) else None
             if name is None and self.wants(index):
                 self.refuse(f"its output {index} is not implemented")
-            outputs.append(OnnxValue(name=name or str(results[0])))
+            outputs.append(name or str(results[0]))
+        return self.graph([f"{self._prefix}in{index}" for index in range(len(self._types))], outputs)
+
+    def graph(self, inputs: Sequence[str], outputs: Sequence[str]) -> OnnxGraph:
+        """Return what was written as a graph between these names."""
         return OnnxGraph(
             name=self.node.name,
-            inputs=tuple(OnnxValue(name=f"in{index}") for index in range(len(self._types))),
-            outputs=tuple(outputs),
+            inputs=tuple(OnnxValue(name=name) for name in inputs),
+            outputs=tuple(OnnxValue(name=name) for name in outputs),
             nodes=tuple(self._nodes),
             initialisers=self._constants,
         )

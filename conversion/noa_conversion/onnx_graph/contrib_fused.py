@@ -1,4 +1,4 @@
-"""Bodies of fused floating-point operators: activations, normalisations, products, and what is only named differently."""
+"""Bodies of fused floating-point operators: activations, normalisations, products, and what is only named anew."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def _bias_gelu(b: Body) -> str:
 def _fast_gelu(b: Body) -> str:
     x = b.needed(0) if b.input(1) is None else b.op("Add", b.needed(0), b.needed(1))
     square = b.op("Mul", x, x)
-    factor = b.op("Add", b.op("Mul", square, b.number(0.044715 * math.sqrt(2 / math.pi))), b.number(math.sqrt(2 / math.pi)))
+    factor = b.op(
+        "Add", b.op("Mul", square, b.number(0.044715 * math.sqrt(2 / math.pi))), b.number(math.sqrt(2 / math.pi))
+    )
     inner = b.op("Tanh", b.op("Mul", x, factor))
     return b.op("Mul", b.op("Mul", x, b.number(0.5)), b.op("Add", inner, b.number(1.0)))
 
@@ -58,8 +60,7 @@ def activate(b: Body, x: str, name: str, params: list[float]) -> str:
 
 
 def _fused_conv(b: Body) -> str:
-    attributes = {name: b.node.attributes.get(name) for name in _CONV}
-    y = b.op("Conv", b.needed(0), b.needed(1), b.input(2), **attributes)
+    y = b.op("Conv", b.needed(0), b.needed(1), b.input(2), **b.passed_on(*_CONV))
     if (z := b.input(3)) is not None:
         y = b.op("Add", y, z)
     if not b.has("activation"):
@@ -68,8 +69,7 @@ def _fused_conv(b: Body) -> str:
 
 
 def _fused_gemm(b: Body) -> str:
-    attributes = {name: b.node.attributes.get(name) for name in ("alpha", "beta", "transA", "transB")}
-    y = b.op("Gemm", b.needed(0), b.needed(1), b.input(2), **attributes)
+    y = b.op("Gemm", b.needed(0), b.needed(1), b.input(2), **b.passed_on("alpha", "beta", "transA", "transB"))
     if not b.has("activation"):
         return y
     names = ("activation_alpha", "activation_beta", "activation_gamma")
@@ -219,10 +219,8 @@ def _gather_nd(b: Body) -> str:
 
 
 def _grid_sample(b: Body) -> str:
-    names = ("align_corners", "mode", "padding_mode")
-    return b.op(
-        "GridSample", b.needed(0), b.needed(1), version=16, **{name: b.node.attributes.get(name) for name in names}
-    )
+    mode = {"bilinear": "linear", "bicubic": "cubic"}.get(b.attribute("mode", "bilinear"), b.attribute("mode", ""))
+    return b.op("GridSample", b.needed(0), b.needed(1), mode=mode, **b.passed_on("align_corners", "padding_mode"))
 
 
 def _pairwise_distance(b: Body) -> str:
@@ -236,8 +234,7 @@ def _pairwise_distance(b: Body) -> str:
 
 def channels_last(b: Body, kind: str, x: str, rank: int, *others: str | None) -> str:
     """Apply an operator that wants its channels second to a tensor that has them last."""
-    names = (*_CONV, "ceil_mode", "storage_order", "count_include_pad")
-    attributes = {name: b.node.attributes.get(name) for name in names}
+    attributes = b.passed_on(*_CONV, "ceil_mode", "storage_order", "count_include_pad")
     first = b.op("Transpose", x, perm=[0, rank - 1, *range(1, rank - 1)])
     return b.op("Transpose", b.op(kind, first, *others, **attributes), perm=[0, *range(2, rank), 1])
 

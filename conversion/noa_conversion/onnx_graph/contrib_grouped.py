@@ -1,4 +1,4 @@
-"""Bodies of the operators of decoders with rotary positions and grouped keys: `RotaryEmbedding`, `GroupQueryAttention`."""
+"""Bodies of the operators of decoders: rotary positions, and attention in which queries share keys in groups."""
 
 from __future__ import annotations
 
@@ -125,7 +125,9 @@ def _appended(b: Body, old: str | None, new: str, start: str, buffer: int, lengt
         return new
     columns = b.constant([list(range(buffer))], np.int64)
     place = b.op("Sub", columns, start)
-    is_new = b.op("And", b.op("GreaterOrEqual", place, b.constant(0, np.int64)), b.op("Less", place, b.constant(length, np.int64)))
+    is_new = b.op(
+        "And", b.op("GreaterOrEqual", place, b.constant(0, np.int64)), b.op("Less", place, b.constant(length, np.int64))
+    )
     inside = b.op("Clip", place, b.constant(0, np.int64), b.constant(length - 1, np.int64))
     taken = _taken(b, new, inside)
     if old is None or past == 0:
@@ -140,7 +142,9 @@ def _appended(b: Body, old: str | None, new: str, start: str, buffer: int, lengt
 
 def _taken(b: Body, x: str, place: str) -> str:
     """Take, from `batch head seq dim`, the place in the sequence that each row of `batch total` names."""
-    shape = b.op("Concat", b.op("Shape", x, start=0, end=2), b.op("Shape", place, start=1), b.op("Shape", x, start=3), axis=0)
+    shape = b.op(
+        "Concat", b.op("Shape", x, start=0, end=2), b.op("Shape", place, start=1), b.op("Shape", x, start=3), axis=0
+    )
     return b.op("GatherElements", x, b.op("Expand", _wide(b, place), shape), axis=2)
 
 
@@ -170,7 +174,9 @@ def _grouped_scores(b: Body, query: str, keys: str, rows: str, buffer: int, head
     allowed = b.op("LessOrEqual", columns, last)
     if (window := b.attribute("local_window_size", -1)) >= 0:
         allowed = b.op("And", allowed, b.op("Greater", columns, b.op("Sub", last, b.constant(window, np.int64))))
-    return b.op("Where", allowed, scores, b.number(float(np.finfo(np.float16 if b.dtype() == np.float16 else np.float32).min)))
+    return b.op(
+        "Where", allowed, scores, b.number(float(np.finfo(np.float16 if b.dtype() == np.float16 else np.float32).min))
+    )
 
 
 GROUPED: dict[str, Writer] = {

@@ -18,7 +18,7 @@ def dequantised(b: Body, at: int) -> str:
 
 
 def quantised(b: Body, y: str, scale: int, like: int = 0) -> str:
-    """Quantise with the scale and zero point at `scale` and after it; without a zero point as the input `like` is typed."""
+    """Quantise with the scale at `scale` and the zero point after it; without one, as the input `like` is typed."""
     zero = b.input(scale + 1) or b.constant(0, b.dtype(like))
     return b.op("QuantizeLinear", y, b.needed(scale), zero)
 
@@ -51,18 +51,13 @@ def _average_pool(b: Body) -> str:
     x = dequantised(b, 0)
     if b.attribute("channels_last", 0):
         return quantised(b, channels_last(b, "AveragePool", x, b.rank(0)), 3)
-    return quantised(b, b.op("AveragePool", x, **{name: b.node.attributes.get(name) for name in _POOL}), 3)
+    return quantised(b, b.op("AveragePool", x, **b.passed_on(*_POOL)), 3)
 
 
 def _global_average_pool(b: Body) -> str:
     rank = b.rank(0)
     axes = range(1, rank - 1) if b.attribute("channels_last", 0) else range(2, rank)
     return quantised(b, b.op("ReduceMean", dequantised(b, 0), b.ints(*axes), keepdims=1), 3)
-
-
-def _reduce_mean(b: Body) -> str:
-    axes = b.attribute("axes", list(range(b.rank(0))))
-    return quantised(b, b.op("ReduceMean", dequantised(b, 0), b.ints(*axes), keepdims=b.attribute("keepdims", 1)), 3)
 
 
 def _concat(b: Body) -> str:
@@ -75,7 +70,7 @@ def _where(b: Body) -> str:
 
 
 def _conv(b: Body) -> str:
-    attributes = {name: b.node.attributes.get(name) for name in _CONV}
+    attributes = b.passed_on(*_CONV)
     rank = b.rank(0)
     x, inputs = b.needed(0), [b.input(index) for index in range(1, 9)]
     if not b.attribute("channels_last", 0):
@@ -184,7 +179,6 @@ QUANTISED: dict[str, Writer] = {
     "QLinearGlobalAveragePool": _global_average_pool,
     "QLinearLeakyRelu": _leaky_relu,
     "QLinearMul": _arithmetic("Mul"),
-    "QLinearReduceMean": _reduce_mean,
     "QLinearSigmoid": _sigmoid,
     "QLinearSoftmax": _softmax,
     "QLinearWhere": _where,

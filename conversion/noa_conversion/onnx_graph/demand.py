@@ -1,8 +1,8 @@
 """Which values must be known as numbers for a graph to be imported: those that decide shapes or structure.
 
-An operand like `Reshape`'s second is demanded. From there the demand follows the operators of shape arithmetic backwards:
-what a demanded value is computed from is demanded too, up to the graph's inputs and initialisers. It stops where only a
-shape is read (`Shape`, `Size`), for a shape is known without the numbers.
+An operand like `Reshape`'s second is demanded. From there the demand follows the operators of shape arithmetic
+backwards: what a demanded value is computed from is demanded too, up to the graph's inputs and initialisers. It stops
+where only a shape is read (`Shape`, `Size`), for a shape is known without the numbers.
 """
 
 from __future__ import annotations

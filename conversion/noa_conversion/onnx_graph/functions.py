@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from noa_conversion.onnx_graph import contrib
 from noa_conversion.onnx_graph.model import OnnxGraph, OnnxNode
+from noa_conversion.onnx_graph.schema_functions import schema_body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +27,5 @@ class InputType:
 
 def expand(node: OnnxNode, inputs: Sequence[InputType | None]) -> OnnxGraph | None:
     """Return the body of an operator for these inputs, or None if it has none."""
-    from noa_conversion.onnx_graph import contrib
-    from noa_conversion.onnx_graph.schema_functions import schema_body
-
-    if node.domain == "com.microsoft":
-        return contrib.body(node, inputs)
-    return schema_body(node, inputs)
+    body = contrib.body(node, inputs)
+    return body if body is not None else schema_body(node, inputs)

@@ -41,8 +41,8 @@ def evaluate(
 ) -> tuple[np.ndarray, ...] | None:
     """Return the outputs of a node for known inputs, or None if they are for the target to compute.
 
-    For `Shape` and `Size` the input is the array of the sizes. `at_least(a, b)` tells whether `a >= b` for all values of
-    the symbols: True, False, or None if that is not certain.
+    For `Shape` and `Size` the input is the array of the sizes. `at_least(a, b)` tells whether `a >= b` for all values
+    of the symbols: True, False, or None if that is not certain.
 
     Raises:
         ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError: the node cannot be computed at all.
@@ -206,9 +206,9 @@ def _slice(call: Call, data: np.ndarray, *given: np.ndarray) -> np.ndarray:
 
 
 def _range_of(start: Any, end: Any, step: int) -> slice:
+    """Return ONNX's range as Python's: they agree but for "up to the first, backwards", which is far below zero."""
     if step == 0:
         raise ValueError("its step is 0")
-    # numpy reads a negative end as counted from the back, as ONNX does, but for steps backwards "before the first" is None.
     return slice(int(start), int(end), int(step))
 
 

@@ -1,4 +1,4 @@
-"""Protobuf messages of ONNX as the values of `model.py`: tensors, types and attributes. Graphs are built by `building.py`."""
+"""Protobuf messages of ONNX as the values of `model.py`: tensors, types and texts. `building.py` makes the graphs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_RANK = 64
 
 
 class TensorReader:
-    """Reads tensors as arrays: views of the file's bytes, or of the files beside it, wherever there is no need to copy."""
+    """Reads tensors as arrays: views of the file's bytes, or of the files beside it, where there is no need to copy."""
 
     __slots__ = ("_data", "_path")
 

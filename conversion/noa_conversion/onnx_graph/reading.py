@@ -1,8 +1,8 @@
 """Reads an ONNX file into an `OnnxModel`, safely and without copying its weights.
 
 The bytes are read once. Large tensors stay in them (`wire.py`), the rest is parsed and checked
-(`formats/onnx_check.py`), then built with unique names and inlined functions (`building.py`). Initialisers are read-only
-views of the bytes, or of the files beside the model, which must lie inside its folder.
+(`formats/onnx_check.py`), then built with unique names and inlined functions (`building.py`). Initialisers are
+read-only views of the bytes, or of the files beside the model, which must lie inside its folder.
 """
 
 from __future__ import annotations

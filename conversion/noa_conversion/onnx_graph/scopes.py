@@ -1,4 +1,4 @@
-"""Names while a graph is built: which unique name a written name means where it is used, and in which order nodes stand."""
+"""Names while a graph is built: which unique name a written name means, and in which order nodes stand."""
 
 from __future__ import annotations
 

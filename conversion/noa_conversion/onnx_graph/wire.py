@@ -1,8 +1,8 @@
 """The bytes of an ONNX file without its large tensors, which are left where they are.
 
 Protobuf copies every tensor when it parses and again when it is asked for one. Here the messages that hold a large
-`raw_data` are rewritten to point at the file's own bytes, as ONNX points at other files, so that a model is parsed in the
-memory of its structure and its weights are views of the bytes that were read.
+`raw_data` are rewritten to point at the file's own bytes, as ONNX points at other files, so that a model is parsed in
+the memory of its structure and its weights are views of the bytes that were read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeAlias
 LARGE_BYTES = 1 << 14
 """Tensors from this size on stay where they are."""
 _BYTES_FIELD = 2
-# Where tensors lie, by field numbers of onnx.proto: model.graph, graph.initializer and .node, node.attribute, attribute.t.
+# Where tensors lie, by the field numbers of onnx.proto.
 _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9, 13, 14
 _MAX_TENSOR_FIELDS = 1000
 _Field: TypeAlias = tuple[int, int, int, int, int]
