@@ -19,7 +19,14 @@ _ANY_TYPE = frozenset(
     (
         *("Identity", "Cast", "CastLike", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Slice"),
         *("Gather", "GatherElements", "GatherND", "Split", "If", "Loop", "Scan", "Shape", "Size", "Constant"),
-        *("ConstantOfShape", "SplitToSequence", "SequenceConstruct", "SequenceAt", "ConcatFromSequence", "SequenceInsert"),
+        *(
+            "ConstantOfShape",
+            "SplitToSequence",
+            "SequenceConstruct",
+            "SequenceAt",
+            "ConcatFromSequence",
+            "SequenceInsert",
+        ),
     )
 )
 _NO_NARROW = {"Where": ("bool", "uint16", "int16"), "Pad": ("uint16", "int16"), "Tile": ()}

@@ -19,7 +19,7 @@ from noa_conversion.exporters.jax_to_onnx.shaping import slice_axes
 
 _MOVING = (
     *("reshape", "transpose", "squeeze", "broadcast_in_dim", "concatenate", "slice", "dynamic_slice", "rev", "gather"),
-    *("dynamic_update_slice", "reduce_sum", "select_n", "split", "expand_dims", "cumsum", "tile"),
+    *("dynamic_update_slice", "reduce_sum", "select_n", "split", "expand_dims", "cumsum", "tile", "pad"),
 )
 
 

@@ -12,7 +12,14 @@ from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler, is_stati
 from noa_conversion.exporters.jax_to_onnx.shaping import reshape_to
 
 # What runtimes do not multiply is widened; the low bits of integer products do not depend on the high ones.
-_WIDER = {"int8": "int32", "uint8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int32", "bfloat16": "float32"}
+_WIDER = {
+    "int8": "int32",
+    "uint8": "int32",
+    "int16": "int32",
+    "uint16": "int32",
+    "uint32": "int32",
+    "bfloat16": "float32",
+}
 _COMPUTED = {"float16", "float32", "float64", "int32", "int64", *_WIDER}
 
 

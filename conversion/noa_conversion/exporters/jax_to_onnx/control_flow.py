@@ -44,19 +44,12 @@ def _scan(call: Call) -> list[Operand]:
         lambda values: call.inline(params["jaxpr"], [*constants, *values]),
         extra=[] if sequences else [((), "int32")],
     )
-    direction = int(bool(params["reverse"]))
-    return list(
-        graph.node_outputs(
-            "Scan",
-            *carry,
-            *given,
-            outputs=len(call.outputs),
-            body=body,
-            num_scan_inputs=len(given),
-            scan_input_directions=[direction] * len(given),
-            scan_output_directions=[direction] * (len(call.outputs) - carried),
-        )
-    )
+    attributes: dict[str, Any] = {"body": body, "num_scan_inputs": len(given)}
+    if params["reverse"]:
+        attributes["scan_input_directions"] = [1] * len(given)
+        if len(call.outputs) > carried:
+            attributes["scan_output_directions"] = [1] * (len(call.outputs) - carried)
+    return list(graph.node_outputs("Scan", *carry, *given, outputs=len(call.outputs), **attributes))
 
 
 def _unroll(
@@ -104,12 +97,23 @@ def _while(call: Call) -> list[Operand]:
     body_constants = list(call.inputs[num_test : num_test + num_body])
     carry = list(call.inputs[num_test + num_body :])
 
-    def is_on(values: Sequence[Value]) -> list[Value]:
-        return call.inline(params["cond_jaxpr"], [*test_constants, *values])
+    def each_is_on(values: Sequence[Value]) -> Value:
+        return call.inline(params["cond_jaxpr"], [*test_constants, *values])[0]
+
+    def is_on(values: Sequence[Value]) -> Value:
+        """Go on while any is on: `vmap` gives each of a batch its own end."""
+        each = each_is_on(values)
+        if not each.rank:
+            return each
+        found = graph.node("ReduceMax", call.cast(each, "int32"), keepdims=0)
+        return Value(shape=(), dtype=each.dtype, name=call.cast(found, "bool"))
 
     def step(values: Sequence[Value]) -> list[Value]:
         results = call.inline(params["body_jaxpr"], [*body_constants, *values])
-        return [*is_on(results), *results]
+        each = each_is_on(values) if params["cond_jaxpr"].out_avals[0].shape else None
+        if each is not None:
+            results = [_where(call, each, new, old) for new, old in zip(results, values, strict=True)]
+        return [is_on(results), *results]
 
     states = [(value.shape, value.dtype) for value in carry]
     body = _body(
@@ -120,8 +124,14 @@ def _while(call: Call) -> list[Operand]:
         step,
         before=[((), "int64"), ((), "bool")],
     )
-    (first,) = is_on(carry)
-    return list(graph.node_outputs("Loop", "", first, *carry, outputs=len(carry), body=body))
+    return list(graph.node_outputs("Loop", "", is_on(carry), *carry, outputs=len(carry), body=body))
+
+
+def _where(call: Call, mask: Value, new: Value, old: Value) -> Value:
+    """Take the new value where a mask over its leading axes is true."""
+    rank = len(stored_shape(new.shape, new.dtype))
+    wide = call.node("Unsqueeze", mask, call.graph.integers(range(mask.rank, rank))) if rank > mask.rank else mask
+    return Value(shape=new.shape, dtype=new.dtype, name=call.node("Where", wide, new, old))
 
 
 def _cond(call: Call) -> list[Operand]:
@@ -143,7 +153,9 @@ def _branch(call: Call, index: Value, operands: list[Value], first: int) -> list
         if rest == 2:
             return call.inline(branches[first + 1], operands)
         names = _branch(call, index, operands, first + 1)
-        return [Value(shape=aval.shape, dtype=aval.dtype, name=name) for name, aval in zip(names, call.outputs, strict=True)]
+        return [
+            Value(shape=aval.shape, dtype=aval.dtype, name=name) for name, aval in zip(names, call.outputs, strict=True)
+        ]
 
     if index.dtype == np.bool_:
         is_first: Operand = graph.node("Not", index)

@@ -228,12 +228,6 @@ def _pooling_gradient(call: Call) -> list[Operand]:
     return list(call.trace(function, *call.inputs))
 
 
-def _logaddexp(call: Call) -> list[Operand]:
-    from jax import numpy as jnp
-
-    return list(call.trace(jnp.logaddexp, *call.inputs))
-
-
 def _traced(call: Call, function: Callable[..., Any]) -> list[Operand]:
     """Write a function of one float in 32 bits at least."""
     (value,) = call.inputs
@@ -251,5 +245,4 @@ HANDLERS: dict[str, Handler] = {
     "clz": lambda call: list(call.trace(_leading_zeros, *call.inputs)),
     "bitcast_convert_type": _bitcast,
     "select_and_scatter_add": _pooling_gradient,
-    "logaddexp": _logaddexp,
 }

@@ -45,6 +45,29 @@ def _compare(call: Call, op: str, *, negate: bool = False) -> list[Operand]:
     return [call.node("Not", result) if negate else result]
 
 
+def _total_order(call: Call, *, or_equal: bool) -> list[Operand]:
+    """Compare in the order in which -0 comes before 0, and NaN after all numbers."""
+    first, second = reversed(call.inputs) if or_equal else call.inputs
+    if not is_float(first.dtype):
+        return _compare(call, "LessOrEqual" if or_equal else "Less")
+    only_second = call.node("And", call.node("Not", call.node("IsNaN", first)), call.node("IsNaN", second))
+    signs = call.node("And", _is_negative(call, first), call.node("Not", _is_negative(call, second)))
+    zeros = call.node("And", call.node("Equal", first, second), signs)
+    is_less = call.node("Or", call.node("Less", first, second), call.node("Or", only_second, zeros))
+    return [call.node("Not", is_less) if or_equal else is_less]
+
+
+def _total_equality(call: Call) -> list[Operand]:
+    """Tell whether two values are the same one: NaN is, -0 and 0 are not."""
+    first, second = call.inputs
+    same = call.node("Equal", first, second)
+    if not is_float(first.dtype):
+        return [same]
+    signs = call.node("Xor", _is_negative(call, first), _is_negative(call, second))
+    both_nan = call.node("And", call.node("IsNaN", first), call.node("IsNaN", second))
+    return [call.node("Or", both_nan, call.node("And", same, call.node("Not", signs)))]
+
+
 def _logical(call: Call, logical: str, bitwise: str) -> list[Operand]:
     return [call.node(logical if call.inputs[0].dtype == np.bool_ else bitwise, *call.inputs)]
 
@@ -104,9 +127,7 @@ def _zero(dtype: Any) -> Value:
 
 def _power(call: Call) -> list[Operand]:
     base, exponent = call.inputs
-    if not is_float(base.dtype) or not is_float(exponent.dtype):
-        raise call.refuse("integer powers with a computed exponent overflow differently", received=base.dtype.name)
-    return [call.node("Pow", base, exponent)]
+    return [call.node("Pow", base, call.cast_to(exponent, base.dtype))]
 
 
 def _integer_power(call: Call) -> list[Operand]:
@@ -279,7 +300,9 @@ def _is_negative(call: Call, value: Value) -> str:
     """Tell the sign bit of a number, of zero too."""
     zero = call.scalar(0, value.dtype)
     is_below = call.node("Less", value, zero)
-    is_minus_zero = call.node("And", call.node("Equal", value, zero), call.node("Less", call.node("Reciprocal", value), zero))
+    is_minus_zero = call.node(
+        "And", call.node("Equal", value, zero), call.node("Less", call.node("Reciprocal", value), zero)
+    )
     return call.node("Or", is_below, is_minus_zero)
 
 
@@ -303,18 +326,19 @@ def _shift(call: Call, direction: str) -> list[Operand]:
 
 
 def _shift_arithmetic(call: Call) -> list[Operand]:
-    """A negative number is shifted as its complement: `~(~x >> n)`."""
+    """A negative number is shifted as its complement: `~(~x >> n)`; an unsigned one counts as signed."""
     value, amount = call.inputs
-    if value.dtype.kind == "u":
-        return _shift(call, "RIGHT")
     if value.dtype.itemsize == 8:
         raise call.refuse("it shifts integers of 64 bits", received=value.dtype.name)
     bits = value.dtype.itemsize * 8
-    wide = call.cast_to(value, "int32")
+    signed = call.cast_to(value, f"int{bits}")
+    wide = signed if bits == 32 else call.cast(signed, "int32")
     is_negative = call.node("Less", wide, call.scalar(0, "int32"))
     magnitude = call.cast(call.node("Where", is_negative, call.node("BitwiseNot", wide), wide), "uint32")
     steps = call.cast(call.cast_to(amount, f"uint{bits}"), "uint32")
-    shifted = call.node("BitShift", magnitude, call.node("Min", steps, call.scalar(bits - 1, "uint32")), direction="RIGHT")
+    shifted = call.node(
+        "BitShift", magnitude, call.node("Min", steps, call.scalar(bits - 1, "uint32")), direction="RIGHT"
+    )
     back = call.cast(shifted, "int32")
     return [call.cast_from(call.node("Where", is_negative, call.node("BitwiseNot", back), back), "int32", value.dtype)]
 
@@ -343,7 +367,7 @@ _UNARY = {
     "atanh": "Atanh",
 }
 IDENTITIES = ("copy", "copy_p", "stop_gradient", "optimization_barrier", "name", "sharding_constraint", "pvary")
-IDENTITIES += ("pcast", "reshard")
+IDENTITIES += ("device_put",)
 """Primitives that give what they take, and the layout of devices aside mean nothing."""
 
 HANDLERS: dict[str, Handler] = {
@@ -369,6 +393,9 @@ HANDLERS: dict[str, Handler] = {
     "ne": partial(_compare, op="Equal", negate=True),
     "lt": partial(_compare, op="Less"),
     "le": partial(_compare, op="LessOrEqual"),
+    "eq_to": _total_equality,
+    "lt_to": partial(_total_order, or_equal=False),
+    "le_to": partial(_total_order, or_equal=True),
     "gt": partial(_compare, op="Greater"),
     "ge": partial(_compare, op="GreaterOrEqual"),
     "and": partial(_logical, logical="And", bitwise="BitwiseAnd"),

@@ -60,7 +60,11 @@ class Places:
         if window.indexed:
             scaled = graph.node("Mul", self._clamped, self._vector([strides[axis] for axis in window.indexed]))
             starts = graph.node("ReduceSum", scaled, graph.integers([-1]), keepdims=0)
-            total = graph.node("Unsqueeze", starts, graph.integers(range(len(self._batch), rank))) if window.kept else starts
+            total = (
+                graph.node("Unsqueeze", starts, graph.integers(range(len(self._batch), rank)))
+                if window.kept
+                else starts
+            )
         for axis, place in zip(window.shared, window.shared_in_indices, strict=True):
             total = self._added(total, self._column(self._batch[place], strides[axis], place, rank))
         for position, axis in enumerate(window.kept):

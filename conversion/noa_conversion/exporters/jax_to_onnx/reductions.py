@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from noa_conversion.exporters.jax_to_onnx.builder import Operand, Value
+from noa_conversion.exporters.jax_to_onnx.builder import Operand, Value, is_number
 from noa_conversion.exporters.jax_to_onnx.dtypes import is_float
 from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler
 
@@ -19,15 +20,39 @@ def _reduce(call: Call, op: str) -> list[Operand]:
     if not axes:
         return [value]
     wide = _NARROW.get(value.dtype.name)
-    if value.dtype.name == "uint32" and op in ("ReduceSum", "ReduceProd"):
-        wide = "int32"  # the low bits are the same, and no 64 bits are needed
-    if value.dtype.kind == "f" and value.dtype.itemsize == 2:
+    if value.dtype.name in ("int32", "uint32") and op == "ReduceSum":
+        wide = "int64"  # runtimes give the largest number where a sum overflows; XLA leaves the low bits
+    if value.dtype.kind == "f" and value.dtype.itemsize == 2 and op in ("ReduceSum", "ReduceProd"):
         wide = "float32"  # as XLA does: one rounding at the end
     operand: Operand = value if wide is None else call.cast(value, wide)
     result = call.node(op, operand, call.graph.integers(axes), keepdims=0)
     if op in ("ReduceMax", "ReduceMin") and is_float(value.dtype):
         result = _keep_nan(call, value, axes, result)
     return [result if wide is None else call.cast(result, value.dtype)]
+
+
+def _product(call: Call) -> list[Operand]:
+    """Multiply integers in pairs: a runtime may go through floats, which lose the low bits that overflow leaves."""
+    from jax import lax
+    from jax import numpy as jnp
+
+    (value,) = call.inputs
+    if is_float(value.dtype):
+        return _reduce(call, "ReduceProd")
+    axes = [int(axis) for axis in call.params["axes"]]
+
+    def function(x: Any) -> Any:
+        lines = jnp.moveaxis(x, axes, range(len(axes)))
+        lines = lines.reshape(-1, *lines.shape[len(axes) :])
+        if not is_number(lines.shape[0]):
+            return lax.scan(lambda total, line: (total * line, None), jnp.ones_like(lines[0]), lines)[0]
+        while lines.shape[0] > 1:
+            half = lines.shape[0] // 2
+            rest = lines[2 * half :]
+            lines = jnp.concatenate([lines[:half] * lines[half : 2 * half], rest])
+        return lines[0] if lines.shape[0] else jnp.ones(lines.shape[1:], x.dtype)
+
+    return list(call.trace(function, value)) if axes else [value]
 
 
 def _keep_nan(call: Call, value: Value, axes: list[int], result: str) -> str:
@@ -65,7 +90,7 @@ HANDLERS: dict[str, Handler] = {
     "reduce_sum": partial(_reduce, op="ReduceSum"),
     "reduce_max": partial(_reduce, op="ReduceMax"),
     "reduce_min": partial(_reduce, op="ReduceMin"),
-    "reduce_prod": partial(_reduce, op="ReduceProd"),
+    "reduce_prod": _product,
     "reduce_and": partial(_reduce_bool, op="ReduceMin"),
     "reduce_or": partial(_reduce_bool, op="ReduceMax"),
     "argmax": partial(_arg, op="ArgMax"),

@@ -16,7 +16,14 @@ from noa_conversion.exporters.jax_to_onnx.places import Places, Window
 from noa_conversion.exporters.jax_to_onnx.shaping import reshape_to
 
 # What runtimes do not add, multiply or compare where they scatter.
-_WIDER = {"int8": "int32", "uint8": "int32", "int16": "int32", "uint16": "int32", "bfloat16": "float32", "bool": "int32"}
+_WIDER = {
+    "int8": "int32",
+    "uint8": "int32",
+    "int16": "int32",
+    "uint16": "int32",
+    "bfloat16": "float32",
+    "bool": "int32",
+}
 _WIDER |= {"float16": "float32"}
 
 
@@ -96,7 +103,9 @@ def _rows(call: Call, window: Window, value: Value, updates: Operand, reduction:
     is_open = "CLIP" not in str(call.params["mode"]) and indices.constant is None
     if is_open:
         last = graph.shape(sizes)
-        outside = graph.node("Or", graph.node("Less", wide, graph.integers([0])), graph.node("GreaterOrEqual", wide, last))
+        outside = graph.node(
+            "Or", graph.node("Less", wide, graph.integers([0])), graph.node("GreaterOrEqual", wide, last)
+        )
         wide = graph.node("Where", outside, last, wide)
         shape = [1, *(value.shape[axis] for axis in window.kept)]
         row = graph.node("Expand", call.scalar(0, value.dtype), graph.shape(shape))
@@ -142,9 +151,5 @@ def _count(shape: tuple[Any, ...]) -> Any:
 
 HANDLERS: dict[str, Handler] = {
     "scatter": partial(_scatter, reduction="none"),
-    **{
-        f"scatter{mark}{name}": partial(_scatter, reduction=name)
-        for mark in "-_"
-        for name in ("add", "sub", "mul", "min", "max")
-    },
+    **{f"scatter-{name}": partial(_scatter, reduction=name) for name in ("add", "sub", "mul", "min", "max")},
 }

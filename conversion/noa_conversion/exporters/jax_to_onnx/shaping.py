@@ -218,6 +218,13 @@ def _split(call: Call) -> list[Operand]:
     )
 
 
+def _unstack(call: Call) -> list[Operand]:
+    (value,) = call.inputs
+    axis, count = int(call.params["axis"]), len(call.outputs)
+    parts = call.graph.node_outputs("Split", value, call.graph.integers([1] * count), outputs=count, axis=axis)
+    return [call.node("Squeeze", part, call.graph.integers([axis])) for part in parts]
+
+
 def _tile(call: Call) -> list[Operand]:
     repeats = [int(count) for count in call.params["reps"]]
     return [call.node("Tile", call.inputs[0], call.graph.integers(repeats))]
@@ -247,5 +254,6 @@ HANDLERS: dict[str, Handler] = {
     "iota": _iota,
     "split": _split,
     "tile": _tile,
+    "unstack": _unstack,
     "dim_as_value": _size_as_value,
 }

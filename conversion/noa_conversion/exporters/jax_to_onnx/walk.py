@@ -134,7 +134,11 @@ def _named(operand: Operand, aval: Any) -> Value:
 def _fold(equation: Any, inputs: list[Value]) -> list[Value] | None:
     """Compute an equation now if all its inputs are known and the results are small, or no larger than the inputs."""
     avals = [var.aval for var in equation.outvars]
-    if equation.effects or equation.primitive.name in _NOT_FOLDED or any(value.constant is None or not is_plain(value.dtype) for value in inputs):
+    if (
+        equation.effects
+        or equation.primitive.name in _NOT_FOLDED
+        or any(value.constant is None or not is_plain(value.dtype) for value in inputs)
+    ):
         return None
     if any(not is_plain(aval.dtype) for aval in avals):
         return None

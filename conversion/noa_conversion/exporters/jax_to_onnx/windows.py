@@ -12,7 +12,7 @@ import numpy as np
 from noa_conversion.exporters.jax_to_onnx.builder import Operand, Value, is_number
 from noa_conversion.exporters.jax_to_onnx.dtypes import is_float
 from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler
-from noa_conversion.exporters.jax_to_onnx.shaping import reshape_to
+from noa_conversion.exporters.jax_to_onnx.shaping import reshape_to, slice_axes
 
 _UNROLLED_WINDOW = 512
 
@@ -51,9 +51,10 @@ def _in_result_type(call: Call) -> list[Operand]:
 
 def _plain(call: Call, value: Value, kernel: Value, pads: list[tuple[int, int]], group: int) -> str:
     if any(amount < 0 for pair in pads for amount in pair):
-        cut = [(0, 0), (0, 0), *((min(low, 0), min(high, 0)) for low, high in pads)]
-        amounts = call.graph.integers([low for low, _ in cut] + [high for _, high in cut])
-        value = _named(value, call.node("Pad", value, amounts, call.scalar(0, value.dtype), mode="constant"))
+        # Cut by Slice: onnxruntime 1.32 merges a Pad into Conv, also where it cuts.
+        to_end = np.iinfo(np.int64).max
+        cuts = {axis: (max(-low, 0), min(high, 0) or to_end, 1) for axis, (low, high) in enumerate(pads, 2)}
+        value = _named(value, call.graph.name_of(slice_axes(call.graph, value, cuts)))
         pads = [(max(low, 0), max(high, 0)) for low, high in pads]
     return call.node(
         "Conv",
@@ -156,7 +157,9 @@ def _shifted(call: Call, kind: str, pads: list[tuple[int, int]]) -> list[Operand
     params = call.params
     window = [int(size) for size in params["window_dimensions"]]
     if prod(window) > _UNROLLED_WINDOW:
-        raise call.refuse(f"its window of more than {_UNROLLED_WINDOW} places is none that runtimes pool", received=window)
+        raise call.refuse(
+            f"its window of more than {_UNROLLED_WINDOW} places is none that runtimes pool", received=window
+        )
     combine = {"max": lax.max, "min": lax.min, "sum": lax.add}[kind]
     shape, strides, dilations = call.outputs[0].shape, params["window_strides"], params["window_dilation"]
 
