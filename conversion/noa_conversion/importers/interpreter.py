@@ -89,8 +89,7 @@ class _Walk:
         self, graph: OnnxGraph, inputs: Sequence[Value], outer: Mapping[str, Value], inside: str, *, watched: bool
     ) -> list[Value]:
         values: dict[str, Value] = dict(graph.initialisers)
-        for name in graph.initialisers.keys() & self.weights.keys():
-            values[name] = self.weights[name]
+        values.update((name, self.weights[name]) for name in graph.initialisers if name in self.weights)
         values.update(zip((declared.name for declared in graph.inputs), inputs, strict=True))
         scope = ChainMap(values, outer) if outer else values  # pyright: ignore[reportArgumentType]  # it is only read
         for node in graph.nodes:

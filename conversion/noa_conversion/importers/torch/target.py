@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, track_tensor_tree
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import _disable_current_modes
 
 from noa_conversion.importers.registry import Handlers
@@ -70,6 +71,12 @@ class TorchTarget:
     def dtype(self, tensor: torch.Tensor) -> np.dtype:
         """Return the ONNX type of the elements."""
         return dtype_of(tensor)
+
+    def at_least(self, left: int | torch.SymInt, right: int | torch.SymInt) -> bool | None:
+        """Tell whether `left >= right` for all values of the symbols, or None if that is not certain; adds no guard."""
+        if statically_known_true(left >= right):
+            return True
+        return False if statically_known_true(left < right) else None
 
     def from_symbols(self, array: np.ndarray) -> torch.Tensor:
         """Return ints and symbols as an int64 tensor."""
@@ -171,6 +178,12 @@ class EagerTarget:
     def dtype(self, tensor: torch.Tensor) -> np.dtype:
         """Return the ONNX type of the elements."""
         return dtype_of(tensor)
+
+    def at_least(self, left: int | torch.SymInt, right: int | torch.SymInt) -> bool | None:
+        """Tell whether `left >= right` for all values of the symbols, or None if that is not certain; adds no guard."""
+        if statically_known_true(left >= right):
+            return True
+        return False if statically_known_true(left < right) else None
 
     def from_symbols(self, array: np.ndarray) -> torch.Tensor:
         """Return ints as an int64 tensor."""
