@@ -23,6 +23,7 @@ from noa_cli.commands import (
     doctor,
     events,
     flows,
+    formats,
     gc,
     keys,
     ledger,
@@ -80,6 +81,7 @@ def build() -> typer.Typer:
     app.add_typer(keys.build(), name="keys", rich_help_panel="Models")
     add(convert.convert, "Models")
     add(verify_formats.verify, "Models")
+    add(formats.formats, "Models")
     add(gc.gc, "Models")
     add(serve.serve, "Serving")
     add(predict.predict, "Serving")

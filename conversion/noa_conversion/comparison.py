@@ -5,7 +5,7 @@
 - float16 has 10 bits of mantissa (2**-10 = 1e-3), so that sums of a layer agree to about 1e-2.
 - float64 keeps 52 bits; what differs by more than 1e-8 was computed in fewer somewhere.
 
-A format of reduced precision states a tolerance of its own instead (`optimise/precision.py`).
+A format of reduced precision states a tolerance of its own instead (`optimise/precision_tolerance.py`).
 """
 
 from __future__ import annotations

@@ -18,10 +18,14 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from noa.errors import ConversionError, InvalidInputError
 from noa.settings import ConversionSettings
+
+if TYPE_CHECKING:
+    from noa.signatures import TensorSpec
+    from noa_conversion.comparison import Tolerance
 
 ENTRY_POINT_GROUP: Final = "noa.converters"
 
@@ -34,8 +38,8 @@ inputs by name or None, if the converter `wants_samples`."""
 class Converter:
     """One edge of the graph. `packages` are what it imports; `extra` is the extra of noa that brings them.
 
-    `is_exact` says that the target computes the same numbers up to the tolerance of the dtype; a converter that
-    reduces precision says no. `wants_samples` says that it looks at real inputs, to calibrate.
+    A converter that reduces precision states in `allow` the tolerance of an output; without it the target computes the
+    same numbers up to the tolerance of the dtype. `wants_samples` says that it looks at real inputs, to calibrate.
     """
 
     source: str
@@ -43,8 +47,13 @@ class Converter:
     run: Convert
     packages: tuple[str, ...] = ()
     extra: str | None = None
-    is_exact: bool = True
+    allow: Callable[[TensorSpec], Tolerance] | None = None
     wants_samples: bool = False
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the target keeps the numbers of the source."""
+        return self.allow is None
 
     @property
     def missing(self) -> tuple[str, ...]:

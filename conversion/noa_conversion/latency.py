@@ -67,7 +67,7 @@ def measure_performance(
 def describe_hardware(format: str, threads: int | None) -> Hardware:  # our word
     """Return this machine as a measurement of `format` with `threads` threads (None: one per core) names it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    package = _RUNTIMES.get(format, format)
+    package = _RUNTIMES.get(format, "onnxruntime" if format.startswith("onnx-") else format)
     try:
         runtime = f"{package} {version(package)}"
     except PackageNotFoundError:

@@ -54,10 +54,12 @@ def detect_format(folder: Path) -> str:
 
 
 @contextmanager
-def open_model(path: Path, *, bind: Mapping[str, np.ndarray] | None = None) -> Generator[ModelFiles]:
+def open_model(
+    path: Path, *, bind: Mapping[str, np.ndarray] | None = None, sizes: Mapping[str, int] | None = None
+) -> Generator[ModelFiles]:
     """Give the model at `path`; an ONNX file becomes a folder that is gone after the block.
 
-    `bind` replaces inputs of an ONNX graph by constants.
+    `bind` replaces inputs of an ONNX graph by constants, `sizes` fixes free axes by name.
 
     Raises:
         NotFoundError: there is nothing at `path`.
@@ -67,15 +69,15 @@ def open_model(path: Path, *, bind: Mapping[str, np.ndarray] | None = None) -> G
         raise NotFoundError(
             "no such model", where=str(path), remedy="Name an .onnx file, a format folder, or a registered version"
         )
-    if path.is_dir() and not bind:
+    if path.is_dir() and not bind and not sizes:
         yield ModelFiles(format=detect_format(path), folder=path, label=str(path))
         return
     if path.is_dir() and detect_format(path) != "onnx":
         raise InvalidInputError(
-            f"inputs of a stored `{detect_format(path)}` program cannot be bound",
+            f"inputs and axes of a stored `{detect_format(path)}` program cannot be fixed",
             where=str(path),
             expected="an ONNX graph",
-            remedy="Bind them when the ONNX file is converted",
+            remedy="Fix them when the ONNX file is converted",
         )
     if path.is_file() and path.suffix.lower() != ".onnx":
         raise InvalidInputError(
@@ -90,5 +92,5 @@ def open_model(path: Path, *, bind: Mapping[str, np.ndarray] | None = None) -> G
     with tempfile.TemporaryDirectory(prefix="noa-model-") as scratch:
         folder = Path(scratch) / "onnx"
         folder.mkdir()
-        stage_onnx(path / "model.onnx" if path.is_dir() else path, folder, bind=bind or {})
+        stage_onnx(path / "model.onnx" if path.is_dir() else path, folder, bind=bind or {}, sizes=sizes)
         yield ModelFiles(format="onnx", folder=folder, label=str(path))

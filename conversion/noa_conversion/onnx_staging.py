@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from noa.atomic_write import write_file
 from noa.errors import InvalidInputError
+from noa.signatures import Signature
 from noa_conversion.files import MAX_GRAPH_BYTES, read_bytes
 from noa_conversion.formats.onnx_check import has_external_data, parse_model
 from noa_conversion.formats.onnx_format import MODEL_FILE
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
     import onnx
 
 
-def stage_onnx(source: Path, folder: Path, *, bind: Mapping[str, np.ndarray]) -> None:
+def stage_onnx(
+    source: Path, folder: Path, *, bind: Mapping[str, np.ndarray], sizes: Mapping[str, int] | None = None
+) -> None:
     """Write `model.onnx` and `signature.json` into `folder`. Weights beside the file are brought into it.
+
+    `sizes` fixes free axes by the names that the signature gives them.
 
     Raises:
         InvalidInputError: not safe to load, larger than one file may be, an input or output that is no tensor of
@@ -35,6 +40,9 @@ def stage_onnx(source: Path, folder: Path, *, bind: Mapping[str, np.ndarray]) ->
         _bind(model, name, value, source)
     _name_output_ranks(model)
     signature = read_signature(model, source)
+    if sizes:
+        _fix_axes(model, signature, sizes, source)
+        signature = read_signature(model, source)
     if model.ByteSize() > MAX_GRAPH_BYTES:
         raise InvalidInputError(
             "the graph and its weights do not fit into one ONNX file",
@@ -77,6 +85,25 @@ def _bind(model: onnx.ModelProto, name: str, value: np.ndarray, source: Path) ->
         )
     model.graph.initializer.append(onnx.numpy_helper.from_array(cast, name))
     model.graph.input.remove(inputs[name])
+
+
+def _fix_axes(model: onnx.ModelProto, signature: Signature, sizes: Mapping[str, int], source: Path) -> None:
+    """Give free axes a size wherever their name stands among the inputs and outputs."""
+    specs = {spec.name: spec for spec in (*signature.inputs, *signature.outputs)}
+    known = {axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)}
+    for axis in sizes:
+        if axis not in known:
+            raise InvalidInputError(
+                f"the graph has no free axis `{axis}`",
+                where=str(source),
+                expected=", ".join(f"`{name}`" for name in sorted(known)) or "none: all sizes are fixed",
+                received=axis,
+            )
+    for value in (*model.graph.input, *model.graph.output):
+        spec = specs.get(value.name)
+        for dim, axis in zip(value.type.tensor_type.shape.dim, () if spec is None else spec.shape, strict=False):
+            if isinstance(axis, str) and axis in sizes:
+                dim.dim_value = sizes[axis]
 
 
 def _name_output_ranks(model: onnx.ModelProto) -> None:

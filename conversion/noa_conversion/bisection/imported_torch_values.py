@@ -43,6 +43,10 @@ class EagerTorch:
         """Return the ONNX type of the elements."""
         return dtype_of(tensor)
 
+    def at_least(self, left: int, right: int) -> bool:
+        """Tell whether `left >= right`: every size is a number here."""
+        return left >= right
+
     def from_symbols(self, array: np.ndarray) -> torch.Tensor:
         """Return whole numbers as an int64 tensor; without a trace there are no symbols."""
         return torch.from_numpy(array.astype(np.int64))

@@ -77,6 +77,9 @@ class JaxRunnable:
 class JaxAdapter:
     """Loads the `jax` format."""
 
+    packages = ("jax", "safetensors")
+    extra = "jax"
+
     @property
     def name(self) -> str:
         """The format's name."""
@@ -156,14 +159,16 @@ def import_jax() -> Any:
     return jax
 
 
-def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def flat_params(params: Mapping[str, Any], *, also: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Return the arrays of nested dicts under dotted names, in the order in which they are nested.
+
+    `also` names dtypes that are accepted beside those that every format can hold.
 
     Raises:
         ConversionError: a key is no text or two paths give one name, a value is no array, or has 64 bits.
     """
     flat: dict[str, np.ndarray] = {}
-    _flatten(params, "", flat)
+    _flatten(params, "", flat, also)
     return flat
 
 
@@ -227,14 +232,14 @@ def untraceable(error: Exception) -> ConversionError:
     )
 
 
-def _flatten(value: object, prefix: str, flat: dict[str, np.ndarray]) -> None:
+def _flatten(value: object, prefix: str, flat: dict[str, np.ndarray], also: tuple[str, ...]) -> None:
     import numpy as np
 
     if isinstance(value, Mapping):
         for key, item in cast("Mapping[object, object]", value).items():
             if not isinstance(key, str) or not key:
                 raise ConversionError("params need text keys", where=prefix or "params", received=repr(key))
-            _flatten(item, f"{prefix}.{key}" if prefix else key, flat)
+            _flatten(item, f"{prefix}.{key}" if prefix else key, flat, also)
         return
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise ConversionError(
@@ -243,7 +248,8 @@ def _flatten(value: object, prefix: str, flat: dict[str, np.ndarray]) -> None:
     if prefix in flat:
         raise ConversionError(f"two params have the name `{prefix}`", remedy="Keep dots out of the keys")
     array = np.asarray(cast("Any", value))
-    if array.dtype.kind not in "biuf" or array.dtype.name in ("int64", "uint64", "float64"):
+    is_held = array.dtype.kind in "biuf" or array.dtype.name in also
+    if not is_held or array.dtype.name in ("int64", "uint64", "float64"):
         raise ConversionError(
             f"param `{prefix}` has the dtype {array.dtype.name}",
             expected="bool, or an integer or float of at most 32 bits",

@@ -51,12 +51,18 @@ class OnnxRunnable:
 
 
 class OnnxAdapter:
-    """Loads the `onnx` format."""
+    """Loads the `onnx` format, and those of reduced precision: they are ONNX graphs under names of their own."""
+
+    packages = ("onnx", "onnxruntime")
+    extra = "onnx"
+
+    def __init__(self, name: str = "onnx") -> None:
+        self._name = name
 
     @property
     def name(self) -> str:
         """The format's name."""
-        return "onnx"
+        return self._name
 
     def load(self, folder: Path, *, threads: int | None = None) -> OnnxRunnable:
         """Load `model.onnx`; `threads` bounds the threads within an operator (None: onnxruntime's default, all cores).
@@ -69,7 +75,8 @@ class OnnxAdapter:
             import onnx
             import onnxruntime as ort
         except ImportError as exc:
-            raise DependencyMissingError(exc.name or "onnxruntime", extra="onnx", purpose="the format `onnx`") from exc
+            purpose = f"the format `{self._name}`"
+            raise DependencyMissingError(exc.name or "onnxruntime", extra="onnx", purpose=purpose) from exc
         del onnx
         if threads is not None and threads < 1:
             raise InvalidInputError("a session needs at least one thread", expected="1 or more", received=threads)
@@ -88,6 +95,12 @@ class OnnxAdapter:
 
 
 ADAPTER = OnnxAdapter()
+SLIM = OnnxAdapter("onnx-slim")
+FP16 = OnnxAdapter("onnx-fp16")
+BF16 = OnnxAdapter("onnx-bf16")
+INT8 = OnnxAdapter("onnx-int8")
+INT8_STATIC = OnnxAdapter("onnx-int8-static")
+INT4 = OnnxAdapter("onnx-int4")
 
 
 def _checked_source(folder: Path, signature: Signature) -> bytes | str:

@@ -71,6 +71,9 @@ class TorchRunnable:
 class TorchAdapter:
     """Loads the `torch` format."""
 
+    packages = ("torch", "safetensors")
+    extra = "torch"
+
     @property
     def name(self) -> str:
         """The format's name."""
