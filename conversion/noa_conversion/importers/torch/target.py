@@ -59,7 +59,8 @@ class TorchTarget:
         """Give the module that is recorded an attribute, and return its stand-in in the trace."""
         set_attribute(current_root(), path, tensor)
         tracer: Any = _tracer()
-        fake = self._mode.from_tensor(tensor, static_shapes=True)
+        with torch._C.DisableTorchFunction():  # it switches gradients off and on, which would be recorded too
+            fake = self._mode.from_tensor(tensor, static_shapes=True)
         proxy = torch.fx.Proxy(tracer.graph.create_node("get_attr", path, (), {}), tracer)
         track_tensor_tree(fake, proxy, constant=None, tracer=tracer)
         return fake
