@@ -109,6 +109,8 @@ def prelu(op: Op, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     """A learnt slope below zero."""
     if is_integer(x):
         return in_wider(lambda wide, by: torch.where(wide < 0, wide * by, wide), x, slope)
+    if op.version < 7 and slope.ndim == 1 and x.ndim > 1 and slope.shape[0] != 1:
+        slope = slope.reshape([-1] + [1] * (x.ndim - 2))
     is_per_channel = slope.ndim == x.ndim - 1 and x.ndim > 1 and all(size == 1 for size in slope.shape[1:])
     if is_per_channel and isinstance(slope.shape[0], int) and slope.shape[0] == x.shape[1]:
         return F.prelu(x, slope.reshape(-1))

@@ -48,8 +48,6 @@ def mod(op: Op, a: Value, b: Value) -> torch.Tensor:
     """Remainder with the sign of the divisor, or of the dividend with `fmod`."""
     is_fmod = bool(op.attribute("fmod", 0))
     first = op.tensor(a)
-    if not is_fmod and first.is_floating_point():
-        op.refuse("of floats it needs `fmod=1`")
     if first.dtype == torch.uint64:
         wide, divisor = first.to(torch.int64), op.tensor(b).to(torch.int64)
         return (wide - unsigned.divide(wide, divisor) * divisor).to(torch.uint64)
@@ -173,8 +171,8 @@ def clip(op: Op, x: Value, low: Value = None, high: Value = None) -> torch.Tenso
     """Keep values between two bounds; the upper wins if they cross."""
     tensor = op.tensor(x)
     if op.version < 11:
-        low = np.float64(op.attribute("min", -np.inf)).reshape(())
-        high = np.float64(op.attribute("max", np.inf)).reshape(())
+        low = np.asarray(op.attribute("min", -np.inf), np.float64)
+        high = np.asarray(op.attribute("max", np.inf), np.float64)
     lowest, highest = _bound(low, tensor.dtype), _bound(high, tensor.dtype)
     if (low is None or lowest is not None) and (high is None or highest is not None):
         lowest = None if lowest == -np.inf else lowest

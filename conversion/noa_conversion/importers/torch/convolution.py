@@ -163,8 +163,8 @@ def _cut_by_transposed(
             target = wanted[-rank:][i] if wanted is not None else sizes[i] * strides[i]
             total = strides[i] * (sizes[i] - 1) + extra[i] + (kernel[i] - 1) * dilations[i] + 1 - target
             small = total // 2
-            low.append(total - small if mode == "SAME_LOWER" else small)
-            high.append(small if mode == "SAME_LOWER" else total - small)
+            low.append(small if mode == "SAME_UPPER" else total - small)
+            high.append(total - small if mode == "SAME_UPPER" else small)
         return low, high
     if mode == "VALID":
         return [0] * rank, [0] * rank

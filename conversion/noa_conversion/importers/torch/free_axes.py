@@ -60,7 +60,7 @@ def make_inputs(values: Sequence[OnnxValue], sizes: Mapping[str, int], *, dynami
         ConversionError: an input is no tensor, or nothing is said of its rank or type.
     """
     env = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
-    mode = FakeTensorMode(shape_env=env)
+    mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     hints: dict[str, int] = {}
     named = tuple(_with_names(value, sizes, dynamic=dynamic) for value in values)
     tensors: list[torch.Tensor] = []

@@ -3,6 +3,7 @@
 from noa_conversion.importers.torch import (
     activations,
     arithmetic,
+    attention,
     casting,
     control_flow,
     convolution,
@@ -24,6 +25,7 @@ from noa_conversion.importers.torch import (
 MODULES = (
     activations,
     arithmetic,
+    attention,
     casting,
     control_flow,
     convolution,

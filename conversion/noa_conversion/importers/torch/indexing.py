@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Value
+from noa_conversion.importers.torch import unsigned
 from noa_conversion.importers.torch.dtypes import dtype_of, tagged
+from noa_conversion.importers.torch.operands import in_wider
 from noa_conversion.importers.torch.table import register
 
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
@@ -137,14 +139,9 @@ def top_k(op: Op, x: Value, k: Value = None) -> tuple[torch.Tensor, torch.Tensor
     count = op.integer(k, "k") if op.version >= 10 else op.attribute("k")
     largest = bool(op.attribute("largest", 1))
 
-    def sort(wide: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        values, places = torch.sort(wide, dim=axis, descending=largest, stable=True)
-        return torch.narrow(values, axis, 0, count), torch.narrow(places, axis, 0, count)
-
-    if tensor.dtype == torch.uint64:
-        op.refuse("PyTorch does not sort 64-bit unsigned integers")
-    places = sort(tensor if tensor.dtype not in (torch.uint16, torch.uint32) else tensor.to(torch.int64))[1]
-    return torch.gather(tensor, axis, places), places
+    order = torch.sort(unsigned.in_order(tensor), dim=axis, descending=largest, stable=True)[1]
+    places = torch.narrow(order, axis, 0, count)
+    return in_wider(lambda wide: torch.gather(wide, axis, places), tensor), places
 
 
 @register("NonZero", tensors=True)

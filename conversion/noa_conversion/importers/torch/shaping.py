@@ -314,7 +314,11 @@ def space_to_depth(op: Op, x: torch.Tensor) -> torch.Tensor:
     block = op.attribute("blocksize")
     batch, channels, height, width = x.shape
     deep = x.reshape(batch, channels, height // block, block, width // block, block)
-    return deep.permute(0, 3, 5, 1, 2, 4).reshape(batch, channels * block * block, height // block, width // block)
+    mode = op.attribute("mode", "DCR")
+    if mode not in ("DCR", "CRD"):
+        op.refuse(f"the mode `{mode}` is unknown")
+    order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
+    return deep.permute(order).reshape(batch, channels * block * block, height // block, width // block)
 
 
 @register("CenterCropPad")

@@ -73,12 +73,7 @@ def fresh(op: Op, values: Sequence[Value], operands: Sequence[Any]) -> tuple[tor
     seen = {id(operand) for operand in operands}
     for value in values:
         tensor = op.tensor(value)
-        results.append(
-            tensor.clone() if id(tensor) in seen or isinstance(value, torch.Tensor) and _is_view(tensor) else tensor
-        )
+        is_own = isinstance(value, torch.Tensor) and id(tensor) not in seen and tensor._base is None
+        results.append(tensor if is_own else tensor.clone())
         seen.add(id(tensor))
     return tuple(results)
-
-
-def _is_view(tensor: torch.Tensor) -> bool:
-    return tensor._base is not None
