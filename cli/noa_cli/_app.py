@@ -28,6 +28,7 @@ from noa_cli.commands import (
     keys,
     ledger,
     models,
+    optimize,
     predict,
     project,
     serve,
@@ -81,6 +82,7 @@ def build() -> typer.Typer:
     app.add_typer(keys.build(), name="keys", rich_help_panel="Models")
     add(convert.convert, "Models")
     add(verify_formats.verify, "Models")
+    add(optimize.optimize, "Models")
     add(formats.formats, "Models")
     add(gc.gc, "Models")
     add(serve.serve, "Serving")

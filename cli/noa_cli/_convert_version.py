@@ -108,7 +108,7 @@ def _check_free(version: ModelVersion, to: str, output: Path | None) -> None:
 
 
 def _find_chain(version: ModelVersion, to: str, source: str | None) -> tuple[Converter, ...]:
-    """Return the shortest chain from a format of the version, of equal ones the native format's; empty: there is none."""
+    """Return the shortest chain from a format of the version, the native one before others; empty: there is none."""
     from noa.errors import ConversionError
     from noa_conversion import conversion_chain, find_converters
 

@@ -33,9 +33,8 @@ def convert_file(path: Path, folder: Path, settings: ConversionSettings) -> dict
         booster = xgboost.Booster(model_file=str(path))
     except Exception as exc:  # whatever XGBoost raises, the file is at fault
         text = str(exc).strip().splitlines()
-        raise InvalidInputError(
-            f"XGBoost cannot read the file: {text[-1][:200] if text else exc}", where=str(path)
-        ) from exc
+        what = text[-1][:200] if text else type(exc).__name__
+        raise InvalidInputError(f"XGBoost cannot read the file: {what}", where=str(path)) from exc
     return _convert(booster, folder, settings)
 
 
