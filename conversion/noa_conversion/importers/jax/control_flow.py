@@ -33,7 +33,7 @@ class _NotExpressible(Exception):  # noqa: N818  # a turn in the search for a fo
 def if_(op: Op, condition: Tensor) -> tuple[Any, ...]:
     """Compute one of two graphs."""
     branches = (op.attribute("then_branch"), op.attribute("else_branch"))
-    forms = [jax.eval_shape(lambda graph=graph: _tensors(op, op.run(graph, []))) for graph in branches]
+    forms = [_form(op, graph) for graph in branches]
     if jax.tree.structure(forms[0]) != jax.tree.structure(forms[1]):
         op.refuse("its branches give values of different kinds, and the condition is known only at run time")
     for then, other in zip(*map(jax.tree.leaves, forms), strict=True):
@@ -41,6 +41,17 @@ def if_(op: Op, condition: Tensor) -> tuple[Any, ...]:
             op.refuse(f"its branches give {then.dtype}{then.shape} and {other.dtype}{other.shape}")
     then_branch, else_branch = (lambda graph=graph: _tensors(op, op.run(graph, [])) for graph in branches)
     return tuple(lax.cond(condition.reshape(()).astype(bool), then_branch, else_branch))
+
+
+def _form(op: Op, branch: OnnxGraph) -> Any:
+    """Return the shapes and types that a branch gives; both branches are compiled, so both must be computable."""
+    try:
+        return jax.eval_shape(lambda: _tensors(op, op.run(branch, [])))
+    except ConversionError as exc:
+        op.refuse(
+            f"the condition is known only at run time and its branch `{branch.name}` cannot be computed: {exc.what}",
+            remedy='Bind the input that decides: bind={"NAME": array}',
+        )
 
 
 def _tensors(op: Op, value: Any) -> Any:
