@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,11 @@ from noa.errors import ConversionError
 from noa_conversion.importers.torch.dtypes import tagged, torch_dtype_of
 from noa_conversion.onnx_graph.model import OnnxValue
 
-_HINTS = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
+# Sizes to trace with. Batches may be small. Pictures and sounds go through strides and windows, which must not run out
+# of elements, and are joined again after different ways down and up, which fits for multiples of 64 only.
+_BATCH_HINTS = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)
+_OTHER_HINTS = tuple(64 * factor for factor in (5, 7, 9, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61))
+_LARGEST_TENSOR = 2**27
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +72,7 @@ def make_inputs(values: Sequence[OnnxValue], sizes: Mapping[str, int], *, dynami
     axes: dict[str, str] = {}
     for value in named:
         assert value.shape is not None and value.dtype is not None
-        shape = [
-            size if isinstance(size, int) else hints.setdefault(str(size), _hint(hints, named)) for size in value.shape
-        ]
+        shape = _hinted(value.shape, hints, named)
         kinds = [DimDynamic.STATIC if isinstance(size, int) else DimDynamic.DUCK for size in value.shape]
         tensor = _fake(mode, value, shape, kinds)
         tensors.append(tagged(tensor, value.dtype))
@@ -93,10 +96,27 @@ def _outside(mode: FakeTensorMode) -> Iterator[None]:
     yield
 
 
-def _hint(hints: Mapping[str, int], values: Sequence[OnnxValue]) -> int:
+def _hinted(shape: Sequence[int | str | None], hints: dict[str, int], values: Sequence[OnnxValue]) -> list[int]:
+    """Return a shape to trace with; a tensor that would be too large gets small sizes everywhere."""
+    before = dict(hints)
+    for others in (_OTHER_HINTS, _BATCH_HINTS):
+        sizes = [
+            size
+            if isinstance(size, int)
+            else hints.setdefault(str(size), _hint(hints, values, others if axis else _BATCH_HINTS))
+            for axis, size in enumerate(shape)
+        ]
+        if math.prod(sizes) <= _LARGEST_TENSOR or others is _BATCH_HINTS:
+            return sizes
+        hints.clear()
+        hints.update(before)
+    raise AssertionError(shape)
+
+
+def _hint(hints: Mapping[str, int], values: Sequence[OnnxValue], choice: Sequence[int]) -> int:
     """Return a size that no other free axis and no fixed one has: equal ones would be taken for one symbol."""
     fixed = {size for value in values for size in value.shape or () if isinstance(size, int)}
-    free = [hint for hint in _HINTS if hint not in fixed and hint not in hints.values()]
+    free = [hint for hint in choice if hint not in fixed and hint not in hints.values()]
     return free[0] if free else 113 + 2 * len(hints) + max(fixed, default=0)
 
 
