@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import sympy
 import torch
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.utils._sympy.functions import Mod
 
 from noa.errors import ConversionError
 from noa_conversion.importers.torch.dtypes import tagged, torch_dtype_of
@@ -42,20 +44,32 @@ class FakeInputs:
         expression = size.node.expr
         if expression.is_number:
             return int(expression)
-        text = str(expression)
-        for symbol, name in sorted(self.axes.items(), key=lambda pair: -len(pair[0])):
-            text = text.replace(symbol, name)
-        return text
+        return self._named(expression)
 
     def fixed_axes(self) -> dict[str, str]:
-        """Return free axes that the graph turned out to fix, with what they must be."""
+        """Return what the graph turned out to fix, free axes and sizes that are computed from them, with its value.
+
+        A step that was taken as often as such a size says (an unrolled loop) is right for that size only.
+        """
         env = self.mode.shape_env
         assert env is not None
-        return {
+        fixed = {
             name: str(expression)
             for symbol, expression in env.replacements.items()
             if (name := self.axes.get(str(symbol))) is not None
         }
+        for guard in env.guards:
+            sides = guard.expr.args if isinstance(guard.expr, sympy.Eq) else ()
+            if any(side.is_number for side in sides) and not guard.expr.has(Mod):
+                size, value = sorted(sides, key=lambda side: bool(side.is_number))
+                fixed[self._named(size)] = str(value)
+        return fixed
+
+    def _named(self, expression: Any) -> str:
+        text = str(expression)
+        for symbol, name in sorted(self.axes.items(), key=lambda pair: -len(pair[0])):
+            text = text.replace(symbol, name)
+        return text
 
 
 def make_inputs(values: Sequence[OnnxValue], sizes: Mapping[str, int], *, dynamic: bool) -> FakeInputs:
