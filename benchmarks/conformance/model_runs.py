@@ -49,10 +49,10 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     wanted = [session.run(None, feed) for feed in feeds]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
-    run = {"torch": import_for_torch, "jax": import_for_jax}[request["target"]](
-        path, session, compiled=request["mode"] == "compiled"
-    )
+    load = {"torch": import_for_torch, "jax": import_for_jax}[request["target"]]
+    run, axes = load(path, list(feeds[0].values()), compiled=request["mode"] == "compiled")
     found: dict[str, Any] = {"category": "pass", "reason": "", "import_s": time.perf_counter() - started, "error": 0.0}
+    found["axes"] = axes
     found["nodes"] = count_nodes(path)
     for at, (feed, expected) in enumerate(zip(feeds, wanted, strict=True)):
         started = time.perf_counter()
@@ -91,37 +91,66 @@ def make_inputs(session: Any, feed: Mapping[str, Any], highest: Mapping[str, int
     return arrays
 
 
-def import_for_torch(path: Path, session: Any, *, compiled: bool) -> Run:
+def import_for_torch(path: Path, inputs: Sequence[np.ndarray], *, compiled: bool) -> tuple[Run, str]:
+    """Import with free axes; a file whose graph fixes them is imported once for each shape, as a user would do."""
     import torch
 
     from noa_conversion import import_onnx_to_torch
+    from noa_conversion.onnx_graph.reading import read_model
 
     torch.set_num_threads(1)
-    module = import_onnx_to_torch(path).module
-    if compiled:
-        module = torch.compile(module)
+    declared = read_model(path).graph.inputs
 
-    def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def sizes_of(arrays: Sequence[np.ndarray]) -> dict[str, int]:
+        return {
+            axis if isinstance(axis, str) else f"{value.name}_axis{at}": array.shape[at]
+            for value, array in zip(declared, arrays, strict=True)
+            for at, axis in enumerate(value.shape or ())
+            if not isinstance(axis, int)
+        }
+
+    modules: dict[tuple[tuple[str, int], ...], Any] = {}
+
+    def module_for(arrays: Sequence[np.ndarray]) -> Any:
+        sizes = sizes_of(arrays)
+        key = tuple(sizes.items())
+        if key not in modules:
+            module = import_onnx_to_torch(path, sizes=sizes).module
+            modules[key] = torch.compile(module) if compiled else module
+        return modules[key]
+
+    axes = "free"
+    try:
+        whole: Any = import_onnx_to_torch(path).module
+        whole = torch.compile(whole) if compiled else whole
+    except ConversionError:
+        axes, whole = "fixed", None
+        module_for(inputs)
+
+    def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        module = whole or module_for(arrays)
         with torch.no_grad():
-            outputs = module(*(torch.from_numpy(array.copy()) for array in inputs))
+            outputs = module(*(torch.from_numpy(array.copy()) for array in arrays))
         return [output.numpy() for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
 
-    return run
+    return run, axes
 
 
-def import_for_jax(path: Path, session: Any, *, compiled: bool) -> Run:
+def import_for_jax(path: Path, inputs: Sequence[np.ndarray], *, compiled: bool) -> tuple[Run, str]:
+    """Import once; JAX compiles once per shape."""
     import jax
 
     from noa_conversion import import_onnx_to_jax
 
+    del inputs
     imported = import_onnx_to_jax(path)
     apply = jax.jit(imported.apply) if compiled else imported.apply
 
-    def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        outputs = apply(imported.params, *inputs)
+    def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        outputs = apply(imported.params, *arrays)
         return [np.asarray(output) for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
 
-    return run
+    return run, "free"
 
 
 def compare(wanted: np.ndarray, given: np.ndarray) -> tuple[str | None, float]:

