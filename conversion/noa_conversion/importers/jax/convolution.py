@@ -10,7 +10,6 @@ import numpy as np
 from jax import lax
 
 from noa_conversion.importers.jax.handlers import Tensor, register
-from noa_conversion.importers.jax.layouts import from_last, prefers_last, to_last
 from noa_conversion.importers.jax.sampling import sample_linearly
 from noa_conversion.importers.jax.sizes import Size
 from noa_conversion.importers.jax.windows import by_channel, read_windows
@@ -22,32 +21,22 @@ if TYPE_CHECKING:
 @register("Conv", tensors=True)
 def conv(op: Op, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """Convolve over any number of spatial axes."""
-    if not prefers_last(op, x):
-        y = convolve(op, x, w)
-        return y if b is None else y + by_channel(b, y.ndim)
-    y = convolve(op, to_last(op, x), w, channels_last=True)
-    return from_last(op, y if b is None else y + b)
+    y = convolve(op, x, w)
+    return y if b is None else y + by_channel(b, y.ndim)
 
 
-def convolve(op: Op, x: Tensor, w: Tensor, *, channels_last: bool = False) -> Tensor:
-    """Convolve by the node's attributes."""
-    windows = read_windows(op, tuple(x.shape[1:-1] if channels_last else x.shape[2:]), tuple(w.shape[2:]))
+def convolve(op: Op, x: Tensor, w: Tensor, result: Any = None) -> Tensor:
+    """Convolve by the node's attributes; `result` is the type to accumulate in."""
+    windows = read_windows(op, tuple(x.shape[2:]), tuple(w.shape[2:]))
     return lax.conv_general_dilated(
         x,
         w,
         windows.strides,
         windows.padding,
         rhs_dilation=windows.dilations,
-        dimension_numbers=_dimensions(x.ndim, channels_last),
         feature_group_count=op.attribute("group", 1),
+        preferred_element_type=result,
     )
-
-
-def _dimensions(rank: int, channels_last: bool) -> lax.ConvDimensionNumbers:
-    """Return where batch, channels and space are in the input, the kernel (always channels first) and the output."""
-    first = tuple(range(rank))
-    data = (0, rank - 1, *range(1, rank - 1)) if channels_last else first
-    return lax.ConvDimensionNumbers(data, first, data)
 
 
 @register("ConvTranspose", tensors=True)
@@ -62,19 +51,15 @@ def conv_transpose(op: Op, x: Tensor, w: Tensor, b: Tensor | None = None) -> Ten
     pads = _transposed_pads(op, tuple(x.shape[2:]), strides, reach, added)
     kernel = w.reshape((groups, w.shape[0] // groups, *w.shape[1:]))
     kernel = jnp.swapaxes(kernel, 1, 2).reshape((groups * w.shape[1], w.shape[0] // groups, *w.shape[2:]))
-    channels_last = prefers_last(op, x)
     y = lax.conv_general_dilated(
-        to_last(op, x) if channels_last else x,
+        x,
         lax.rev(kernel, range(2, 2 + rank)),
         (1,) * rank,
         [(wide - 1 - low, wide - 1 - high + more) for wide, (low, high), more in zip(reach, pads, added, strict=True)],
         lhs_dilation=strides,
         rhs_dilation=dilations,
-        dimension_numbers=_dimensions(x.ndim, channels_last),
         feature_group_count=groups,
     )
-    if channels_last:
-        return from_last(op, y if b is None else y + b)
     return y if b is None else y + by_channel(b, y.ndim)
 
 

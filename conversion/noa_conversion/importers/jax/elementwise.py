@@ -13,7 +13,6 @@ from jax import lax
 
 from noa_conversion.importers.jax.dtypes import is_float, is_unsigned
 from noa_conversion.importers.jax.handlers import Tensor, register
-from noa_conversion.importers.jax.layouts import by_element
 
 if TYPE_CHECKING:
     from noa_conversion.importers.op import Op
@@ -88,15 +87,15 @@ def _register_tables() -> None:
 
 
 def _unary(function: Callable[[Any], Any], op: Op, x: Tensor) -> Tensor:
-    return by_element(op, function, x)
+    return function(x)
 
 
 def _binary(function: Callable[[Any, Any], Any], op: Op, a: Tensor, b: Tensor) -> Tensor:
-    return by_element(op, function, a, aligned(op, a, b))
+    return function(a, aligned(op, a, b))
 
 
 def _variadic(function: Callable[[Any, Any], Any], op: Op, *values: Tensor) -> Tensor:
-    return by_element(op, lambda *parts: functools.reduce(function, parts), *values)
+    return functools.reduce(function, values)
 
 
 _register_tables()
@@ -121,7 +120,7 @@ def divide(op: Op, a: Tensor, b: Tensor) -> Tensor:
     """Divide; integers are cut towards zero."""
     b = aligned(op, a, b)
     if is_float(a):
-        return by_element(op, jnp.divide, a, b)
+        return jnp.divide(a, b)
     shape = jnp.broadcast_shapes(a.shape, b.shape)
     return lax.div(jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape))
 
@@ -145,7 +144,7 @@ def power(op: Op, x: Any, y: Any) -> Tensor:
     if op.is_known(y) and y.size == 1 and y.ndim <= base.ndim:
         exponent = float(y.ravel()[0])
         if exponent.is_integer() and 0 < exponent <= _LARGEST_UNROLLED_POWER:
-            return by_element(op, lambda v: lax.integer_pow(v, int(exponent)), base)
+            return lax.integer_pow(base, int(exponent))
     exponent = aligned(op, base, op.tensor(y))
     if is_float(base):
         return jnp.power(base, exponent.astype(base.dtype))
@@ -178,8 +177,8 @@ def clip(op: Op, x: Tensor, low: Tensor | None = None, high: Tensor | None = Non
     if op.version < 11:
         low = jnp.asarray(op.attribute("min"), x.dtype) if op.has("min") else None
         high = jnp.asarray(op.attribute("max"), x.dtype) if op.has("max") else None
-    x = x if low is None else by_element(op, jnp.maximum, x, low)
-    return x if high is None else by_element(op, jnp.minimum, x, high)
+    x = x if low is None else jnp.maximum(x, low)
+    return x if high is None else jnp.minimum(x, high)
 
 
 @register("IsNaN", tensors=True)
@@ -207,7 +206,7 @@ def _wide(x: Tensor) -> Tensor:
 @register("Elu", tensors=True)
 def elu(op: Op, x: Tensor) -> Tensor:
     """x, or alpha * (exp(x) - 1) below zero."""
-    return by_element(op, lambda v: jax.nn.elu(v, op.attribute("alpha", 1.0)), x)
+    return jax.nn.elu(x, op.attribute("alpha", 1.0))
 
 
 @register("Celu", tensors=True)
@@ -225,15 +224,13 @@ def selu(op: Op, x: Tensor) -> Tensor:
 @register("Gelu", tensors=True)
 def gelu(op: Op, x: Tensor) -> Tensor:
     """x times the normal distribution function, or its approximation by tanh."""
-    approximate = op.attribute("approximate", "none") == "tanh"
-    return by_element(op, lambda v: jax.nn.gelu(v, approximate=approximate), x)
+    return jax.nn.gelu(x, approximate=op.attribute("approximate", "none") == "tanh")
 
 
 @register("Swish", tensors=True)
 def swish(op: Op, x: Tensor) -> Tensor:
     """x * sigmoid(alpha * x)."""
-    alpha = op.attribute("alpha", 1.0)
-    return by_element(op, lambda v: v * jax.nn.sigmoid(v if alpha == 1 else alpha * v), x)
+    return x * jax.nn.sigmoid(op.attribute("alpha", 1.0) * x)
 
 
 @register("SwiGLU", tensors=True)
@@ -245,15 +242,13 @@ def swiglu(op: Op, a: Tensor, b: Tensor) -> Tensor:
 @register("HardSigmoid", tensors=True)
 def hard_sigmoid(op: Op, x: Tensor) -> Tensor:
     """alpha * x + beta, held in 0 to 1."""
-    alpha, beta = op.attribute("alpha", 0.2), op.attribute("beta", 0.5)
-    return by_element(op, lambda v: jnp.clip(alpha * v + beta, 0, 1), x)
+    return jnp.clip(op.attribute("alpha", 0.2) * x + op.attribute("beta", 0.5), 0, 1)
 
 
 @register("LeakyRelu", tensors=True)
 def leaky_relu(op: Op, x: Tensor) -> Tensor:
     """x, or alpha * x below zero."""
-    alpha = op.attribute("alpha", 0.01)
-    return by_element(op, lambda v: jnp.where(v < 0, alpha * v, v), x)
+    return jnp.where(x < 0, op.attribute("alpha", 0.01) * x, x)
 
 
 @register("PRelu", tensors=True)
@@ -261,7 +256,7 @@ def parametric_relu(op: Op, x: Tensor, slope: Tensor) -> Tensor:
     """x, or slope * x below zero. Before opset 7 a slope counts along the channels."""
     if op.version < 7 and slope.ndim == 1 and slope.size > 1:
         slope = slope.reshape((-1,) + (1,) * (x.ndim - 2))
-    return by_element(op, lambda v, s: jnp.where(v < 0, s * v, v), x, slope)
+    return jnp.where(x < 0, slope * x, x)
 
 
 @register("ThresholdedRelu", tensors=True)

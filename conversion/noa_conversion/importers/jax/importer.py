@@ -29,8 +29,7 @@ from noa_conversion.importers.interpreter import run_graph
 from noa_conversion.importers.jax import operators
 from noa_conversion.importers.jax.described import describe_outputs, narrow_signature, signature_of
 from noa_conversion.importers.jax.dtypes import held_as
-from noa_conversion.importers.jax.layouts import Layouts
-from noa_conversion.importers.jax.target import TARGET, JaxTarget
+from noa_conversion.importers.jax.target import TARGET
 from noa_conversion.models import JaxModel
 from noa_conversion.onnx_graph.demand import demanded_initialisers
 from noa_conversion.onnx_graph.dtypes import TEXT, is_float
@@ -99,7 +98,7 @@ class ImportedJax:
             for declared, value in zip(self.inputs, inputs, strict=True):
                 given[declared.name] = _to_tensors(value)
             ordered = [given[value.name] for value in self.model.graph.inputs]
-            results = run_graph(self.model.graph, JaxTarget(Layouts()), ordered, weights=self._weights(params))
+            results = run_graph(self.model.graph, TARGET, ordered, weights=self._weights(params))
             tensors = [_to_tensors(value) for value in results]
         return tensors[0] if len(tensors) == 1 else tuple(tensors)
 

@@ -10,7 +10,6 @@ from jax import lax
 
 from noa_conversion.importers.jax.dtypes import accumulator, held_as
 from noa_conversion.importers.jax.handlers import Tensor, register
-from noa_conversion.importers.jax.layouts import by_element
 from noa_conversion.importers.jax.reductions import sum_of_squares
 from noa_conversion.importers.jax.windows import by_channel
 from noa_conversion.onnx_graph.dtypes import dtype_of
@@ -28,31 +27,25 @@ def batch_normalization(
     if op.version < 9 and not op.attribute("spatial", 1):
         op.refuse("`spatial=0` normalises each element by itself")
     if not op.attribute("training_mode", 0) and (op.version >= 7 or op.attribute("is_test", 0)):
-        return _by_statistics(op, x, scale, bias, mean, variance, epsilon)
+        return _by_statistics(x, scale, bias, mean, variance, epsilon)
     if op.version < 14:
         op.refuse("training mode before opset 14")
     momentum = op.attribute("momentum", 0.9)
     axes = (0, *range(2, x.ndim))
     wide = x.astype(accumulator(x.dtype))
     seen_mean, seen_variance = wide.mean(axis=axes), wide.var(axis=axes)
-    y = _by_statistics(op, x, scale, bias, seen_mean, seen_variance, epsilon)
+    y = _by_statistics(x, scale, bias, seen_mean, seen_variance, epsilon)
     next_mean = mean * momentum + seen_mean.astype(mean.dtype) * (1 - momentum)
     next_variance = variance * momentum + seen_variance.astype(variance.dtype) * (1 - momentum)
     return (y, next_mean, next_variance)[: max(op.num_outputs, 1)]
 
 
-def _by_statistics(
-    op: Op, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, epsilon: float
-) -> Tensor:
+def _by_statistics(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, epsilon: float) -> Tensor:
     """Fold the statistics into one factor and one shift per channel."""
     wide = accumulator(x.dtype)
     factor = scale.astype(wide) * lax.rsqrt(variance.astype(wide) + epsilon)
     shift = bias.astype(wide) - mean.astype(wide) * factor
-
-    def compute(v: Tensor, f: Tensor, s: Tensor) -> Tensor:
-        return (v.astype(wide) * f + s).astype(v.dtype)
-
-    return by_element(op, compute, x, by_channel(factor, x.ndim), by_channel(shift, x.ndim))
+    return (x.astype(wide) * by_channel(factor, x.ndim) + by_channel(shift, x.ndim)).astype(x.dtype)
 
 
 def _standardised(x: Tensor, axes: tuple[int, ...], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:

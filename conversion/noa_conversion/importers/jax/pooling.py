@@ -10,7 +10,6 @@ from jax import lax
 
 from noa_conversion.importers.jax.dtypes import held_as, lowest
 from noa_conversion.importers.jax.handlers import Tensor, register
-from noa_conversion.importers.jax.layouts import by_element, find_last, from_last
 from noa_conversion.importers.jax.sizes import all_plain, product
 from noa_conversion.importers.jax.windows import Windows, read_windows
 
@@ -34,28 +33,11 @@ def _reduce(x: Tensor, initial: Any, function: Any, windows: Windows, padding: A
     )
 
 
-def _pool(op: Op, x: Tensor, initial: Any, function: Any, windows: Windows) -> Tensor:
-    """Reduce all windows of x, in the order that x is remembered in."""
-    last = find_last(op, x)
-    if last is None:
-        return _reduce(x, initial, function, windows, windows.padding)
-    y = lax.reduce_window(
-        last,
-        np.asarray(initial, x.dtype)[()],
-        function,
-        (1, *windows.kernel, 1),
-        (1, *windows.strides, 1),
-        ((0, 0), *windows.padding, (0, 0)),
-        window_dilation=(1, *windows.dilations, 1),
-    )
-    return from_last(op, y)
-
-
 @register("MaxPool", tensors=True)
 def max_pool(op: Op, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     """Return the largest element of each window, and where it is if that is asked for."""
     windows = _windows(op, x)
-    values = _pool(op, x, lowest(x.dtype), lax.max, windows)
+    values = _reduce(x, lowest(x.dtype), lax.max, windows, windows.padding)
     if not op.wants(1):
         return values
     return values, _places(op, x, windows).astype(held_as(np.int64))
@@ -92,10 +74,10 @@ def _places(op: Op, x: Tensor, windows: Windows) -> Tensor:
 def average_pool(op: Op, x: Tensor) -> Tensor:
     """Average each window over the elements inside the tensor, or over the padding too."""
     windows = _windows(op, x)
-    total = _pool(op, x, 0, lax.add, windows)
+    total = _reduce(x, 0, lax.add, windows, windows.padding)
     include = bool(op.attribute("count_include_pad", 0))
     if not windows.is_padded or (include and not any(windows.extra)):
-        return by_element(op, lambda v: v / jnp.asarray(int(np.prod(windows.kernel)), v.dtype), total)
+        return total / jnp.asarray(int(np.prod(windows.kernel)), x.dtype)
     ones = jnp.ones((1, 1, *x.shape[2:]), x.dtype)
     if not include:
         return total / _reduce(ones, 0, lax.add, windows, windows.padding)
@@ -114,23 +96,16 @@ def lp_pool(op: Op, x: Tensor) -> Tensor:
     return (total ** (1.0 / p)).astype(x.dtype)
 
 
-def _over_space(op: Op, function: Any, x: Tensor) -> Tensor:
-    last = find_last(op, x)
-    if last is None:
-        return function(x, axis=tuple(range(2, x.ndim)), keepdims=True)
-    return from_last(op, function(last, axis=tuple(range(1, x.ndim - 1)), keepdims=True))
-
-
 @register("GlobalAveragePool", tensors=True)
 def global_average_pool(op: Op, x: Tensor) -> Tensor:
     """Average over all of space."""
-    return _over_space(op, jnp.mean, x)
+    return jnp.mean(x, axis=tuple(range(2, x.ndim)), keepdims=True)
 
 
 @register("GlobalMaxPool", tensors=True)
 def global_max_pool(op: Op, x: Tensor) -> Tensor:
     """Return the largest element in all of space."""
-    return _over_space(op, jnp.max, x)
+    return jnp.max(x, axis=tuple(range(2, x.ndim)), keepdims=True)
 
 
 @register("GlobalLpPool", tensors=True)

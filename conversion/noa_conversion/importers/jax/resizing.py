@@ -6,7 +6,7 @@ The rules are those of onnx.reference of onnx 1.23 (`op_resize.py`), in 64-bit f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ import numpy as np
 
 from noa_conversion.importers.jax.dtypes import accumulator, is_float
 from noa_conversion.importers.jax.handlers import Tensor, register
-from noa_conversion.importers.jax.layouts import find_last, from_last
 from noa_conversion.importers.jax.sizes import Size, is_plain
 
 if TYPE_CHECKING:
@@ -145,14 +144,6 @@ def _resize(op: Op, x: Tensor, plan: list[_Axis], rule: _Rule) -> Tensor:
     if rule.antialias and rule.mode == "nearest":
         op.refuse("`antialias` with mode nearest")
     todo = [axis for axis in plan if not _is_identity(axis)]
-    last = find_last(op, x)
-    if last is not None:
-        places = (0, x.ndim - 1, *range(1, x.ndim - 1))
-        return from_last(op, _resized(op, last, [replace(axis, axis=places[axis.axis]) for axis in todo], rule))
-    return _resized(op, x, todo, rule)
-
-
-def _resized(op: Op, x: Tensor, todo: list[_Axis], rule: _Rule) -> Tensor:
     y = x if rule.mode == "nearest" else x.astype(accumulator(x.dtype) if is_float(x) else jnp.float32)
     for axis in todo:
         y = _resize_axis(op, y, axis, rule)

@@ -10,7 +10,6 @@ from jax import lax
 
 from noa_conversion.importers.jax.dtypes import element_type, held_as
 from noa_conversion.importers.jax.handlers import Tensor, register
-from noa_conversion.importers.jax.layouts import find_last, from_last
 from noa_conversion.importers.jax.sizes import Size, ceil_divide, is_plain, larger, smaller
 
 if TYPE_CHECKING:
@@ -110,11 +109,8 @@ def tile(op: Op, data: Any, repeats: Any, along: Any = None) -> Tensor:
 @register("Concat", tensors=True)
 def concat(op: Op, *values: Tensor) -> Tensor:
     """Join along an axis."""
-    axis = op.axis(op.attribute("axis", 1) if op.version < 4 else op.attribute("axis"), values[0].ndim)
-    lasts = [find_last(op, value) for value in values] if axis == 1 else [None]
-    if any(last is None for last in lasts):
-        return lax.concatenate(values, axis)
-    return from_last(op, lax.concatenate(lasts, values[0].ndim - 1))
+    axis = op.attribute("axis", 1) if op.version < 4 else op.attribute("axis")
+    return lax.concatenate(values, op.axis(axis, values[0].ndim))
 
 
 @register("Split")

@@ -11,20 +11,11 @@ from jax.errors import InconclusiveDimensionOperation
 from noa.errors import ConversionError
 from noa_conversion.importers.jax.dtypes import held_as
 from noa_conversion.importers.jax.handlers import HANDLERS
-from noa_conversion.importers.jax.layouts import Layouts
 from noa_conversion.importers.registry import Handlers
 
 
 class JaxTarget:
-    """Traces in JAX. Free axes are the symbolic dimensions of `jax.export`; elsewhere every size is a number.
-
-    `layouts` serves one walk over a graph; without it, everything is computed in the order that the file says.
-    """
-
-    __slots__ = ("layouts",)
-
-    def __init__(self, layouts: Layouts | None = None) -> None:
-        self.layouts = layouts
+    """Traces in JAX. Free axes are the symbolic dimensions of `jax.export`; elsewhere every size is a number."""
 
     @property
     def name(self) -> str:
