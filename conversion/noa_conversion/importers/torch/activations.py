@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.torch.dtypes import widened
@@ -26,15 +26,15 @@ _SIMPLE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Erf": torch.erf,
     "Exp": torch.exp,
     "Floor": torch.floor,
-    "HardSwish": F.hardswish,
+    "HardSwish": functional.hardswish,
     "Log": torch.log,
-    "Mish": F.mish,
+    "Mish": functional.mish,
     "Reciprocal": torch.reciprocal,
     "Round": torch.round,
     "Sigmoid": torch.sigmoid,
     "Sin": torch.sin,
     "Sinh": torch.sinh,
-    "Softsign": F.softsign,
+    "Softsign": functional.softsign,
     "Sqrt": torch.sqrt,
     "Tan": torch.tan,
     "Tanh": torch.tanh,
@@ -71,7 +71,7 @@ def for_integers(op: Op, x: torch.Tensor) -> torch.Tensor:
 @register("Softplus", tensors=True)
 def softplus(op: Op, x: torch.Tensor) -> torch.Tensor:
     """`log(exp(x) + 1)`, without overflow."""
-    return F.softplus(x)
+    return functional.softplus(x)
 
 
 @register("Identity")
@@ -101,7 +101,7 @@ def is_inf(op: Op, x: torch.Tensor) -> torch.Tensor:
 @register("LeakyRelu", tensors=True)
 def leaky_relu(op: Op, x: torch.Tensor) -> torch.Tensor:
     """A slope below zero."""
-    return F.leaky_relu(x, op.attribute("alpha", 0.01))
+    return functional.leaky_relu(x, op.attribute("alpha", 0.01))
 
 
 @register("PRelu", tensors=True)
@@ -113,7 +113,7 @@ def prelu(op: Op, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
         slope = slope.reshape([-1] + [1] * (x.ndim - 2))
     is_per_channel = slope.ndim == x.ndim - 1 and x.ndim > 1 and all(size == 1 for size in slope.shape[1:])
     if is_per_channel and isinstance(slope.shape[0], int) and slope.shape[0] == x.shape[1]:
-        return F.prelu(x, slope.reshape(-1))
+        return functional.prelu(x, slope.reshape(-1))
     return torch.where(x < 0, x * slope, x)
 
 
@@ -121,7 +121,7 @@ def prelu(op: Op, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
 def elu(op: Op, x: torch.Tensor) -> torch.Tensor:
     """Exponential units."""
     alpha = op.attribute("alpha", 1.0)
-    return F.elu(x, alpha) if op.kind == "Elu" else torch.celu(x, alpha)
+    return functional.elu(x, alpha) if op.kind == "Elu" else torch.celu(x, alpha)
 
 
 @register("Selu", tensors=True)
@@ -129,13 +129,13 @@ def selu(op: Op, x: torch.Tensor) -> torch.Tensor:
     """Scaled exponential units; opsets before 6 have rounder constants."""
     alpha = op.attribute("alpha", 1.67326319217681884765625 if op.version >= 6 else 1.6732)
     gamma = op.attribute("gamma", 1.05070102214813232421875 if op.version >= 6 else 1.0507)
-    return gamma * F.elu(x, alpha)
+    return gamma * functional.elu(x, alpha)
 
 
 @register("ThresholdedRelu", tensors=True)
 def thresholded_relu(op: Op, x: torch.Tensor) -> torch.Tensor:
     """Zero up to a threshold."""
-    return F.threshold(x, op.attribute("alpha", 1.0), 0.0)
+    return functional.threshold(x, op.attribute("alpha", 1.0), 0.0)
 
 
 @register("HardSigmoid", tensors=True)
@@ -143,21 +143,21 @@ def hard_sigmoid(op: Op, x: torch.Tensor) -> torch.Tensor:
     """A line between zero and one."""
     alpha, beta = op.attribute("alpha", 0.2), op.attribute("beta", 0.5)
     if abs(alpha - 1 / 6) < 1e-7 and beta == 0.5:
-        return F.hardsigmoid(x)
+        return functional.hardsigmoid(x)
     return torch.clamp(alpha * x + beta, 0.0, 1.0)
 
 
 @register("Gelu", tensors=True)
 def gelu(op: Op, x: torch.Tensor) -> torch.Tensor:
     """Gaussian units, exact or through tanh."""
-    return F.gelu(x, approximate=op.attribute("approximate", "none"))
+    return functional.gelu(x, approximate=op.attribute("approximate", "none"))
 
 
 @register("Swish", tensors=True)
 def swish(op: Op, x: torch.Tensor) -> torch.Tensor:
     """`x * sigmoid(alpha * x)`."""
     alpha = op.attribute("alpha", 1.0)
-    return F.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x)
+    return functional.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x)
 
 
 @register("Shrink", tensors=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size
@@ -123,7 +123,7 @@ def _bias(op: Op, heads: _Heads, mask: torch.Tensor | None) -> torch.Tensor | No
         if not isinstance(missing, int) or missing:
             is_choice = mask.dtype == torch.bool
             wide = mask.to(torch.uint8) if is_choice else mask
-            mask = F.pad(wide, (0, missing), value=0 if is_choice else -math.inf).to(mask.dtype)
+            mask = functional.pad(wide, (0, missing), value=0 if is_choice else -math.inf).to(mask.dtype)
     if mask is None or allowed is None:
         return mask if allowed is None else allowed
     if mask.dtype == torch.bool:
@@ -142,7 +142,7 @@ def _fused(op: Op, heads: _Heads, mask: torch.Tensor | None) -> torch.Tensor:
     bias = None if is_causal else _bias(op, heads, mask)
     if bias is not None and bias.ndim < 4:
         bias = bias.reshape([1] * (4 - bias.ndim) + list(bias.shape))
-    return F.scaled_dot_product_attention(
+    return functional.scaled_dot_product_attention(
         heads.q,
         heads.k,
         heads.v,
@@ -213,7 +213,7 @@ def rotary_embedding(
     heads = x.reshape(x.shape[0], x.shape[1], op.attribute("num_heads"), -1) if is_flat else x.transpose(1, 2)
     width = op.attribute("rotary_embedding_dim", 0) or heads.shape[3]
     if positions is not None:
-        cos, sin = F.embedding(positions, cos), F.embedding(positions, sin)
+        cos, sin = functional.embedding(positions, cos), functional.embedding(positions, sin)
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
     turned, rest = heads[..., :width], heads[..., width:]
     if op.attribute("interleaved", 0):
@@ -232,7 +232,7 @@ def swiglu(op: Op, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if list(a.shape) != list(b.shape):
         op.refuse(f"its inputs have the shapes {tuple(a.shape)} and {tuple(b.shape)}")
     alpha = op.attribute("alpha", 1.0)
-    return (F.silu(a) if alpha == 1.0 else a * torch.sigmoid(alpha * a)) * b
+    return (functional.silu(a) if alpha == 1.0 else a * torch.sigmoid(alpha * a)) * b
 
 
 @register("CausalConvWithState", tensors=True)
@@ -241,10 +241,10 @@ def causal_conv_with_state(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A convolution of each channel over what came before, with the last inputs as state."""
     width = weight.shape[2]
-    padded = F.pad(x, (width - 1, 0)) if past is None else torch.cat([past, x], 2)
-    y = F.conv1d(padded, weight, bias, groups=x.shape[1])
+    padded = functional.pad(x, (width - 1, 0)) if past is None else torch.cat([past, x], 2)
+    y = functional.conv1d(padded, weight, bias, groups=x.shape[1])
     activation = op.attribute("activation", "none")
     if activation not in ("none", "silu", "swish"):
         op.refuse(f"the activation `{activation}` is unknown")
-    y = y if activation == "none" else F.silu(y)
+    y = y if activation == "none" else functional.silu(y)
     return y, torch.narrow(padded, 2, padded.shape[2] - (width - 1), width - 1)

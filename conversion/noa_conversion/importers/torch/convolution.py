@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
@@ -34,7 +34,7 @@ class Window:
 
     @property
     def flat_padding(self) -> list[Size]:
-        """The paddings as `F.pad` takes them: last axis first."""
+        """The paddings as `functional.pad` takes them: last axis first."""
         pairs = list(zip(self.before, self.after, strict=True))
         return [width for pair in reversed(pairs) for width in pair]
 
@@ -74,8 +74,12 @@ def _kernel_of(op: Op, w: torch.Tensor) -> list[int]:
     return kernel
 
 
-_CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_CONVOLUTIONS: dict[int, Any] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_TRANSPOSED: dict[int, Any] = {
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
+}
 
 
 def convolve(op: Op, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
@@ -88,7 +92,7 @@ def convolve(op: Op, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -
     groups = op.attribute("group", 1)
     if window.is_even:
         return compute(x, w, b, window.strides, window.before, window.dilations, groups)
-    return compute(F.pad(x, window.flat_padding), w, b, window.strides, 0, window.dilations, groups)
+    return compute(functional.pad(x, window.flat_padding), w, b, window.strides, 0, window.dilations, groups)
 
 
 @register("Conv", tensors=True)
@@ -144,8 +148,8 @@ def conv_transpose(op: Op, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | N
     full = compute(x, w, b, strides, 0, 0, groups, dilations)
     flat = [width for i in reversed(range(rank)) for width in (-low[i], extra[i] - high[i])]
     if b is None or not any(isinstance(width, int) and width > 0 for width in flat):
-        return F.pad(full, flat)
-    bare = F.pad(compute(x, w, None, strides, 0, 0, groups, dilations), flat)
+        return functional.pad(full, flat)
+    bare = functional.pad(compute(x, w, None, strides, 0, 0, groups, dilations), flat)
     return bare + b.reshape([-1] + [1] * rank)
 
 
@@ -195,7 +199,7 @@ def col2im(op: Op, x: Value, image_shape: Value, block_shape: Value) -> torch.Te
     flat = tensor.reshape(tensor.shape[0], channels, -1)
     total = torch.zeros([tensor.shape[0], channels, math.prod(padded)], dtype=tensor.dtype)
     result = torch.index_add(total, 2, place.reshape(-1), flat).reshape([tensor.shape[0], channels, *padded])
-    return F.pad(result, [-width for width in window.flat_padding])
+    return functional.pad(result, [-width for width in window.flat_padding])
 
 
 @register("DeformConv", tensors=True)

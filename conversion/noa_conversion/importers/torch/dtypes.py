@@ -88,7 +88,7 @@ def to_torch(array: np.ndarray, *, copy: bool = False) -> torch.Tensor:
     shape = array.shape
     if not array.flags.writeable or copy or not array.flags.c_contiguous:
         array = np.array(array, order="C", copy=True)
-    if name not in ("bfloat16",) and not name.startswith("float8"):
+    if name != "bfloat16" and not name.startswith("float8"):
         return torch.from_numpy(array).reshape(shape)
     bits = np.int16 if name == "bfloat16" else np.uint8
     return torch.from_numpy(array.reshape(-1).view(bits)).view(target).reshape(shape)

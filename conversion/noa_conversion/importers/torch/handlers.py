@@ -20,6 +20,7 @@ from noa_conversion.importers.torch import (
     sequences,
     shaping,
     signal,
+    tfidf,
 )
 
 MODULES = (
@@ -42,4 +43,5 @@ MODULES = (
     sequences,
     shaping,
     signal,
+    tfidf,
 )

@@ -1,8 +1,8 @@
 """`import_onnx_to_torch`: an ONNX model as a PyTorch module.
 
 The interpreter's walk over the graph is recorded with `make_fx`, above autograd and on fake tensors, so that the result
-is a graph of ATen calls (`linear`, `layer_norm`, `scaled_dot_product_attention`, ...) with symbolic sizes for the free axes
-that the file names. Weights are attributes under their original names.
+is a graph of ATen calls (`linear`, `layer_norm`, `scaled_dot_product_attention`, ...) with symbolic sizes for the free
+axes that the file names. Weights are attributes under their original names.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from noa_conversion.importers.target import Value
 from noa_conversion.importers.torch import handlers
 from noa_conversion.importers.torch.dtypes import dtype_of, is_held, to_numpy, to_torch
 from noa_conversion.importers.torch.free_axes import FakeInputs, make_inputs
+from noa_conversion.importers.torch.fusion import fuse
 from noa_conversion.importers.torch.target import TorchTarget, Weights, set_attribute
 from noa_conversion.importers.torch.weights import ModelWeights, weights_of
 from noa_conversion.models import TorchModel
@@ -188,6 +189,7 @@ def _finished(traced: torch.fx.GraphModule, weights: ModelWeights, inputs: Seque
         node.target = name
         node._rename(name)
     graph.eliminate_dead_code()
+    fuse(traced)
     for node in graph.nodes:
         node.meta = {}
         node.stack_trace = None

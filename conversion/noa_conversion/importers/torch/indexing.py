@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Value
@@ -34,7 +34,7 @@ def gather(op: Op, x: Value, indices: Value) -> torch.Tensor:
     is_plain = isinstance(indices, np.ndarray) and indices.dtype != object and (indices >= 0).all()
     places = places if is_plain else _from_front(places, tensor.shape[axis])
     if axis == 0 and tensor.ndim == 2 and tensor.is_floating_point() and tensor.element_size() > 1:
-        return F.embedding(places, tensor)
+        return functional.embedding(places, tensor)
     if places.ndim == 1:
         return tagged(torch.index_select(tensor, axis, places), dtype_of(tensor))
     taken = torch.index_select(tensor, axis, places.reshape(-1))
@@ -60,7 +60,7 @@ def gather_nd(op: Op, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     batches = [
         torch.arange(x.shape[axis]).reshape([-1 if i == axis else 1 for i in range(rank)]) for axis in range(batch_dims)
     ]
-    return x[tuple([*batches, *parts])]
+    return x[(*batches, *parts)]
 
 
 @register("ScatterElements", "Scatter", tensors=True)

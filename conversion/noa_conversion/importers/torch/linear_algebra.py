@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Value
@@ -25,7 +25,7 @@ def gemm(op: Op, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor | None = None
     if alpha == 1.0 and beta == 1.0 and not is_integer(a):
         weight = b if op.attribute("transB", 0) else b.t()
         if c is None or (c.ndim == 1 and isinstance(c.shape[0], int) and c.shape[0] == weight.shape[0]):
-            return F.linear(a, weight, c)
+            return functional.linear(a, weight, c)
     b = b.t() if op.attribute("transB", 0) else b
     if c is None:
         return _scaled(torch.matmul(a, b), alpha)

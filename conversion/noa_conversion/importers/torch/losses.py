@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.torch.table import register
@@ -23,7 +23,7 @@ def _negative_log_likelihood(
     if scores.ndim > 4 or scores.ndim == 3:
         scores = scores.reshape(scores.shape[0], scores.shape[1], -1)
         target = target.reshape(target.shape[0], -1)
-    loss = F.nll_loss(scores, target.to(torch.int64), weight, ignore_index=ignored, reduction=reduction)
+    loss = functional.nll_loss(scores, target.to(torch.int64), weight, ignore_index=ignored, reduction=reduction)
     return loss.reshape(shape) if reduction == "none" else loss
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.torch.casting import cast_tensor
@@ -26,14 +25,14 @@ def batch_normalization(
         is_training = not op.attribute("is_test", 0)
     if not is_training:
         wide = mean.dtype if mean.dtype != x.dtype else x.dtype
-        y = F.batch_norm(x.to(wide), mean, var, scale.to(wide), bias.to(wide), False, 0.0, epsilon)
+        y = functional.batch_norm(x.to(wide), mean, var, scale.to(wide), bias.to(wide), False, 0.0, epsilon)
         return y.to(x.dtype)
     if op.version < 14:
         op.refuse("statistics of the batch are supported from opset 14 on")
     axes = [axis for axis in range(x.ndim) if axis != 1]
     own_mean = torch.mean(x, axes)
     own_var = torch.var(x, axes, correction=0)
-    y = F.batch_norm(x, None, None, scale.to(x.dtype), bias.to(x.dtype), True, 0.0, epsilon)
+    y = functional.batch_norm(x, None, None, scale.to(x.dtype), bias.to(x.dtype), True, 0.0, epsilon)
     running_mean = mean * momentum + own_mean.to(mean.dtype) * (1 - momentum)
     running_var = var * momentum + own_var.to(var.dtype) * (1 - momentum)
     return y, running_mean, running_var
@@ -42,7 +41,7 @@ def batch_normalization(
 @register("InstanceNormalization", tensors=True)
 def instance_normalization(op: Op, x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Each channel of each sample by itself."""
-    return F.instance_norm(x, None, None, scale, bias, True, 0.0, op.attribute("epsilon", 1e-5))
+    return functional.instance_norm(x, None, None, scale, bias, True, 0.0, op.attribute("epsilon", 1e-5))
 
 
 @register("GroupNormalization", tensors=True)
@@ -52,7 +51,7 @@ def group_normalization(op: Op, x: torch.Tensor, scale: torch.Tensor, bias: torc
     if op.version < 21:
         each = x.shape[1] // groups
         scale, bias = scale.repeat_interleave(each), bias.repeat_interleave(each)
-    return F.group_norm(x, groups, scale, bias, op.attribute("epsilon", 1e-5))
+    return functional.group_norm(x, groups, scale, bias, op.attribute("epsilon", 1e-5))
 
 
 @register("LayerNormalization", tensors=True)
@@ -66,10 +65,9 @@ def layer_normalization(
     if stash is None:
         op.refuse("its `stash_type` is unknown")
     shape = list(x.shape[axis:])
-    has_own_shape = scale.ndim == len(shape) and (bias is None or bias.ndim == len(shape))
-    if op.num_outputs == 1 and has_own_shape and all(isinstance(size, int) for size in shape):
-        if list(scale.shape) == shape and (bias is None or list(bias.shape) == shape):
-            return F.layer_norm(x, shape, scale, bias, epsilon)
+    is_plain = op.num_outputs == 1 and all(isinstance(size, int) for size in shape)
+    if is_plain and all(list(weight.shape) == shape for weight in (scale, bias) if weight is not None):
+        return functional.layer_norm(x, shape, scale, bias, epsilon)
     wide = cast_tensor(op, x, stash)
     axes = list(range(axis, x.ndim))
     mean = torch.mean(wide, axes, keepdim=True)
@@ -90,7 +88,7 @@ def rms_normalization(op: Op, x: torch.Tensor, scale: torch.Tensor) -> torch.Ten
         op.refuse("its `stash_type` is unknown")
     shape = list(x.shape[axis:])
     if stash == np.float32 and x.dtype == torch.float32 and list(scale.shape) == shape:
-        return F.rms_norm(x, shape, scale, epsilon)
+        return functional.rms_norm(x, shape, scale, epsilon)
     wide = cast_tensor(op, x, stash)
     inverse = torch.rsqrt(torch.mean(wide * wide, list(range(axis, x.ndim)), keepdim=True) + epsilon)
     return (wide * inverse).to(scale.dtype) * scale
@@ -102,8 +100,8 @@ def local_response_normalization(op: Op, x: torch.Tensor) -> torch.Tensor:
     size, alpha = op.attribute("size"), op.attribute("alpha", 1e-4)
     before = (size - 1) // 2
     square = (x * x).flatten(2).unsqueeze(1) if x.ndim > 2 else (x * x).unsqueeze(1).unsqueeze(-1)
-    padded = F.pad(square, (0, 0, before, size - 1 - before))
-    total = F.avg_pool2d(padded, (size, 1), stride=1) * size
+    padded = functional.pad(square, (0, 0, before, size - 1 - before))
+    total = functional.avg_pool2d(padded, (size, 1), stride=1) * size
     total = total.squeeze(1).reshape(x.shape)
     return x / torch.pow(op.attribute("bias", 1.0) + alpha / size * total, op.attribute("beta", 0.75))
 

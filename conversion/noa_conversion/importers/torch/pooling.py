@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
@@ -14,8 +14,8 @@ from noa_conversion.importers.torch.convolution import Window, window_of
 from noa_conversion.importers.torch.operands import is_integer
 from noa_conversion.importers.torch.table import register
 
-_MAX: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_MAX: dict[int, Any] = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+_AVERAGE: dict[int, Any] = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
 def _window(op: Op, x: torch.Tensor) -> Window:
@@ -48,7 +48,7 @@ def _covered(x: torch.Tensor, window: Window, counts: list[Size], fill: float) -
     for axis in reversed(range(len(counts))):
         reach = (counts[axis] - 1) * window.strides[axis] + (window.kernel[axis] - 1) * window.dilations[axis] + 1
         flat += [window.before[axis], reach - x.shape[axis + 2] - window.before[axis]]
-    return F.pad(x, flat, value=fill)
+    return functional.pad(x, flat, value=fill)
 
 
 @register("MaxPool", tensors=True)
@@ -110,7 +110,7 @@ def average_pool(op: Op, x: torch.Tensor) -> torch.Tensor:
     total = _sums(_covered(x, window, counts, 0.0), window, counts)
     ones = torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype)
     if counts_padding:
-        ones = F.pad(ones, window.flat_padding, value=1.0)
+        ones = functional.pad(ones, window.flat_padding, value=1.0)
         bare = Window(
             kernel=window.kernel,
             strides=window.strides,
@@ -170,4 +170,6 @@ def max_unpool(op: Op, x: Value, places: Value, output_shape: Value = None) -> t
     if output_shape is None:
         return filled
     wanted = op.integers(output_shape, "output_shape")
-    return F.pad(filled, [w for axis in reversed(range(tensor.ndim)) for w in (0, wanted[axis] - inferred[axis])])
+    return functional.pad(
+        filled, [w for axis in reversed(range(tensor.ndim)) for w in (0, wanted[axis] - inferred[axis])]
+    )

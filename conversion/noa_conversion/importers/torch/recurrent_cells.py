@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 
@@ -76,8 +76,8 @@ def _activation(op: Op, name: str, alphas: Iterator[float], betas: Iterator[floa
 _PLAIN: dict[str, Activation] = {
     "Relu": torch.relu,
     "Sigmoid": torch.sigmoid,
-    "Softplus": F.softplus,
-    "Softsign": F.softsign,
+    "Softplus": functional.softplus,
+    "Softsign": functional.softsign,
     "Tanh": torch.tanh,
 }
 
@@ -85,9 +85,9 @@ _PLAIN: dict[str, Activation] = {
 def _with_settings(name: str, alpha: float, beta: float) -> Activation:
     functions: dict[str, Activation] = {
         "Affine": lambda x: alpha * x + beta,
-        "Elu": lambda x: F.elu(x, alpha),
+        "Elu": lambda x: functional.elu(x, alpha),
         "HardSigmoid": lambda x: torch.clamp(alpha * x + beta, 0.0, 1.0),
-        "LeakyRelu": lambda x: F.leaky_relu(x, alpha),
+        "LeakyRelu": lambda x: functional.leaky_relu(x, alpha),
         "ScaledTanh": lambda x: alpha * torch.tanh(beta * x),
         "ThresholdedRelu": lambda x: torch.where(x > alpha, x, torch.zeros_like(x)),
     }
@@ -100,7 +100,7 @@ def rnn_step(op: Op, weights: CellWeights, functions: list[Activation]) -> Step:
     b_w, b_r = _biases(weights)
 
     def step(x: torch.Tensor, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (f(F.linear(x, weights.w, b_w) + F.linear(states[0], weights.r, b_r)),)
+        return (f(functional.linear(x, weights.w, b_w) + functional.linear(states[0], weights.r, b_r)),)
 
     return step
 
@@ -114,12 +114,12 @@ def gru_step(op: Op, weights: CellWeights, functions: list[Activation]) -> Step:
 
     def step(x: torch.Tensor, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         (h,) = states
-        own = F.linear(x, weights.w, b_w)
-        past = F.linear(h, weights.r[: 2 * size], None if b_r is None else b_r[: 2 * size])
+        own = functional.linear(x, weights.w, b_w)
+        past = functional.linear(h, weights.r[: 2 * size], None if b_r is None else b_r[: 2 * size])
         z = f(own[:, :size] + past[:, :size])
         r = f(own[:, size : 2 * size] + past[:, size:])
         r_h, b_h = weights.r[2 * size :], None if b_r is None else b_r[2 * size :]
-        inner = r * F.linear(h, r_h, b_h) if is_after else F.linear(r * h, r_h, b_h)
+        inner = r * functional.linear(h, r_h, b_h) if is_after else functional.linear(r * h, r_h, b_h)
         hidden = g(own[:, 2 * size :] + inner)
         return ((1 - z) * hidden + z * h,)
 
@@ -135,7 +135,7 @@ def lstm_step(op: Op, weights: CellWeights, functions: list[Activation]) -> Step
 
     def step(x: torch.Tensor, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         past, cell = states
-        gates = F.linear(x, weights.w, b_w) + F.linear(past, weights.r, b_r)
+        gates = functional.linear(x, weights.w, b_w) + functional.linear(past, weights.r, b_r)
         i, o, forget, c = gates.chunk(4, -1)
         i = f(i if peepholes[0] is None else i + peepholes[0] * cell)
         forget = 1 - i if is_coupled else f(forget if peepholes[2] is None else forget + peepholes[2] * cell)

@@ -1,7 +1,7 @@
-"""Along one axis, which pixels make each pixel of a resized image, and with what weights. Pure numpy, in double precision.
+"""Along one axis, which pixels make each pixel of a resized image, and with what weights: numpy, in double precision.
 
-Source: the specification of ONNX's `Resize` and its reference implementation (onnx/reference/ops/op_resize.py, Apache 2.0),
-whose rule for ties between neighbours is kept.
+Source: the specification of ONNX's `Resize` and its reference implementation (onnx/reference/ops/op_resize.py, Apache
+2.0), whose rule for ties between neighbours is kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`Resize` and `Upsample`: PyTorch's own interpolation where it is the same, else weighted sums of pixels, axis by axis."""
+"""`Resize` and `Upsample`: PyTorch's own interpolation where it does the same, else weighted sums, axis by axis."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
@@ -110,17 +110,17 @@ def _by_pytorch(x: torch.Tensor, rule: ResizeRule, request: _Request) -> torch.T
             return None
         if not all(scale >= 1 and float(scale).is_integer() for scale in scales):
             return None
-        return F.interpolate(x, scale_factor=scales[2:], mode="nearest")
+        return functional.interpolate(x, scale_factor=scales[2:], mode="nearest")
     mode = {("linear", 3): "linear", ("linear", 4): "bilinear", ("linear", 5): "trilinear", ("cubic", 4): "bicubic"}
     name = mode.get((rule.mode, x.ndim))
     if name is None or (rule.mode == "cubic" and rule.cubic != -0.75):
         return None
     if rule.coordinates == "half_pixel":
         if scales is not None:
-            return F.interpolate(x, scale_factor=scales[2:], mode=name, align_corners=False)
-        return F.interpolate(x, size=list(sizes or ())[2:], mode=name, align_corners=False)
+            return functional.interpolate(x, scale_factor=scales[2:], mode=name, align_corners=False)
+        return functional.interpolate(x, size=list(sizes or ())[2:], mode=name, align_corners=False)
     if rule.coordinates == "align_corners" and sizes is not None:
-        return F.interpolate(x, size=list(sizes)[2:], mode=name, align_corners=True)
+        return functional.interpolate(x, size=list(sizes)[2:], mode=name, align_corners=True)
     return None
 
 

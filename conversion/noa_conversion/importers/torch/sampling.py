@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
@@ -25,13 +24,15 @@ def grid_sample(op: Op, x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         op.refuse(f"the mode `{op.attribute('mode', '')}` or padding `{padding}` is unknown")
     if x.ndim == 3:
         op.refuse("PyTorch samples images of 2 or 3 axes")
-    return F.grid_sample(x, grid, mode, padding, bool(op.attribute("align_corners", 0)))
+    return functional.grid_sample(x, grid, mode, padding, bool(op.attribute("align_corners", 0)))
 
 
 @register("AffineGrid")
 def affine_grid(op: Op, theta: Value, size: Value) -> torch.Tensor:
     """The places that an affine map gives."""
-    return F.affine_grid(op.tensor(theta), list(op.integers(size, "size")), bool(op.attribute("align_corners", 0)))
+    return functional.affine_grid(
+        op.tensor(theta), list(op.integers(size, "size")), bool(op.attribute("align_corners", 0))
+    )
 
 
 @register("RoiAlign", tensors=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
@@ -104,9 +104,8 @@ def split(op: Op, x: Value, sizes: Value = None) -> tuple[torch.Tensor, ...]:
         size = tensor.shape[axis]
         if not isinstance(size, int):
             step = (size + count - 1) // count
-            return tuple(torch.narrow(tensor, axis, i * step, step) for i in range(count - 1)) + (
-                torch.ops.aten.slice.Tensor(tensor, axis, (count - 1) * step, _FAR),
-            )
+            whole = [torch.narrow(tensor, axis, i * step, step) for i in range(count - 1)]
+            return (*whole, torch.ops.aten.slice.Tensor(tensor, axis, (count - 1) * step, _FAR))
         step = -(-size // count)
         parts = [max(min(step, size - i * step), 0) for i in range(count)]
     return tuple(torch.split(tensor, list(parts), axis))
@@ -205,9 +204,9 @@ def _pad_constant(op: Op, x: torch.Tensor, flat: list[Size], value: Value) -> to
         fill: Any = 0 if value is None else value.reshape(()).item()
         wide = widened(x)
         wide = wide.to(torch.uint8) if x.dtype == torch.bool else wide
-        return F.pad(wide, flat, value=fill).to(x.dtype)
-    inside = F.pad(torch.ones_like(x, dtype=torch.uint8), flat, value=0).to(torch.bool)
-    return torch.where(inside, F.pad(x, flat), value.reshape(()).to(x.dtype))
+        return functional.pad(wide, flat, value=fill).to(x.dtype)
+    inside = functional.pad(torch.ones_like(x, dtype=torch.uint8), flat, value=0).to(torch.bool)
+    return torch.where(inside, functional.pad(x, flat), value.reshape(()).to(x.dtype))
 
 
 def _pad_with_own(op: Op, x: torch.Tensor, axis: int, before: Size, after: Size, mode: str) -> torch.Tensor:
@@ -245,7 +244,7 @@ def constant(op: Op) -> torch.Tensor:
             array = op.attribute(name)
             dtype = {"value_float": np.float32, "value_floats": np.float32}.get(name, np.int64)
             return op.tensor(array if isinstance(array, np.ndarray) else np.asarray(array, dtype))
-    op.refuse(f"its value is of a kind that PyTorch does not have: {sorted(op.node.attributes)}")
+    return op.refuse(f"its value is of a kind that PyTorch does not have: {sorted(op.node.attributes)}")
 
 
 @register("ConstantOfShape")
@@ -303,7 +302,7 @@ def depth_to_space(op: Op, x: torch.Tensor) -> torch.Tensor:
     block = op.attribute("blocksize")
     batch, channels, height, width = x.shape
     if op.attribute("mode", "DCR") == "CRD":
-        return F.pixel_shuffle(x, block)
+        return functional.pixel_shuffle(x, block)
     deep = x.reshape(batch, block, block, channels // (block * block), height, width)
     return deep.permute(0, 3, 4, 1, 5, 2).reshape(batch, channels // (block * block), height * block, width * block)
 

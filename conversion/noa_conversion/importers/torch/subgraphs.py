@@ -1,7 +1,7 @@
 """Graphs within a graph as functions of tensors: what they take from around them becomes arguments.
 
-PyTorch's operators of control flow (`cond`, `while_loop`) record each graph on its own, so that nothing may reach into one
-but its operands.
+PyTorch's operators of control flow (`cond`, `while_loop`) record each graph on its own, so that nothing may reach into
+one but its operands.
 """
 
 from __future__ import annotations

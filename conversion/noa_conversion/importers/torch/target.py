@@ -1,7 +1,7 @@
 """PyTorch as a target of the interpreter: fake tensors while `make_fx` records, constants and weights as attributes.
 
-A weight or constant becomes a `get_attr` node the first time it is used. Inside a graph that is recorded on its own (the
-branch of a `cond`), weights arrive as arguments, which `given` puts in their place.
+A weight or constant becomes a `get_attr` node the first time it is used. Inside a graph that is recorded on its own
+(the branch of a `cond`), weights arrive as arguments, which `given` puts in their place.
 """
 
 from __future__ import annotations
