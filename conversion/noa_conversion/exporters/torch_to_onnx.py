@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from noa.errors import ConversionError, DependencyMissingError
 from noa.settings import ConversionSettings
 from noa_conversion.exporters.onnx_model import write_model
+from noa_conversion.exporters.torch_quantisation import translations
 from noa_conversion.formats.torch_format import (
     dynamic_axes,
     example_inputs,
@@ -71,6 +72,7 @@ def _export_proto(model: TorchModel, settings: ConversionSettings) -> onnx.Model
                 input_names=[spec.name for spec in signature.inputs],
                 output_names=[spec.name for spec in signature.outputs],
                 dynamic_shapes=_per_argument(model),
+                custom_translation_table=translations(),
             )
             return program.model_proto
     except Exception as exc:  # tracing runs the user's forward, which may raise anything

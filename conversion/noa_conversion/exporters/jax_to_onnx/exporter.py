@@ -48,7 +48,7 @@ def export(model: JaxModel, folder: Path, settings: ConversionSettings) -> None:
     except ImportError as exc:
         raise DependencyMissingError("onnx", extra="onnx", purpose="JAX to ONNX") from exc
     del onnx
-    weights = flat_params(model.params)
+    weights = flat_params(model.params, also=("bfloat16",))
     try:
         closed = jax.make_jaxpr(flat_function(model))(*abstract_arguments(model, weights))
     except Exception as exc:  # tracing runs the user's function, which may raise anything
