@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from noa.errors import InvalidInputError
 
@@ -24,6 +24,7 @@ EMBEDDED = f"embedded:{secrets.token_hex(16)}"
 """The "other file" of tensors that a reader left in the bytes it read. No file can name it: it differs per process."""
 _MAX_DEPTH = 16
 _KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+_WHOLE_NUMBERS = (2, 3, 4, 5, 6, 7, 12, 13)  # TensorProto.DataType: u8, i8, u16, i16, i32, i64, u32, u64
 _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 # Operators whose output is as large as a constant says.
 _SIZED_BY_INPUT = {"ConstantOfShape": 0, "Expand": 1}
@@ -138,12 +139,14 @@ def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path, claimed: int) -> None:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    entries: dict[Any, Any] = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     if location == EMBEDDED:
         if int(entries["length"]) != claimed:
             raise _refuse(tensor, path, f"claims {claimed} bytes", expected=f"the {entries['length']} it holds")
         return
+    if not all(isinstance(text, str) for entry in entries.items() for text in entry):
+        raise _refuse(tensor, path, "has an unreadable place", expected="texts")
     pure = PurePosixPath(location)
     is_inside = bool(location) and not pure.is_absolute() and ".." not in pure.parts and "\\" not in location
     is_inside = is_inside and not PureWindowsPath(location).drive and "\0" not in location
@@ -168,7 +171,7 @@ def _check_claimed_shape(node: onnx.NodeProto, shape: onnx.TensorProto, path: Pa
     from onnx import numpy_helper
 
     _check_tensor(shape, path)
-    if len(shape.external_data) or math.prod(shape.dims) > 64:
+    if len(shape.external_data) or math.prod(shape.dims) > 64 or shape.data_type not in _WHOLE_NUMBERS:
         return
     sizes = [int(size) for size in numpy_helper.to_array(shape).reshape(-1)]
     if math.prod(max(size, 1) for size in sizes) * 8 > MAX_TENSOR_BYTES:

@@ -135,7 +135,7 @@ class _Walk:
         try:
             at_least = getattr(self.target, "at_least", None)
             results = integers.evaluate(op.node, inputs, limit=MAX_KNOWN_ELEMENTS, at_least=at_least)
-        except (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError, MemoryError) as exc:
+        except Exception as exc:  # attributes and shapes of a file may be anything
             raise op.refusal(f"it cannot be computed: {_first_line(exc)}") from exc
         return results
 
@@ -156,7 +156,13 @@ class _Walk:
         return results if isinstance(results, tuple) else (results,)
 
     def _expanded(self, op: Op, inputs: list[Value]) -> Sequence[Value] | None:
-        body = expand(op.node, [self._type(op, value) for value in inputs])
+        types = [self._type(op, value) for value in inputs]
+        try:
+            body = expand(op.node, types)
+        except NoaError:
+            raise
+        except Exception as exc:  # attributes or types that make no sense, found while its body is written
+            raise op.refusal(f"its body cannot be made: {_first_line(exc)}") from exc
         if body is None:
             return None
         padded = [*inputs, *(None for _ in range(len(body.inputs) - len(inputs)))]

@@ -1,7 +1,7 @@
 """Graphs of protobuf messages as `OnnxGraph`s: names made unique, nodes in order, calls of functions inlined.
 
-`Builder` makes one model. It never follows a claim of the file without a bound: recursion is refused with the name of
-the function, and so is a model that grows past `MAX_NODES` by its calls.
+`Builder` makes one model. It never follows a claim of the file without a bound: recursion, and a model that its calls
+make too large, are refused before (`calls.py`).
 """
 
 from __future__ import annotations
@@ -14,16 +14,12 @@ import numpy as np
 import onnx
 
 from noa.errors import InvalidInputError
+from noa_conversion.onnx_graph.calls import FunctionKey, check_calls, key_of, plain_domain
 from noa_conversion.onnx_graph.model import Attribute, OnnxGraph, OnnxNode, OnnxValue
 from noa_conversion.onnx_graph.protos import TensorReader, read_text, read_type, typed_value
 from noa_conversion.onnx_graph.scopes import Frame, Scope, UniqueNames, in_order
 
-MAX_NODES = 500_000
-"""Most nodes of a model after its functions are inlined."""
-_MAX_CALLS = 32
 _KIND = onnx.AttributeProto
-
-FunctionKey = tuple[str, str, str]
 
 
 class Builder:
@@ -34,13 +30,21 @@ class Builder:
         self._tensors = tensors
         self._names = UniqueNames()
         self._node_names = UniqueNames()
-        self._num_nodes = 0
         self._functions: dict[FunctionKey, onnx.FunctionProto] = {}
         for function in functions:
             key = (plain_domain(function.domain), function.name, function.overload)
             if key in self._functions:
                 self._refuse(f"the function `{function.name}` is defined twice")
             self._functions[key] = function
+
+    def model(self, proto: onnx.ModelProto) -> OnnxGraph:
+        """Build the graph of a model.
+
+        Raises:
+            InvalidInputError: as `graph` does; or its functions call themselves or make it too large.
+        """
+        check_calls(proto.graph.node, self._functions, self._refuse)
+        return self.graph(proto.graph, Frame(opsets=opsets_of(proto)))
 
     def graph(self, proto: onnx.GraphProto, frame: Frame, around: Scope | None = None) -> OnnxGraph:
         """Build one graph; `around` holds the names that it can see.
@@ -110,18 +114,15 @@ class Builder:
         self, node: onnx.NodeProto, scope: Scope, frame: Frame, nodes: list[OnnxNode], values: dict[str, OnnxValue]
     ) -> None:
         """Append one node, or the nodes of the function that it calls."""
-        self._num_nodes += 1
-        if self._num_nodes > MAX_NODES:
-            self._refuse(f"the model has more than {MAX_NODES} nodes when its functions are inlined")
+        self._check_text(node.domain, node.op_type, node.name, node.overload)
         domain = plain_domain(node.domain)
         inputs = [self._resolve(name, scope, node) for name in node.input]
         attributes = self._attributes(node, scope, frame)
         name = self._node_names.take(frame.prefix + (node.name or _name_of(node)))
-        key = (domain, node.op_type, node.overload)
-        function = self._functions.get(key)
+        function = self._functions.get(key_of(node))
         if function is not None:
             outputs = [scope.names[output] if output else "" for output in node.output]
-            inner = self._open(key, frame, name, function, attributes)
+            inner = self._open(frame, name, function, attributes)
             nodes += self._call(function, inputs, outputs, inner, values)
             return
         nodes.append(
@@ -136,23 +137,12 @@ class Builder:
             )
         )
 
-    def _open(
-        self,
-        key: FunctionKey,
-        frame: Frame,
-        name: str,
-        function: onnx.FunctionProto,
-        given: Mapping[str, Attribute],
-    ) -> Frame:
-        if key in frame.trail:
-            self._refuse(f"the function `{function.name}` calls itself")
-        if len(frame.trail) >= _MAX_CALLS:
-            self._refuse(f"functions call each other more than {_MAX_CALLS} deep")
+    def _open(self, frame: Frame, name: str, function: onnx.FunctionProto, given: Mapping[str, Attribute]) -> Frame:
         empty = Frame(opsets={})
         defaults = {entry.name: self._attribute(entry, Scope(), empty) for entry in function.attribute_proto}
         bound = {key: value for key, value in {**defaults, **given}.items() if value is not None}
         opsets = {**frame.opsets, **_opsets(function.opset_import)}
-        return Frame(opsets=opsets, bound=bound, prefix=f"{name}/", trail=(*frame.trail, key))
+        return Frame(opsets=opsets, bound=bound, prefix=f"{name}/")
 
     def _call(
         self,
@@ -206,6 +196,7 @@ class Builder:
     def _attributes(self, node: onnx.NodeProto, scope: Scope, frame: Frame) -> dict[str, Attribute]:
         result: dict[str, Attribute] = {}
         for attribute in node.attribute:
+            self._check_text(attribute.name, attribute.ref_attr_name)
             if attribute.name in result:
                 self._refuse(f"node `{node.name or node.op_type}` has the attribute `{attribute.name}` twice")
             if attribute.ref_attr_name:
@@ -245,11 +236,18 @@ class Builder:
                 return self._refuse(f"{what} is of the kind {kind}, which no operator here has")
 
     def _define(self, name: str, scope: Scope, role: str) -> None:
+        self._check_text(name)
         if not name:
             self._refuse(f"an {role} has no name")
         if name in scope.names:
             self._refuse(f"the value `{name}` is defined twice, the second time as {role}")
         scope.names[name] = self._names.take(name)
+
+    def _check_text(self, *texts: object) -> None:
+        """Refuse names that are no text: protobuf returns them as bytes."""
+        for text in texts:
+            if not isinstance(text, str):
+                self._refuse(f"the name {text!r} is no text")
 
     def _resolve(self, name: str, scope: Scope, node: onnx.NodeProto) -> str:
         if not name:
@@ -261,11 +259,6 @@ class Builder:
 
     def _refuse(self, what: str) -> NoReturn:
         raise InvalidInputError(what, where=str(self._path))
-
-
-def plain_domain(domain: str) -> str:
-    """Return a domain's one name: the standard one is the empty text."""
-    return "" if domain == "ai.onnx" else domain
 
 
 def _opsets(entries: Iterable[Any]) -> dict[str, int]:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from noa_conversion.onnx_graph.model import OnnxNode
-from noa_conversion.onnx_graph.symbols import as_known, number_of
+from noa_conversion.onnx_graph.symbols import SymbolArray, as_known, degree_of, number_of, with_number
+
+_MAX_DEGREE = 64
 
 
 class Left(Exception):  # noqa: N818  # a signal, not an error
@@ -105,12 +107,22 @@ class Call:
             return array.astype(operand.dtype, copy=False)
         return as_known(array if array.dtype == object else _as_objects(array), number_of(operand))
 
+    def bounded(self, result: np.ndarray, degree: int) -> np.ndarray:
+        """Note how many symbols a product may have; what grows without bound is an error, before it is computed on."""
+        if isinstance(result, SymbolArray):
+            if degree > _MAX_DEGREE or any(isinstance(x, int) and abs(x) >> 63 for x in result.ravel()):
+                raise OverflowError("the product of sizes grows without bound")
+            result.degree = max(degree, 1)
+        return result
+
     def binary(self, function: Callable[..., Any], left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Apply an elementwise function of two arguments with ONNX's broadcasting."""
         left, right = self.alike(left, right)
         right = self._legacy_broadcast(left, right)
         self.room(np.broadcast_shapes(left.shape, right.shape))
-        return self.like(function(left, right), left)
+        degrees = degree_of(left), degree_of(right)
+        result = self.like(function(left, right), left)
+        return self.bounded(result, sum(degrees) if function is np.multiply else max(degrees))
 
     def compare(
         self,
@@ -154,7 +166,7 @@ class Call:
             options: dict[str, Any] = {} if data.dtype == object else {"dtype": data.dtype}
             reduced = function.reduce(result, axis=axis, keepdims=bool(self.get("keepdims", 1)), **options)
             result = reduced if isinstance(reduced, np.ndarray) else _boxed(reduced, data.dtype)
-        return self.like(result, data)
+        return self.bounded(self.like(result, data), degree_of(data) * (data.size if function is np.multiply else 1))
 
     def is_at_least(self, left: Any, right: Any) -> bool:
         """Tell whether `left >= right`, for certain."""
@@ -218,7 +230,7 @@ class Call:
 def _as_objects(array: np.ndarray) -> np.ndarray:
     objects = np.empty(array.shape, object)
     objects[...] = np.asarray(array, object)
-    return as_objects_of(objects, array.dtype)
+    return with_number(objects, array.dtype)
 
 
 def _boxed(result: Any, dtype: np.dtype) -> np.ndarray:
@@ -226,12 +238,3 @@ def _boxed(result: Any, dtype: np.dtype) -> np.ndarray:
     array = np.empty((), dtype)
     array[()] = result
     return array
-
-
-def as_objects_of(objects: np.ndarray, number: np.dtype) -> np.ndarray:
-    """Mark an object array with its type, whether or not all its elements are plain."""
-    from noa_conversion.onnx_graph.symbols import SymbolArray
-
-    symbols = objects.view(SymbolArray)
-    symbols.number = number
-    return symbols

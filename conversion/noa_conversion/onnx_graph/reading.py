@@ -14,7 +14,6 @@ from noa_conversion.formats.onnx_check import EMBEDDED, has_external_data, parse
 from noa_conversion.onnx_graph.building import Builder, opsets_of
 from noa_conversion.onnx_graph.model import OnnxModel
 from noa_conversion.onnx_graph.protos import TensorReader
-from noa_conversion.onnx_graph.scopes import Frame
 from noa_conversion.onnx_graph.wire import without_large_tensors
 
 
@@ -32,14 +31,13 @@ def read_model(source: Path | str | bytes) -> OnnxModel:
     if isinstance(source, bytes) and has_external_data(proto, path):
         raise InvalidInputError("a model given as bytes keeps tensors in other files", remedy="Give its path")
     builder = Builder(path, TensorReader(data, path), proto.functions)
-    opsets = opsets_of(proto)
     try:
-        graph = builder.graph(proto.graph, Frame(opsets=opsets))
+        graph = builder.model(proto)
     except RecursionError as exc:
         raise InvalidInputError("the model is nested too deeply", where=str(path)) from exc
     return OnnxModel(
         graph=graph,
-        opsets=opsets,
+        opsets=opsets_of(proto),
         ir_version=int(proto.ir_version),
         producer=f"{proto.producer_name} {proto.producer_version}".strip(),
         metadata={entry.key: entry.value for entry in proto.metadata_props},

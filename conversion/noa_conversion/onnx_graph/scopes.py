@@ -57,8 +57,7 @@ class Frame:
     bound: Mapping[str, Attribute] = field(default_factory=dict[str, "Attribute"])
     """Attributes of the function's call, for the nodes that refer to them."""
     prefix: str = ""
-    trail: tuple[tuple[str, str, str], ...] = ()
-    """The functions that are open, outermost first."""
+    """What names of nodes and inner values begin with."""
 
 
 def subgraph_protos(node: onnx.NodeProto) -> Iterator[Any]:
