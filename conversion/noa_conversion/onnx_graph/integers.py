@@ -453,10 +453,11 @@ def _is_float8(*dtypes: np.dtype) -> bool:
 
 @_computes("CastLike")
 def _cast_like(call: Call, data: np.ndarray, like: np.ndarray) -> np.ndarray:
-    call.concrete(data, like)
-    if like.dtype.kind not in "iufb" or data.dtype.kind not in "iufb" or _is_float8(data.dtype, like.dtype):
+    call.concrete(data)
+    dtype = number_of(like)  # of sizes that are not known yet only the type matters
+    if dtype.kind not in "iufb" or data.dtype.kind not in "iufb" or _is_float8(data.dtype, dtype):
         raise Left
-    return data.astype(like.dtype)
+    return data.astype(dtype)
 
 
 # --- truth ------------------------------------------------------------------------------------------------------------
