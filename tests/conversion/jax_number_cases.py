@@ -1,4 +1,4 @@
-"""Functions of numbers for the JAX exporter's tests: bits, dtypes, special functions, matrices, transforms, randomness."""
+"""Functions of numbers for the JAX exporter's tests: bits, dtypes, special functions, matrices, random numbers."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ NUMBER_CASES: dict[str, Case] = {
                 dimension_numbers=_IMAGE,
                 preferred_element_type="float32",
             ),
-        ),  # fmt: skip
+        ),
         shapes=((B, 4, 5, 6),),
         params={"w": (6, 2, 3, 3)},
     ),
@@ -309,7 +309,7 @@ NUMBER_CASES: dict[str, Case] = {
                 lambda v: (lax.reduce_window(v, -jnp.inf, lax.max, (1, 1, 3, 3), (1, 1, 2, 2), "SAME") ** 2).sum()
             )(x),
             jax.grad(lambda v: (lax.reduce_window(v, 0.0, lax.add, (1, 1, 2, 2), (1, 1, 2, 2), "VALID") ** 2).sum())(x),
-        ),  # fmt: skip
+        ),
         shapes=((2, 2, 7, 6),),
         params={"w": (4, 2, 3, 3)},
         batches=(2,),

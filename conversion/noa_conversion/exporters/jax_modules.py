@@ -1,6 +1,7 @@
 """Flax NNX and Equinox modules as pure functions of named params.
 
-Both kinds are pytrees: the arrays are taken out under their dotted paths (`layers.0.kernel`), and put back for each call.
+Both kinds are pytrees: the arrays are taken out under their dotted paths (`layers.0.kernel`), and put back for each
+call.
 """
 
 from __future__ import annotations

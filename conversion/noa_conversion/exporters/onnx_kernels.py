@@ -1,4 +1,4 @@
-"""Widen what runtimes have no kernels for: bfloat16 is computed in 32 bits and rounded, a few moves of narrow types too.
+"""Widen what runtimes have no kernels for: bfloat16 is computed in 32 bits and rounded, some narrow types are moved so.
 
 Weights and the values between nodes keep their type; only the node itself sees the wider one. For bfloat16 that is what
 processors without it do: compute in 32 bits, round each result. Moving elements in a wider type loses nothing.
@@ -29,8 +29,10 @@ _ANY_TYPE = frozenset(
         ),
     )
 )
-_NO_NARROW = {"Where": ("bool", "uint16", "int16"), "Pad": ("uint16", "int16"), "Tile": ()}
-_NO_NARROW |= dict.fromkeys(("Min", "Max", "Clip"), ("bool", "uint16", "int16"))
+_NO_NARROW = {
+    "Pad": ("uint16", "int16"),
+    **dict.fromkeys(("Where", "Min", "Max", "Clip"), ("bool", "uint16", "int16")),
+}
 
 
 def fit_kernels(model: onnx.ModelProto) -> int:

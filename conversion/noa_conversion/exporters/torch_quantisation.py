@@ -1,7 +1,7 @@
 """PyTorch's operators of quantised graphs (PT2E) as QuantizeLinear and DequantizeLinear.
 
-PyTorch's exporter has no rule for them. ONNX divides by the scale where PyTorch multiplies by its inverse, so that a value
-exactly between two steps may go to the other one.
+PyTorch's exporter has no rule for them. ONNX divides by the scale where PyTorch multiplies by its inverse, so that a
+value exactly between two steps may go to the other one.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ def _quantise_channels(
 def _dequantise(
     x: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int, dtype: Any, out_dtype: Any = None
 ) -> Any:
-    from onnxscript import opset18 as op
-
+    op = _op()
     _check_result(out_dtype)
     return op.DequantizeLinear(x, _scale(scale), _zero(zero_point, _kind(dtype)))
 
@@ -63,16 +62,14 @@ def _dequantise_channels(
     dtype: Any,
     out_dtype: Any = None,
 ) -> Any:
-    from onnxscript import opset18 as op
-
+    op = _op()
     _check_result(out_dtype)
     zero = None if zero_points is None else _zero(zero_points, _kind(dtype))
     return op.DequantizeLinear(x, _single(scales), zero, axis=axis)
 
 
 def _steps(x: Any, scale: Any, zero_point: Any, bounds: tuple[int, int], dtype: Any, **axis: int) -> Any:
-    from onnxscript import opset18 as op
-
+    op = _op()
     kind = _kind(dtype)
     lowest, highest = _BYTES[kind]
     if bounds[0] < lowest or bounds[1] > highest:
@@ -82,32 +79,36 @@ def _steps(x: Any, scale: Any, zero_point: Any, bounds: tuple[int, int], dtype: 
     steps = op.QuantizeLinear(x, _single(scale), _zero(zero_point, kind), **axis)
     if bounds == (lowest, highest):
         return steps
-    low, high = (op.Cast(op.Constant(value_int=bound), to=_number(kind)) for bound in bounds)
+    low, high = (_zero(bound, kind) for bound in bounds)
     return op.Clip(steps, low, high)
 
 
 def _scale(value: Any) -> Any:
-    from onnxscript import opset18 as op
-
+    op = _op()
     return op.Constant(value_float=float(value)) if isinstance(value, int | float) else _single(value)
 
 
 def _single(value: Any) -> Any:
     """PyTorch's quantisers keep scales in 64 bits."""
-    from onnxscript import opset18 as op
-
+    op = _op()
     return op.Cast(value, to=1)
 
 
 def _zero(value: Any, kind: str) -> Any:
-    from onnxscript import opset18 as op
-
+    op = _op()
     given = op.Constant(value_int=int(value)) if isinstance(value, int) else value
     return op.Cast(given, to=_number(kind))
 
 
+def _op() -> Any:
+    """Return the operators, whose stubs ask for their own tensors."""
+    from onnxscript import opset18
+
+    return opset18
+
+
 def _kind(dtype: Any) -> str:
-    """Return the name of the type of the steps: PyTorch's, or ONNX's number where the exporter has already changed it."""
+    """Return the name of the steps' type: given as PyTorch's, or as ONNX's number where the exporter changed it."""
     name = {2: "uint8", 3: "int8"}.get(dtype) if isinstance(dtype, int) else str(dtype).removeprefix("torch.")
     if name not in _BYTES:
         raise ConversionError("a quantisation has no ONNX form", expected="int8 or uint8", received=str(dtype))

@@ -1,4 +1,4 @@
-"""Primitives that accumulate along an axis: sum through CumSum, the others by doubling, or by Scan along a free axis."""
+"""Primitives that accumulate along an axis: sums by CumSum, the others by doubling, or by Scan along a free axis."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def _sum(call: Call) -> list[Operand]:
 
 
 def _accumulate(call: Call, name: str) -> list[Operand]:
-    from jax import numpy as jnp
     from jax import lax
+    from jax import numpy as jnp
 
     (value,) = call.inputs
     combine: Callable[[Any, Any], Any] = {

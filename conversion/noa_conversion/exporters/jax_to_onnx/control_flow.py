@@ -180,7 +180,7 @@ def _body(
     before: Sequence[tuple[Any, Any]] = (),
     extra: Sequence[tuple[Any, Any]] = (),
 ) -> onnx.GraphProto:
-    """Return a subgraph that takes `before`, `inputs`, `extra`; `write` gets only `inputs`, under names of the subgraph."""
+    """Return a subgraph that takes `before`, `inputs`, `extra`; `write` gets only `inputs`, named for the subgraph."""
     from onnx import helper
 
     unread = [graph.fresh("unread") for _ in (*before, *extra)]

@@ -1,4 +1,4 @@
-"""Dtypes of JAX as tensors of ONNX: which are floats, which have a form at all, and what complex ones and keys become."""
+"""Dtypes of JAX as tensors of ONNX: which are floats, which have a form, and what complex ones and keys become."""
 
 from __future__ import annotations
 

@@ -366,8 +366,16 @@ _UNARY = {
     "acosh": "Acosh",
     "atanh": "Atanh",
 }
-IDENTITIES = ("copy", "copy_p", "stop_gradient", "optimization_barrier", "name", "sharding_constraint", "pvary")
-IDENTITIES += ("device_put",)
+IDENTITIES = (
+    "copy",
+    "copy_p",
+    "stop_gradient",
+    "optimization_barrier",
+    "name",
+    "sharding_constraint",
+    "pvary",
+    "device_put",
+)
 """Primitives that give what they take, and the layout of devices aside mean nothing."""
 
 HANDLERS: dict[str, Handler] = {

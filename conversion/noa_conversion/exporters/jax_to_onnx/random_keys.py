@@ -1,7 +1,7 @@
 """Random keys of the generator `threefry2x32`: its bits are integer arithmetic, so that a graph can compute them.
 
-A key is two words of 32 bits. Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3; how
-keys are made, split and used is JAX's own ("partitionable") layout, where each number has a counter of its own.
+A key is two words of 32 bits. Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3;
+how keys are made, split and used is JAX's own ("partitionable") layout, where each number has a counter of its own.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def _counters(call: Call, shape: Sequence[Any]) -> tuple[Any, Any]:
 def _require_layout(call: Call) -> None:
     import jax
 
-    if not jax.config.jax_threefry_partitionable:
+    config: Any = jax.config  # its switches are made at run time
+    if not config.jax_threefry_partitionable:
         raise call.refuse("the switch `jax_threefry_partitionable` is off, whose other layout is not written")
 
 

@@ -23,12 +23,12 @@ _WIDER = {
     "uint16": "int32",
     "bfloat16": "float32",
     "bool": "int32",
+    "float16": "float32",
 }
-_WIDER |= {"float16": "float32"}
 
 
 def _scatter(call: Call, reduction: str) -> list[Operand]:
-    value, indices, updates = call.inputs
+    value, _, updates = call.inputs
     if updates.rank and any(is_static([size]) and size == 0 for size in updates.shape):
         return [value]
     if reduction == "none" and _is_opaque(call):
@@ -54,7 +54,7 @@ def _scatter(call: Call, reduction: str) -> list[Operand]:
 def _widened(dtype: Any, reduction: str) -> str:
     if dtype.name == "uint32":
         return "int32" if reduction in ("add", "sub", "mul") else "int64"
-    return _WIDER.get(dtype.name, dtype.name)
+    return _WIDER.get(str(dtype.name), str(dtype.name))
 
 
 def _is_opaque(call: Call) -> bool:

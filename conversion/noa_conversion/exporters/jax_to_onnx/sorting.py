@@ -1,7 +1,7 @@
 """Primitives that order: stable sorts by TopK of all elements, by several keys one after the other, least one first.
 
-JAX puts NaN last when it sorts, and takes it for the largest when it looks for the largest ones; a runtime's TopK may do
-anything with one. So NaN is written as the largest number, and which of those it was is a key of its own.
+JAX puts NaN last when it sorts, and takes it for the largest when it looks for the largest ones; a runtime's TopK may
+do anything with one. So NaN is written as the largest number, and which of those it was is a key of its own.
 """
 
 from __future__ import annotations
@@ -15,8 +15,14 @@ from noa_conversion.exporters.jax_to_onnx.dtypes import is_float
 from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler
 
 # What runtimes sort is these, and every other real dtype fits into one of them.
-_SORTED = {"float32": "float32", "float64": "float64", "int64": "int64", "uint32": "int64"}
-_SORTED |= {"float16": "float32", "bfloat16": "float32"}
+_SORTED = {
+    "float32": "float32",
+    "float64": "float64",
+    "float16": "float32",
+    "bfloat16": "float32",
+    "int64": "int64",
+    "uint32": "int64",
+}
 
 
 def _sort(call: Call) -> list[Operand]:

@@ -87,7 +87,7 @@ def constant_value(value: Any) -> Value:
         stored_dtype(dtype)
         return Value(shape=tuple(value.shape), dtype=dtype, constant=np.asarray(jax.random.key_data(value)))
     array = np.asarray(value)
-    stored = np.stack([array.real, array.imag], axis=-1) if is_complex(array.dtype) else array
+    stored = np.stack([np.real(array), np.imag(array)], axis=-1) if is_complex(array.dtype) else array
     return Value(shape=array.shape, dtype=array.dtype, constant=stored)
 
 
