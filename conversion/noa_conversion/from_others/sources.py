@@ -77,7 +77,7 @@ _LIBRARIES: Final[Mapping[str, OtherLibrary]] = MappingProxyType(
             ),
             OtherLibrary(
                 name="tflite",
-                packages=("tflite",),
+                packages=("tflite2onnx", "ai_edge_litert"),
                 extra="tflite",
                 reads="a .tflite file of float32 layers",
                 suffixes=(".tflite",),

@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     import onnx
 
 
-def split_gemms(model: onnx.ModelProto) -> int:
+def split_gemms(model: onnx.ModelProto, *, only_scaled: bool = False) -> int:
     """Replace each `Gemm` whose second input is a float32 constant; return how many. The numbers stay the same.
 
-    A transposed or scaled constant is stored that way, so that no node is added for it.
+    A transposed or scaled constant is stored that way, so that no node is added for it. `only_scaled` leaves those
+    alone whose `alpha` and `beta` are 1.
     """
     import onnx
 
@@ -23,7 +24,9 @@ def split_gemms(model: onnx.ModelProto) -> int:
     for node in model.graph.node:
         weight = weights.get(node.input[1]) if node.op_type == "Gemm" and len(node.input) > 1 else None
         options = _options(node)
-        if weight is None or weight.name in fed or weight.data_type != onnx.TensorProto.FLOAT or options["transA"]:
+        is_plain = options["alpha"] == 1.0 and options["beta"] == 1.0
+        is_float = weight is not None and weight.data_type == onnx.TensorProto.FLOAT
+        if weight is None or weight.name in fed or not is_float or options["transA"] or (only_scaled and is_plain):
             nodes.append(node)
             continue
         nodes += _split(model, node, weight, options, is_shared=users[weight.name] > 1)
