@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,10 +38,16 @@ def import_onnx_to_torch(
     return import_model(path, bind=bind, sizes=sizes, dynamic=dynamic)
 
 
-def import_onnx_to_jax(path: Path | str | bytes, *, bind: Mapping[str, np.ndarray] | None = None) -> ImportedJax:
+def import_onnx_to_jax(
+    path: Path | str | bytes,
+    *,
+    bind: Mapping[str, np.ndarray] | None = None,
+    precision: Literal["64"] | None = None,
+) -> ImportedJax:
     """Import an ONNX model, from a file or its bytes, as a pure function and a flat dict of its weights by name.
 
-    `bind` gives inputs their values for good: those that decide shapes must be.
+    `bind` gives inputs their values for good: those that decide shapes must be. With `precision="64"` the function is
+    traced inside `jax.enable_x64`; without, 64-bit tensors are what the scope around the trace makes of them.
 
     Raises:
         ConversionError: something in the model cannot be computed in JAX; names operator, node, opset and reason.
@@ -50,4 +56,4 @@ def import_onnx_to_jax(path: Path | str | bytes, *, bind: Mapping[str, np.ndarra
     """
     from noa_conversion.importers.jax import import_onnx_to_jax as import_model
 
-    return import_model(path, bind=bind)
+    return import_model(path, bind=bind, precision=precision)
