@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from noa_conversion.exporters.jax_to_onnx.builder import Operand, Value
-from noa_conversion.exporters.jax_to_onnx.dtypes import is_float, limits
+from noa_conversion.exporters.jax_to_onnx.comparisons import is_negative
+from noa_conversion.exporters.jax_to_onnx.dtypes import is_float
 from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler
 
-_TO_NEAREST_EVEN = 1
 _NARROW = {"int8": "int32", "int16": "int32", "uint8": "int32", "uint16": "int32"}
 
 
@@ -34,42 +34,6 @@ def _in_supported(call: Call, op: str, inputs: list[Value], **attributes: Any) -
     if wide is None:
         return call.node(op, *inputs, **attributes)
     return call.cast(call.node(op, *(call.cast(value, wide) for value in inputs), **attributes), dtype)
-
-
-def _compare(call: Call, op: str, *, negate: bool = False) -> list[Operand]:
-    operands: list[Operand] = list(call.inputs)
-    name = call.inputs[0].dtype.name
-    if (name in _NARROW and op != "Equal") or (name == "bool" and op != "Equal"):
-        operands = [call.cast(operand, _NARROW.get(name, "int32")) for operand in operands]
-    result = call.node(op, *operands)
-    return [call.node("Not", result) if negate else result]
-
-
-def _total_order(call: Call, *, or_equal: bool) -> list[Operand]:
-    """Compare in the order in which -0 comes before 0, and NaN after all numbers."""
-    first, second = reversed(call.inputs) if or_equal else call.inputs
-    if not is_float(first.dtype):
-        return _compare(call, "LessOrEqual" if or_equal else "Less")
-    only_second = call.node("And", call.node("Not", call.node("IsNaN", first)), call.node("IsNaN", second))
-    signs = call.node("And", _is_negative(call, first), call.node("Not", _is_negative(call, second)))
-    zeros = call.node("And", call.node("Equal", first, second), signs)
-    is_less = call.node("Or", call.node("Less", first, second), call.node("Or", only_second, zeros))
-    return [call.node("Not", is_less) if or_equal else is_less]
-
-
-def _total_equality(call: Call) -> list[Operand]:
-    """Tell whether two values are the same one: NaN is, -0 and 0 are not."""
-    first, second = call.inputs
-    same = call.node("Equal", first, second)
-    if not is_float(first.dtype):
-        return [same]
-    signs = call.node("Xor", _is_negative(call, first), _is_negative(call, second))
-    both_nan = call.node("And", call.node("IsNaN", first), call.node("IsNaN", second))
-    return [call.node("Or", both_nan, call.node("And", same, call.node("Not", signs)))]
-
-
-def _logical(call: Call, logical: str, bitwise: str) -> list[Operand]:
-    return [call.node(logical if call.inputs[0].dtype == np.bool_ else bitwise, *call.inputs)]
 
 
 def _extreme(call: Call, op: str) -> list[Operand]:
@@ -204,22 +168,6 @@ def _is_finite(call: Call) -> list[Operand]:
     return [call.node("Not", call.node("Or", call.node("IsNaN", value), call.node("IsInf", value)))]
 
 
-def _round(call: Call) -> list[Operand]:
-    (value,) = call.inputs
-    if int(call.params["rounding_method"]) == _TO_NEAREST_EVEN:
-        return [call.node("Round", value)]
-    # Halves go away from zero. Adding 0.5 would round 0.49999997 up, so the fraction is compared instead.
-    magnitude = call.node("Abs", value)
-    floor = call.node("Floor", magnitude)
-    is_up = call.node("GreaterOrEqual", call.node("Sub", magnitude, floor), call.scalar(0.5, value.dtype))
-    rounded = call.node("Add", floor, call.cast(is_up, value.dtype))
-    return [call.node("Mul", call.node("Sign", value), rounded)]
-
-
-def _not(call: Call) -> list[Operand]:
-    return _logical(call, "Not", "BitwiseNot")
-
-
 def _clamp(call: Call) -> list[Operand]:
     low, value, high = call.inputs
     wide = _NARROW.get(value.dtype.name)
@@ -241,44 +189,9 @@ def _select(call: Call) -> list[Operand]:
     return [result]
 
 
-def _convert(call: Call) -> list[Operand]:
-    (value,) = call.inputs
-    target = np.dtype(call.params["new_dtype"])
-    if is_float(value.dtype) and target.kind in "iu":
-        return [_saturated(call, value, target)]
-    return [call.cast(value, target)]
-
-
-def _saturated(call: Call, value: Value, target: np.dtype[Any]) -> str:
-    """Out of range and NaN are undefined in ONNX; XLA takes the nearest integer there is, and 0 for NaN."""
-    source = np.dtype("float64" if value.dtype.name == "float64" else "float32")
-    given = call.cast_to(value, source)
-    bounds = np.iinfo(target)
-    # The largest float that is still in range: 2**31 - 1 itself is none in 24 bits.
-    top = source.type(bounds.max)
-    if float(top) > bounds.max:
-        top = np.nextafter(top, source.type(0))
-    number = call.node("Where", call.node("IsNaN", given), call.scalar(0, source), given)
-    inside = call.node("Clip", number, call.scalar(float(bounds.min), source), call.scalar(float(top), source))
-    above = call.node("Greater", number, call.scalar(float(top), source))
-    highest = call.graph.constant(np.asarray(bounds.max, target))
-    return call.node("Where", above, highest, call.cast(inside, target))
-
-
 def identity(call: Call) -> list[Operand]:
     """Give the inputs."""
     return list(call.inputs)
-
-
-def _reduce_precision(call: Call) -> list[Operand]:
-    (value,) = call.inputs
-    bits = (int(call.params["exponent_bits"]), int(call.params["mantissa_bits"]))
-    own = limits(value.dtype)
-    if bits == (own.nexp, own.nmant):
-        return [value]
-    if bits == (8, 7) and value.dtype == np.float32:
-        return [call.cast(call.cast(value, "bfloat16"), value.dtype)]
-    raise call.refuse("it rounds to another format", received=bits)
 
 
 def _atan2(call: Call) -> list[Operand]:
@@ -286,7 +199,7 @@ def _atan2(call: Call) -> list[Operand]:
     y, x = call.inputs
     dtype = x.dtype
     zero, pi = call.scalar(0, dtype), call.scalar(np.pi, dtype)
-    negative_x, negative_y = (_is_negative(call, value) for value in (x, y))
+    negative_x, negative_y = (is_negative(call, value) for value in (x, y))
     size_x, size_y = (call.node("Abs", value) for value in (x, y))
     both_infinite = call.node("And", call.node("IsInf", x), call.node("IsInf", y))
     both_zero = call.node("And", call.node("Equal", x, zero), call.node("Equal", y, zero))
@@ -294,53 +207,6 @@ def _atan2(call: Call) -> list[Operand]:
     angle = call.node("Atan", call.node("Where", both_zero, zero, ratio))
     angle = call.node("Where", negative_x, call.node("Sub", pi, angle), angle)
     return [call.node("Where", negative_y, call.node("Neg", angle), angle)]
-
-
-def _is_negative(call: Call, value: Value) -> str:
-    """Tell the sign bit of a number, of zero too."""
-    zero = call.scalar(0, value.dtype)
-    is_below = call.node("Less", value, zero)
-    is_minus_zero = call.node(
-        "And", call.node("Equal", value, zero), call.node("Less", call.node("Reciprocal", value), zero)
-    )
-    return call.node("Or", is_below, is_minus_zero)
-
-
-def _shift(call: Call, direction: str) -> list[Operand]:
-    """Shift as unsigned integers of 32 bits, which runtimes have; by as much as the width or more gives 0."""
-    value, amount = call.inputs
-    bits = value.dtype.itemsize * 8
-    if bits == 64:
-        raise call.refuse("it shifts integers of 64 bits", received=value.dtype.name)
-    own = np.dtype(f"uint{bits}")
-    operand = call.cast(call.cast_to(value, own), "uint32") if bits < 32 else call.cast_to(value, own)
-    steps = call.cast(call.cast_to(amount, own), "uint32") if bits < 32 else call.cast_to(amount, own)
-    highest = call.scalar(bits - 1, "uint32")
-    is_known = amount.constant is not None and ((amount.constant >= 0) & (amount.constant < bits)).all()
-    if is_known:
-        return [call.cast_from(call.node("BitShift", operand, steps, direction=direction), "uint32", value.dtype)]
-    is_far = call.node("Greater", steps, highest)
-    shifted = call.node("BitShift", operand, call.node("Min", steps, highest), direction=direction)
-    kept = call.node("Where", is_far, call.scalar(0, "uint32"), shifted)
-    return [call.cast_from(kept, "uint32", value.dtype)]
-
-
-def _shift_arithmetic(call: Call) -> list[Operand]:
-    """A negative number is shifted as its complement: `~(~x >> n)`; an unsigned one counts as signed."""
-    value, amount = call.inputs
-    if value.dtype.itemsize == 8:
-        raise call.refuse("it shifts integers of 64 bits", received=value.dtype.name)
-    bits = value.dtype.itemsize * 8
-    signed = call.cast_to(value, f"int{bits}")
-    wide = signed if bits == 32 else call.cast(signed, "int32")
-    is_negative = call.node("Less", wide, call.scalar(0, "int32"))
-    magnitude = call.cast(call.node("Where", is_negative, call.node("BitwiseNot", wide), wide), "uint32")
-    steps = call.cast(call.cast_to(amount, f"uint{bits}"), "uint32")
-    shifted = call.node(
-        "BitShift", magnitude, call.node("Min", steps, call.scalar(bits - 1, "uint32")), direction="RIGHT"
-    )
-    back = call.cast(shifted, "int32")
-    return [call.cast_from(call.node("Where", is_negative, call.node("BitwiseNot", back), back), "int32", value.dtype)]
 
 
 _UNARY = {
@@ -389,27 +255,11 @@ HANDLERS: dict[str, Handler] = {
     "div": _divide,
     "rem": _remainder,
     "atan2": _atan2,
-    "shift_left": partial(_shift, direction="LEFT"),
-    "shift_right_logical": partial(_shift, direction="RIGHT"),
-    "shift_right_arithmetic": _shift_arithmetic,
     "pow": _power,
     "integer_pow": _integer_power,
     "square": _square,
     "max": partial(_extreme, op="Max"),
     "min": partial(_extreme, op="Min"),
-    "eq": partial(_compare, op="Equal"),
-    "ne": partial(_compare, op="Equal", negate=True),
-    "lt": partial(_compare, op="Less"),
-    "le": partial(_compare, op="LessOrEqual"),
-    "eq_to": _total_equality,
-    "lt_to": partial(_total_order, or_equal=False),
-    "le_to": partial(_total_order, or_equal=True),
-    "gt": partial(_compare, op="Greater"),
-    "ge": partial(_compare, op="GreaterOrEqual"),
-    "and": partial(_logical, logical="And", bitwise="BitwiseAnd"),
-    "or": partial(_logical, logical="Or", bitwise="BitwiseOr"),
-    "xor": partial(_logical, logical="Xor", bitwise="BitwiseXor"),
-    "not": _not,
     "rsqrt": _rsqrt,
     "cbrt": _cbrt,
     "exp2": _exp2,
@@ -417,9 +267,6 @@ HANDLERS: dict[str, Handler] = {
     "expm1": _expm1,
     "erfc": _erfc,
     "is_finite": _is_finite,
-    "round": _round,
     "clamp": _clamp,
     "select_n": _select,
-    "convert_element_type": _convert,
-    "reduce_precision": _reduce_precision,
 }

@@ -15,6 +15,9 @@ import numpy as np
 from noa.errors import ConversionError
 from noa_conversion.exporters.jax_to_onnx import (
     accumulations,
+    bits,
+    casting,
+    comparisons,
     complex_numbers,
     contractions,
     control_flow,
@@ -35,6 +38,9 @@ from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler
 
 HANDLERS: Mapping[str, Handler] = {
     **elementwise.HANDLERS,
+    **comparisons.HANDLERS,
+    **bits.HANDLERS,
+    **casting.HANDLERS,
     **shaping.HANDLERS,
     **reductions.HANDLERS,
     **accumulations.HANDLERS,
