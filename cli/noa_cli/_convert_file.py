@@ -53,10 +53,10 @@ def convert_file(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="noa-convert-")))
         source, proof = _open(stack, path, scratch, library, bind, sizes, settings)
         folder = scratch / to
-        chain, report = _convert(source, to, folder, inputs, settings)
+        chain, report = _convert(source, to, folder, inputs, settings, is_new=library is not None)
         if report is not None and not report.passed:
             raise _different(source, to, report)
-        evidence = proof if report is None else report.to_dict()
+        evidence = proof if report is None else {**report.to_dict(), **({"library": proof} if proof else {})}
         digest = build_manifest(folder).digest
         keep_folder(folder, output)
     return Converted(
@@ -96,8 +96,9 @@ def _open(
 
 
 def _convert(
-    source: ModelFiles, to: str, folder: Path, inputs: Path | None, settings: ConversionSettings
+    source: ModelFiles, to: str, folder: Path, inputs: Path | None, settings: ConversionSettings, *, is_new: bool
 ) -> tuple[tuple[str, ...], EquivalenceReport | None]:
+    """Return the formats on the way and the comparison; None where the source, just made, is the target already."""
     import shutil
 
     from noa.errors import InvalidInputError
@@ -106,7 +107,7 @@ def _convert(
 
     chain = conversion_chain(source.format, to)
     if not chain:
-        if source.label == str(source.folder) or not source.folder.name == "from":
+        if not is_new:
             raise InvalidInputError(
                 f"`{source.label}` already is of the format `{to}`", remedy="Choose another format: noa formats"
             )
