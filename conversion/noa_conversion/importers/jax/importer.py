@@ -96,7 +96,7 @@ class ImportedJax:
         with _scope(self.precision):
             given = dict(self.bound)
             for declared, value in zip(self.inputs, inputs, strict=True):
-                given[declared.name] = _to_tensors(value)
+                given[declared.name] = _as_declared(_to_tensors(value), declared.dtype)
             ordered = [given[value.name] for value in self.model.graph.inputs]
             results = run_graph(self.model.graph, TARGET, ordered, weights=self._weights(params))
             tensors = [_to_tensors(value) for value in results]
@@ -226,6 +226,14 @@ def _to_tensors(value: Any) -> Any:
         array = np.asarray(value)
         return TARGET.from_symbols(array) if array.dtype == object else TARGET.constant(array)
     return jnp.asarray(value)
+
+
+def _as_declared(value: Any, dtype: np.dtype | None) -> Any:
+    """Widen what came through a scope of 32 bits into one of 64; any other type is the caller's will."""
+    if dtype is None or isinstance(value, list) or value is None:
+        return value
+    is_narrowed = dtype.name in ("int64", "uint64", "float64") and value.dtype.name == dtype.name.replace("64", "32")
+    return value.astype(held_as(dtype)) if is_narrowed else value
 
 
 def _checked(declared: OnnxValue, inputs: Mapping[str, Any]) -> Any:

@@ -36,15 +36,8 @@ class JaxTarget:
         if array.dtype.kind not in "biufcV" or array.dtype == object:
             raise ConversionError(f"JAX has no tensors of {array.dtype}", expected="numbers", received=str(array.dtype))
         dtype = held_as(array.dtype)
-        if dtype != array.dtype and array.dtype.kind in "iu" and array.size:
-            info = np.iinfo(dtype)
-            if array.min() < info.min or array.max() > info.max:
-                raise ConversionError(
-                    f"a constant of {array.dtype} does not fit the {dtype} that JAX computes it in",
-                    expected=f"{info.min} to {info.max}",
-                    received=f"{array.min()} to {array.max()}",
-                    remedy='Import with precision="64"',
-                )
+        if dtype != array.dtype and array.size:
+            _check_fit(array, dtype)
         return jnp.asarray(array, dtype)
 
     def shape(self, tensor: Any) -> tuple[Any, ...]:
@@ -67,6 +60,24 @@ class JaxTarget:
         dtype = held_as(np.int64)
         elements = [jnp.asarray(element, dtype) for element in array.ravel()]
         return jnp.stack(elements).reshape(array.shape) if elements else jnp.zeros(array.shape, dtype)
+
+
+def _check_fit(array: np.ndarray, dtype: np.dtype) -> None:
+    """Refuse numbers of 64 bits that their 32-bit type cannot come near."""
+    if array.dtype.kind in "iu":
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        fits = low <= array.min() and array.max() <= high
+    else:
+        low, high = np.finfo(dtype).min, np.finfo(dtype).max
+        finite = array[np.isfinite(array)]
+        fits = finite.size == 0 or (low <= finite.min() and finite.max() <= high)
+    if not fits:
+        raise ConversionError(
+            f"a constant of {array.dtype} does not fit the {dtype} that JAX computes it in",
+            expected=f"{low} to {high}",
+            received=f"{array.min()} to {array.max()}",
+            remedy='Import with precision="64"',
+        )
 
 
 TARGET = JaxTarget()
