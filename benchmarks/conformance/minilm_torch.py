@@ -111,7 +111,7 @@ def export_minilm(weights: Path, folder: Path) -> Path:
             TensorSpec(name="tokens", dtype="int64", shape=("batch", "seq")),
             TensorSpec(name="mask", dtype="int64", shape=("batch", "seq")),
         ),
-        outputs=(TensorSpec(name="embedding", dtype="float32", shape=("batch", HIDDEN)),),
+        outputs=(TensorSpec(name="sentence", dtype="float32", shape=("batch", HIDDEN)),),
     )
     folder.mkdir(parents=True)
     torch_to_onnx.export(TorchModel(module=load_minilm(weights), signature=signature), folder, ConversionSettings())

@@ -7,8 +7,9 @@ built in PyTorch and exported by noa.
 
 Each file is imported once per target (PyTorch: once per shape, where its graph fixes a free axis) and run on two or
 more shapes, under `torch.compile` and under one `jax.jit` in 32 bits, each in a process of its own; onnxruntime says
-what is right. An element may differ by 1e-3 of itself plus 1e-4 of the output's largest: sums of hundreds of layers in
-another order. A file that rounds to 8 bits on the way may differ by 5e-3: what lies between two steps falls to either.
+what is right. An element may differ by 1e-3 of itself plus 1e-4 of the output's largest (at least 1e-6): sums of
+hundreds of layers in another order. A file that rounds to 8 bits on the way may differ by 5e-3 of the largest: what
+lies between two steps falls to either.
 """
 
 from __future__ import annotations
@@ -202,11 +203,9 @@ def _download(name: str) -> None:
         wheel.unlink()
 
 
-def run_model(
-    model: RealModel, path: Path, target: str, *, mode: str = "compiled", timeout_s: float = 1800
-) -> dict[str, Any]:
-    """Run a file in a process of its own; `mode` is `compiled` or `eager`. Returns what the process found."""
-    request = {
+def request_for(model: RealModel, path: Path, target: str, *, mode: str) -> dict[str, Any]:
+    """What `model_runs.measure` is asked."""
+    return {
         "path": str(path),
         "feeds": model.feeds,
         "highest": dict(model.highest),
@@ -214,6 +213,13 @@ def run_model(
         "target": target,
         "mode": mode,
     }
+
+
+def run_model(
+    model: RealModel, path: Path, target: str, *, mode: str = "compiled", timeout_s: float = 1800
+) -> dict[str, Any]:
+    """Run a file in a process of its own; `mode` is `compiled` or `eager`. Returns what the process found."""
+    request = request_for(model, path, target, mode=mode)
     command = [sys.executable, "-m", "benchmarks.conformance.model_runs"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     try:
