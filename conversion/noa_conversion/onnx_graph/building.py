@@ -77,8 +77,8 @@ class Builder:
             values=values,
         )
 
-    def function(self, proto: onnx.FunctionProto, bound: Mapping[str, Attribute]) -> OnnxGraph:
-        """Build a function as a graph of its own, its attributes filled in."""
+    def function(self, proto: onnx.FunctionProto, bound: Mapping[str, Attribute], wanted: Sequence[bool]) -> OnnxGraph:
+        """Build a function as a graph of its own, its attributes filled in; `wanted` tells which outputs are used."""
         scope = Scope()
         for name in proto.input:
             self._define(name, scope, "input")
@@ -86,11 +86,11 @@ class Builder:
         values: dict[str, OnnxValue] = {}
         nodes = self._body(proto, scope, frame, {}, values)
         outputs: list[OnnxValue] = []
-        for name in proto.output:
+        for name, is_wanted in zip(proto.output, wanted, strict=False):
             unique = scope.find(name)
-            if unique is None:
+            if unique is None and is_wanted:
                 self._refuse(f"nothing makes the output `{name}` of the function `{proto.name}`")
-            outputs.append(OnnxValue(name=unique))
+            outputs.append(OnnxValue(name=unique or outputs[0].name))
         inputs = tuple(OnnxValue(name=scope.names[name]) for name in proto.input)
         return OnnxGraph(name=proto.name, inputs=inputs, outputs=tuple(outputs), nodes=tuple(nodes), values=values)
 

@@ -68,7 +68,7 @@ def evaluate(
 def _array(value: Any) -> np.ndarray:
     """Return a result as an array; numpy gives the bare element where there is no axis left."""
     if isinstance(value, np.ndarray):
-        return value
+        return as_known(value, number_of(value))
     if isinstance(value, np.generic):
         return np.asarray(value)
     element = np.empty((), object)
@@ -153,7 +153,7 @@ def _gather(call: Call, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
     axis = call.axis(call.get("axis", 0), data.ndim)
     places = call.indices(indices, data.shape[axis])
     call.room([*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :]])
-    return np.take(data, places, axis=axis)
+    return call.like(np.take(data, places, axis=axis), data)
 
 
 @_computes("GatherElements")
@@ -520,9 +520,10 @@ def _where(call: Call, condition: np.ndarray, left: np.ndarray, right: np.ndarra
 
 
 def _product(data: np.ndarray) -> np.ndarray:
-    result: Any = 1
-    for element in data.ravel():
-        result = result * (int(element) if isinstance(element, np.integer) else element)
+    elements = [int(element) if isinstance(element, np.integer) else element for element in data.ravel()]
+    result: Any = elements[0] if elements else 1
+    for element in elements[1:]:
+        result = result * element
     array = np.empty((), object)
     array[()] = result
     return as_known(array, number_of(data))

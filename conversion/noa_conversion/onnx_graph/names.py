@@ -58,10 +58,15 @@ def _free(path: str, leaves: set[str], folders: set[str], forbidden: frozenset[s
     candidate, count = path, 1
     while candidate in leaves or candidate in folders or _is_below(candidate, leaves):
         count += 1
-        candidate = f"{path}_{count}"
+        candidate = _numbered(path, count)
         if _is_below(candidate, leaves):
-            candidate = f"{path.replace('.', '_')}_{count}"
+            candidate = _numbered(path.replace(".", "_"), count)
     return candidate
+
+
+def _numbered(path: str, count: int) -> str:
+    head, dot, last = path.rpartition(".")
+    return f"{head}{dot}{_plain_part(f'{last}_{count}')}"
 
 
 def _is_below(path: str, leaves: set[str]) -> bool:

@@ -33,13 +33,9 @@ def schema_body(node: OnnxNode, inputs: Sequence[InputType | None]) -> OnnxGraph
     if function is None:
         return None
     bound = {name: _default(entry) for name, entry in schema.attributes.items() if entry.default_value.name}
-    return build_body(function, {**bound, **node.attributes})
-
-
-def build_body(function: onnx.FunctionProto, bound: dict[str, Any]) -> OnnxGraph:
-    """Build a function of ONNX's or ours as a graph, its attributes filled in."""
     path = Path(f"the function of {function.name}")
-    return Builder(path, TensorReader(b"", path)).function(function, bound)
+    builder = Builder(path, TensorReader(b"", path))
+    return builder.function(function, {**bound, **node.attributes}, [output != "" for output in node.outputs])
 
 
 def _function(schema: Any, node: OnnxNode, inputs: Sequence[InputType | None]) -> onnx.FunctionProto | None:
