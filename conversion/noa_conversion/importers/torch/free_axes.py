@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,16 +98,9 @@ def make_inputs(values: Sequence[OnnxValue], sizes: Mapping[str, int], *, dynami
 
 def _fake(mode: FakeTensorMode, value: OnnxValue, shape: list[int], kinds: list[DimDynamic]) -> torch.Tensor:
     assert value.dtype is not None
-    with _outside(mode):
-        real = torch.empty(shape, dtype=torch_dtype_of(value.dtype))
+    real = torch.empty(shape, dtype=torch_dtype_of(value.dtype))
     context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
     return mode.from_tensor(real, source=ConstantSource(f"input_{value.name}"), symbolic_context=context)
-
-
-@contextlib.contextmanager
-def _outside(mode: FakeTensorMode) -> Iterator[None]:
-    del mode
-    yield
 
 
 def _hinted(shape: Sequence[int | str | None], hints: dict[str, int], values: Sequence[OnnxValue]) -> list[int]:
@@ -153,11 +146,21 @@ def _with_names(value: OnnxValue, sizes: Mapping[str, int], *, dynamic: bool) ->
         )
     shape: list[int | str] = []
     for axis, size in enumerate(value.shape):
-        name = size if size is not None else f"{value.name}_axis{axis}"
+        name = axis_name(size, axis, value.name)
+        known = sizes.get(str(size), sizes.get(str(name)))
         if isinstance(name, int):
             shape.append(name)
-        elif name in sizes:
-            shape.append(sizes[name])
+        elif known is not None:
+            shape.append(known)
         else:
             shape.append(name if dynamic else 1)
     return replace(value, shape=tuple(shape))
+
+
+def axis_name(size: int | str | None, axis: int, value: str) -> int | str:
+    """Return a size, or the identifier by which a free axis is called: an unnamed first one is the batch."""
+    if isinstance(size, int):
+        return size
+    text = size if size is not None else ("batch" if axis == 0 else f"{value}_{axis}")
+    plain = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_") or "axis"
+    return plain if plain.isidentifier() else f"axis_{plain}"
