@@ -109,6 +109,13 @@ def test_the_signature_names_free_axes_and_is_computed_not_believed() -> None:
     assert [spec.describe() for spec in signature.outputs] == ["float32(batch, the_size, 4)"]
 
 
+def test_free_axes_are_fixed_by_name() -> None:
+    signature = import_onnx_to_jax(image_model(), sizes={"height": 8, "width": 9}).signature
+    assert signature.inputs[0].describe() == "float32(batch, 3, 8, 9)"
+    with pytest.raises(InvalidInputError, match="`depth`, which is no free axis"):
+        import_onnx_to_jax(image_model(), sizes={"depth": 8})
+
+
 def test_importing_and_running_leave_jax_as_it_was() -> None:
     before = (jax.config.jax_enable_x64, jnp.cumsum, jax.lax.cond)
     imported = import_onnx_to_jax(image_model(), precision="64")

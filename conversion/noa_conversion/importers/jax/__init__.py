@@ -18,11 +18,13 @@ def import_onnx_to_jax(
     path: Path | str | bytes,
     *,
     bind: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
     precision: Literal["64"] | None = None,
 ) -> ImportedJax:
     """Import an ONNX model, from a file or its bytes, as a pure function and a flat dict of its weights by name.
 
-    `bind` gives inputs their values for good: those that decide shapes must be. With `precision="64"` the function is
+    `bind` gives inputs their values for good: those that decide shapes must be. `sizes` fixes free axes by name in the
+    signature and what is made from it. With `precision="64"` the function is
     traced inside `jax.enable_x64`; without, 64-bit tensors are what the scope makes of them around the trace, which is
     32 bits unless the caller says otherwise.
 
@@ -36,7 +38,7 @@ def import_onnx_to_jax(
     import_jax()
     from noa_conversion.importers.jax.importer import import_onnx_to_jax as import_model
 
-    return import_model(path, bind=bind, precision=precision)
+    return import_model(path, bind=bind, sizes=sizes, precision=precision)
 
 
 def convert_onnx_to_jax(source: Path, folder: Path, settings: ConversionSettings) -> None:

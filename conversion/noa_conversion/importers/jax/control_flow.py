@@ -31,27 +31,21 @@ class _NotExpressible(Exception):  # noqa: N818  # a turn in the search for a fo
 
 @register("If", tensors=True)
 def if_(op: Op, condition: Tensor) -> tuple[Any, ...]:
-    """Compute one of two graphs."""
-    branches = (op.attribute("then_branch"), op.attribute("else_branch"))
-    forms = [_form(op, graph) for graph in branches]
-    if jax.tree.structure(forms[0]) != jax.tree.structure(forms[1]):
-        op.refuse("its branches give values of different kinds, and the condition is known only at run time")
-    for then, other in zip(*map(jax.tree.leaves, forms), strict=True):
-        if then.shape != other.shape or then.dtype != other.dtype:
-            op.refuse(f"its branches give {then.dtype}{then.shape} and {other.dtype}{other.shape}")
-    then_branch, else_branch = (lambda graph=graph: _tensors(op, op.run(graph, [])) for graph in branches)
-    return tuple(lax.cond(condition.reshape(()).astype(bool), then_branch, else_branch))
-
-
-def _form(op: Op, branch: OnnxGraph) -> Any:
-    """Return the shapes and types that a branch gives; both branches are compiled, so both must be computable."""
+    """Compute one of two graphs; both are compiled, so both must be computable and give alike values."""
+    then_branch, else_branch = (
+        lambda graph=graph: _tensors(op, op.run(graph, []))
+        for graph in (op.attribute("then_branch"), op.attribute("else_branch"))
+    )
     try:
-        return jax.eval_shape(lambda: _tensors(op, op.run(branch, [])))
+        return tuple(lax.cond(condition.reshape(()).astype(bool), then_branch, else_branch))
     except ConversionError as exc:
-        op.refuse(
-            f"the condition is known only at run time and its branch `{branch.name}` cannot be computed: {exc.what}",
-            remedy='Bind the input that decides: bind={"NAME": array}',
-        )
+        reason = f"one of its branches cannot be computed: {exc.what}"
+    except TypeError as exc:
+        reason = f"its branches give different values: {_first_line(exc)}"
+    return op.refuse(
+        f"the condition is known only at run time, and {reason}",
+        remedy='Bind the input that decides: bind={"NAME": array}',
+    )
 
 
 def _tensors(op: Op, value: Any) -> Any:
@@ -177,7 +171,12 @@ def _traced(compute: Any) -> Any:
     try:
         return compute()
     except (TypeError, ValueError) as exc:
-        raise _NotExpressible(str(exc).strip().splitlines()[0][:200]) from exc
+        raise _NotExpressible(_first_line(exc)) from exc
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 @register("Scan")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -147,7 +147,11 @@ class ImportedJax:
 
 
 def import_onnx_to_jax(
-    path: Path | str | bytes, *, bind: Mapping[str, Any] | None = None, precision: Literal["64"] | None = None
+    path: Path | str | bytes,
+    *,
+    bind: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    precision: Literal["64"] | None = None,
 ) -> ImportedJax:
     """Import a model; see `noa_conversion.importers.jax.import_onnx_to_jax`."""
     model = read_model(path)
@@ -161,7 +165,7 @@ def import_onnx_to_jax(
         imported = ImportedJax(
             model=model,
             params=params,
-            inputs=tuple(value for value in model.graph.inputs if value.name not in bound),
+            inputs=_free_inputs(model, bound, sizes or {}),
             bound=bound,
             numbers=frozenset(params) & (demanded_initialisers(model) | _settings(model.graph)),
             precision=precision,
@@ -186,6 +190,24 @@ def _checked_bind(model: OnnxModel, bind: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value if isinstance(value, list) or value is None else np.asarray(value) for name, value in bind.items()
     }
+
+
+def _free_inputs(model: OnnxModel, bound: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[OnnxValue, ...]:
+    """Return the inputs that are not bound, with free axes fixed by their names."""
+    inputs = [value for value in model.graph.inputs if value.name not in bound]
+    axes = {size for value in inputs for size in value.shape or () if isinstance(size, str)}
+    if unknown := sizes.keys() - axes:
+        raise InvalidInputError(
+            f"`sizes` names `{min(unknown)}`, which is no free axis",
+            expected=", ".join(f"`{axis}`" for axis in sorted(axes)),
+            received=min(unknown),
+        )
+    return tuple(
+        value
+        if value.shape is None
+        else replace(value, shape=tuple(sizes.get(n, n) if isinstance(n, str) else n for n in value.shape))
+        for value in inputs
+    )
 
 
 def _settings(graph: OnnxGraph) -> frozenset[str]:

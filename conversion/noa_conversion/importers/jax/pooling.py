@@ -78,6 +78,8 @@ def average_pool(op: Op, x: Tensor) -> Tensor:
     include = bool(op.attribute("count_include_pad", 0))
     if not windows.is_padded or (include and not any(windows.extra)):
         return total / jnp.asarray(int(np.prod(windows.kernel)), x.dtype)
+    if all_plain(x.shape[2:]):
+        return total / jnp.asarray(_counts(tuple(x.shape[2:]), windows, include), x.dtype)
     ones = jnp.ones((1, 1, *x.shape[2:]), x.dtype)
     if not include:
         return total / _reduce(ones, 0, lax.add, windows, windows.padding)
@@ -85,6 +87,20 @@ def average_pool(op: Op, x: Tensor) -> Tensor:
         ones, np.ones((), x.dtype)[()], ((0, 0, 0), (0, 0, 0), *((low, high, 0) for low, high in windows.pads))
     )
     return total / _reduce(ones, 0, lax.add, windows, [(0, more) for more in windows.extra])
+
+
+def _counts(sizes: tuple[int, ...], windows: Windows, include: bool) -> np.ndarray:
+    """Return how many elements each window averages: a product over the axes."""
+    counts = np.ones((), np.float64)
+    for axis, size in enumerate(sizes):
+        low, high = windows.pads[axis]
+        reach = (windows.kernel[axis] - 1) * windows.dilations[axis] + 1
+        number = (size + low + high + windows.extra[axis] - reach) // windows.strides[axis] + 1
+        taps = np.arange(number)[:, None] * windows.strides[axis] - low
+        taps = taps + np.arange(windows.kernel[axis]) * windows.dilations[axis]
+        inside = (taps >= -low) & (taps < size + high) if include else (taps >= 0) & (taps < size)
+        counts = counts[..., None] * inside.sum(1)
+    return counts
 
 
 @register("LpPool", tensors=True)

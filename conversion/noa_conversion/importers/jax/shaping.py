@@ -208,7 +208,24 @@ def pad(op: Op, data: Any, pads: Any = None, value: Any = None, axes: Any = None
         return lax.pad(x, fill.astype(x.dtype), [(low, high, 0) for low, high in both])
     if mode not in _PAD_MODES or any(is_plain(n) and n < 0 for ends in both for n in ends):
         op.refuse(f"mode {mode!r} with the amounts {both}")
-    return jnp.pad(x, both, mode=_PAD_MODES[mode])
+    for axis, (low, high) in enumerate(both):
+        if (low, high) != (0, 0):
+            x = _pad_axis(x, axis, low, high, mode)
+    return x
+
+
+def _pad_axis(x: Tensor, axis: int, low: Size, high: Size, mode: str) -> Tensor:
+    size = x.shape[axis]
+    if is_plain(size):
+        return jnp.pad(x, [(low, high) if i == axis else (0, 0) for i in range(x.ndim)], mode=_PAD_MODES[mode])
+    # jnp.pad asks for proof that a free axis is long enough; an axis that is not takes its last element again.
+    at = jnp.arange(low + size + high, dtype=jnp.int32) - low
+    last = jnp.asarray(size, jnp.int32) - 1
+    if mode == "reflect":
+        at = last - jnp.abs(last - jnp.abs(at))
+    elif mode == "wrap":
+        at = jnp.mod(at, last + 1)
+    return jnp.take(x, at, axis=axis, mode="clip")
 
 
 @register("ConstantOfShape")
