@@ -192,7 +192,6 @@ def _finished(traced: torch.fx.GraphModule, weights: ModelWeights, inputs: Seque
     fuse(traced)
     for node in graph.nodes:
         node.meta = {}
-        node.stack_trace = None
     module = torch.fx.GraphModule(traced, graph, class_name="ImportedModule")
     module.meta = {}
     for name, path in weights.paths.items():

@@ -50,6 +50,12 @@ def det(op: Op, x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.det(x)
 
 
+@register("Inverse", domain="com.microsoft", tensors=True)
+def inverse(op: Op, x: torch.Tensor) -> torch.Tensor:
+    """Inverses of the last two axes."""
+    return torch.linalg.inv(x)
+
+
 @register("MatMulInteger")
 def matmul_integer(op: Op, a: Value, b: Value, a_zero_point: Value = None, b_zero_point: Value = None) -> torch.Tensor:
     """Product of small integers in 32 bits, less their zero points."""
