@@ -92,6 +92,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         (),
         1e-3,
     ),
+    "inverse": ("Inverse", [quantised.draw(2, 3, 3) + 3 * np.eye(3, dtype=np.float32)], {}),
     "lstm": _lstm("forward"),
     "lstm, both ways": _lstm("bidirectional"),
     "attention": (

@@ -42,6 +42,12 @@ def einsum(op: Op, *operands: Tensor) -> Tensor:
     return jnp.einsum(equation.replace(" ", ""), *operands)
 
 
+@register("Inverse", domain="com.microsoft", tensors=True)
+def inverse(op: Op, x: Tensor) -> Tensor:
+    """Return the inverses of square matrices."""
+    return jnp.linalg.inv(x)
+
+
 @register("Det", tensors=True)
 def determinant(op: Op, x: Tensor) -> Tensor:
     """Return the determinants of square matrices. Up to 3 rows by the formula, which has a gradient everywhere."""
