@@ -25,7 +25,7 @@ from noa_conversion.onnx_graph.symbols import number_of, shape_array
 
 MAX_KNOWN_ELEMENTS = 4096
 """Largest result that is computed on numbers at import; what is larger is computed by the target."""
-_MAX_STEPS = 1_000_000
+_MAX_STEPS = 250_000
 _MAX_DEPTH = 64
 
 Watch: TypeAlias = Callable[[OnnxNode, Sequence[Value]], None]
