@@ -175,7 +175,7 @@ class TestSixtyFourBits:
 
     def test_a_constant_that_32_bits_do_not_hold_is_refused(self) -> None:
         imported = import_onnx_to_jax(self.add(2**40))
-        with pytest.raises(ConversionError, match=r'does not fit.*precision="64"'):
+        with pytest.raises(ConversionError, match=r'`Add`.*does not fit.*node.*precision="64"'):
             imported.apply(imported.params, jnp.arange(3))
 
     def test_an_input_that_32_bits_do_not_hold_is_refused(self) -> None:

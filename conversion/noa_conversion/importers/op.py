@@ -141,7 +141,10 @@ class Op:
             self._check_tensor(value)
             return value
         if value.dtype != object:
-            return self.target.constant(value)
+            try:
+                return self.target.constant(value)
+            except ConversionError as exc:
+                raise self.refusal(exc.what, remedy=exc.remedy) from exc
         tensor = self.target.from_symbols(value)
         number = number_of(value)
         return tensor if number == _INT64 else self._cast(tensor, number)
