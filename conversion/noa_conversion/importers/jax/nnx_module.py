@@ -21,7 +21,7 @@ def make_module(imported: ImportedJax) -> nnx.Module:
     try:
         from flax import nnx
     except ImportError as exc:
-        raise DependencyMissingError("flax", extra="jax", purpose="a Flax NNX module") from exc
+        raise DependencyMissingError("flax", extra="flax", purpose="a Flax NNX module") from exc
 
     class Layer(nnx.Module):
         """A part of the path of a param."""
