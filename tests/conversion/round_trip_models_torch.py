@@ -53,6 +53,7 @@ class Architecture:
                 drawn[name] = rng.normal(size=full).astype(dtype)
             elif dtype == "bool":
                 drawn[name] = rng.random(full) < 0.3
+                drawn[name][..., 0] = False  # PyTorch's fast path gives NaN for a row of nothing but padding
             else:
                 drawn[name] = rng.integers(0, self.highest, full).astype(dtype)
         return drawn
