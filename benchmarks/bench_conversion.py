@@ -1,7 +1,8 @@
 """Conversion: a model imported from ONNX against the same model written by hand, and what the import itself takes.
 
 The hand-written models have the weights that the ONNX file has. Both run in one process of one thread, in bursts that
-take turns; the medians are compared, and the outputs must agree. The import is of MiniLM's architecture (90 MB) with
+take turns; medians of the CPU time per call are compared, which others on the machine disturb less than the clock, and
+the outputs must agree. The import is of MiniLM's architecture (90 MB) with
 random weights, in a process that has imported a small model before, so that loading the framework is not counted;
 memory is the peak above what the process held before.
 """
@@ -133,23 +134,23 @@ def measure_jax(folder: Path, *, rounds: int) -> list[dict[str, Any]]:
 
 
 def row(what: str, ours: float, theirs: float) -> dict[str, Any]:
-    return {"what": what, "figure": ours, "unit": "us", "peer": "written by hand", "peer_figure": theirs}
+    return {"what": what, "figure": ours, "unit": "us of CPU", "peer": "written by hand", "peer_figure": theirs}
 
 
 def interleave(ours: Callable[[], Any], theirs: Callable[[], Any], *, rounds: int) -> tuple[float, float]:
-    """Return the medians over bursts that take turns, microseconds per call."""
+    """Return the medians over bursts that take turns, microseconds of the process's CPU per call."""
     for _ in range(3):
         ours(), theirs()
-    started = time.perf_counter()
+    started = time.process_time()
     theirs()
-    calls = max(1, round(_SHORTEST_BURST_S / (time.perf_counter() - started)))
+    calls = max(1, round(_SHORTEST_BURST_S / (time.process_time() - started)))
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(2 * rounds):
         which = turn % 2 if turn // 2 % 2 else 1 - turn % 2  # neither is always the first of a pair
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in range(calls):
             (ours, theirs)[which]()
-        times[which].append((time.perf_counter() - started) / calls * 1e6)
+        times[which].append((time.process_time() - started) / calls * 1e6)
     return statistics.median(times[0]), statistics.median(times[1])
 
 
