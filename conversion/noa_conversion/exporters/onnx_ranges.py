@@ -1,7 +1,7 @@
 """Count in whole numbers: `Range` of floats that come from whole numbers becomes a `Range` of those, and a cast.
 
-PyTorch writes `arange(n, dtype=float32)` as a Range over casts. Its length then depends on floats, which no importer can
-follow back to the size of an axis.
+PyTorch writes `arange(n, dtype=float32)` as a Range over casts. Its length then depends on floats, which no importer
+can follow back to the size of an axis.
 """
 
 from __future__ import annotations
