@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 NativeFormat: TypeAlias = Literal["torch", "jax"]
+LARGEST_AXIS = 2**28
+"""Largest size of a free axis, told to the exporters: a graph that cuts an axis at, say, 10**9 leaves it free then."""
 _JAX_REFUSED = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
 
 

@@ -22,7 +22,7 @@ from noa.digests import canonical_json, sha256_bytes
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.files import check_weight_names, read_bytes, read_json, read_weights, write_weights
-from noa_conversion.models import JaxModel, free_axes
+from noa_conversion.models import LARGEST_AXIS, JaxModel, free_axes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -192,7 +192,9 @@ def flat_function(model: JaxModel) -> Any:
 def abstract_arguments(model: JaxModel, weights: Mapping[str, np.ndarray]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Return shapes and dtypes of the weights and inputs; free axes are symbols of one scope, at least 1."""
     jax = import_jax()
-    scope = jax.export.SymbolicScope()
+    # JAX orders sizes by what it is told: see `LARGEST_AXIS`. A call with more is refused.
+    limits = [f"{name} <= {LARGEST_AXIS}" for name in free_axes(model.signature.inputs)]
+    scope = jax.export.SymbolicScope(limits)
     inputs: list[Any] = []
     for spec in model.signature.inputs:
         text = ", ".join(str(axis) for axis in spec.shape)

@@ -26,7 +26,7 @@ from noa.errors import ConversionError, DependencyMissingError, InvalidInputErro
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.files import WEIGHTS_FILE, check_weight_names, read_bytes, read_json, unwritable_weights
 from noa_conversion.formats.torch_archive import PROGRAM_FILE, canonical_archive
-from noa_conversion.models import TorchModel, free_axes
+from noa_conversion.models import LARGEST_AXIS, TorchModel, free_axes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,7 +212,7 @@ def dynamic_axes(signature: Signature) -> tuple[dict[int, Any], ...]:
     """Return, for each input, its free axes as `torch.export.Dim` objects; one name is one object."""
     from torch.export import Dim
 
-    dims = {name: Dim(name) for name in free_axes(signature.inputs)}
+    dims = {name: Dim(name, max=LARGEST_AXIS) for name in free_axes(signature.inputs)}
     return tuple(
         {index: dims[axis] for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
         for spec in signature.inputs

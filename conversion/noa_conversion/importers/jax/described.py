@@ -13,6 +13,7 @@ import jax.export
 from noa.errors import ConversionError
 from noa.signatures import Axis, DType, Signature, TensorSpec
 from noa_conversion.importers.jax.dtypes import held_as
+from noa_conversion.models import LARGEST_AXIS
 from noa_conversion.onnx_graph.model import OnnxValue
 
 _NARROW: dict[str, DType] = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
@@ -66,9 +67,11 @@ def describe_outputs(
     Raises:
         ConversionError: the function cannot be traced with free axes, or an output is no tensor.
     """
-    scope = jax.export.SymbolicScope()
+    named = name_axes(inputs)
+    free = dict.fromkeys(size for value in named for size in value.shape or () if isinstance(size, str))
+    scope = jax.export.SymbolicScope([f"{name} <= {LARGEST_AXIS}" for name in free])
     arguments: list[Any] = []
-    for value in name_axes(inputs):
+    for value in named:
         shape = value.shape or ()
         text = ", ".join(map(str, shape))
         symbolic = jax.export.symbolic_shape(text, scope=scope) if any(isinstance(n, str) for n in shape) else shape
