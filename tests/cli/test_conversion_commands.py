@@ -160,6 +160,7 @@ recipe = Recipe(name="small", data=data, model=mlp(hidden=(64,)), objective="cro
 
 @pytest.mark.slow
 @pytest.mark.torch
+@pytest.mark.timeout(900)
 def test_a_trained_version_is_optimised_and_converted_to_the_other_framework(tmp_path: Path) -> None:
     (tmp_path / "noa.toml").write_text(
         '[project]\nname = "p"\n[recipes.small]\npath = "recipe.py"\nbackends = ["torch"]\n'
