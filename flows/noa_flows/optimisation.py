@@ -1,7 +1,7 @@
 """Search for better formats of a version: make them, measure speed, size and the task, keep those worth keeping.
 
-The task metric is measured on the version's own pinned test split, calibration uses its validation split, and latency is
-measured in rounds over all formats, so that a burst of other work hits them alike.
+The task metric is measured on the version's own pinned test split, calibration uses its validation split, and latency
+is measured in rounds over all formats, so that a burst of other work hits them alike.
 """
 
 from __future__ import annotations
