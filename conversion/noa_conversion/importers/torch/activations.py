@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.torch.dtypes import widened
-from noa_conversion.importers.torch.operands import in_wider, is_integer
+from noa_conversion.importers.torch.operands import in_wider, is_integer, is_static
 from noa_conversion.importers.torch.table import register
 
 _SIMPLE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -112,7 +112,7 @@ def prelu(op: Op, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     if op.version < 7 and slope.ndim == 1 and x.ndim > 1 and slope.shape[0] != 1:
         slope = slope.reshape([-1] + [1] * (x.ndim - 2))
     is_per_channel = slope.ndim == x.ndim - 1 and x.ndim > 1 and all(size == 1 for size in slope.shape[1:])
-    if is_per_channel and isinstance(slope.shape[0], int) and slope.shape[0] == x.shape[1]:
+    if is_per_channel and is_static(slope.shape[0]) and slope.shape[0] == x.shape[1]:
         return functional.prelu(x, slope.reshape(-1))
     return torch.where(x < 0, x * slope, x)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size
 from noa_conversion.importers.torch.casting import named_dtype
 from noa_conversion.importers.torch.dtypes import torch_dtype_of
+from noa_conversion.importers.torch.operands import is_static
 from noa_conversion.importers.torch.table import register
 from noa_conversion.onnx_graph.model import OnnxGraph
 
@@ -106,9 +108,7 @@ def _allowed(op: Op, heads: _Heads) -> torch.Tensor | None:
         rules = [distance >= 0] if is_causal else []
         rules += [distance <= left] if left >= 0 else []
         rules += [distance >= -right] if right >= 0 else []
-        allowed = rules[0]
-        for rule in rules[1:]:
-            allowed = allowed & rule
+        allowed = functools.reduce(torch.logical_and, rules)
     if heads.lengths is not None:
         is_real = keys < heads.lengths.reshape(-1, 1, 1, 1)
         allowed = is_real if allowed is None else allowed & is_real
@@ -120,7 +120,7 @@ def _bias(op: Op, heads: _Heads, mask: torch.Tensor | None) -> torch.Tensor | No
     allowed = _allowed(op, heads)
     if mask is not None:
         missing = heads.k.shape[2] - mask.shape[-1]
-        if not isinstance(missing, int) or missing:
+        if not is_static(missing) or missing:
             is_choice = mask.dtype == torch.bool
             wide = mask.to(torch.uint8) if is_choice else mask
             mask = functional.pad(wide, (0, missing), value=0 if is_choice else -math.inf).to(mask.dtype)

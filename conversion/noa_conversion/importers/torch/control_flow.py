@@ -10,6 +10,7 @@ import torch
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Value
 from noa_conversion.importers.torch.dtypes import torch_dtype_of
+from noa_conversion.importers.torch.operands import is_static
 from noa_conversion.importers.torch.subgraphs import fresh, run_apart, surroundings_of
 from noa_conversion.importers.torch.table import register
 from noa_conversion.onnx_graph.model import OnnxGraph
@@ -137,7 +138,7 @@ def _scan(
     op: Op, body: OnnxGraph, states: list[Value], slices: list[torch.Tensor], turned: list[int]
 ) -> tuple[list[Value], list[list[torch.Tensor]]]:
     rounds = slices[0].shape[0]
-    if not isinstance(rounds, int):
+    if not is_static(rounds):
         op.refuse(
             "it is unrolled, and its number of rounds is the size of a free axis", remedy="Fix it: sizes={'name': size}"
         )

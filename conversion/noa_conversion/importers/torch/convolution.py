@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
+from noa_conversion.importers.torch.operands import is_static
 from noa_conversion.importers.torch.table import register
 
 
@@ -66,7 +67,7 @@ def window_of(op: Op, sizes: list[Size], kernel: list[int]) -> Window:
 
 def _kernel_of(op: Op, w: torch.Tensor) -> list[int]:
     kernel = list(w.shape[2:])
-    if not all(isinstance(size, int) for size in kernel):
+    if not all(is_static(size) for size in kernel):
         op.refuse("the size of its kernel is known only at run time")
     given = op.attribute("kernel_shape", kernel)
     if list(given) != kernel:

@@ -123,7 +123,7 @@ def convert_onnx_to_torch(source: Path, folder: Path, settings: ConversionSettin
     save(TorchModel(module=imported.module, signature=declared), folder)
 
 
-def _checked_bind(model: OnnxModel, bind: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _checked_bind(model: OnnxModel, bind: Mapping[str, Any]) -> dict[str, Any]:
     known = {value.name: value for value in model.graph.inputs}
     for name in bind:
         if name not in known:

@@ -9,16 +9,16 @@ import torch
 from torch.nn import functional
 
 from noa_conversion.importers.op import Op
-from noa_conversion.importers.target import Value
+from noa_conversion.importers.target import Size, Value
 from noa_conversion.importers.torch import unsigned
 from noa_conversion.importers.torch.dtypes import dtype_of, tagged
-from noa_conversion.importers.torch.operands import in_wider
+from noa_conversion.importers.torch.operands import in_wider, is_static
 from noa_conversion.importers.torch.table import register
 
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
-def _from_front(indices: torch.Tensor, size: int | torch.SymInt) -> torch.Tensor:
+def _from_front(indices: torch.Tensor, size: Size) -> torch.Tensor:
     indices = indices.to(torch.int64)
     return torch.where(indices < 0, indices + size, indices)
 
@@ -53,7 +53,7 @@ def gather_nd(op: Op, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Take slices at tuples of indices, batch by batch."""
     batch_dims = op.attribute("batch_dims", 0)
     depth = indices.shape[-1]
-    if not isinstance(depth, int):
+    if not is_static(depth):
         op.refuse("how many indices make a tuple is known only at run time")
     parts = [_from_front(indices[..., i], x.shape[batch_dims + i]) for i in range(depth)]
     rank = indices.ndim - 1
@@ -82,7 +82,7 @@ def scatter_elements(op: Op, x: torch.Tensor, indices: torch.Tensor, updates: to
 def scatter_nd(op: Op, x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
     """Write slices at tuples of indices, or combine them with what is there."""
     depth = indices.shape[-1]
-    if not isinstance(depth, int):
+    if not is_static(depth):
         op.refuse("how many indices make a tuple is known only at run time")
     reduction = op.attribute("reduction", "none")
     parts = [_from_front(indices[..., i], x.shape[i]) for i in range(depth)]

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Value
-from noa_conversion.importers.torch.operands import in_wider, is_integer
+from noa_conversion.importers.torch.operands import in_wider, is_integer, is_static
 from noa_conversion.importers.torch.table import register
 
 
@@ -24,7 +24,7 @@ def gemm(op: Op, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor | None = None
     a = a.t() if op.attribute("transA", 0) else a
     if alpha == 1.0 and beta == 1.0 and not is_integer(a):
         weight = b if op.attribute("transB", 0) else b.t()
-        if c is None or (c.ndim == 1 and isinstance(c.shape[0], int) and c.shape[0] == weight.shape[0]):
+        if c is None or (c.ndim == 1 and is_static(c.shape[0]) and c.shape[0] == weight.shape[0]):
             return functional.linear(a, weight, c)
     b = b.t() if op.attribute("transB", 0) else b
     if c is None:

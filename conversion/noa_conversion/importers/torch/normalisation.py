@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.torch.casting import cast_tensor
+from noa_conversion.importers.torch.operands import is_static
 from noa_conversion.importers.torch.table import register
 from noa_conversion.onnx_graph.dtypes import dtype_of as onnx_dtype
 
@@ -65,7 +66,7 @@ def layer_normalization(
     if stash is None:
         op.refuse("its `stash_type` is unknown")
     shape = list(x.shape[axis:])
-    is_plain = op.num_outputs == 1 and all(isinstance(size, int) for size in shape)
+    is_plain = op.num_outputs == 1 and all(is_static(size) for size in shape)
     if is_plain and all(list(weight.shape) == shape for weight in (scale, bias) if weight is not None):
         return functional.layer_norm(x, shape, scale, bias, epsilon)
     wide = cast_tensor(op, x, stash)

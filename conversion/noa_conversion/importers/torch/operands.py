@@ -49,3 +49,8 @@ def in_wider(compute: Callable[..., torch.Tensor], *tensors: Any) -> torch.Tenso
 def is_integer(tensor: torch.Tensor) -> bool:
     """Tell whether a tensor holds whole numbers (truth values not counted)."""
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def is_static(size: object) -> bool:
+    """Tell whether a size is a plain number: PyTorch's types say that all are, and free axes have symbols."""
+    return isinstance(size, int)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
 from noa_conversion.importers.torch.convolution import Window, window_of
-from noa_conversion.importers.torch.operands import is_integer
+from noa_conversion.importers.torch.operands import is_integer, is_static
 from noa_conversion.importers.torch.table import register
 
 _MAX: dict[int, Any] = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
@@ -34,7 +34,7 @@ def _counts(op: Op, x: torch.Tensor, window: Window) -> list[Size]:
         room = size + window.before[axis] + window.after[axis] - (window.kernel[axis] - 1) * window.dilations[axis] - 1
         count = room // stride + 1
         if is_ceil:
-            if not isinstance(size, int):
+            if not is_static(size):
                 op.refuse("with `ceil_mode` and uneven padding its size depends on an axis that is free")
             count = -(-room // stride) + 1
             count -= (count - 1) * stride >= size + window.before[axis]

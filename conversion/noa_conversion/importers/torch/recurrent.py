@@ -10,6 +10,7 @@ import torch
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Value
+from noa_conversion.importers.torch.operands import is_static
 from noa_conversion.importers.torch.recurrent_cells import (
     Activation,
     CellWeights,
@@ -138,7 +139,7 @@ def _reordered(part: torch.Tensor, order: list[int]) -> torch.Tensor:
 
 
 def _written_out(op: Op, layer: _Layer) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    if not isinstance(layer.x.shape[0], int):
+    if not is_static(layer.x.shape[0]):
         op.refuse(
             "with these options it is written out step by step, and its number of steps is free",
             remedy="Fix the axis: sizes={'name': size}",

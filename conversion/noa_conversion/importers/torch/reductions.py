@@ -9,7 +9,7 @@ import torch
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Value
-from noa_conversion.importers.torch.operands import in_wider, is_integer
+from noa_conversion.importers.torch.operands import in_wider, is_integer, is_static
 from noa_conversion.importers.torch.table import register
 
 Reduce = Callable[[torch.Tensor, list[int], bool], torch.Tensor]
@@ -44,7 +44,7 @@ def _prod(x: torch.Tensor, axes: list[int], keep: bool) -> torch.Tensor:
 
 
 def _extreme(x: torch.Tensor, axes: list[int], keep: bool, *, largest: bool) -> torch.Tensor:
-    if any(isinstance(x.shape[axis], int) and x.shape[axis] == 0 for axis in axes):
+    if any(is_static(x.shape[axis]) and x.shape[axis] == 0 for axis in axes):
         shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
         kept = shape if keep else [size for axis, size in enumerate(shape) if axis not in axes]
         return torch.full(kept, _worst(x.dtype, largest=largest), dtype=x.dtype, device=x.device)

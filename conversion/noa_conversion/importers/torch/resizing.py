@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
-from noa_conversion.importers.torch.operands import is_integer
+from noa_conversion.importers.torch.operands import is_integer, is_static
 from noa_conversion.importers.torch.resize_weights import AxisResize, ResizeRule, resize_weights, source_places
 from noa_conversion.importers.torch.table import register
 
@@ -75,7 +75,7 @@ def _request(op: Op, x: torch.Tensor, rule: ResizeRule, roi: Value, scales: Valu
     policy = op.attribute("keep_aspect_ratio_policy", "stretch")
     if policy == "stretch":
         return _Request(scales=None, sizes=wanted, regions=regions)
-    if not all(isinstance(wanted[axis], int) and isinstance(x.shape[axis], int) for axis in axes):
+    if not all(isinstance(wanted[axis], int) and is_static(x.shape[axis]) for axis in axes):
         op.refuse(f"with the policy `{policy}` its sizes depend on an axis that is free")
     ratios = [wanted[axis] / x.shape[axis] for axis in axes]
     ratio = min(ratios) if policy == "not_larger" else max(ratios)
@@ -132,7 +132,7 @@ def _by_weights(op: Op, x: torch.Tensor, rule: ResizeRule, request: _Request) ->
         is_whole = start == 0.0 and end == 1.0
         if is_whole and ((factor == 1.0 and wanted is None) or (factor in (None, 1.0) and wanted is size)):
             continue
-        if not isinstance(size, int) or not (wanted is None or isinstance(wanted, int)):
+        if not is_static(size) or not (wanted is None or isinstance(wanted, int)):
             op.refuse(
                 f"axis {axis}, which is free, is resized in a way that PyTorch has no operator for",
                 remedy="Fix the free axis: sizes={'name': size}",

@@ -13,6 +13,7 @@ from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
 from noa_conversion.importers.torch.casting import named_dtype
 from noa_conversion.importers.torch.dtypes import dtype_of, tagged, torch_dtype_of, widened
+from noa_conversion.importers.torch.operands import is_static
 from noa_conversion.importers.torch.table import register
 
 _FAR = 2**62
@@ -158,7 +159,7 @@ def expand(op: Op, x: Value, shape: Value) -> torch.Tensor:
     sizes = op.integers(shape, "shape")
     own: list[Size] = [1] * (len(sizes) - tensor.ndim) + list(tensor.shape)
     sizes = [1] * (len(own) - len(sizes)) + list(sizes)
-    target = [mine if isinstance(given, int) and given == 1 else given for mine, given in zip(own, sizes, strict=True)]
+    target = [mine if is_static(given) and given == 1 else given for mine, given in zip(own, sizes, strict=True)]
     return _keep_type(tensor.expand(target), tensor)
 
 

@@ -6,8 +6,8 @@ A weight or constant becomes a `get_attr` node the first time it is used. Inside
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, track_tensor_tree
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils import _python_dispatch
 
 from noa_conversion.importers.registry import Handlers
 from noa_conversion.importers.torch.dtypes import dtype_of, tagged, to_torch
 from noa_conversion.importers.torch.table import HANDLERS
+
+_C: Any = getattr(torch, "_C")  # noqa: B009  # PyTorch's switches have no public names
+CONSTANTS = "constants"
+"""The part of a module that holds the constants of its graph, as buffers."""
 
 
 class TorchTarget:
@@ -48,9 +52,9 @@ class TorchTarget:
         root = current_root()
         key = (id(array), id(root))
         if key not in self._constants:
-            name = f"constant_{self._count}"
+            name = f"{CONSTANTS}.c{self._count}"
             self._count += 1
-            with _disable_current_modes():  # a real tensor, not a stand-in
+            with outside_the_trace():  # a real tensor, not a stand-in
                 tensor = to_torch(array, copy=True)
             self._constants[key] = (array, root, tagged(self.attach(name, tensor), array.dtype))
         return self._constants[key][2]
@@ -59,7 +63,7 @@ class TorchTarget:
         """Give the module that is recorded an attribute, and return its stand-in in the trace."""
         set_attribute(current_root(), path, tensor)
         tracer: Any = _tracer()
-        with torch._C.DisableTorchFunction():  # it switches gradients off and on, which would be recorded too
+        with _C.DisableTorchFunction():  # making a stand-in switches gradients off and on, which would be recorded
             fake = self._mode.from_tensor(tensor, static_shapes=True)
         proxy = torch.fx.Proxy(tracer.graph.create_node("get_attr", path, (), {}), tracer)
         track_tensor_tree(fake, proxy, constant=None, tracer=tracer)
@@ -118,13 +122,19 @@ class Weights(Mapping[str, Any]):
         return len(self._names)
 
     @contextmanager
-    def given(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    def given(self, tensors: Mapping[str, torch.Tensor]) -> Generator[None]:
         """Use these tensors for some of the weights."""
         self._given.append(tensors)
         try:
             yield
         finally:
             self._given.pop()
+
+
+def outside_the_trace() -> AbstractContextManager[None]:
+    """Compute with real tensors for a while, unrecorded."""
+    modes: Any = _python_dispatch
+    return modes._disable_current_modes()
 
 
 def current_root() -> torch.nn.Module:
@@ -137,7 +147,7 @@ def set_attribute(root: torch.nn.Module, path: str, tensor: torch.Tensor) -> Non
     *parents, leaf = path.split(".")
     here = root
     for part in parents:
-        if part not in here._modules:
+        if part not in dict(here.named_children()):
             here.add_module(part, torch.nn.Module())
         here = here.get_submodule(part)
     if isinstance(tensor, torch.nn.Parameter):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from noa_conversion.importers.op import Op
+from noa_conversion.importers.torch.operands import is_static
 from noa_conversion.importers.torch.table import register
 
 
@@ -18,7 +19,7 @@ def tfidf_vectorizer(op: Op, x: torch.Tensor) -> torch.Tensor:
     if pool is None:
         op.refuse("its pool holds texts, which PyTorch has no tensors of")
     rows = x.unsqueeze(0) if x.ndim == 1 else x
-    if not isinstance(rows.shape[1], int):
+    if not is_static(rows.shape[1]):
         op.refuse("the length of its sequences is a free axis", remedy="Fix it: sizes={'name': size}")
     columns = op.attribute("ngram_indexes")
     width = max(columns) + 1

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from noa_conversion.importers.torch.dtypes import is_float8, is_held, to_torch, torch_dtype_of
+from noa_conversion.importers.torch.target import CONSTANTS
 from noa_conversion.onnx_graph.demand import demanded_initialisers
 from noa_conversion.onnx_graph.dtypes import is_float
 from noa_conversion.onnx_graph.model import OnnxGraph, OnnxModel
@@ -81,4 +82,5 @@ def _is_setting(array: np.ndarray, uses: list[tuple[str, int]]) -> bool:
 
 
 def _reserved() -> Iterator[str]:
+    yield CONSTANTS
     yield from dir(torch.fx.GraphModule(torch.nn.Module(), torch.fx.Graph()))

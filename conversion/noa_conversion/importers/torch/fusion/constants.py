@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.utils._python_dispatch import _disable_current_modes
 
 from noa_conversion.importers.torch.dtypes import is_float8
 from noa_conversion.importers.torch.fusion.matching import aten, is_call, rank, value_of
+from noa_conversion.importers.torch.operands import is_static
+from noa_conversion.importers.torch.target import CONSTANTS, outside_the_trace, set_attribute
 
 _MAX_ELEMENTS = 1 << 16
 """Larger results are computed at run time: they would make the module large."""
-_PREFIX = "constant_"
 _BINARY = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 _COMPARED = {
     aten.eq.Tensor: aten.eq.Scalar,
@@ -28,7 +28,7 @@ _COMPARED = {
 
 def fold_constants(module: torch.fx.GraphModule) -> None:
     """Replace what is the same in every run by its value."""
-    with _disable_current_modes(), torch.no_grad():
+    with outside_the_trace(), torch.no_grad():
         known = _known_values(module)
         _store(module, known)
     for node in module.graph.nodes:
@@ -48,7 +48,7 @@ def _known_values(module: torch.fx.GraphModule) -> dict[Node, torch.Tensor]:
     known: dict[Node, torch.Tensor] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
-            value = getattr(module, node.target, None) if str(node.target).startswith(_PREFIX) else None
+            value = module.get_buffer(node.target) if str(node.target).startswith(f"{CONSTANTS}.") else None
             if isinstance(value, torch.Tensor):
                 known[node] = value
         elif node.op == "call_function" and _is_foldable(node, known):
@@ -63,11 +63,12 @@ def _known_values(module: torch.fx.GraphModule) -> dict[Node, torch.Tensor]:
 
 def _is_foldable(node: Node, known: dict[Node, torch.Tensor]) -> bool:
     value = value_of(node)
-    if value is None or not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
+    target: Any = node.target
+    if value is None or getattr(target, "namespace", "") != "aten":
         return False
-    if not all(isinstance(size, int) for size in value.shape) or value.numel() > _MAX_ELEMENTS:
+    if not all(is_static(size) for size in value.shape) or value.numel() > _MAX_ELEMENTS:
         return False
-    is_pure = torch.Tag.nondeterministic_seeded not in node.target.tags and not node.target._schema.is_mutable
+    is_pure = torch.Tag.nondeterministic_seeded not in target.tags and not target._schema.is_mutable
     return is_pure and all(operand in known for operand in node.all_input_nodes)
 
 
@@ -78,11 +79,11 @@ def _store(module: torch.fx.GraphModule, known: dict[Node, torch.Tensor]) -> Non
     for node, value in list(known.items()):
         if node.op == "get_attr" or all(user in known for user in node.users):
             continue
-        while f"{_PREFIX}{count}" in taken:
+        while f"{CONSTANTS}.c{count}" in taken:
             count += 1
-        name = f"{_PREFIX}{count}"
+        name = f"{CONSTANTS}.c{count}"
         taken.add(name)
-        module.register_buffer(name, value.contiguous().clone())
+        set_attribute(module, name, value.contiguous().clone())
         with module.graph.inserting_before(node):
             stored = module.graph.get_attr(name)
         stored.meta = dict(node.meta)
@@ -90,7 +91,7 @@ def _store(module: torch.fx.GraphModule, known: dict[Node, torch.Tensor]) -> Non
         known[stored] = value
 
 
-def _write_number(node: Node, known: dict[Node, torch.Tensor]) -> None:
+def _write_number(node: Any, known: dict[Node, torch.Tensor]) -> None:
     """Give a call of two operands its constant one as a number, where neither shape nor type depends on it."""
     if not is_call(node, *_BINARY, *_COMPARED) or len(node.args) != 2 or node.kwargs:
         return
@@ -101,8 +102,7 @@ def _write_number(node: Node, known: dict[Node, torch.Tensor]) -> None:
     if scalar is None:
         return
     node.args = (first, scalar)
-    target: Any = node.target
-    node.target = _COMPARED.get(target, target)
+    node.target = _COMPARED.get(node.target, node.target)
 
 
 def _scalar(constant: Any, other: Any, known: dict[Node, torch.Tensor]) -> int | float | bool | None:

@@ -19,6 +19,7 @@ from noa_conversion.importers.torch.fusion.matching import (
     two_operands,
     value_of,
 )
+from noa_conversion.importers.torch.operands import is_static
 
 
 def fuse_linear(module: torch.fx.GraphModule) -> None:
@@ -51,10 +52,10 @@ def _bias(total: Node | None, product: Node, weight: torch.Tensor | None) -> Any
     if found is None or weight is None:
         return None
     bias = value_of(found[1])
-    is_row = bias is not None and bias.ndim == 1 and bias.dtype == weight.dtype
-    is_fit = is_row and isinstance(bias.shape[0], int) and bias.shape[0] == weight.shape[1]
-    is_earlier = is_fit and (found[1].op in ("get_attr", "placeholder"))
-    return found[1] if is_earlier else None
+    if bias is None or bias.ndim != 1 or bias.dtype != weight.dtype or not is_static(bias.shape[0]):
+        return None
+    is_earlier = found[1].op in ("get_attr", "placeholder")
+    return found[1] if is_earlier and bias.shape[0] == weight.shape[1] else None
 
 
 def _untransposed(graph: torch.fx.Graph, before: Node, w: Any) -> Any:
@@ -73,7 +74,7 @@ def fuse_layer_norm(module: torch.fx.GraphModule) -> None:
             _fuse_norm(module, node)
 
 
-def _fuse_norm(module: torch.fx.GraphModule, quotient: Node) -> None:
+def _fuse_norm(module: torch.fx.GraphModule, quotient: Any) -> None:
     centred, root = quotient.args[0], quotient.args[1]
     if not is_call(centred, aten.sub.Tensor) or not is_call(root, aten.sqrt.default):
         return
@@ -87,7 +88,7 @@ def _fuse_norm(module: torch.fx.GraphModule, quotient: Node) -> None:
     last = only_user(scaled) if scaled is not None else None
     bias = two_operands(last, aten.add.Tensor, lambda operand: operand is scaled)
     value = value_of(x)
-    if scale is None or bias is None or last is None or value is None or not isinstance(value.shape[-1], int):
+    if scale is None or bias is None or last is None or value is None or not is_static(value.shape[-1]):
         return
     width = value.shape[-1]
     if not all(_is_vector(weight, width, value.dtype) for weight in (scale[1], bias[1])):
