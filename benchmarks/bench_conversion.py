@@ -3,7 +3,7 @@
 The hand-written models have the weights that the ONNX file has. Both run in one process of one thread, in bursts that
 take turns; medians of the CPU time per call are compared, which others on the machine disturb less than the clock, and
 the outputs must agree. The import is of MiniLM's architecture (90 MB) with random weights, in a process that has
-imported a small model before, so that loading the framework is not counted: seconds of the clock, and the peak of memory
+imported a small model before, so that loading the framework is not counted: seconds, and the peak of memory
 above what the process held before.
 """
 

@@ -99,6 +99,7 @@ def import_for_torch(path: Path, inputs: Sequence[np.ndarray], *, compiled: bool
     import torch
 
     from noa_conversion import import_onnx_to_torch
+    from noa_conversion.importers.torch.free_axes import axis_name
     from noa_conversion.onnx_graph.reading import read_model
 
     torch.set_num_threads(1)
@@ -106,7 +107,7 @@ def import_for_torch(path: Path, inputs: Sequence[np.ndarray], *, compiled: bool
 
     def sizes_of(arrays: Sequence[np.ndarray]) -> dict[str, int]:
         return {
-            axis if isinstance(axis, str) else f"{value.name}_axis{at}": array.shape[at]
+            str(axis_name(axis, at, value.name)): array.shape[at]
             for value, array in zip(declared, arrays, strict=True)
             for at, axis in enumerate(value.shape or ())
             if not isinstance(axis, int)
