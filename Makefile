@@ -15,7 +15,7 @@ export BENTOML_DO_NOT_TRACK := True
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test check lint types frame wheel chaos bench docs clean
+.PHONY: help setup demo test check lint types frame wheel chaos bench bench-conversion conformance docs clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -57,6 +57,12 @@ chaos: setup ## Kill the registry at every point of every operation, fill every 
 
 bench: setup ## Measure serving, training, registry and the demo; prints a table and writes JSON.
 	@$(BIN)/python -m benchmarks
+
+bench-conversion: setup ## Measure imported models against natively written ones, and the import itself.
+	@$(BIN)/python -m benchmarks conversion --output benchmarks/results/conversion.json
+
+conformance: setup ## Run the ONNX backend test suite through both importers and compare with the record.
+	@$(BIN)/python -m benchmarks.conformance --jobs $$(nproc)
 
 docs: setup ## Build the documentation as a site in build/site.
 	@$(BIN)/zensical build --strict --clean >/dev/null

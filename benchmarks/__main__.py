@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.rows import Row
 
-NAMES = ("registry", "training", "serving", "demo")
+NAMES = ("registry", "training", "serving", "conversion", "demo")
 PROFILED = ("registry",)
 
 

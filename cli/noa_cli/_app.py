@@ -23,15 +23,18 @@ from noa_cli.commands import (
     doctor,
     events,
     flows,
+    formats,
     gc,
     keys,
     ledger,
     models,
+    optimize,
     predict,
     project,
     serve,
     services,
     train,
+    verify_formats,
 )
 
 
@@ -78,6 +81,9 @@ def build() -> typer.Typer:
     app.add_typer(ledger.build(), name="ledger", rich_help_panel="Models")
     app.add_typer(keys.build(), name="keys", rich_help_panel="Models")
     add(convert.convert, "Models")
+    add(verify_formats.verify, "Models")
+    add(optimize.optimize, "Models")
+    add(formats.formats, "Models")
     add(gc.gc, "Models")
     add(serve.serve, "Serving")
     add(predict.predict, "Serving")

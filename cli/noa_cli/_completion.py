@@ -11,7 +11,7 @@ import shlex
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -43,7 +43,10 @@ class _Model:
 
 
 def mend_bash_words(environ: MutableMapping[str, str], invocation: Invocation) -> None:
-    """Put together what bash breaks at `@`: it gives `digits @ ch` for `digits@ch`, and replaces the `@ch` alone."""
+    """Put together what bash breaks at `@` and `:`.
+
+    It gives `digits @ ch` for `digits@ch`, and replaces the `@ch` alone; of `digits/1:on` it replaces the `on` alone.
+    """
     if environ.get("_NOA_COMPLETE") != "complete_bash":
         return
     here = int(environ["COMP_CWORD"])
@@ -51,15 +54,19 @@ def mend_bash_words(environ: MutableMapping[str, str], invocation: Invocation) -
         words = shlex.split(environ["COMP_WORDS"])[: here + 1]
     except ValueError:  # a quote is open
         return
-    if "@" not in words:
+    if "@" not in words and ":" not in words:
         return
     mended: list[str] = []
     for word in [*words, *([""] if len(words) == here else [])]:
-        if mended and (word == "@" or mended[-1].endswith("@")):
+        if mended and (word in ("@", ":") or mended[-1].endswith(("@", ":"))):
             mended[-1] += word
         else:
             mended.append(word)
-    invocation.typed_before, mark, behind = mended[-1].rpartition("@")
+    before, mark, behind = mended[-1].rpartition("@")
+    if ":" in behind:
+        before, mark, behind = mended[-1].rpartition(":")
+        before, mark = before + mark, ""
+    invocation.typed_before = before
     environ["COMP_WORDS"] = shlex.join([*mended[:-1], mark + behind])
     environ["COMP_CWORD"] = str(len(mended) - 1)
 
@@ -193,6 +200,24 @@ def _opened(settings: Settings) -> closing[sqlite3.Connection]:
     return closing(sqlite3.connect(f"{file.as_uri()}?{mode}", uri=True))
 
 
+def _models_and_files(loaded: LoadedSettings, typed: str) -> Iterator[str]:
+    """Give versions, behind a `:` the formats, and files and folders that begin like what is typed."""
+    reference, mark, _ = typed.rpartition(":")
+    if mark:
+        yield from (f"{reference}:{name}" for name in _formats(loaded, typed))
+        return
+    with suppress(sqlite3.Error):  # without a registry there are still files
+        yield from _references(loaded, typed)
+    start = typed.rpartition("/")[2]
+    for path in sorted(Path(typed.removesuffix(start) or ".").glob(f"{start}*")) if typed else ():
+        if path.is_dir() or path.suffix == ".onnx":
+            yield f"{path}/" if path.is_dir() else str(path)
+
+
+def _libraries(_loaded: LoadedSettings, _typed: str) -> Iterable[str]:
+    return ("keras", "lightgbm", "tflite", "xgboost")  # the room that knows them is not imported for a key press
+
+
 ARGUMENTS: Mapping[str, Completer] = {
     "reference": _completer(_references, restore=_trashed),
     "other": _completer(_references),
@@ -201,10 +226,14 @@ ARGUMENTS: Mapping[str, Completer] = {
     "recipe": _completer(_recipes),
     "key": _completer(_setting_keys),
     "section": _completer(_setting_keys),
+    "source": _completer(_models_and_files),
+    "target": _completer(_models_and_files),
 }
 OPTIONS: Mapping[str, Completer] = {
     "to": _completer(_formats),
     "format": _completer(_formats),
+    "formats": _completer(_formats),
+    "from_library": _completer(_libraries),
     "alias": _completer(_aliases),
     "backend": _completer(_backends),
 }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noa.errors import InvalidInputError
+from noa.errors import DependencyMissingError, InvalidInputError
 from noa.formats import Runnable, find_adapter
 from noa.settings import ConversionSettings
 from noa_conversion.converters import Converter, conversion_chain
@@ -17,6 +17,8 @@ from noa_conversion.models import JaxModel, TorchModel, refuse_unbound_axes
 if TYPE_CHECKING:
     import numpy as np
 
+    from noa_conversion.equivalence import Allow, EquivalenceReport
+    from noa_conversion.model_files import ModelFiles
     from noa_registry import Evidence
 
 
@@ -46,9 +48,18 @@ def convert(model: TorchModel | JaxModel, folder: Path, *, to: str = "onnx", set
 
 
 def convert_folder(
-    source_format: str, source_folder: Path, target: str, folder: Path, *, settings: ConversionSettings
+    source_format: str,
+    source_folder: Path,
+    target: str,
+    folder: Path,
+    *,
+    settings: ConversionSettings,
+    samples: Mapping[str, np.ndarray] | None = None,
+    tell: Callable[[str], None] = lambda _text: None,
 ) -> None:
     """Write a stored format in the format `target`, without the recipe it came from.
+
+    `samples` are real inputs by name for converters that calibrate; `tell` hears which step begins.
 
     Raises:
         ConversionError: no converter leads there (a stored JAX program cannot be converted), or one refused.
@@ -57,7 +68,7 @@ def convert_folder(
     chain = conversion_chain(source_format, target)
     if not chain:
         raise InvalidInputError(f"`{source_folder}` already is of format `{target}`", remedy="Choose another format")
-    _run_chain(chain, source_folder, folder, settings)
+    _run_chain(chain, source_folder, folder, settings, samples=samples, tell=tell)
 
 
 def load_format(name: str, folder: Path, *, threads: int | None = None) -> Runnable:
@@ -79,11 +90,13 @@ def measure_equivalence(
     target_folder: Path,
     samples: Mapping[str, np.ndarray],
     settings: ConversionSettings,
+    allow: Allow | None = None,
 ) -> Evidence:
     """Run both formats on real samples at batch 1, an odd batch and up to 256, and compare every output.
 
     `samples` holds all inputs by name; they share the first free axis. A difference is reported, never raised: the
-    evidence says `passed=False` and names the worst output and sample. It carries the digests of both folders.
+    evidence says `passed=False` and names the worst output and sample. It carries the digests of both folders. `allow`
+    states another tolerance per output, for formats of reduced precision.
 
     Raises:
         SignatureError: the samples do not fit the source's signature.
@@ -98,17 +111,62 @@ def measure_equivalence(
         target_folder=target_folder,
         samples=samples,
         settings=settings,
+        allow=allow,
     )
 
 
-def _run_chain(chain: tuple[Converter, ...], source: object, folder: Path, settings: ConversionSettings) -> None:
+def compare_models(
+    source: ModelFiles,
+    target: ModelFiles,
+    *,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    seed: int = 0,
+    settings: ConversionSettings,
+    allow: Allow | None = None,
+    tell: Callable[[str], None] = lambda _text: None,
+) -> EquivalenceReport:
+    """Compare two models on `inputs`, or on generated ones where none are given. A difference is reported, not raised.
+
+    `sizes` fixes free axes by name, `allow` replaces the tolerance of a dtype, `tell` hears what is being done.
+
+    Raises:
+        SignatureError: the inputs do not fit the source.
+        InvalidInputError: a folder does not hold its format, the source cannot compute, or inputs cannot be made up.
+        DependencyMissingError: a framework is not installed.
+    """
+    from noa_conversion.equivalence import compare_models as compare
+
+    return compare(source, target, inputs=inputs, sizes=sizes, seed=seed, settings=settings, allow=allow, tell=tell)
+
+
+def _run_chain(
+    chain: tuple[Converter, ...],
+    source: object,
+    folder: Path,
+    settings: ConversionSettings,
+    *,
+    samples: Mapping[str, np.ndarray] | None = None,
+    tell: Callable[[str], None] = lambda _text: None,
+) -> None:
     """Run each step into a scratch folder; only the last result takes the final name."""
+    for converter in chain:
+        if converter.missing:
+            raise DependencyMissingError(
+                converter.missing[0],
+                extra=converter.extra or converter.target,
+                purpose=f"converting `{converter.source.removeprefix('live:')}` to `{converter.target}`",
+            )
     with staged_folder(folder) as final, tempfile.TemporaryDirectory(prefix="noa-convert-") as scratch:
         for index, converter in enumerate(chain):
+            tell(f"{converter.source.removeprefix('live:')} to {converter.target}")
             is_last = index == len(chain) - 1
             target = final if is_last else Path(scratch) / f"{index}-{converter.target}"
             target.mkdir(exist_ok=True)
-            converter.run(source, target, settings)
+            if converter.wants_samples:
+                converter.run(source, target, settings, samples=samples)
+            else:
+                converter.run(source, target, settings)
             source = target
 
 

@@ -1,20 +1,17 @@
-"""Equivalence: do two formats of a model compute the same function on real samples?
+"""Equivalence: do two models compute the same function?
 
-Both are loaded from their folders and run at batch 1, an odd batch and all samples up to 256. Every output is compared
-element by element; the tolerance depends on its dtype:
-
-- integers and booleans are exact: they are counts, indices and decisions.
-- float32 uses the settings: the same sums in another order differ by a few units in the last place per term.
-- float16 has 10 bits of mantissa (2**-10 = 1e-3), so that sums of a layer agree to about 1e-2.
-- float64 keeps 52 bits; what differs by more than 1e-8 was computed in fewer somewhere.
+`measure` proves it for the formats of a version, on real samples, and gives evidence. `compare_models` answers it for
+any two models, on real or generated inputs, and gives a report. Both load the models from their folders, run them on
+at least two shapes (batch 1 and an odd one), compare every output element by element (`comparison.py`), and look for
+the first node that differs if values do (`bisection/`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -22,56 +19,57 @@ from noa.digests import build_manifest
 from noa.errors import InvalidInputError, NoaError
 from noa.formats import Runnable, find_adapter
 from noa.settings import ConversionSettings
-from noa.signatures import Signature, TensorSpec
+from noa.signatures import DType, Signature, TensorSpec
+from noa_conversion.batches import batch_axis, batch_sizes, sizes_of, take_batch
+from noa_conversion.bisection import FirstDifference, find_first_difference
+from noa_conversion.comparison import OutputDifference, Tolerance, compare_output, finite_or_text
+from noa_conversion.generated_inputs import (
+    InputRange,
+    describe_ranges,
+    generate_inputs,
+    poison_inputs,
+    size_ladder,
+)
+from noa_conversion.model_files import ModelFiles
+from noa_conversion.signature_match import match_signatures, signature_problem
 
 if TYPE_CHECKING:
     from noa_registry import Evidence
 
-_ODD_BATCH = 7
-_LARGEST_BATCH = 256
+Allow: TypeAlias = Callable[[TensorSpec], Tolerance]
+"""Gives the tolerance of an output in place of the one of its dtype."""
+_SEEDS_WITHOUT_FREE_AXIS = (0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tolerance:
-    """Largest allowed difference: `absolute + relative * |native|`, and why."""
+class EquivalenceReport:
+    """What comparing two models showed. `passed` is true only if every output agreed in every run."""
 
-    absolute: float
-    relative: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputDifference:
-    """How one output differs in one run. Errors are over elements that are finite on both sides."""
-
-    output: str
-    batch: int
+    source: ModelFiles
+    target: ModelFiles
     passed: bool
     problem: str | None
-    max_abs_error: float
-    mean_abs_error: float
-    max_relative_error: float
-    excess: float
-    """Largest error divided by what is allowed for that element; above 1 it fails."""
-    worst_sample: int | None
-    argmax_agreement: float | None
-    tolerance: Tolerance
+    inputs: str
+    """Where the inputs came from, in words."""
+    notes: tuple[str, ...]
+    runs: tuple[Mapping[str, int], ...]
+    """The sizes of the free axes of each run."""
+    differences: tuple[OutputDifference, ...]
+    first_difference: FirstDifference | None = None
+    worst_inputs: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
+    """The inputs of the run with the largest difference."""
 
     def to_dict(self) -> dict[str, object]:
-        """Return JSON values; what is not finite becomes text."""
+        """Return JSON values, without the arrays."""
         return {
-            "output": self.output,
-            "batch": self.batch,
+            "source": {"format": self.source.format, "model": self.source.label},
+            "target": {"format": self.target.format, "model": self.target.label},
             "passed": self.passed,
-            "problem": self.problem,
-            "max_abs_error": _finite(self.max_abs_error),
-            "mean_abs_error": _finite(self.mean_abs_error),
-            "max_relative_error": _finite(self.max_relative_error),
-            "worst_sample": self.worst_sample,
-            "argmax_agreement": self.argmax_agreement,
-            "absolute_tolerance": self.tolerance.absolute,
-            "relative_tolerance": self.tolerance.relative,
-            "tolerance_reason": self.tolerance.reason,
+            "inputs": self.inputs,
+            "notes": list(self.notes),
+            "runs": [dict(sizes) for sizes in self.runs],
+            **summarise(self.differences, problem=self.problem),
+            "first_difference": None if self.first_difference is None else self.first_difference.to_dict(),
         }
 
 
@@ -83,218 +81,218 @@ def measure(
     target_folder: Path,
     samples: Mapping[str, np.ndarray],
     settings: ConversionSettings,
+    allow: Allow | None = None,
 ) -> Evidence:
-    """See `noa_conversion.measure_equivalence`."""
+    """See `noa_conversion.measure_equivalence`. `allow` states another tolerance, for reduced precision."""
     from noa_registry import equivalence_evidence
 
-    digests = [build_manifest(folder).digest for folder in (source_folder, target_folder)]
+    folders = (source_folder, target_folder)
+    digests = [build_manifest(folder).digest for folder in folders]
     native = find_adapter(source).load(source_folder)
     other = find_adapter(target).load(target_folder)
     count = native.signature.validate(samples)
     if count < 1:
         raise InvalidInputError("equivalence needs at least one sample", received="none")
-    problem = _signature_problem(native.signature, other.signature)
-    differences: list[OutputDifference] = []
-    batches = _batch_sizes(native.signature, count)
-    for batch in batches if problem is None else ():
-        found, problem = _compare_at(native, other, samples, batch=batch, count=count, settings=settings)
-        differences += found
-        if problem is not None:
-            break
-    if [build_manifest(folder).digest for folder in (source_folder, target_folder)] != digests:
+    batches = batch_sizes(native.signature, count)
+    draws = (take_batch(native.signature, samples, batch=batch, count=count) for batch in batches)
+    problem = signature_problem(native.signature, other.signature)
+    found = _Comparison(native, other, settings, allow)
+    if problem is None:
+        problem = found.run(draws)
+    first = None
+    if found.differs_in_values:
+        first = find_first_difference(
+            ModelFiles(format=source, folder=source_folder, label=source),
+            ModelFiles(format=target, folder=target_folder, label=target),
+            found.worst_inputs,
+            settings=settings,
+        )
+    if [build_manifest(folder).digest for folder in folders] != digests:
         problem = "a folder changed while it was measured"
-    passed = problem is None and bool(differences) and all(difference.passed for difference in differences)
+    values = {"batches": list(batches), "samples": count, **summarise(found.differences, problem=problem)}
+    if first is not None:
+        values["first_difference"] = first.to_dict()
     return equivalence_evidence(
         source=source,
         source_digest=digests[0],
         target=target,
         target_digest=digests[1],
-        passed=passed,
-        values=_summarise(differences, problem=problem, batches=batches, count=count),
+        passed=problem is None and found.passed,
+        values=values,
     )
 
 
-def compare_output(
-    spec: TensorSpec, native: np.ndarray, other: np.ndarray, *, batch: int, settings: ConversionSettings
-) -> OutputDifference:
-    """Compare one output of both formats; never raises for a difference."""
-    tolerance = tolerance_for(spec.dtype, settings)
-    problem = _form_problem(spec, native, other)
-    if problem is not None:
-        nan = float("nan")
-        return OutputDifference(
-            output=spec.name,
-            batch=batch,
-            passed=False,
-            problem=problem,
-            max_abs_error=nan,
-            mean_abs_error=nan,
-            max_relative_error=nan,
-            excess=float("inf"),
-            worst_sample=None,
-            argmax_agreement=None,
-            tolerance=tolerance,
-        )
-    return _compare_values(spec, native, other, batch=batch, tolerance=tolerance)
-
-
-def tolerance_for(dtype: str, settings: ConversionSettings) -> Tolerance:
-    """Return the tolerance of a dtype, and why it is that."""
-    if dtype == "float32":
-        reason = "float32: sums in another order; limits from the settings"
-        return Tolerance(absolute=settings.absolute_tolerance, relative=settings.relative_tolerance, reason=reason)
-    if dtype == "float16":
-        reason = "float16: 10 bits of mantissa"
-        absolute = max(settings.absolute_tolerance, 1e-2)
-        return Tolerance(absolute=absolute, relative=max(settings.relative_tolerance, 1e-2), reason=reason)
-    if dtype == "float64":
-        reason = "float64: 52 bits of mantissa"
-        absolute = min(settings.absolute_tolerance, 1e-8)
-        return Tolerance(absolute=absolute, relative=min(settings.relative_tolerance, 1e-8), reason=reason)
-    return Tolerance(absolute=0.0, relative=0.0, reason=f"{dtype}: exact")
-
-
-def _compare_at(
-    native: Runnable,
-    other: Runnable,
-    samples: Mapping[str, np.ndarray],
+def compare_models(
+    source: ModelFiles,
+    target: ModelFiles,
     *,
-    batch: int,
-    count: int,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    seed: int = 0,
     settings: ConversionSettings,
-) -> tuple[list[OutputDifference], str | None]:
-    taken = take_batch(native.signature, samples, batch=batch, count=count)
-    expected = native.run(taken)
-    try:
-        received = other.run(taken)
-    except NoaError as exc:
-        return [], f"the target could not compute a batch of {batch}: {exc}"
-    return [
-        compare_output(spec, expected[spec.name], received[spec.name], batch=batch, settings=settings)
-        for spec in native.signature.outputs
-    ], None
+    allow: Allow | None = None,
+    tell: Callable[[str], None] = lambda _text: None,
+) -> EquivalenceReport:
+    """Compare two models on `inputs`, or on generated ones where none are given.
 
+    `sizes` fixes free axes by name. A difference is reported, never raised. `tell` hears what is being done.
 
-def _compare_values(
-    spec: TensorSpec, native: np.ndarray, other: np.ndarray, *, batch: int, tolerance: Tolerance
-) -> OutputDifference:
-    is_float = np.issubdtype(native.dtype, np.floating)
-    left, right = (array.astype(np.float64) for array in (native, other)) if is_float else (native, other)
-    same_kind = _same_kind(left, right) if is_float else np.ones(native.shape, bool)
-    error = _absolute_error(left, right, is_float)
-    magnitude = np.where(np.isfinite(left), np.abs(left), 0.0) if is_float else np.abs(left.astype(np.float64))
-    allowed = tolerance.absolute + tolerance.relative * magnitude
-    with np.errstate(divide="ignore", invalid="ignore"):
-        excess = np.where(error > 0, error / allowed, 0.0)
-        relative = np.where(error > 0, error / magnitude, 0.0)
-    excess = np.where(same_kind, excess, np.inf)
-    worst = int(np.argmax(excess)) if excess.size else None
-    passed = bool(same_kind.all()) and bool((error <= allowed).all())
-    problem = None if same_kind.all() else "NaN or infinite values are not in the same places"
-    return OutputDifference(
-        output=spec.name,
-        batch=batch,
-        passed=passed,
-        problem=problem or (None if passed else "values differ by more than the tolerance"),
-        max_abs_error=float(error.max(initial=0.0)),
-        mean_abs_error=float(error.mean()) if error.size else 0.0,
-        max_relative_error=float(relative.max(initial=0.0)),
-        excess=float(excess.max(initial=0.0)),
-        worst_sample=_sample_of(spec, native.shape, worst),
-        argmax_agreement=_argmax_agreement(left, right) if is_float and native.ndim == 2 else None,
-        tolerance=tolerance,
+    Raises:
+        SignatureError: the inputs do not fit the source.
+        InvalidInputError: a folder does not hold its format, the source cannot compute, or inputs cannot be made up.
+        DependencyMissingError: a framework is not installed.
+    """
+    tell(f"loading {source.label}")
+    native = find_adapter(source.format).load(source.folder)
+    tell(f"loading {target.label}")
+    other = find_adapter(target.format).load(target.folder)
+    matched = match_signatures(native.signature, other.signature)
+    problem, notes, fixed = matched.problem, matched.notes, matched.fixed
+    found = _Comparison(native, other, settings, allow, dtypes=matched.dtypes, tell=tell)
+    said = "given" if inputs is not None else f"generated with seed {seed}"
+    if problem is None:
+        if inputs is not None:
+            native.signature.validate(inputs)
+            draws = _real_draws(native.signature, inputs, fixed)
+        else:
+            ranges = _read_ranges(source, target)
+            said += "; " + "; ".join(f"`{k}` {v}" for k, v in describe_ranges(native.signature, ranges).items())
+            draws = _generated_draws(native, {**(sizes or {}), **fixed}, ranges, seed)
+        problem = found.run(draws)
+        if problem is None and found.passed:
+            notes += found.special_values(seed)
+    if batch_axis(native.signature) is None:
+        notes += ("no axis is free: there is one shape only",)
+    first = None
+    if found.differs_in_values:
+        tell("looking for the first node that differs")
+        first = find_first_difference(source, target, found.worst_inputs, settings=settings)
+    return EquivalenceReport(
+        source=source,
+        target=target,
+        passed=problem is None and found.passed,
+        problem=problem,
+        inputs=said,
+        notes=notes,
+        runs=tuple(found.runs),
+        differences=tuple(found.differences),
+        first_difference=first,
+        worst_inputs=found.worst_inputs,
     )
 
 
-def _absolute_error(left: np.ndarray, right: np.ndarray, is_float: bool) -> np.ndarray:
-    if not is_float:
-        return np.where(left == right, 0.0, np.maximum(np.abs(left.astype(np.float64) - right.astype(np.float64)), 1.0))
-    with np.errstate(invalid="ignore"):
-        error = np.abs(left - right)
-    return np.where(np.isfinite(left) & np.isfinite(right), error, 0.0)
+class _Comparison:
+    """Runs both models on one draw of inputs after the other, and keeps what differs."""
 
+    def __init__(
+        self,
+        native: Runnable,
+        other: Runnable,
+        settings: ConversionSettings,
+        allow: Allow | None,
+        *,
+        dtypes: Mapping[str, DType] | None = None,
+        tell: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self._native, self._other = native, other
+        self._settings, self._allow, self._tell = settings, allow, tell
+        self._dtypes = dtypes or {}
+        self._worst = -1.0
+        self.runs: list[Mapping[str, int]] = []
+        self.differences: list[OutputDifference] = []
+        self.worst_inputs: Mapping[str, np.ndarray] = {}
 
-def _same_kind(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Tell for each element whether both are finite, both NaN, or both the same infinity."""
-    both_finite = np.isfinite(left) & np.isfinite(right)
-    both_nan = np.isnan(left) & np.isnan(right)
-    return both_finite | both_nan | (np.isinf(left) & (left == right))
+    @property
+    def passed(self) -> bool:
+        return bool(self.differences) and all(difference.passed for difference in self.differences)
 
+    @property
+    def differs_in_values(self) -> bool:
+        return any(not difference.passed for difference in self.differences)
 
-def _argmax_agreement(left: np.ndarray, right: np.ndarray) -> float | None:
-    if left.shape[0] == 0 or left.shape[1] < 2:  # with one column everything agrees, which proves nothing
+    def run(self, draws: Iterator[dict[str, np.ndarray]]) -> str | None:
+        """Compare on all draws; return a problem that ends the comparison."""
+        signature = self._native.signature
+        for inputs in draws:
+            sizes = sizes_of(signature, inputs)
+            axis = batch_axis(signature)
+            batch = 1 if axis is None else sizes[axis]
+            self._tell(f"running both with {_in_words(sizes)}")
+            expected = self._native.run(inputs)
+            try:
+                received = self._run_other(inputs)
+            except NoaError as exc:
+                if not self.worst_inputs:
+                    self.worst_inputs = inputs
+                return f"the target could not compute a batch of {batch}: {exc}"
+            self.runs.append(sizes)
+            self._compare(inputs, expected, received, batch, sizes)
         return None
-    return float(np.mean(left.argmax(axis=1) == right.argmax(axis=1)))
 
+    def special_values(self, seed: int) -> tuple[str, ...]:
+        """Return how both treat NaN and infinities in their inputs. It is told, and decides nothing: ONNX leaves it."""
+        poisoned = poison_inputs(self.worst_inputs, seed=seed)
+        if poisoned is None:
+            return ()
+        try:
+            expected, received = self._native.run(poisoned), self._run_other(poisoned)
+        except NoaError as exc:
+            return (f"with NaN and infinities in the inputs: {exc.what}",)
+        for name, left in expected.items():
+            right = received[name]
+            if not np.issubdtype(left.dtype, np.floating) or left.shape != right.shape:
+                continue
+            places = int(((np.isnan(left) != np.isnan(right)) | (np.isinf(left) != np.isinf(right))).sum())
+            if places:
+                return (f"NaN and infinities in the inputs spread differently: `{name}` in {places} elements",)
+        return ("NaN and infinities in the inputs reach the same elements of all outputs",)
 
-def _form_problem(spec: TensorSpec, native: np.ndarray, other: np.ndarray) -> str | None:
-    if native.dtype != other.dtype or native.dtype.name != spec.dtype:
-        return f"dtypes differ: expected {spec.dtype}, native {native.dtype.name}, target {other.dtype.name}"
-    if native.shape != other.shape:
-        return f"shapes differ: native {native.shape}, target {other.shape}"
-    return None
+    def _run_other(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the target with its own number widths, and bring what it gives to the source's."""
+        given = {
+            name: array.astype(self._dtypes[name]) if name in self._dtypes else array for name, array in inputs.items()
+        }
+        outputs = self._other.run(given)
+        if not self._dtypes:
+            return outputs
+        wide = {spec.name: spec.dtype for spec in self._native.signature.outputs}
+        return {
+            name: array.astype(wide[name]) if name in self._dtypes and array.dtype.name == self._dtypes[name] else array
+            for name, array in outputs.items()
+        }
 
-
-def _signature_problem(native: Signature, other: Signature) -> str | None:
-    if native == other:
-        return None
-    pairs = zip((*native.inputs, *native.outputs), (*other.inputs, *other.outputs), strict=False)
-    for left, right in pairs:
-        if left != right:
-            return (
-                f"signatures differ: native `{left.name}` {left.describe()}, target `{right.name}` {right.describe()}"
+    def _compare(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        expected: Mapping[str, np.ndarray],
+        received: Mapping[str, np.ndarray],
+        batch: int,
+        sizes: Mapping[str, int],
+    ) -> None:
+        for spec in self._native.signature.outputs:
+            difference = compare_output(
+                spec,
+                expected[spec.name],
+                received[spec.name],
+                batch=batch,
+                sizes=sizes,
+                settings=self._settings,
+                tolerance=None if self._allow is None else self._allow(spec),
             )
-    return "signatures differ in their number of tensors"
+            self.differences.append(difference)
+            if difference.excess > self._worst:
+                self._worst, self.worst_inputs = difference.excess, inputs
 
 
-def batch_axis(signature: Signature) -> str | None:
-    """Return the name of the first free axis of the inputs, None if all sizes are fixed."""
-    axes = [axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)]
-    return axes[0] if axes else None
-
-
-def _batch_sizes(signature: Signature, count: int) -> tuple[int, ...]:
-    if batch_axis(signature) is None:
-        return (1,)
-    return tuple(sorted({1, _ODD_BATCH, min(max(count, 1), _LARGEST_BATCH)}))
-
-
-def take_batch(
-    signature: Signature, samples: Mapping[str, np.ndarray], *, batch: int, count: int
-) -> dict[str, np.ndarray]:
-    """Take the first `batch` samples, starting again at the first where there are fewer."""
-    axis_name = batch_axis(signature)
-    index = np.arange(batch) % count
-    taken: dict[str, np.ndarray] = {}
-    for spec in signature.inputs:
-        array = samples[spec.name]
-        for axis, size in enumerate(spec.shape):
-            if size == axis_name and axis_name is not None:
-                array = np.take(array, index, axis=axis)
-        taken[spec.name] = np.ascontiguousarray(array).reshape(array.shape)
-    return taken
-
-
-def _sample_of(spec: TensorSpec, shape: tuple[int, ...], flat_index: int | None) -> int | None:
-    """Return the index along the output's first free axis, or None where it has none."""
-    free = [axis for axis, size in enumerate(spec.shape) if isinstance(size, str)]
-    if flat_index is None or not free:
-        return None
-    return int(np.unravel_index(flat_index, shape)[free[0]])
-
-
-def _summarise(
-    differences: list[OutputDifference], *, problem: str | None, batches: tuple[int, ...], count: int
-) -> dict[str, object]:
+def summarise(differences: Sequence[OutputDifference], *, problem: str | None) -> dict[str, object]:
+    """Return all differences as JSON values, with the worst and the first that fails in front."""
     worst = max(differences, key=lambda difference: difference.excess, default=None)
     agreements = [d.argmax_agreement for d in differences if d.argmax_agreement is not None]
     failed = next((difference for difference in differences if not difference.passed), None)
     return {
-        "batches": list(batches),
-        "samples": count,
         "problem": problem or (f"output `{failed.output}`: {failed.problem}" if failed else None),
-        "max_abs_error": _finite(max((d.max_abs_error for d in differences), default=0.0)),
-        "mean_abs_error": _finite(max((d.mean_abs_error for d in differences), default=0.0)),
+        "max_abs_error": finite_or_text(max((d.max_abs_error for d in differences), default=0.0)),
+        "mean_abs_error": finite_or_text(max((d.mean_abs_error for d in differences), default=0.0)),
         "argmax_agreement": min(agreements, default=None),
         "worst_output": worst.output if worst else None,
         "worst_sample": worst.worst_sample if worst else None,
@@ -302,5 +300,64 @@ def _summarise(
     }
 
 
-def _finite(value: float) -> float | str:
-    return value if np.isfinite(value) else str(value)
+def _read_ranges(*models: ModelFiles) -> dict[str, InputRange]:
+    """Return what is known of the inputs, from the first of the models whose graph can be read for it."""
+    for model in models:
+        if (model.folder / "model.onnx").is_file():
+            from noa_conversion.onnx_input_ranges import read_input_ranges
+
+            return read_input_ranges(model.folder)
+    for model in models:
+        if model.format == "torch":
+            from noa_conversion.torch_input_ranges import read_program_ranges
+
+            return read_program_ranges(model.folder)
+    return {}
+
+
+def _real_draws(
+    signature: Signature, inputs: Mapping[str, np.ndarray], fixed: Mapping[str, int]
+) -> Iterator[dict[str, np.ndarray]]:
+    axis = batch_axis(signature)
+    count = signature.validate(inputs)
+    if axis is None or count < 1:
+        yield dict(inputs)
+        return
+    batches = (fixed[axis],) if axis in fixed else batch_sizes(signature, count)
+    for batch in batches:
+        yield take_batch(signature, inputs, batch=batch, count=count)
+
+
+def _generated_draws(
+    native: Runnable, fixed: Mapping[str, int], ranges: Mapping[str, InputRange], seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield two draws with sizes that the source computes: the first of the ladder that it takes."""
+    signature = native.signature
+    unknown = sorted(set(fixed) - {axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)})
+    if unknown:
+        raise InvalidInputError(f"the source has no free axis `{unknown[0]}`", received=unknown[0])
+    if batch_axis(signature) is None:
+        for extra in _SEEDS_WITHOUT_FREE_AXIS:
+            yield generate_inputs(signature, {}, ranges=ranges, seed=seed + extra)
+        return
+    refusals: list[str] = []
+    for rung in size_ladder(signature, fixed):
+        draws = [generate_inputs(signature, sizes, ranges=ranges, seed=seed + i) for i, sizes in enumerate(rung)]
+        try:
+            for inputs in draws:
+                native.run(inputs)
+        except InvalidInputError as exc:
+            refusals.append(exc.what)
+            continue
+        yield from draws
+        return
+    raise InvalidInputError(
+        f"the source computes none of the inputs that were made up: {refusals[0]}",
+        expected="inputs that it takes",
+        received=f"{len(refusals)} pairs of sizes",
+        remedy="Give real inputs with `--input FILE`, or sizes with `--size AXIS=NUMBER`",
+    )
+
+
+def _in_words(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{axis}={size}" for axis, size in sizes.items()) or "fixed sizes"

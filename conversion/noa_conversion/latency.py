@@ -19,7 +19,7 @@ import numpy as np
 from noa.digests import build_manifest
 from noa.errors import InvalidInputError
 from noa.formats import Runnable, find_adapter
-from noa_conversion.equivalence import batch_axis, take_batch
+from noa_conversion.batches import batch_axis, take_batch
 from noa_registry.evidence import BatchLatency, Hardware, LatencyEvidence, SizeEvidence
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def measure_performance(
 def describe_hardware(format: str, threads: int | None) -> Hardware:  # our word
     """Return this machine as a measurement of `format` with `threads` threads (None: one per core) names it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    package = _RUNTIMES.get(format, format)
+    package = _RUNTIMES.get(format, "onnxruntime" if format.startswith("onnx-") else format)
     try:
         runtime = f"{package} {version(package)}"
     except PackageNotFoundError:

@@ -1,7 +1,7 @@
 """Live models: what training hands over, before any file exists.
 
 Both types carry a signature; a format is written from them by `save_native` and `convert`. The frameworks are not
-imported here: the types only hold their objects.
+imported here: the types only hold their objects, and what knows a framework is imported when it is called.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 NativeFormat: TypeAlias = Literal["torch", "jax"]
+LARGEST_AXIS = 2**28
+"""Largest size of a free axis, told to the exporters: a graph that cuts an axis at, say, 10**9 leaves it free then."""
 _JAX_REFUSED = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
 
 
@@ -61,6 +63,35 @@ class JaxModel:
     def format(self) -> NativeFormat:
         """The format that `save_native` writes."""
         return "jax"
+
+    @staticmethod
+    def from_nnx(module: Any, signature: Signature, *, call: Callable[..., Any] | None = None) -> JaxModel:
+        """Return a Flax NNX module in evaluation mode as a model; params have the dotted paths of its variables.
+
+        `call(module, *inputs)` says how it is called, if not as `module(*inputs)`.
+
+        Raises:
+            DependencyMissingError: Flax is not installed.
+        """
+        from noa_conversion.exporters.jax_modules import from_nnx
+
+        return from_nnx(module, signature, call=call)
+
+    @staticmethod
+    def from_equinox(
+        module: Any, signature: Signature, *, call: Callable[..., Any] | None = None, per_sample: bool = True
+    ) -> JaxModel:
+        """Return an Equinox module in inference mode as a model; params have the dotted paths of its arrays.
+
+        Modules of Equinox take one sample: `per_sample` maps over the first axis of every input. `call(module,
+        *inputs)` says how it is called, if not as `module(*inputs)`; state and keys belong there.
+
+        Raises:
+            DependencyMissingError: Equinox is not installed.
+        """
+        from noa_conversion.exporters.jax_modules import from_equinox
+
+        return from_equinox(module, signature, call=call, per_sample=per_sample)
 
 
 def free_axes(specs: tuple[TensorSpec, ...]) -> tuple[str, ...]:

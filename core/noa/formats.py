@@ -41,7 +41,11 @@ class Runnable(Protocol):
 
 @runtime_checkable
 class FormatAdapter(Protocol):
-    """Loads one format from its folder. Loading never runs code that comes from the folder."""
+    """Loads one format from its folder. Loading never runs code that comes from the folder.
+
+    An adapter may say what it needs: `packages`, the modules that it imports, and `extra`, the extra of noa that brings
+    them. `noa formats` shows it.
+    """
 
     @property
     def name(self) -> str:

@@ -14,12 +14,12 @@ import pytest
 from noa.errors import ConversionError, InvalidInputError, StorageError
 from noa.signatures import Signature, TensorSpec
 from noa_conversion import (
-    CONVERTERS,
     JaxModel,
     TorchModel,
     conversion_chain,
     convert,
     convert_folder,
+    find_converters,
     load_format,
     save_native,
 )
@@ -27,7 +27,7 @@ from noa_conversion.files import staged_folder
 
 
 def test_every_converter_is_its_own_shortest_chain() -> None:
-    for (source, target), converter in CONVERTERS.items():
+    for (source, target), converter in find_converters().items():
         assert conversion_chain(source, target) == (converter,)
 
 

@@ -17,7 +17,7 @@ from noa.errors import InvalidInputError, SignatureError
 from noa.settings import ConversionSettings
 from noa.signatures import Signature, TensorSpec
 from noa_conversion import measure_equivalence
-from noa_conversion.equivalence import compare_output, tolerance_for
+from noa_conversion.comparison import compare_output, tolerance_for
 from noa_registry import Evidence
 
 SCORES = TensorSpec(name="scores", dtype="float32", shape=("batch", 3))

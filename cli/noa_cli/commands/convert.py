@@ -1,120 +1,106 @@
-"""`noa convert`: add a format to a registered version, proven to compute the same."""
+"""`noa convert`: a version, a file or a folder in another format, proven to compute the same."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from noa_cli import _console as console
-from noa_cli._invocation import actor, current
+from noa_cli._convert_file import convert_file
+from noa_cli._convert_version import convert_version
+from noa_cli._invocation import current
+from noa_cli._model_sources import is_path
+from noa_cli._named_values import parse_bindings, parse_sizes
 from noa_cli._options import JsonOption
-from noa_cli._registry import open_registry
 
 if TYPE_CHECKING:
-    from noa.settings import Settings
-    from noa_registry import Evidence, ModelVersion, Registry
+    from noa.settings import ConversionSettings
 
 
 def convert(
-    reference: Annotated[str, typer.Argument(help="A version: `name@alias` or `name/number`.")],
-    to: Annotated[str, typer.Option("--to", help="The format to add.")] = "onnx",
+    source: Annotated[
+        str,
+        typer.Argument(help="A version `name@alias` or `name/number` (`:format` says from which), a file or a folder."),
+    ],
+    to: Annotated[str, typer.Option("--to", help="The format to make.")] = "onnx",
     output: Annotated[
-        Path | None, typer.Option("--output", help="Write the format into this new folder and register nothing.")
+        Path | None, typer.Option("--output", "-o", help="Write the format into this new folder and register nothing.")
+    ] = None,
+    from_library: Annotated[
+        str | None, typer.Option("--from", metavar="LIBRARY", help="Whose file it is: xgboost, lightgbm, keras, ...")
+    ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--input", "-i", help="Real inputs to compare on: .npz, .npy, .json.", dir_okay=False),
+    ] = None,
+    bind: Annotated[
+        list[str] | None,
+        typer.Option("--bind", metavar="NAME=VALUES", help="Fix an input of an ONNX file, e.g. shape=2,3."),
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option("--size", metavar="AXIS=NUMBER", help="Fix a free axis of an ONNX file.")
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option("--opset", help="ONNX opset of what is written (default: conversion.opset).")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Convert a version, measure the result against the native model, and seal it into the version with the proof."""
-    from noa.digests import build_manifest
-    from noa.errors import ConflictError, ConversionError
-    from noa.formats import find_adapter
-    from noa_cli._quiet_stdout import stdout_to_stderr
+    """Convert a model along the shortest chain of converters, measure the result against the source, and keep it.
 
-    settings = current().settings()
+    A version gets the format, with the proof. A file or folder is written to `--output`. What computes something else
+    is never kept; `noa formats` lists what can be made from what.
+    """
+    from noa.formats import find_adapter
+
     find_adapter(to)  # an unknown format is refused before any work
-    with (
-        open_registry(settings, about=[reference]) as registry,
-        tempfile.TemporaryDirectory(prefix="noa-convert-") as scratch,
-    ):
-        if output is None:
-            registry.signatures.check_ready()
-        version = registry.resolve(reference)
-        if to in version.formats and output is None:
-            raise ConflictError(
-                f"`{version.reference}` already has the format `{to}`",
-                remedy="Write another copy with `--output FOLDER`",
-                digest=version.formats[to].digest,
-            )
-        if output is not None and output.exists():
-            raise ConflictError(f"`{output}` is already there", remedy="Name a new folder; nothing was written")
-        folder = Path(scratch) / to
-        # A conversion may read the recipe, and exporters may print.
-        with console.step(f"Converting {version.reference} from {version.native} to {to}"), stdout_to_stderr():
-            _write(registry, version, to, folder, settings)
-        with console.step("Measuring it against the native model"), stdout_to_stderr():
-            evidence = _measure(registry, version, to, folder, settings)
-        if not evidence.passed:
-            raise ConversionError(
-                f"`{to}` computes something else than `{version.native}`; nothing was registered",
-                expected="equal outputs within the tolerance of [conversion] in noa.toml",
-                received=", ".join(
-                    f"{key}={value}" for key, value in evidence.values.items() if not isinstance(value, dict)
-                ),
-            )
-        digest = build_manifest(folder).digest
-        if output is not None:
-            shutil.copytree(folder, output)
-        else:
-            registry.add_format(version.name, version.number, to, folder, evidence=[evidence], actor=actor())
-    if as_json:
-        console.print_json(
-            {"reference": version.reference, "format": to, "digest": digest, "evidence": dict(evidence.values)}
+    settings = _settings(opset)
+    if is_path(source) or from_library is not None:
+        result = convert_file(
+            Path(source).expanduser(),
+            to,
+            output,
+            library=from_library,
+            inputs=inputs,
+            bind=parse_bindings(bind),
+            sizes=parse_sizes(size),
+            settings=settings,
         )
     else:
-        place = f"written to {output}" if output is not None else f"sealed into {version.reference}"
-        console.print_line(f"{to} ({console.short_digest(digest)}) {place}, equal to {version.native}")
+        _refuse_for_version(bind, size)
+        result = convert_version(source, to, output, inputs=inputs, settings=settings)
+    if as_json:
+        console.print_json(result.to_dict())
+    else:
+        console.print_line(result.describe())
 
 
-def _write(registry: Registry, version: ModelVersion, to: str, folder: Path, settings: Settings) -> None:
-    """Convert from the sealed bytes where a converter starts there, else from the live model of the job's recipe."""
-    from noa.errors import ConversionError
-    from noa_conversion import conversion_chain, convert_folder
+def _settings(opset: int | None) -> ConversionSettings:
+    from pydantic import ValidationError
 
-    source = registry.open_format(version, version.native)
+    from noa.errors import InvalidInputError
+    from noa.settings import ConversionSettings
+
+    settings = current().load().settings.conversion
+    if opset is None:
+        return settings
     try:
-        conversion_chain(version.native, to)
-    except ConversionError:
-        _write_from_job(version, to, folder, settings)
-        return
-    convert_folder(version.native, source, to, folder, settings=settings.conversion)
+        return ConversionSettings.model_validate({**settings.model_dump(), "opset": opset})
+    except ValidationError as exc:
+        raise InvalidInputError(
+            f"opset {opset} cannot be written", expected=exc.errors()[0]["msg"], received=opset
+        ) from exc
 
 
-def _write_from_job(version: ModelVersion, to: str, folder: Path, settings: Settings) -> None:
-    from noa.errors import NotFoundError
-    from noa_conversion import convert as convert_live
-    from noa_training import load_result, load_trained
+def _refuse_for_version(bind: list[str] | None, size: list[str] | None) -> None:
+    from noa.errors import InvalidInputError
 
-    job = version.tags.get("noa.job_folder")
-    if job is None or not Path(job).is_dir():
-        raise NotFoundError(
-            f"the job of `{version.reference}` is gone; a stored `{version.native}` program cannot be converted",
-            where=job,
-            remedy="Train it again; `noa train` converts as part of its work",
-        )
-    convert_live(load_trained(load_result(Path(job))), folder, to=to, settings=settings.conversion)
-
-
-def _measure(registry: Registry, version: ModelVersion, to: str, folder: Path, settings: Settings) -> Evidence:
-    from noa_conversion import measure_equivalence
-
-    return measure_equivalence(
-        source=version.native,
-        source_folder=registry.open_format(version, version.native),
-        target=to,
-        target_folder=folder,
-        samples=registry.input_example(version),
-        settings=settings.conversion,
-    )
+    for option, value in (("--bind", bind), ("--size", size)):
+        if value:
+            raise InvalidInputError(
+                f"`{option}` changes what a model takes, which all formats of a version share",
+                expected="an .onnx file",
+                received=value[0],
+                remedy="Convert a file with it, and register that as a model of its own: noa models import",
+            )

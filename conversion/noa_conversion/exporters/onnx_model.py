@@ -11,6 +11,7 @@ from noa.atomic_write import write_file
 from noa.errors import ConversionError
 from noa.settings import ConversionSettings
 from noa.signatures import Signature, TensorSpec
+from noa_conversion.exporters.onnx_kernels import fit_kernels
 from noa_conversion.files import MAX_GRAPH_BYTES
 from noa_conversion.formats.onnx_format import MODEL_FILE
 
@@ -39,6 +40,10 @@ def write_model(
             received=f"opset {opsets.get('')}",
             remedy="Set `conversion.opset` to the one it wrote",
         )
+    try:
+        fit_kernels(model)
+    except onnx.shape_inference.InferenceError as exc:
+        raise ConversionError(f"the exported graph is not valid ONNX: {str(exc).splitlines()[0][:300]}") from exc
     _apply_signature(list(model.graph.input), signature.inputs, side="input")
     _apply_signature(list(model.graph.output), signature.outputs, side="output")
     model.producer_name = PRODUCER

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from noa.errors import ConversionError, DependencyMissingError
 from noa.settings import ConversionSettings
 from noa_conversion.exporters.onnx_model import write_model
+from noa_conversion.exporters.onnx_ranges import count_in_whole_numbers
+from noa_conversion.exporters.torch_quantisation import translations
 from noa_conversion.formats.torch_format import (
     dynamic_axes,
     example_inputs,
@@ -50,6 +52,7 @@ def export(model: TorchModel, folder: Path, settings: ConversionSettings) -> Non
     model = dataclasses.replace(model, module=on_cpu(model.module))
     with export_mode(model.module):
         proto = _export_proto(model, settings)
+    count_in_whole_numbers(proto.graph)
     for node in proto.graph.node:
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
@@ -71,6 +74,7 @@ def _export_proto(model: TorchModel, settings: ConversionSettings) -> onnx.Model
                 input_names=[spec.name for spec in signature.inputs],
                 output_names=[spec.name for spec in signature.outputs],
                 dynamic_shapes=_per_argument(model),
+                custom_translation_table=translations(),
             )
             return program.model_proto
     except Exception as exc:  # tracing runs the user's forward, which may raise anything

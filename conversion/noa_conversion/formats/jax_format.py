@@ -22,7 +22,7 @@ from noa.digests import canonical_json, sha256_bytes
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.files import check_weight_names, read_bytes, read_json, read_weights, write_weights
-from noa_conversion.models import JaxModel, free_axes
+from noa_conversion.models import LARGEST_AXIS, JaxModel, free_axes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +76,9 @@ class JaxRunnable:
 
 class JaxAdapter:
     """Loads the `jax` format."""
+
+    packages = ("jax", "safetensors")
+    extra = "jax"
 
     @property
     def name(self) -> str:
@@ -156,14 +159,16 @@ def import_jax() -> Any:
     return jax
 
 
-def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def flat_params(params: Mapping[str, Any], *, also: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Return the arrays of nested dicts under dotted names, in the order in which they are nested.
+
+    `also` names dtypes that are accepted beside those that every format can hold.
 
     Raises:
         ConversionError: a key is no text or two paths give one name, a value is no array, or has 64 bits.
     """
     flat: dict[str, np.ndarray] = {}
-    _flatten(params, "", flat)
+    _flatten(params, "", flat, also)
     return flat
 
 
@@ -187,7 +192,9 @@ def flat_function(model: JaxModel) -> Any:
 def abstract_arguments(model: JaxModel, weights: Mapping[str, np.ndarray]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Return shapes and dtypes of the weights and inputs; free axes are symbols of one scope, at least 1."""
     jax = import_jax()
-    scope = jax.export.SymbolicScope()
+    # JAX orders sizes by what it is told: see `LARGEST_AXIS`. A call with more is refused.
+    limits = [f"{name} <= {LARGEST_AXIS}" for name in free_axes(model.signature.inputs)]
+    scope = jax.export.SymbolicScope(limits)
     inputs: list[Any] = []
     for spec in model.signature.inputs:
         text = ", ".join(str(axis) for axis in spec.shape)
@@ -227,14 +234,14 @@ def untraceable(error: Exception) -> ConversionError:
     )
 
 
-def _flatten(value: object, prefix: str, flat: dict[str, np.ndarray]) -> None:
+def _flatten(value: object, prefix: str, flat: dict[str, np.ndarray], also: tuple[str, ...]) -> None:
     import numpy as np
 
     if isinstance(value, Mapping):
         for key, item in cast("Mapping[object, object]", value).items():
             if not isinstance(key, str) or not key:
                 raise ConversionError("params need text keys", where=prefix or "params", received=repr(key))
-            _flatten(item, f"{prefix}.{key}" if prefix else key, flat)
+            _flatten(item, f"{prefix}.{key}" if prefix else key, flat, also)
         return
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise ConversionError(
@@ -243,7 +250,8 @@ def _flatten(value: object, prefix: str, flat: dict[str, np.ndarray]) -> None:
     if prefix in flat:
         raise ConversionError(f"two params have the name `{prefix}`", remedy="Keep dots out of the keys")
     array = np.asarray(cast("Any", value))
-    if array.dtype.kind not in "biuf" or array.dtype.name in ("int64", "uint64", "float64"):
+    is_held = array.dtype.kind in "biuf" or array.dtype.name in also
+    if not is_held or array.dtype.name in ("int64", "uint64", "float64"):
         raise ConversionError(
             f"param `{prefix}` has the dtype {array.dtype.name}",
             expected="bool, or an integer or float of at most 32 bits",

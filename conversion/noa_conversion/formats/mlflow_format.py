@@ -58,6 +58,8 @@ class MlflowRunnable:
 class MlflowAdapter:
     """Loads the `mlflow` format, if somebody allowed it."""
 
+    packages = ("mlflow",)
+
     @property
     def name(self) -> str:
         """The format's name."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from noa.errors import InvalidInputError
 
@@ -19,15 +20,20 @@ if TYPE_CHECKING:
 
 MAX_TENSOR_BYTES = 1 << 36
 """Largest constant tensor a file may claim, 64 GiB: above any model this room converts, below what harms a server."""
+EMBEDDED = f"embedded:{secrets.token_hex(16)}"
+"""The "other file" of tensors that a reader left in the bytes it read. No file can name it: it differs per process."""
 _MAX_DEPTH = 16
 _KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+_WHOLE_NUMBERS = (2, 3, 4, 5, 6, 7, 12, 13)  # TensorProto.DataType: u8, i8, u16, i16, i32, i64, u32, u64
 _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 # Operators whose output is as large as a constant says.
 _SIZED_BY_INPUT = {"ConstantOfShape": 0, "Expand": 1}
 
 
-def parse_model(data: bytes, path: Path) -> onnx.ModelProto:
+def parse_model(data: bytes, path: Path, *, any_domain: bool = False) -> onnx.ModelProto:
     """Parse and check the bytes of an ONNX file.
+
+    With `any_domain`, a file may name domains that are not known: the caller looks at each operator itself.
 
     Raises:
         InvalidInputError: not a whole ONNX model, or one that is not safe to load; names the tensor or node.
@@ -42,7 +48,7 @@ def parse_model(data: bytes, path: Path) -> onnx.ModelProto:
     if not model.opset_import or not model.graph.output:
         raise InvalidInputError(f"`{path.name}` holds no ONNX graph", where=str(path))
     for opset in (*model.opset_import, *(entry for function in model.functions for entry in function.opset_import)):
-        if opset.domain not in _KNOWN_DOMAINS:
+        if not any_domain and opset.domain not in _KNOWN_DOMAINS:
             raise InvalidInputError(
                 f"`{path.name}` needs operators of the domain `{opset.domain}`, which would be foreign code",
                 where=str(path),
@@ -58,13 +64,18 @@ def has_external_data(model: onnx.ModelProto, path: Path) -> bool:
     """Tell whether some tensor's bytes lie in another file."""
     import onnx
 
-    return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _all_tensors(model, path))
+    return any(
+        tensor.data_location == onnx.TensorProto.EXTERNAL
+        and all(entry.value != EMBEDDED for entry in tensor.external_data if entry.key == "location")
+        for tensor in _all_tensors(model, path)
+    )
 
 
 def _all_tensors(model: onnx.ModelProto, path: Path) -> Iterator[onnx.TensorProto]:
     yield from _graph_tensors(model.graph, path, 0)
     for function in model.functions:
         yield from _node_tensors(function.node, path, 0)
+        yield from _attribute_tensors(function.attribute_proto, path, 0)
 
 
 def _graph_tensors(graph: onnx.GraphProto, path: Path, depth: int) -> Iterator[onnx.TensorProto]:
@@ -85,14 +96,22 @@ def _graph_tensors(graph: onnx.GraphProto, path: Path, depth: int) -> Iterator[o
 
 def _node_tensors(nodes: object, path: Path, depth: int) -> Iterator[onnx.TensorProto]:
     for node in nodes:  # pyright: ignore[reportGeneralTypeIssues]  # a protobuf repeated field has no public type
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.HasField("sparse_tensor"):
-                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-            for graph in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _graph_tensors(graph, path, depth + 1)
+        yield from _attribute_tensors(node.attribute, path, depth)
+
+
+def _attribute_tensors(attributes: Iterable[onnx.AttributeProto], path: Path, depth: int) -> Iterator[onnx.TensorProto]:
+    for attribute in attributes:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        sparse = (
+            *((attribute.sparse_tensor,) if attribute.HasField("sparse_tensor") else ()),
+            *attribute.sparse_tensors,
+        )
+        for entry in sparse:
+            yield from (entry.values, entry.indices)
+        for graph in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+            yield from _graph_tensors(graph, path, depth + 1)
 
 
 def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
@@ -120,8 +139,14 @@ def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path, claimed: int) -> None:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    entries: dict[Any, Any] = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
+    if location == EMBEDDED:
+        if int(entries["length"]) != claimed:
+            raise _refuse(tensor, path, f"claims {claimed} bytes", expected=f"the {entries['length']} it holds")
+        return
+    if not all(isinstance(text, str) for entry in entries.items() for text in entry):
+        raise _refuse(tensor, path, "has an unreadable place", expected="texts")
     pure = PurePosixPath(location)
     is_inside = bool(location) and not pure.is_absolute() and ".." not in pure.parts and "\\" not in location
     is_inside = is_inside and not PureWindowsPath(location).drive and "\0" not in location
@@ -146,7 +171,7 @@ def _check_claimed_shape(node: onnx.NodeProto, shape: onnx.TensorProto, path: Pa
     from onnx import numpy_helper
 
     _check_tensor(shape, path)
-    if len(shape.external_data) or math.prod(shape.dims) > 64:
+    if len(shape.external_data) or math.prod(shape.dims) > 64 or shape.data_type not in _WHOLE_NUMBERS:
         return
     sizes = [int(size) for size in numpy_helper.to_array(shape).reshape(-1)]
     if math.prod(max(size, 1) for size in sizes) * 8 > MAX_TENSOR_BYTES:
@@ -161,13 +186,22 @@ def _claimed_bytes(tensor: onnx.TensorProto) -> int:
     import onnx
 
     elements = math.prod(tensor.dims)
-    packed = {onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1}
-    if tensor.data_type in packed:
-        return (elements + 1) // 2
+    if (bits := packed_bits(tensor.data_type)) < 8:
+        return (elements * bits + 7) // 8
     try:
         return elements * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, ValueError, TypeError):
         return elements
+
+
+def packed_bits(data_type: int) -> int:
+    """Return the bits of an element of which several share a byte, or 8 for all other types."""
+    import onnx
+
+    tensor = onnx.TensorProto
+    if data_type in (tensor.INT4, tensor.UINT4, tensor.FLOAT4E2M1):
+        return 4
+    return 2 if data_type in (getattr(tensor, "INT2", -1), getattr(tensor, "UINT2", -1)) else 8
 
 
 def _refuse(tensor: onnx.TensorProto, path: Path, claim: str, *, expected: str) -> InvalidInputError:

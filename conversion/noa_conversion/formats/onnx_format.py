@@ -51,12 +51,18 @@ class OnnxRunnable:
 
 
 class OnnxAdapter:
-    """Loads the `onnx` format."""
+    """Loads the `onnx` format, and those of reduced precision: they are ONNX graphs under names of their own."""
+
+    packages = ("onnx", "onnxruntime")
+    extra = "onnx"
+
+    def __init__(self, name: str = "onnx") -> None:
+        self._name = name
 
     @property
     def name(self) -> str:
         """The format's name."""
-        return "onnx"
+        return self._name
 
     def load(self, folder: Path, *, threads: int | None = None) -> OnnxRunnable:
         """Load `model.onnx`; `threads` bounds the threads within an operator (None: onnxruntime's default, all cores).
@@ -65,7 +71,7 @@ class OnnxAdapter:
             InvalidInputError: missing, corrupt or not safe to load, or it differs from its signature.
             DependencyMissingError: onnx or onnxruntime is not installed.
         """
-        require_onnx("the format `onnx`")
+        require_onnx(f"the format `{self._name}`")
         import onnxruntime as ort
 
         if threads is not None and threads < 1:
@@ -74,7 +80,7 @@ class OnnxAdapter:
         path = folder / MODEL_FILE
         source = _checked_source(folder, signature)
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised; 3 also prints it
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         try:
@@ -85,6 +91,12 @@ class OnnxAdapter:
 
 
 ADAPTER = OnnxAdapter()
+SLIM = OnnxAdapter("onnx-slim")
+FP16 = OnnxAdapter("onnx-fp16")
+BF16 = OnnxAdapter("onnx-bf16")
+INT8 = OnnxAdapter("onnx-int8")
+INT8_STATIC = OnnxAdapter("onnx-int8-static")
+INT4 = OnnxAdapter("onnx-int4")
 
 
 def require_onnx(purpose: str) -> None:

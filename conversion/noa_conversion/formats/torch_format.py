@@ -26,7 +26,7 @@ from noa.errors import ConversionError, DependencyMissingError, InvalidInputErro
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.files import WEIGHTS_FILE, check_weight_names, read_bytes, read_json, unwritable_weights
 from noa_conversion.formats.torch_archive import PROGRAM_FILE, canonical_archive
-from noa_conversion.models import TorchModel, free_axes
+from noa_conversion.models import LARGEST_AXIS, TorchModel, free_axes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,6 +71,9 @@ class TorchRunnable:
 class TorchAdapter:
     """Loads the `torch` format."""
 
+    packages = ("torch", "safetensors")
+    extra = "torch"
+
     @property
     def name(self) -> str:
         """The format's name."""
@@ -86,7 +89,7 @@ class TorchAdapter:
         torch = import_torch()
         if threads is not None and threads < 1:
             raise InvalidInputError("a model needs at least one thread", expected="1 or more", received=threads)
-        graph, weights, signature = _read(folder)
+        graph, weights, signature = read_program(folder)
         if threads is not None and torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         return TorchRunnable(graph, list(weights.values()), signature, folder / PROGRAM_FILE)
@@ -134,7 +137,7 @@ def load_live(folder: Path) -> TorchModel:
     Raises:
         InvalidInputError: missing, corrupt or not safe to load.
     """
-    graph, weights, signature = _read(folder)
+    graph, weights, signature = read_program(folder)
     buffers = frozenset(_names_in_layout(folder, "buffers"))
     return TorchModel(module=stored_module(graph, weights, buffers), signature=signature)
 
@@ -209,7 +212,7 @@ def dynamic_axes(signature: Signature) -> tuple[dict[int, Any], ...]:
     """Return, for each input, its free axes as `torch.export.Dim` objects; one name is one object."""
     from torch.export import Dim
 
-    dims = {name: Dim(name) for name in free_axes(signature.inputs)}
+    dims = {name: Dim(name, max=LARGEST_AXIS) for name in free_axes(signature.inputs)}
     return tuple(
         {index: dims[axis] for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
         for spec in signature.inputs
@@ -302,7 +305,7 @@ def _output_nodes(program: torch.export.ExportedProgram) -> list[Any]:
     return nodes
 
 
-def _read(folder: Path) -> tuple[Any, dict[str, torch.Tensor], Signature]:
+def read_program(folder: Path) -> tuple[Any, dict[str, torch.Tensor], Signature]:
     """Return the graph, the tensors it takes before its inputs, by name and in order, and the signature."""
     torch = import_torch()
     signature = Signature.load(folder)

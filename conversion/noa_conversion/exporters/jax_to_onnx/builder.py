@@ -1,14 +1,16 @@
-"""The graph under construction: nodes, initialisers, names, and sizes of free axes as tensors.
+"""The graph under construction: nodes, scopes of subgraphs, initialisers, names, and sizes of free axes as tensors.
 
 A `Value` is one JAX value: its shape and dtype, and either the name of a tensor or a constant that is not yet in the
-graph. Constants enter the graph when a node takes them, once per content.
+graph. Constants enter the graph when a node takes them, once per content. Constants and sizes always belong to the
+outermost graph, where every subgraph sees them.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -29,10 +31,14 @@ def is_number(size: Dim) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
-    """One JAX value in the graph. `constant` holds it where it is known."""
+    """One JAX value in the graph. `constant` holds it where it is known.
+
+    The tensor of a complex number has one more axis, (real, imaginary), and that of a random key one for its words:
+    `constant` and the tensor `name` have that form, `shape` and `dtype` are those of JAX.
+    """
 
     shape: tuple[Dim, ...]
-    dtype: np.dtype[Any]
+    dtype: Any
     name: str | None = None
     constant: np.ndarray | None = None
 
@@ -46,31 +52,61 @@ Operand: TypeAlias = Value | str
 """What a node takes: a value, or the name of a tensor."""
 
 
+@dataclass(slots=True)
+class Scope:
+    """The nodes of one graph or subgraph, in order."""
+
+    nodes: list[onnx.NodeProto] = field(default_factory=list["onnx.NodeProto"])
+
+
 class GraphBuilder:
     """Collects an ONNX graph. `axes` says for each free axis which input has it, and where."""
 
     def __init__(self, *, opset: int, axes: Mapping[str, tuple[str, int]], taken: Sequence[str]) -> None:
         self.opset = opset
-        self.nodes: list[onnx.NodeProto] = []
         self.initialisers: dict[str, np.ndarray] = {}
+        self._sizes_scope = Scope()
+        self._main = Scope()
+        self._scope = self._main
         self._axes = axes
         self._taken = set(taken)
         self._counts: dict[str, int] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._sizes: dict[str, str] = {}
+        self._num_nodes = 0
 
-    def node(self, op: str, *operands: Operand, outputs: int = 1, **attributes: Any) -> str:
-        """Add a node and return the name of its first output; more are named by `node_outputs`."""
-        return self.node_outputs(op, *operands, outputs=outputs, **attributes)[0]
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The nodes of the outermost graph: those that compute sizes come first."""
+        return [*self._sizes_scope.nodes, *self._main.nodes]
+
+    @contextmanager
+    def subgraph(self) -> Generator[Scope]:
+        """Collect the nodes that are added within into a scope of their own."""
+        outer, self._scope = self._scope, Scope()
+        try:
+            yield self._scope
+        finally:
+            self._scope = outer
+
+    def node(self, op: str, *operands: Operand, **attributes: Any) -> str:
+        """Add a node with one output and return its name."""
+        return self.node_outputs(op, *operands, outputs=1, **attributes)[0]
 
     def node_outputs(self, op: str, *operands: Operand, outputs: int, **attributes: Any) -> list[str]:
         """Add a node and return the names of its outputs."""
+        names = [self.fresh(op.lower()) for _ in range(outputs)]
+        self.add(op, operands, names, **attributes)
+        return names
+
+    def add(self, op: str, operands: Sequence[Operand], outputs: Sequence[str], **attributes: Any) -> None:
+        """Add a node with the given names of its outputs. The operand "" is an optional input left out."""
         from onnx import helper
 
-        names = [self.fresh(op.lower()) for _ in range(outputs)]
         inputs = [self.name_of(operand) for operand in operands]
-        self.nodes.append(helper.make_node(op, inputs, names, name=f"{op}_{len(self.nodes)}", **attributes))
-        return names
+        name = f"{op}_{self._num_nodes}"
+        self._num_nodes += 1
+        self._scope.nodes.append(helper.make_node(op, inputs, list(outputs), name=name, **attributes))
 
     def name_of(self, operand: Operand) -> str:
         """Return the name of a tensor; a constant is put into the graph."""
@@ -85,7 +121,7 @@ class GraphBuilder:
     def constant(self, array: Any, dtype: Any = None) -> str:
         """Return the name of an initialiser with this content."""
         value = np.ascontiguousarray(array, dtype).reshape(np.shape(array))
-        key = (value.dtype.str, value.shape, value.tobytes())
+        key = (value.dtype.name, value.shape, value.tobytes())
         if key not in self._constants:
             name = self.fresh("constant")
             self._constants[key] = name
@@ -122,7 +158,11 @@ class GraphBuilder:
             return self.integers([int(dim)])
         text = str(dim)
         if text not in self._sizes:
-            self._sizes[text] = self._evaluate(ast.parse(text, mode="eval").body, text)
+            outer, self._scope = self._scope, self._sizes_scope
+            try:
+                self._sizes[text] = self._evaluate(ast.parse(text, mode="eval").body, text)
+            finally:
+                self._scope = outer
         return self._sizes[text]
 
     def _evaluate(self, node: ast.expr, text: str) -> str:
@@ -159,17 +199,3 @@ class GraphBuilder:
             return self.node(function.capitalize(), left, right)
         rest = self.node("Mod", left, right)  # the sign of the divisor, as in Python
         return rest if function == "mod" else self.node("Div", self.node("Sub", left, rest), right)
-
-
-def onnx_type(dtype: Any) -> int:
-    """Return ONNX's number of a NumPy dtype.
-
-    Raises:
-        ConversionError: ONNX has no such type (keys of random generators, for one).
-    """
-    from onnx import helper
-
-    try:
-        return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    except (KeyError, ValueError, TypeError) as exc:
-        raise ConversionError(f"the dtype {dtype} has no ONNX form", where="JAX to ONNX", received=str(dtype)) from exc

@@ -1,21 +1,23 @@
 """Primitives that work element by element.
 
-onnxruntime computes arithmetic in 32 and 64 bits only; narrower integers are computed in 32 bits and cast back, which
-gives the same bits, since the low bits of sums, differences and products do not depend on the high ones.
+Runtimes compute arithmetic in 32 and 64 bits only; narrower integers are computed in 32 bits and cast back, which gives
+the same bits, since the low bits of sums, differences and products do not depend on the high ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from noa_conversion.exporters.jax_to_onnx.builder import Operand, Value
+from noa_conversion.exporters.jax_to_onnx.comparisons import is_negative
+from noa_conversion.exporters.jax_to_onnx.dtypes import is_float
 from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler
 
-_TO_NEAREST_EVEN = 1
-_NARROW = {"int8": "int32", "int16": "int32", "uint8": "int32", "uint16": "int32", "uint32": "int64"}
+_NARROW = {"int8": "int32", "int16": "int32", "uint8": "int32", "uint16": "int32"}
 
 
 def _unary(call: Call, op: str) -> list[Operand]:
@@ -34,34 +36,62 @@ def _in_supported(call: Call, op: str, inputs: list[Value], **attributes: Any) -
     return call.cast(call.node(op, *(call.cast(value, wide) for value in inputs), **attributes), dtype)
 
 
-def _compare(call: Call, op: str, *, negate: bool = False) -> list[Operand]:
-    operands: list[Operand] = list(call.inputs)
-    name = call.inputs[0].dtype.name
-    if name in _NARROW or (name == "bool" and op != "Equal"):
-        operands = [call.cast(operand, _NARROW.get(name, "int32")) for operand in operands]
-    result = call.node(op, *operands)
-    return [call.node("Not", result) if negate else result]
-
-
-def _logical(call: Call, logical: str, bitwise: str) -> list[Operand]:
-    return [call.node(logical if call.inputs[0].dtype == np.bool_ else bitwise, *call.inputs)]
-
-
 def _extreme(call: Call, op: str) -> list[Operand]:
     if call.inputs[0].dtype == np.bool_:
         return [call.node("Or" if op == "Max" else "And", *call.inputs)]
     return [_in_supported(call, op, list(call.inputs))]
 
 
+def _negate(call: Call) -> list[Operand]:
+    (value,) = call.inputs
+    if value.dtype.kind == "u":
+        return [_in_supported(call, "Sub", [_zero(value.dtype), value])]
+    return [_in_supported(call, "Neg", [value])]
+
+
 def _divide(call: Call) -> list[Operand]:
-    return [_in_supported(call, "Div", list(call.inputs))]  # integers: towards zero, in both
+    value, divisor = call.inputs
+    if is_float(value.dtype):
+        return [call.node("Div", value, divisor)]
+    dtype = value.dtype
+    by_zero = call.scalar(-1 if dtype.kind == "i" else np.iinfo(dtype).max, dtype)
+    return [_without_trap(call, lambda top, bottom: call.node("Div", top, bottom), by_zero)]  # both: towards zero
+
+
+def _remainder(call: Call) -> list[Operand]:
+    value, _ = call.inputs
+    if is_float(value.dtype):
+        return [call.node("Mod", *call.inputs, fmod=1)]
+    return [_without_trap(call, lambda top, bottom: call.node("Mod", top, bottom, fmod=1), value)]
+
+
+def _without_trap(call: Call, divide: Callable[[Operand, Operand], str], by_zero: Operand) -> str:
+    """Divide integers as XLA does, which gives a value where a processor traps: by zero, and the smallest by -1."""
+    value, divisor = call.inputs
+    dtype = value.dtype
+    if divisor.constant is not None and not np.isin(divisor.constant, (0, -1)).any():
+        return _in_wider(call, divide, value, divisor, _NARROW.get(dtype.name))
+    is_zero = call.node("Equal", divisor, call.scalar(0, dtype))
+    safe = call.node("Where", is_zero, call.scalar(1, dtype), divisor)
+    wide = {**_NARROW, "int32": "int64"}.get(dtype.name)
+    return call.node("Where", is_zero, by_zero, _in_wider(call, divide, value, safe, wide))
+
+
+def _in_wider(
+    call: Call, divide: Callable[[Operand, Operand], str], value: Operand, divisor: Operand, wide: str | None
+) -> str:
+    if wide is None:
+        return divide(value, divisor)
+    return call.cast(divide(call.cast(value, wide), call.cast(divisor, wide)), call.inputs[0].dtype)
+
+
+def _zero(dtype: Any) -> Value:
+    return Value(shape=(), dtype=dtype, constant=np.zeros((), dtype))
 
 
 def _power(call: Call) -> list[Operand]:
     base, exponent = call.inputs
-    if base.dtype.kind != "f":
-        raise call.refuse("integer powers with a computed exponent overflow differently", received=base.dtype.name)
-    return [call.node("Pow", base, exponent)]
+    return [call.node("Pow", base, call.cast_to(exponent, base.dtype))]
 
 
 def _integer_power(call: Call) -> list[Operand]:
@@ -69,15 +99,17 @@ def _integer_power(call: Call) -> list[Operand]:
     power = int(call.params["y"])
     if power == 2:
         return [_in_supported(call, "Mul", [value, value])]
-    if power == -1 and value.dtype.kind == "f":
+    if power == -1 and is_float(value.dtype):
         return [call.node("Reciprocal", value)]
-    if value.dtype.kind != "f":
-        result: Operand = value
+    if not is_float(value.dtype):
         if power < 1:
             raise call.refuse("an integer power below 1 of integers", received=power)
+        wide = _NARROW.get(value.dtype.name)
+        factor: Operand = value if wide is None else call.cast(value, wide)
+        result = factor
         for _ in range(power - 1):
-            result = call.node("Mul", result, value)
-        return [result]
+            result = call.node("Mul", result, factor)
+        return [result if wide is None else call.cast(result, value.dtype)]
     return [call.node("Pow", value, call.scalar(power, value.dtype))]
 
 
@@ -136,22 +168,6 @@ def _is_finite(call: Call) -> list[Operand]:
     return [call.node("Not", call.node("Or", call.node("IsNaN", value), call.node("IsInf", value)))]
 
 
-def _round(call: Call) -> list[Operand]:
-    (value,) = call.inputs
-    if int(call.params["rounding_method"]) == _TO_NEAREST_EVEN:
-        return [call.node("Round", value)]
-    # Halves go away from zero. Adding 0.5 would round 0.49999997 up, so the fraction is compared instead.
-    magnitude = call.node("Abs", value)
-    floor = call.node("Floor", magnitude)
-    is_up = call.node("GreaterOrEqual", call.node("Sub", magnitude, floor), call.scalar(0.5, value.dtype))
-    rounded = call.node("Add", floor, call.cast(is_up, value.dtype))
-    return [call.node("Mul", call.node("Sign", value), rounded)]
-
-
-def _not(call: Call) -> list[Operand]:
-    return _logical(call, "Not", "BitwiseNot")
-
-
 def _clamp(call: Call) -> list[Operand]:
     low, value, high = call.inputs
     wide = _NARROW.get(value.dtype.name)
@@ -173,42 +189,27 @@ def _select(call: Call) -> list[Operand]:
     return [result]
 
 
-def _convert(call: Call) -> list[Operand]:
-    (value,) = call.inputs
-    target = np.dtype(call.params["new_dtype"])
-    if value.dtype.kind == "f" and target.kind in "iu":
-        return [_saturated(call, value, target)]
-    return [call.cast(value, target)]
-
-
-def _saturated(call: Call, value: Value, target: np.dtype[Any]) -> str:
-    """Out of range and NaN are undefined in ONNX; XLA takes the nearest integer there is, and 0 for NaN."""
-    limits = np.iinfo(target)
-    # The largest float that is still in range: 2**31 - 1 itself is none in 24 bits.
-    top = value.dtype.type(min(limits.max, np.finfo(value.dtype).max))
-    if float(top) > limits.max:
-        top = np.nextafter(top, value.dtype.type(0))
-    low = max(limits.min, np.finfo(value.dtype).min)
-    number = call.node("Where", call.node("IsNaN", value), call.scalar(0, value.dtype), value)
-    inside = call.node("Clip", number, call.scalar(low, value.dtype), call.scalar(float(top), value.dtype))
-    above = call.node("Greater", number, call.scalar(float(top), value.dtype))
-    highest = call.graph.constant(np.asarray(limits.max, target))
-    return call.node("Where", above, highest, call.cast(inside, target))
-
-
-def _identity(call: Call) -> list[Operand]:
+def identity(call: Call) -> list[Operand]:
+    """Give the inputs."""
     return list(call.inputs)
 
 
-def _reduce_precision(call: Call) -> list[Operand]:
-    bits = (call.params["exponent_bits"], call.params["mantissa_bits"])
-    if bits != {"float32": (8, 23), "float64": (11, 52), "float16": (5, 10)}.get(call.inputs[0].dtype.name):
-        raise call.refuse("it rounds to another format", received=bits)
-    return list(call.inputs)
+def _atan2(call: Call) -> list[Operand]:
+    """Source: C99 F.9.1.4; the quadrant follows from the signs, and the sign of a zero is that of its reciprocal."""
+    y, x = call.inputs
+    dtype = x.dtype
+    zero, pi = call.scalar(0, dtype), call.scalar(np.pi, dtype)
+    negative_x, negative_y = (is_negative(call, value) for value in (x, y))
+    size_x, size_y = (call.node("Abs", value) for value in (x, y))
+    both_infinite = call.node("And", call.node("IsInf", x), call.node("IsInf", y))
+    both_zero = call.node("And", call.node("Equal", x, zero), call.node("Equal", y, zero))
+    ratio = call.node("Where", both_infinite, call.scalar(1, dtype), call.node("Div", size_y, size_x))
+    angle = call.node("Atan", call.node("Where", both_zero, zero, ratio))
+    angle = call.node("Where", negative_x, call.node("Sub", pi, angle), angle)
+    return [call.node("Where", negative_y, call.node("Neg", angle), angle)]
 
 
 _UNARY = {
-    "neg": "Neg",
     "exp": "Exp",
     "log": "Log",
     "tanh": "Tanh",
@@ -231,32 +232,34 @@ _UNARY = {
     "acosh": "Acosh",
     "atanh": "Atanh",
 }
-_IDENTITIES = ("copy", "copy_p", "stop_gradient", "optimization_barrier", "name", "sharding_constraint", "pvary")
+IDENTITIES = (
+    "copy",
+    "copy_p",
+    "stop_gradient",
+    "optimization_barrier",
+    "name",
+    "sharding_constraint",
+    "pvary",
+    "device_put",
+)
+"""Primitives that give what they take, and the layout of devices aside mean nothing."""
 
 HANDLERS: dict[str, Handler] = {
     **{primitive: partial(_unary, op=op) for primitive, op in _UNARY.items()},
-    **dict.fromkeys(_IDENTITIES, _identity),
+    **dict.fromkeys(IDENTITIES, identity),
     "add": partial(_binary, op="Add"),
     "add_any": partial(_binary, op="Add"),
     "sub": partial(_binary, op="Sub"),
     "mul": partial(_binary, op="Mul"),
+    "neg": _negate,
     "div": _divide,
-    "rem": partial(_binary, op="Mod", fmod=1),
+    "rem": _remainder,
+    "atan2": _atan2,
     "pow": _power,
     "integer_pow": _integer_power,
     "square": _square,
     "max": partial(_extreme, op="Max"),
     "min": partial(_extreme, op="Min"),
-    "eq": partial(_compare, op="Equal"),
-    "ne": partial(_compare, op="Equal", negate=True),
-    "lt": partial(_compare, op="Less"),
-    "le": partial(_compare, op="LessOrEqual"),
-    "gt": partial(_compare, op="Greater"),
-    "ge": partial(_compare, op="GreaterOrEqual"),
-    "and": partial(_logical, logical="And", bitwise="BitwiseAnd"),
-    "or": partial(_logical, logical="Or", bitwise="BitwiseOr"),
-    "xor": partial(_logical, logical="Xor", bitwise="BitwiseXor"),
-    "not": _not,
     "rsqrt": _rsqrt,
     "cbrt": _cbrt,
     "exp2": _exp2,
@@ -264,9 +267,6 @@ HANDLERS: dict[str, Handler] = {
     "expm1": _expm1,
     "erfc": _erfc,
     "is_finite": _is_finite,
-    "round": _round,
     "clamp": _clamp,
     "select_n": _select,
-    "convert_element_type": _convert,
-    "reduce_precision": _reduce_precision,
 }

@@ -9,7 +9,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from noa.errors import ConversionError
-from noa_conversion.exporters.jax_to_onnx.builder import GraphBuilder, Operand, Value, is_number, onnx_type
+from noa_conversion.exporters.jax_to_onnx.builder import GraphBuilder, Operand, Value, is_number
+from noa_conversion.exporters.jax_to_onnx.dtypes import onnx_type, stored_dtype, stored_shape
+
+Walk: TypeAlias = Callable[[GraphBuilder, Any, Sequence[Any], Sequence[Value]], list[Value]]
+"""Writes a jaxpr: graph, jaxpr, its constants, its arguments; returns its outputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +26,9 @@ class Call:
     inputs: Sequence[Value]
     outputs: Sequence[Any]
     """Abstract values, with `shape` and `dtype`."""
+    walk: Walk
+    bind: Callable[..., Any]
+    """The primitive itself, for handlers that write it by way of another function."""
 
     def node(self, op: str, *operands: Operand, **attributes: Any) -> str:
         """Add a node with one output."""
@@ -31,9 +38,34 @@ class Call:
         """Add a cast."""
         return self.graph.node("Cast", operand, to=onnx_type(dtype))
 
+    def cast_to(self, value: Value, dtype: Any) -> Operand:
+        """Add a cast unless the value has the dtype."""
+        return value if value.dtype == np.dtype(dtype) else self.cast(value, dtype)
+
+    def cast_from(self, operand: Operand, source: Any, target: Any) -> Operand:
+        """Add a cast of a tensor of the dtype `source` unless it has the dtype `target`."""
+        return operand if np.dtype(source) == np.dtype(target) else self.cast(operand, target)
+
     def scalar(self, value: float, like: Any) -> str:
         """Return the name of a constant with one element of the dtype `like`."""
         return self.graph.constant(np.asarray(value, np.dtype(like)))
+
+    def permuted(self, operand: Operand, order: Sequence[int]) -> Operand:
+        """Add a transposition unless the axes are in order."""
+        axes = [int(axis) for axis in order]
+        return operand if axes == sorted(axes) else self.graph.node("Transpose", operand, perm=axes)
+
+    def inline(self, closed: Any, inputs: Sequence[Value]) -> list[Value]:
+        """Write a closed jaxpr in place."""
+        return self.walk(self.graph, closed.jaxpr, closed.consts, inputs)
+
+    def trace(self, function: Callable[..., Any], *inputs: Value) -> list[Value]:
+        """Write what a JAX function of the stored tensors does: a primitive in terms of others."""
+        import jax
+
+        stored = [as_stored(value) for value in inputs]
+        shapes = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in stored]
+        return self.inline(jax.make_jaxpr(function)(*shapes), stored)
 
     def refuse(self, reason: str, *, received: object = None) -> ConversionError:
         """Return the error that this use of the primitive has no ONNX form here."""
@@ -46,10 +78,25 @@ class Call:
         )
 
 
-Handler: TypeAlias = Callable[[Call], list[Operand]]
+Handler: TypeAlias = Callable[[Call], Sequence[Operand]]
 """Adds the nodes of one equation and returns its outputs, in order."""
+
+
+def as_stored(value: Value) -> Value:
+    """Return the tensor that holds a value, as a value of its own."""
+    return Value(
+        shape=stored_shape(value.shape, value.dtype),
+        dtype=stored_dtype(value.dtype),
+        name=value.name,
+        constant=value.constant,
+    )
 
 
 def is_static(shape: Sequence[Any]) -> bool:
     """Tell whether all sizes are plain numbers."""
     return all(is_number(size) for size in shape)
+
+
+def is_same_size(first: Any, second: Any) -> bool:
+    """Tell whether two sizes, known or free, are certainly equal."""
+    return str(first) == str(second)

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from noa_conversion.exporters.jax_to_onnx.builder import GraphBuilder, Operand, Value, is_number
-from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler, is_static
+from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler, is_same_size, is_static
 
 _TO_END = np.iinfo(np.int64).max
-# onnxruntime's Pad has no kernel for these.
-_PAD_THROUGH = {"int16": "int32", "uint16": "int32", "bool": "int32", "float16": "float32"}
 
 
 def reshape_to(graph: GraphBuilder, operand: Operand, shape: tuple[Any, ...]) -> str:
@@ -67,7 +65,7 @@ def _broadcast(call: Call) -> list[Operand]:
         result = call.node("Unsqueeze", result, call.graph.integers(added))
     # A size that the operand already has needs no number: 1 leaves it as it is.
     present = {axis: value.shape[index] for index, axis in enumerate(kept)}
-    sizes = [1 if axis in present and str(present[axis]) == str(size) else size for axis, size in enumerate(shape)]
+    sizes = [1 if axis in present and is_same_size(present[axis], size) else size for axis, size in enumerate(shape)]
     if all(is_number(size) and size == 1 for size in sizes) and (value.rank or not shape):
         return [result]
     return [call.node("Expand", result, call.graph.shape(sizes))]
@@ -89,7 +87,7 @@ def _slice(call: Call) -> list[Operand]:
     strides = call.params["strides"] or (1,) * value.rank
     cuts: dict[int, tuple[Any, Any, int]] = {}
     for axis, (start, end, step) in enumerate(zip(starts, ends, strides, strict=True)):
-        reaches_end = str(end) == str(value.shape[axis])
+        reaches_end = is_same_size(end, value.shape[axis])
         if not (reaches_end and is_number(start) and start == 0 and step == 1):
             cuts[axis] = (start, _TO_END if reaches_end else end, int(step))
     return [slice_axes(call.graph, value, cuts)]
@@ -98,7 +96,7 @@ def _slice(call: Call) -> list[Operand]:
 def _dynamic_slice(call: Call) -> list[Operand]:
     value, *starts = call.inputs
     sizes = tuple(call.params["slice_sizes"])
-    cut = [axis for axis in range(value.rank) if str(sizes[axis]) != str(value.shape[axis])]
+    cut = [axis for axis in range(value.rank) if not is_same_size(sizes[axis], value.shape[axis])]
     if not cut:
         return [value]
     rest = [value.shape[axis] - sizes[axis] for axis in cut]
@@ -107,52 +105,90 @@ def _dynamic_slice(call: Call) -> list[Operand]:
     if all(start is not None for start in known) and is_static(rest):
         begin = {axis: _clamped(start, value.shape[axis] - sizes[axis]) for axis, start in zip(cut, known, strict=True)}
         return [slice_axes(graph, value, {axis: (begin[axis], begin[axis] + sizes[axis], 1) for axis in cut})]
+    if len(cut) == 1 and is_number(sizes[cut[0]]) and sizes[cut[0]] == 1:
+        place = graph.node("Reshape", call.cast(starts[cut[0]], "int64"), graph.integers([1]))
+        return [graph.node("Gather", value, _clamped_place(call, place, rest), axis=cut[0])]
     parts = [graph.node("Reshape", call.cast(starts[axis], "int64"), graph.integers([1])) for axis in cut]
     start = parts[0] if len(parts) == 1 else graph.node("Concat", *parts, axis=0)
-    start = graph.node("Min", graph.node("Max", start, graph.integers([0])), graph.shape(rest))
+    start = _clamped_place(call, start, rest)
     end = graph.node("Add", start, graph.shape([sizes[axis] for axis in cut]))
     return [graph.node("Slice", value, start, end, graph.integers(cut))]
 
 
+def _clamped_place(call: Call, start: str, highest: list[Any]) -> str:
+    """Move a start so far back that what begins there fits, as JAX does."""
+    graph = call.graph
+    return graph.node("Min", graph.node("Max", start, graph.integers([0])), graph.shape(highest))
+
+
 def _dynamic_update_slice(call: Call) -> list[Operand]:
+    """Read each element either from the update, at its distance from the start, or from the array."""
     value, update, *starts = call.inputs
-    pads: list[tuple[int, int]] = []
-    for axis, start in enumerate(starts):
-        rest = value.shape[axis] - update.shape[axis]
-        if not is_number(rest) or start.constant is None:
-            raise call.refuse("it writes at a computed place, or into a part of a free axis")
-        low = _clamped(start.constant, rest)
-        pads.append((low, rest - low))
-    is_new = call.node("Expand", call.graph.constant(np.True_), call.node("Shape", update))
-    mask = pad_with(call.graph, Value(shape=update.shape, dtype=np.dtype(bool), name=is_new), pads, np.False_)
-    moved = pad_with(call.graph, update, pads, np.zeros((), update.dtype))
-    return [call.node("Where", mask, moved, value)]
+    graph = call.graph
+    cut = [axis for axis in range(value.rank) if not is_same_size(update.shape[axis], value.shape[axis])]
+    if not cut:
+        return [update]
+    moved: Operand = update
+    mask: str | None = None
+    for axis in cut:
+        highest = value.shape[axis] - update.shape[axis]
+        start = graph.node("Reshape", call.cast(starts[axis], "int64"), graph.integers([1]))
+        distance = graph.node("Sub", _line(call, value.shape[axis]), _clamped_place(call, start, [highest]))
+        last = graph.shape([update.shape[axis] - 1])
+        inside = graph.node(
+            "And",
+            graph.node("GreaterOrEqual", distance, graph.integers([0])),
+            graph.node("LessOrEqual", distance, last),
+        )
+        if not (is_number(update.shape[axis]) and update.shape[axis] == 1):  # one element is spread by Where
+            near = graph.node("Min", graph.node("Max", distance, graph.integers([0])), last)
+            moved = graph.node("Gather", moved, near, axis=axis)
+        column = graph.node("Reshape", inside, graph.integers([-1 if i == axis else 1 for i in range(value.rank)]))
+        mask = column if mask is None else graph.node("And", mask, column)
+    return [graph.node("Where", str(mask), moved, value)]
 
 
-def pad_with(graph: GraphBuilder, value: Value, pads: list[tuple[int, int]], fill: Operand | Any) -> str:
-    """Pad (or cut, where negative) both ends of each axis with a constant."""
-    through = _PAD_THROUGH.get(value.dtype.name)
-    operand: Operand = value
+def _line(call: Call, size: Any) -> str:
+    """Return the name of 0, 1, ... as int64, for a known or a free size."""
+    graph = call.graph
+    if is_number(size):
+        return graph.integers(range(int(size)))
+    count = graph.node("Squeeze", graph.size(size))
+    return graph.node("Range", graph.constant(np.int64(0)), count, graph.constant(np.int64(1)))
+
+
+def pad_with(graph: GraphBuilder, value: Value, pads: list[tuple[Any, Any]], fill: Operand | Any) -> str:
+    """Pad (or cut, where negative) both ends of each axis with a constant; sizes may be free."""
     filler: Operand = fill if isinstance(fill, str | Value) else graph.constant(np.asarray(fill, value.dtype))
-    amounts = graph.integers([low for low, _ in pads] + [high for _, high in pads])
-    if through is None:
-        return graph.node("Pad", operand, amounts, filler, mode="constant")
-    from noa_conversion.exporters.jax_to_onnx.builder import onnx_type
-
-    operand, filler = (graph.node("Cast", item, to=onnx_type(through)) for item in (operand, filler))
-    padded = graph.node("Pad", operand, amounts, filler, mode="constant")
-    return graph.node("Cast", padded, to=onnx_type(value.dtype))
+    amounts = graph.shape([low for low, _ in pads] + [high for _, high in pads])
+    return graph.node("Pad", value, amounts, filler, mode="constant")
 
 
 def _pad(call: Call) -> list[Operand]:
     value, fill = call.inputs
     config = list(call.params["padding_config"])
-    if any(inner != 0 for _, _, inner in config):
-        raise call.refuse("it pads between elements", received=config)
-    if not all(is_number(amount) for low, high, _ in config for amount in (low, high)):
-        raise call.refuse("it pads by a free size", received=config)
-    pads = [(int(low), int(high)) for low, high, _ in config]
-    return [pad_with(call.graph, value, pads, fill) if any(map(any, pads)) else value]
+    shape = list(value.shape)
+    for axis, (_, _, inner) in enumerate(config):
+        if not is_number(inner) or inner != 0:
+            value = _spread(call, value, fill, axis, shape, inner)
+            shape[axis] = value.shape[axis]
+    pads = [(low, high) for low, high, _ in config]
+    is_none = all(is_number(amount) and amount == 0 for pair in pads for amount in pair)
+    return [value if is_none else pad_with(call.graph, value, pads, fill)]
+
+
+def _spread(call: Call, value: Value, fill: Value, axis: int, shape: list[Any], inner: Any) -> Value:
+    """Put `inner` fillers between the elements of one axis: pad a new axis after it, merge both, cut the last ones."""
+    graph = call.graph
+    apart = graph.node("Unsqueeze", value, graph.integers([axis + 1]))
+    pads = [(0, 0)] * (axis + 1) + [(0, inner)] + [(0, 0)] * (value.rank - axis - 1)
+    wide = Value(shape=(*shape[: axis + 1], 1, *shape[axis + 1 :]), dtype=value.dtype, name=apart)
+    padded = pad_with(graph, wide, pads, fill)
+    full = shape[axis] * (inner + 1)
+    merged = reshape_to(graph, padded, (*shape[:axis], full, *shape[axis + 1 :]))
+    end = full - inner
+    cut = slice_axes(graph, merged, {axis: (0, end, 1)})
+    return Value(shape=(*shape[:axis], end, *shape[axis + 1 :]), dtype=value.dtype, name=graph.name_of(cut))
 
 
 def _reverse(call: Call) -> list[Operand]:
@@ -161,13 +197,11 @@ def _reverse(call: Call) -> list[Operand]:
 
 
 def _iota(call: Call) -> list[Operand]:
-    """Count along one axis. Static ones are folded before they come here; this is for free sizes."""
+    """Count along one axis. Small ones are folded before they come here."""
     graph = call.graph
     shape = tuple(call.params["shape"])
     axis = int(call.params["dimension"])
-    scalar = graph.node("Squeeze", graph.size(shape[axis]))
-    count = graph.node("Range", graph.constant(np.int64(0)), scalar, graph.constant(np.int64(1)))
-    line = call.cast(count, call.params["dtype"])
+    line = call.cast(_line(call, shape[axis]), call.params["dtype"])
     if len(shape) == 1:
         return [line]
     column = graph.node("Reshape", line, graph.integers([-1 if index == axis else 1 for index in range(len(shape))]))
@@ -178,11 +212,22 @@ def _iota(call: Call) -> list[Operand]:
 
 def _split(call: Call) -> list[Operand]:
     sizes = list(call.params["sizes"])
-    if not is_static(sizes):
-        raise call.refuse("it splits a free axis", received=str(sizes))
     axis = int(call.params["axis"])
-    names = call.graph.node_outputs("Split", call.inputs[0], call.graph.integers(sizes), outputs=len(sizes), axis=axis)
-    return list(names)
+    return list(
+        call.graph.node_outputs("Split", call.inputs[0], call.graph.shape(sizes), outputs=len(sizes), axis=axis)
+    )
+
+
+def _unstack(call: Call) -> list[Operand]:
+    (value,) = call.inputs
+    axis, count = int(call.params["axis"]), len(call.outputs)
+    parts = call.graph.node_outputs("Split", value, call.graph.integers([1] * count), outputs=count, axis=axis)
+    return [call.node("Squeeze", part, call.graph.integers([axis])) for part in parts]
+
+
+def _tile(call: Call) -> list[Operand]:
+    repeats = [int(count) for count in call.params["reps"]]
+    return [call.node("Tile", call.inputs[0], call.graph.integers(repeats))]
 
 
 def _size_as_value(call: Call) -> list[Operand]:
@@ -208,5 +253,7 @@ HANDLERS: dict[str, Handler] = {
     "rev": _reverse,
     "iota": _iota,
     "split": _split,
+    "tile": _tile,
+    "unstack": _unstack,
     "dim_as_value": _size_as_value,
 }

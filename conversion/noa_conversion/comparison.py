@@ -1,0 +1,218 @@
+"""How one output of two models is compared, and what difference is allowed by its dtype.
+
+- integers and booleans are exact: they are counts, indices and decisions.
+- float32 uses the settings: the same sums in another order differ by a few units in the last place per term.
+- float16 has 10 bits of mantissa (2**-10 = 1e-3), so that sums of a layer agree to about 1e-2.
+- float64 keeps 52 bits; what differs by more than 1e-8 was computed in fewer somewhere.
+
+A format of reduced precision states a tolerance of its own instead (`optimise/precision_tolerance.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from noa.settings import ConversionSettings
+from noa.signatures import TensorSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """Largest allowed difference, `absolute + relative * |native| + of_largest * max |native|`, and why.
+
+    `disagreement` is the share of the elements that may differ at all, for outputs of whole numbers; one may always
+    where it is not zero.
+    """
+
+    absolute: float
+    relative: float
+    reason: str
+    of_largest: float = 0.0
+    disagreement: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputDifference:
+    """How one output differs in one run. Errors are over elements that are finite on both sides."""
+
+    output: str
+    batch: int
+    passed: bool
+    problem: str | None
+    max_abs_error: float
+    mean_abs_error: float
+    max_relative_error: float
+    excess: float
+    """Largest error divided by what is allowed for that element; above 1 it fails."""
+    worst_sample: int | None
+    argmax_agreement: float | None
+    tolerance: Tolerance
+    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Sizes of the free axes in this run."""
+    native_not_finite: int = 0
+    """How many elements of the native output are NaN or infinite."""
+    other_not_finite: int = 0
+
+    def to_dict(self) -> dict[str, object]:
+        """Return JSON values; what is not finite becomes text."""
+        return {
+            "output": self.output,
+            "batch": self.batch,
+            "sizes": dict(self.sizes),
+            "passed": self.passed,
+            "problem": self.problem,
+            "max_abs_error": finite_or_text(self.max_abs_error),
+            "mean_abs_error": finite_or_text(self.mean_abs_error),
+            "max_relative_error": finite_or_text(self.max_relative_error),
+            "worst_sample": self.worst_sample,
+            "argmax_agreement": self.argmax_agreement,
+            "native_not_finite": self.native_not_finite,
+            "other_not_finite": self.other_not_finite,
+            "absolute_tolerance": self.tolerance.absolute,
+            "relative_tolerance": self.tolerance.relative,
+            "tolerance_of_largest": self.tolerance.of_largest,
+            "tolerance_reason": self.tolerance.reason,
+        }
+
+
+def tolerance_for(dtype: str, settings: ConversionSettings) -> Tolerance:
+    """Return the tolerance of a dtype, and why it is that."""
+    if dtype == "float32":
+        reason = "float32: sums in another order; limits from the settings"
+        return Tolerance(absolute=settings.absolute_tolerance, relative=settings.relative_tolerance, reason=reason)
+    if dtype == "float16":
+        reason = "float16: 10 bits of mantissa"
+        absolute = max(settings.absolute_tolerance, 1e-2)
+        return Tolerance(absolute=absolute, relative=max(settings.relative_tolerance, 1e-2), reason=reason)
+    if dtype == "float64":
+        reason = "float64: 52 bits of mantissa"
+        absolute = min(settings.absolute_tolerance, 1e-8)
+        return Tolerance(absolute=absolute, relative=min(settings.relative_tolerance, 1e-8), reason=reason)
+    return Tolerance(absolute=0.0, relative=0.0, reason=f"{dtype}: exact")
+
+
+def compare_output(
+    spec: TensorSpec,
+    native: np.ndarray,
+    other: np.ndarray,
+    *,
+    batch: int,
+    settings: ConversionSettings,
+    sizes: Mapping[str, int] | None = None,
+    tolerance: Tolerance | None = None,
+) -> OutputDifference:
+    """Compare one output of both formats; never raises for a difference. `tolerance` replaces the dtype's own."""
+    allowed = tolerance or tolerance_for(spec.dtype, settings)
+    problem = _form_problem(spec, native, other)
+    if problem is not None:
+        nan = float("nan")
+        return OutputDifference(
+            output=spec.name,
+            batch=batch,
+            sizes=sizes or {},
+            passed=False,
+            problem=problem,
+            max_abs_error=nan,
+            mean_abs_error=nan,
+            max_relative_error=nan,
+            excess=float("inf"),
+            worst_sample=None,
+            argmax_agreement=None,
+            tolerance=allowed,
+        )
+    return _compare_values(spec, native, other, batch=batch, sizes=sizes or {}, tolerance=allowed)
+
+
+def finite_or_text(value: float) -> float | str:
+    """Return a number that JSON can hold: NaN and infinities as text."""
+    return value if np.isfinite(value) else str(value)
+
+
+def _compare_values(
+    spec: TensorSpec,
+    native: np.ndarray,
+    other: np.ndarray,
+    *,
+    batch: int,
+    sizes: Mapping[str, int],
+    tolerance: Tolerance,
+) -> OutputDifference:
+    is_float = np.issubdtype(native.dtype, np.floating)
+    left, right = (array.astype(np.float64) for array in (native, other)) if is_float else (native, other)
+    same_kind = _same_kind(left, right) if is_float else np.ones(native.shape, bool)
+    error = _absolute_error(left, right, is_float)
+    magnitude = np.where(np.isfinite(left), np.abs(left), 0.0) if is_float else np.abs(left.astype(np.float64))
+    largest = float(magnitude.max(initial=0.0)) if is_float else 0.0
+    allowed = tolerance.absolute + tolerance.relative * magnitude + tolerance.of_largest * largest
+    with np.errstate(divide="ignore", invalid="ignore"):
+        excess = np.where(error > 0, error / allowed, 0.0)
+        relative = np.where(error > 0, error / magnitude, 0.0)
+    excess = np.where(same_kind, excess, np.inf)
+    worst = int(np.argmax(excess)) if excess.size else None
+    within = bool((error <= allowed).all())
+    if not is_float and not within and error.size:
+        within = int((error > allowed).sum()) <= math.ceil(tolerance.disagreement * error.size)
+    passed = bool(same_kind.all()) and within
+    problem = None if same_kind.all() else "NaN or infinite values are not in the same places"
+    return OutputDifference(
+        output=spec.name,
+        batch=batch,
+        sizes=sizes,
+        passed=passed,
+        problem=problem or (None if passed else "values differ by more than the tolerance"),
+        max_abs_error=float(error.max(initial=0.0)),
+        mean_abs_error=float(error.mean()) if error.size else 0.0,
+        max_relative_error=float(relative.max(initial=0.0)),
+        excess=float(excess.max(initial=0.0)),
+        worst_sample=_sample_of(spec, native.shape, worst),
+        argmax_agreement=_argmax_agreement(left, right) if is_float and native.ndim in (2, 3) else None,
+        tolerance=tolerance,
+        native_not_finite=_count_not_finite(left) if is_float else 0,
+        other_not_finite=_count_not_finite(right) if is_float else 0,
+    )
+
+
+def _absolute_error(left: np.ndarray, right: np.ndarray, is_float: bool) -> np.ndarray:
+    if not is_float:
+        return np.where(left == right, 0.0, np.maximum(np.abs(left.astype(np.float64) - right.astype(np.float64)), 1.0))
+    with np.errstate(invalid="ignore"):
+        error = np.abs(left - right)
+    return np.where(np.isfinite(left) & np.isfinite(right), error, 0.0)
+
+
+def _count_not_finite(values: np.ndarray) -> int:
+    return int(values.size - np.isfinite(values).sum())
+
+
+def _same_kind(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Tell for each element whether both are finite, both NaN, or both the same infinity."""
+    both_finite = np.isfinite(left) & np.isfinite(right)
+    both_nan = np.isnan(left) & np.isnan(right)
+    return both_finite | both_nan | (np.isinf(left) & (left == right))
+
+
+def _argmax_agreement(left: np.ndarray, right: np.ndarray) -> float | None:
+    """Return for which share of the rows both have their largest score in the same place of the last axis."""
+    if left.size == 0 or left.shape[-1] < 2:
+        return None
+    return float(np.mean(left.argmax(axis=-1) == right.argmax(axis=-1)))
+
+
+def _form_problem(spec: TensorSpec, native: np.ndarray, other: np.ndarray) -> str | None:
+    if native.dtype != other.dtype or native.dtype.name != spec.dtype:
+        return f"dtypes differ: expected {spec.dtype}, native {native.dtype.name}, target {other.dtype.name}"
+    if native.shape != other.shape:
+        return f"shapes differ: native {native.shape}, target {other.shape}"
+    return None
+
+
+def _sample_of(spec: TensorSpec, shape: tuple[int, ...], flat_index: int | None) -> int | None:
+    """Return the index along the output's first free axis, or None where it has none."""
+    free = [axis for axis, size in enumerate(spec.shape) if isinstance(size, str)]
+    if flat_index is None or not free:
+        return None
+    return int(np.unravel_index(flat_index, shape)[free[0]])

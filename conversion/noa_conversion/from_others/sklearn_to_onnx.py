@@ -1,0 +1,133 @@
+"""scikit-learn: estimators and pipelines that live in this process, through skl2onnx.
+
+    from noa_conversion.from_others.sklearn_to_onnx import convert_sklearn
+    convert_sklearn(pipeline, Path("model"), samples=x_test)
+
+The graph takes one matrix `x` of float32 and gives `label` and `probabilities` for a classifier, `prediction` for a
+regressor, `transformed` for a transformer, `label` and `scores` for a detector of outliers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from noa.errors import ConversionError, DependencyMissingError
+from noa.settings import ConversionSettings
+from noa_conversion.files import staged_folder
+from noa_conversion.from_others.proof_onnx import write_proven
+
+if TYPE_CHECKING:
+    import onnx
+
+INPUT: Final = "x"
+_ML_OPSET: Final = 3
+
+
+def convert_sklearn(
+    model: Any,
+    folder: Path,
+    *,
+    samples: np.ndarray | None = None,
+    settings: ConversionSettings | None = None,
+) -> dict[str, object]:
+    """Write a fitted estimator or pipeline as the format `onnx`, and return how it compares with scikit-learn.
+
+    `samples` are real rows, (rows, features), to compare on; without them rows are made up.
+
+    Raises:
+        ConversionError: a step has no converter, the labels are texts, or the graph computes something else.
+        DependencyMissingError: skl2onnx is not installed.
+        InvalidInputError: `folder` exists and holds something.
+    """
+    try:
+        import skl2onnx
+        from skl2onnx.common.data_types import FloatTensorType
+    except ImportError as exc:
+        raise DependencyMissingError(exc.name or "skl2onnx", extra="sklearn", purpose="scikit-learn to ONNX") from exc
+    chosen = settings or ConversionSettings()  # pyright: ignore[reportCallIssue]  # pydantic fills the defaults
+    features = getattr(model, "n_features_in_", None)
+    if features is None:
+        raise ConversionError(
+            f"`{type(model).__name__}` does not say how many features it takes", remedy="Fit it before it is converted"
+        )
+    _refuse_texts(model)
+    try:
+        proto = skl2onnx.to_onnx(
+            model,
+            initial_types=[(INPUT, FloatTensorType([None, int(features)]))],
+            options={"zipmap": False} if hasattr(model, "predict_proba") else None,
+            target_opset={"": chosen.opset, "ai.onnx.ml": _ML_OPSET},
+        )
+    except Exception as exc:  # skl2onnx raises errors of many kinds for what it cannot express
+        raise ConversionError(
+            f"skl2onnx cannot express `{type(model).__name__}`: {_first_line(exc)}",
+            expected=f"an estimator that it has a converter for, at opset {chosen.opset}",
+        ) from exc
+    names = _rename_outputs(proto, model)
+    rows = None if samples is None else {INPUT: np.ascontiguousarray(samples, dtype=np.float32)}
+    with staged_folder(folder) as staged:
+        return write_proven(
+            proto,
+            staged,
+            predict=lambda inputs: _predict(model, names, inputs),
+            settings=chosen,
+            library="scikit-learn",
+            samples=rows,
+        )
+
+
+def _predict(model: Any, names: list[str], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Ask the estimator itself, in the forms that the graph gives."""
+    rows = inputs[INPUT]
+    answers: dict[str, np.ndarray] = {}
+    for name in names:
+        if name == "label":
+            answers[name] = np.asarray(model.predict(rows)).astype(np.int64)
+        elif name == "probabilities":
+            answers[name] = np.asarray(model.predict_proba(rows)).astype(np.float32)
+        elif name == "prediction":
+            answers[name] = np.asarray(model.predict(rows), np.float32).reshape(len(rows), -1)
+        elif name == "transformed":
+            found = model.transform(rows)
+            answers[name] = np.asarray(found.toarray() if hasattr(found, "toarray") else found).astype(np.float32)
+    return answers
+
+
+def _rename_outputs(proto: onnx.ModelProto, model: Any) -> list[str]:
+    """Give the outputs noa's names, in order; those that cannot be compared keep their own."""
+    if hasattr(model, "predict_proba"):
+        names = ["label", "probabilities"]
+    elif hasattr(model, "classes_") or hasattr(model, "labels_"):
+        names = ["label", "scores"]
+    elif hasattr(model, "predict"):
+        names = ["prediction"]
+    else:
+        names = ["transformed"]
+    outputs = [value.name for value in proto.graph.output]
+    table = dict(zip(outputs, names, strict=False))
+    for value in proto.graph.output:
+        value.name = table.get(value.name, value.name)
+    for node in proto.graph.node:
+        node.input[:] = [table.get(name, name) for name in node.input]
+        node.output[:] = [table.get(name, name) for name in node.output]
+    return [name for name in names if name in table.values()]
+
+
+def _refuse_texts(model: Any) -> None:
+    classes = getattr(model, "classes_", None)
+    if classes is not None and np.asarray(classes).dtype.kind not in "iub":
+        raise ConversionError(
+            f"`{type(model).__name__}` gives labels that are texts, and noa's tensors hold numbers",
+            expected="whole numbers as classes",
+            received=", ".join(map(str, list(classes)[:4])),
+            remedy="Fit it on encoded labels (sklearn.preprocessing.LabelEncoder) and keep the names beside the model",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

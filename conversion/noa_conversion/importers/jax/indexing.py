@@ -1,0 +1,242 @@
+"""Operators that read or write by index. An index out of range is an error in ONNX; here it is held in range.
+
+Operators whose output's size is decided by data (`NonZero`, `Unique`, `Compress`, `NonMaxSuppression`) are computed in
+numpy from operands that are known at import, and refused otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from noa_conversion.importers.jax.dtypes import held_as
+from noa_conversion.importers.jax.handlers import Tensor, register
+from noa_conversion.importers.jax.sizes import Size
+
+if TYPE_CHECKING:
+    from noa_conversion.importers.op import Op
+
+
+def wrapped(op: Op, indices: Any, size: Size) -> Any:
+    """Count negative indices from the end; known ones at once."""
+    if op.is_known(indices) and isinstance(size, int):
+        return np.where(indices < 0, indices + size, indices).astype(np.int32)
+    tensor = op.tensor(indices)
+    return jnp.where(tensor < 0, tensor + jnp.asarray(size, tensor.dtype), tensor)
+
+
+@register("Gather")
+def gather(op: Op, data: Any, indices: Any) -> Tensor:
+    """Take whole slices along an axis."""
+    x = op.tensor(data)
+    axis = op.axis(op.attribute("axis", 0), x.ndim)
+    index = wrapped(op, indices, x.shape[axis])
+    if isinstance(index, np.ndarray) and index.size == 1:
+        first = int(index.reshape(-1)[0])
+        part = lax.slice_in_dim(x, first, first + 1, axis=axis)
+        return part.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
+    return jnp.take(x, jnp.asarray(index), axis=axis, mode="clip")
+
+
+@register("GatherElements")
+def gather_elements(op: Op, data: Any, indices: Any) -> Tensor:
+    """Take one element for each index, along an axis."""
+    x = op.tensor(data)
+    axis = op.axis(op.attribute("axis", 0), x.ndim)
+    index = jnp.asarray(wrapped(op, indices, x.shape[axis]))
+    limits = [size if i == axis else index.shape[i] for i, size in enumerate(x.shape)]
+    part = lax.slice(x, [0] * x.ndim, limits)
+    return jnp.take_along_axis(part, index, axis=axis, mode="clip")
+
+
+@register("GatherND", tensors=True)
+def gather_nd(op: Op, x: Tensor, indices: Tensor) -> Tensor:
+    """Take slices at tuples of indices."""
+    batch = op.attribute("batch_dims", 0)
+    return x.at[_tuples(x, indices, batch)].get(mode="clip")
+
+
+def _tuples(x: Tensor, indices: Tensor, batch: int = 0) -> tuple[Tensor, ...]:
+    """Return one index array per axis that the tuples in the last axis of `indices` name, after the batch axes."""
+    shape = indices.shape[:-1]
+    leading = [lax.broadcasted_iota(indices.dtype, shape, axis) for axis in range(batch)]
+    parts: list[Tensor] = []
+    for i in range(indices.shape[-1]):
+        part = indices[..., i]
+        size = x.shape[batch + i]
+        parts.append(jnp.where(part < 0, part + jnp.asarray(size, part.dtype), part))
+    return (*leading, *parts)
+
+
+@register("ScatterElements", "Scatter", tensors=True)
+def scatter_elements(op: Op, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    """Write one element for each index, along an axis."""
+    axis = op.axis(op.attribute("axis", 0), x.ndim)
+    index = jnp.where(indices < 0, indices + jnp.asarray(x.shape[axis], indices.dtype), indices)
+    places = tuple(index if i == axis else lax.broadcasted_iota(index.dtype, index.shape, i) for i in range(x.ndim))
+    return _write(op, x, places, updates)
+
+
+@register("ScatterND", tensors=True)
+def scatter_nd(op: Op, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    """Write slices at tuples of indices."""
+    return _write(op, x, _tuples(x, indices), updates)
+
+
+def _write(op: Op, x: Tensor, places: tuple[Tensor, ...], updates: Tensor) -> Tensor:
+    reduction = op.attribute("reduction", "none")
+    spot = x.at[places]
+    updates = updates.astype(x.dtype)
+    match reduction:
+        case "none":
+            return spot.set(updates)
+        case "add":
+            return spot.add(updates)
+        case "mul":
+            return spot.multiply(updates)
+        case "max":
+            return spot.max(updates)
+        case "min":
+            return spot.min(updates)
+        case _:
+            return op.refuse(f"`reduction` is {reduction!r}")
+
+
+@register("TensorScatter")
+def tensor_scatter(op: Op, cache: Any, update: Any, write_indices: Any = None) -> Tensor:
+    """Write new positions into a cache, from an index per batch entry on."""
+    past, new = op.tensor(cache), op.tensor(update)
+    axis = op.axis(op.attribute("axis", -2), past.ndim)
+    mode = op.attribute("mode", "linear")
+    if axis == 0 or mode not in ("linear", "circular"):
+        op.refuse(f"axis {axis} with mode {mode!r}")
+    starts = jnp.zeros(past.shape[:1], jnp.int32) if write_indices is None else op.tensor(write_indices)
+    steps = lax.broadcasted_iota(starts.dtype, (past.shape[0], new.shape[axis]), 1) + starts[:, None]
+    if mode == "circular":
+        steps = jnp.mod(steps, jnp.asarray(past.shape[axis], steps.dtype))
+    rows = lax.broadcasted_iota(starts.dtype, steps.shape, 0)
+    moved_past, moved_new = jnp.moveaxis(past, axis, 1), jnp.moveaxis(new, axis, 1)
+    return jnp.moveaxis(moved_past.at[rows, steps].set(moved_new), 1, axis)
+
+
+@register("OneHot")
+def one_hot(op: Op, indices: Any, depth: Any, values: Any) -> Tensor:
+    """Mark each index along a new axis; one outside of the depth marks nothing."""
+    number = op.known(depth, "depth").reshape(-1)[0]
+    size = int(number) if isinstance(number, np.generic) else number
+    index = op.tensor(indices)
+    index = index if jnp.issubdtype(index.dtype, jnp.signedinteger) else index.astype(jnp.int32)
+    off_on = op.tensor(values)
+    index = jnp.where(index < 0, index + jnp.asarray(size, index.dtype), index)
+    axis = op.axis(op.attribute("axis", -1), index.ndim + 1)
+    index = lax.expand_dims(index, (axis,))
+    places = lax.broadcasted_iota(index.dtype, (*index.shape[:axis], size, *index.shape[axis + 1 :]), axis)
+    return jnp.where(places == index, off_on[1], off_on[0])
+
+
+@register("ReverseSequence", tensors=True)
+def reverse_sequence(op: Op, x: Tensor, lengths: Tensor) -> Tensor:
+    """Turn the first entries of each sequence around."""
+    time, batch = op.attribute("time_axis", 0), op.attribute("batch_axis", 1)
+    moved = jnp.moveaxis(x, (batch, time), (0, 1))
+    steps = lax.broadcasted_iota(lengths.dtype, moved.shape[:2], 1)
+    places = jnp.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)
+    places = places.reshape(places.shape + (1,) * (moved.ndim - 2))
+    return jnp.moveaxis(jnp.take_along_axis(moved, places, axis=1, mode="clip"), (0, 1), (batch, time))
+
+
+@register("Compress")
+def compress(op: Op, data: Any, condition: Any) -> Tensor:
+    """Keep the slices whose condition holds; the condition must be known."""
+    x = op.tensor(data)
+    kept = np.flatnonzero(op.known(condition, "condition"))
+    if op.has("axis"):
+        return jnp.take(x, jnp.asarray(kept, jnp.int32), axis=op.axis(op.attribute("axis"), x.ndim), mode="clip")
+    return x.reshape(-1)[jnp.asarray(kept, jnp.int32)]
+
+
+@register("NonZero")
+def non_zero(op: Op, x: Any) -> np.ndarray:
+    """Return where a known tensor is not zero, an axis in each row."""
+    array = op.known(x, "X")
+    if array.dtype == object:
+        op.refuse("which of its elements are zero depends on a free axis")
+    found = np.nonzero(np.atleast_1d(array) if array.ndim == 0 else array)
+    return np.stack(found).astype(np.int64) if array.ndim else np.zeros((0, len(found[0])), np.int64)
+
+
+@register("Unique")
+def unique(op: Op, x: Any) -> tuple[np.ndarray, ...]:
+    """Return the distinct elements or slices of a known tensor, sorted or in the order of their first appearance."""
+    array = op.known(x, "X")
+    if array.dtype == object:
+        op.refuse("which of its elements are equal depends on a free axis")
+    axis = op.axis(op.attribute("axis"), array.ndim) if op.has("axis") else None
+    values, first, inverse, counts = np.unique(array, True, True, True, axis=axis)
+    inverse = inverse.reshape(-1)
+    if not op.attribute("sorted", 1):
+        order = np.argsort(first)
+        values = np.take(values, order, axis=0 if axis is None else axis)
+        first, counts = first[order], counts[order]
+        inverse = np.argsort(order)[inverse]
+    outputs = (values, *(part.astype(np.int64) for part in (first, inverse, counts)))
+    return outputs[: op.num_outputs]
+
+
+@register("NonMaxSuppression")
+def non_max_suppression(
+    op: Op, boxes: Any, scores: Any, most: Any = None, overlap: Any = None, threshold: Any = None
+) -> np.ndarray:
+    """Select boxes greedily by score, dropping those that overlap a selected one; boxes and scores must be known."""
+    all_boxes, all_scores = op.known(boxes, "boxes"), op.known(scores, "scores")
+    limit = 0 if most is None else int(op.known(most, "max_output_boxes_per_class").reshape(-1)[0])
+    iou = 0.0 if overlap is None else float(op.known(overlap, "iou_threshold").reshape(-1)[0])
+    floor = None if threshold is None else float(op.known(threshold, "score_threshold").reshape(-1)[0])
+    found: list[tuple[int, int, int]] = []
+    for batch in range(all_scores.shape[0]):
+        corners = _corners(all_boxes[batch].astype(np.float64), bool(op.attribute("center_point_box", 0)))
+        for label in range(all_scores.shape[1]):
+            picked = _pick(corners, all_scores[batch, label], limit, iou, floor)
+            found += [(batch, label, box) for box in picked]
+    return np.asarray(found, np.int64).reshape(-1, 3)
+
+
+def _corners(boxes: np.ndarray, centred: bool) -> np.ndarray:
+    """Return (top, left, bottom, right) of boxes given by two opposite corners or by centre and size."""
+    if centred:
+        x, y, width, height = boxes.T
+        return np.stack([y - height / 2, x - width / 2, y + height / 2, x + width / 2], 1)
+    y1, x1, y2, x2 = boxes.T
+    return np.stack([np.minimum(y1, y2), np.minimum(x1, x2), np.maximum(y1, y2), np.maximum(x1, x2)], 1)
+
+
+def _pick(corners: np.ndarray, scores: np.ndarray, limit: int, iou: float, floor: float | None) -> list[int]:
+    picked: list[int] = []
+    for box in np.argsort(-scores.astype(np.float64), kind="stable"):
+        if len(picked) >= limit:
+            break
+        if floor is not None and scores[box] <= floor:
+            break
+        if all(_overlap(corners[box], corners[other]) <= iou for other in picked):
+            picked.append(int(box))
+    return picked
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    height = max(min(a[2], b[2]) - max(a[0], b[0]), 0.0)
+    width = max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
+    shared = height * width
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return float(shared / union) if union > 0 else 0.0
+
+
+@register("ArrayFeatureExtractor", domain="ai.onnx.ml")
+def array_feature_extractor(op: Op, data: Any, indices: Any) -> Tensor:
+    """Take columns of the last axis."""
+    x = op.tensor(data)
+    index = op.tensor(indices).reshape(-1)
+    x = x.reshape(1, -1) if x.ndim == 1 else x
+    return jnp.take(x, index.astype(held_as(np.int64)), axis=-1, mode="clip")

@@ -1,0 +1,43 @@
+"""Importing this fills the table of handlers: one module per topic."""
+
+from noa_conversion.importers.jax import (
+    attention,
+    casting,
+    control_flow,
+    convolution,
+    elementwise,
+    indexing,
+    linear_algebra,
+    losses,
+    ngrams,
+    normalisation,
+    pooling,
+    quantisation,
+    recurrent,
+    reductions,
+    resizing,
+    sampling,
+    shaping,
+    signal,
+)
+
+__all__ = [
+    "attention",
+    "casting",
+    "control_flow",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "linear_algebra",
+    "losses",
+    "ngrams",
+    "normalisation",
+    "pooling",
+    "quantisation",
+    "recurrent",
+    "reductions",
+    "resizing",
+    "sampling",
+    "shaping",
+    "signal",
+]

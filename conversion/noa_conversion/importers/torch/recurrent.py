@@ -1,0 +1,185 @@
+"""`RNN`, `GRU` and `LSTM`: PyTorch's own operators where they do the same, else written out step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from noa_conversion.importers.op import Op
+from noa_conversion.importers.target import Value
+from noa_conversion.importers.torch.operands import is_static
+from noa_conversion.importers.torch.recurrent_cells import (
+    Activation,
+    CellWeights,
+    Step,
+    activations_of,
+    gru_step,
+    has_default_activations,
+    lstm_step,
+    rnn_step,
+)
+from noa_conversion.importers.torch.table import register
+
+_STEPS: dict[str, Callable[[Op, CellWeights, list[Activation]], Step]] = {
+    "RNN": rnn_step,
+    "GRU": gru_step,
+    "LSTM": lstm_step,
+}
+# Where ONNX's gates lie in PyTorch's order.
+_GATES = {"RNN": [0], "GRU": [1, 0, 2], "LSTM": [0, 2, 3, 1]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """A layer's tensors with time first; `lengths` is None if all sequences are whole."""
+
+    x: torch.Tensor
+    weights: list[CellWeights]
+    states: list[torch.Tensor]
+    lengths: torch.Tensor | None
+    direction: str
+
+
+@register("RNN", "GRU")
+def rnn_gru(
+    op: Op, x: Value, w: Value, r: Value, b: Value = None, lengths: Value = None, initial_h: Value = None
+) -> tuple[torch.Tensor, ...]:
+    """A layer with one state."""
+    return _run(op, _layer(op, x, w, r, b, lengths, [initial_h], None))
+
+
+@register("LSTM")
+def lstm(
+    op: Op,
+    x: Value,
+    w: Value,
+    r: Value,
+    b: Value = None,
+    lengths: Value = None,
+    initial_h: Value = None,
+    initial_c: Value = None,
+    p: Value = None,
+) -> tuple[torch.Tensor, ...]:
+    """A layer with a state and a cell."""
+    return _run(op, _layer(op, x, w, r, b, lengths, [initial_h, initial_c], p))
+
+
+def _layer(op: Op, x: Value, w: Value, r: Value, b: Value, lengths: Value, initial: list[Value], p: Value) -> _Layer:
+    direction = op.attribute("direction", "forward")
+    if direction not in ("forward", "reverse", "bidirectional"):
+        op.refuse(f"the direction `{direction}` is unknown")
+    image, kernels, recurrent = op.tensor(x), op.tensor(w), op.tensor(r)
+    batch_first = bool(op.attribute("layout", 0))
+    image = image.transpose(0, 1) if batch_first else image
+    directions = 2 if direction == "bidirectional" else 1
+    biases, peepholes = (None if value is None else op.tensor(value) for value in (b, p))
+    weights = [
+        CellWeights(
+            w=kernels[i],
+            r=recurrent[i],
+            b=None if biases is None else biases[i],
+            p=None if peepholes is None else peepholes[i],
+        )
+        for i in range(directions)
+    ]
+    shape = [directions, image.shape[1], recurrent.shape[-1]]
+    states = [
+        torch.zeros(shape, dtype=image.dtype)
+        if value is None
+        else (op.tensor(value).transpose(0, 1) if batch_first else op.tensor(value))
+        for value in initial
+    ]
+    is_whole = lengths is None or (op.is_known(lengths) and bool(np.all(lengths == image.shape[0])))
+    return _Layer(
+        x=image, weights=weights, states=states, lengths=None if is_whole else op.tensor(lengths), direction=direction
+    )
+
+
+def _run(op: Op, layer: _Layer) -> tuple[torch.Tensor, ...]:
+    is_native = layer.lengths is None and has_default_activations(op) and layer.weights[0].p is None
+    if op.kind == "GRU":
+        is_native = is_native and bool(op.attribute("linear_before_reset", 0))
+    if op.kind == "LSTM":
+        is_native = is_native and not op.attribute("input_forget", 0)
+    y, states = _native(op, layer) if is_native else _written_out(op, layer)
+    if op.attribute("layout", 0):
+        return y.permute(2, 0, 1, 3), *(state.transpose(0, 1) for state in states)
+    return y, *states
+
+
+def _native(op: Op, layer: _Layer) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Run PyTorch's operator; the gates of the weights are put in its order within the graph."""
+    x = torch.flip(layer.x, [0]) if layer.direction == "reverse" else layer.x
+    order = _GATES[op.kind]
+    has_biases = layer.weights[0].b is not None
+    flat: list[torch.Tensor] = []
+    for weights in layer.weights:
+        parts = [weights.w, weights.r, *(weights.b.chunk(2) if weights.b is not None else ())]
+        flat += [_reordered(part, order) for part in parts]
+    is_both = layer.direction == "bidirectional"
+    if op.kind == "LSTM":
+        y, *states = torch.lstm(x, layer.states, flat, has_biases, 1, 0.0, False, is_both, False)
+    else:
+        compute = torch.gru if op.kind == "GRU" else torch.rnn_tanh
+        y, *states = compute(x, layer.states[0], flat, has_biases, 1, 0.0, False, is_both, False)
+    if layer.direction == "reverse":
+        y = torch.flip(y, [0])
+    directions = len(layer.weights)
+    return y.reshape(y.shape[0], y.shape[1], directions, -1).transpose(1, 2), states
+
+
+def _reordered(part: torch.Tensor, order: list[int]) -> torch.Tensor:
+    if order == [0]:
+        return part
+    gates = part.chunk(len(order))
+    return torch.cat([gates[i] for i in order])
+
+
+def _written_out(op: Op, layer: _Layer) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    if not is_static(layer.x.shape[0]):
+        op.refuse(
+            "with these options it is written out step by step, and its number of steps is free",
+            remedy="Fix the axis: sizes={'name': size}",
+        )
+    functions = activations_of(op, len(layer.weights))
+    outputs: list[torch.Tensor] = []
+    finals: list[tuple[torch.Tensor, ...]] = []
+    for i, weights in enumerate(layer.weights):
+        is_backward = layer.direction == "reverse" or i == 1
+        step = _STEPS[op.kind](op, weights, functions[i])
+        states = tuple(state[i] for state in layer.states)
+        x = _reversed(layer.x, layer.lengths) if is_backward else layer.x
+        y, final = _unroll(step, x, states, layer.lengths)
+        outputs.append(_reversed(y, layer.lengths) if is_backward else y)
+        finals.append(final)
+    return torch.stack(outputs, 1), [torch.stack(parts) for parts in zip(*finals, strict=True)]
+
+
+def _unroll(
+    step: Step, x: torch.Tensor, states: tuple[torch.Tensor, ...], lengths: torch.Tensor | None
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Step through time; after the end of a sequence its states stay and its output is zero."""
+    outputs: list[torch.Tensor] = []
+    for moment in range(x.shape[0]):
+        new = step(x[moment], states)
+        output = new[0]
+        if lengths is not None:
+            is_running = (lengths > moment).unsqueeze(1)
+            new = tuple(torch.where(is_running, now, old) for now, old in zip(new, states, strict=True))
+            output = torch.where(is_running, output, torch.zeros_like(output))
+        states = new
+        outputs.append(output)
+    return torch.stack(outputs), states
+
+
+def _reversed(x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    """Reverse in time, each sequence within its length."""
+    if lengths is None:
+        return torch.flip(x, [0])
+    times = torch.arange(x.shape[0]).unsqueeze(1)
+    ends = lengths.to(torch.int64).unsqueeze(0)
+    places = torch.where(times < ends, ends - 1 - times, times)
+    return torch.gather(x, 0, places.unsqueeze(2).expand(x.shape))

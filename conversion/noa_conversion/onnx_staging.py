@@ -1,0 +1,123 @@
+"""An ONNX file as a format folder: checked, with its signature read from the graph, and inputs bound to constants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from noa.atomic_write import write_file
+from noa.errors import InvalidInputError
+from noa.signatures import Signature
+from noa_conversion.files import MAX_GRAPH_BYTES, read_bytes
+from noa_conversion.formats.onnx_check import has_external_data, parse_model
+from noa_conversion.formats.onnx_format import MODEL_FILE
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+
+def stage_onnx(
+    source: Path, folder: Path, *, bind: Mapping[str, np.ndarray], sizes: Mapping[str, int] | None = None
+) -> None:
+    """Write `model.onnx` and `signature.json` into `folder`. Weights beside the file are brought into it.
+
+    `sizes` fixes free axes by the names that the signature gives them.
+
+    Raises:
+        InvalidInputError: not safe to load, larger than one file may be, an input or output that is no tensor of
+            numbers, or a value in `bind` that does not fit its input.
+    """
+    import onnx
+
+    from noa_conversion.imports.onnx_import import read_signature
+
+    model = parse_model(read_bytes(source.parent, source.name), source)
+    if has_external_data(model, source):
+        onnx.load_external_data_for_model(model, str(source.parent))
+    for name, value in bind.items():
+        _bind(model, name, value, source)
+    _name_output_ranks(model)
+    signature = read_signature(model, source)
+    if sizes:
+        _fix_axes(model, signature, sizes, source)
+        signature = read_signature(model, source)
+    if model.ByteSize() > MAX_GRAPH_BYTES:
+        raise InvalidInputError(
+            "the graph and its weights do not fit into one ONNX file",
+            where=str(source),
+            expected=f"at most {MAX_GRAPH_BYTES} bytes",
+            received=f"{model.ByteSize()} bytes",
+        )
+    write_file(folder / MODEL_FILE, model.SerializeToString(deterministic=True))
+    signature.save(folder)
+
+
+def _bind(model: onnx.ModelProto, name: str, value: np.ndarray, source: Path) -> None:
+    """Replace an input by an initialiser of the same name."""
+    import onnx
+
+    inputs = {entry.name: entry for entry in model.graph.input}
+    if name not in inputs or any(tensor.name == name for tensor in model.graph.initializer):
+        raise InvalidInputError(
+            f"the graph has no input `{name}` to bind",
+            where=str(source),
+            expected=f"one of {', '.join(f'`{known}`' for known in inputs)}",
+            received=name,
+            field=name,
+        )
+    tensor = inputs[name].type.tensor_type
+    wanted = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+    shaped = value.reshape(()) if not dims and value.size == 1 else value
+    fits = len(dims) == shaped.ndim and all(
+        size in (None, given) for size, given in zip(dims, shaped.shape, strict=True)
+    )
+    cast = shaped.astype(wanted)
+    if (tensor.HasField("shape") and not fits) or not bool((cast == shaped).all()):
+        raise InvalidInputError(
+            f"the value for `{name}` does not fit the input",
+            where=str(source),
+            expected=f"{wanted.name}{tuple('?' if size is None else size for size in dims)}",
+            received=f"{value.dtype.name}{value.shape}",
+            field=name,
+        )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(cast, name))
+    model.graph.input.remove(inputs[name])
+
+
+def _fix_axes(model: onnx.ModelProto, signature: Signature, sizes: Mapping[str, int], source: Path) -> None:
+    """Give free axes a size wherever their name stands among the inputs and outputs."""
+    specs = {spec.name: spec for spec in (*signature.inputs, *signature.outputs)}
+    known = {axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)}
+    for axis in sizes:
+        if axis not in known:
+            raise InvalidInputError(
+                f"the graph has no free axis `{axis}`",
+                where=str(source),
+                expected=", ".join(f"`{name}`" for name in sorted(known)) or "none: all sizes are fixed",
+                received=axis,
+            )
+    for value in (*model.graph.input, *model.graph.output):
+        spec = specs.get(value.name)
+        for dim, axis in zip(value.type.tensor_type.shape.dim, () if spec is None else spec.shape, strict=False):
+            if isinstance(axis, str) and axis in sizes:
+                dim.dim_value = sizes[axis]
+
+
+def _name_output_ranks(model: onnx.ModelProto) -> None:
+    """Give outputs that state no shape the one that can be inferred."""
+    import onnx
+
+    if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        return
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return  # read_signature refuses by name what has no rank
+    shapes = {value.name: value for value in inferred.graph.output}
+    for value in model.graph.output:
+        found = shapes.get(value.name)
+        if found is not None and not value.type.tensor_type.HasField("shape"):
+            value.CopyFrom(found)

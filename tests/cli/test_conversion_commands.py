@@ -1,0 +1,191 @@
+"""`noa convert`, `verify`, `formats` and `optimize`, as people type them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from noa_cli.__main__ import run
+
+
+def _save(path: Path, *, shift: float = 0.0) -> Path:
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": (rng.normal(size=(64, 8)) + shift).astype(np.float32),
+        "b": rng.normal(size=8).astype(np.float32),
+    }
+    body = helper.make_graph(
+        [
+            helper.make_node("Gemm", ["x", "w", "b"], ["a"], name="linear"),
+            helper.make_node("Relu", ["a"], ["y"], name="act"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without a project, with `a.onnx` and `b.onnx`, whose weights differ."""
+    monkeypatch.chdir(tmp_path)
+    _save(tmp_path / "a.onnx")
+    _save(tmp_path / "b.onnx", shift=0.1)
+    return tmp_path
+
+
+def _json(arguments: list[str], capsys: pytest.CaptureFixture[str], *, code: int = 0) -> Any:
+    assert run([*arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_equal_files_are_equal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = _json(["verify", "a.onnx", "a.onnx"], capsys)
+    assert answer["passed"] and [run["batch"] for run in answer["runs"]] == [1, 7]
+
+
+def test_different_files_end_with_one_and_name_the_node(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", "a.onnx", "b.onnx", "--keep", "worst.npz"]) == 1
+    text = capsys.readouterr().out
+    assert "`linear` (Gemm) is the first that differs" in text and "different: output `y`" in text
+    with np.load("worst.npz") as kept:
+        assert set(kept.files) == {"x"}
+    answer = _json(["verify", "a.onnx", "b.onnx", "--input", "worst.npz"], capsys, code=1)
+    assert answer["inputs"] == "given" and answer["first_difference"]["node"] == "linear"
+
+
+def test_a_file_that_is_not_there_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", "a.onnx", "c.onnx"]) == 1
+    assert "no such model" in capsys.readouterr().err
+    assert run(["verify", "a.onnx", "a.onnx", "--size", "batch"]) == 1
+    assert "AXIS=NUMBER" in capsys.readouterr().err
+
+
+def test_a_file_is_converted_into_a_folder_and_nothing_is_overwritten(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = _json(["convert", "a.onnx", "--to", "onnx-bf16", "-o", "out"], capsys)
+    assert answer["chain"] == ["onnx", "onnx-bf16"] and answer["evidence"]["passed"]
+    assert {path.name for path in Path("out").iterdir()} == {"model.onnx", "signature.json", "change.json"}
+    assert run(["verify", "out", "a.onnx"]) == 1  # float32's tolerance is not the reduced format's
+    assert run(["convert", "a.onnx", "--to", "onnx-bf16", "-o", "out"]) == 1
+    assert "already there" in capsys.readouterr().err
+
+
+def test_a_file_wants_an_output_and_another_format(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["convert", "a.onnx", "--to", "onnx-fp16"]) == 1
+    assert "--output" in capsys.readouterr().err
+    assert run(["convert", "a.onnx", "-o", "out"]) == 1
+    assert "already is of the format `onnx`" in capsys.readouterr().err
+    assert run(["convert", "a.onnx", "--to", "coreml", "-o", "out"]) == 1
+    assert "no format `coreml`" in capsys.readouterr().err
+    assert run(["convert", "a.onnx", "--to", "onnx-fp16", "--opset", "7", "-o", "out"]) == 1
+    assert "opset 7 cannot be written" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_another_librarys_file_is_taken_by_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("model.pkl").write_bytes(b"\x80\x04N.")
+    assert run(["convert", "model.pkl", "--from", "sklearn", "-o", "out"]) == 1
+    assert "pickles" in capsys.readouterr().err
+    assert run(["convert", "a.onnx", "--from", "caffe", "-o", "out"]) == 1
+    assert "no library `caffe`" in capsys.readouterr().err
+
+
+def test_formats_are_listed_with_what_they_need(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = _json(["formats"], capsys)
+    names = {entry["name"]: entry for entry in answer["formats"]}
+    assert {"onnx", "torch", "jax", "onnx-int8"} <= set(names)
+    assert names["torch"]["made_from"] == ["live:torch", "onnx"]
+    edges = {(entry["source"], entry["target"]): entry for entry in answer["converters"]}
+    assert edges["onnx", "onnx-int8-static"]["wants_samples"] and not edges["onnx", "onnx-int8"]["exact"]
+    assert {entry["name"] for entry in answer["from_others"]} == {"keras", "lightgbm", "sklearn", "tflite", "xgboost"}
+    assert run(["formats"]) == 0
+    assert "onnx -> torch" in capsys.readouterr().out
+
+
+def test_a_version_gets_a_reduced_format_with_its_proof(
+    registered: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(registered)
+    before = _json(["models", "show", "digits/3"], capsys)["formats"]
+    assert run(["convert", "digits/3", "--to", "onnx"]) == 1
+    assert "already has the format" in capsys.readouterr().err
+    assert run(["convert", "digits/3:onnx", "--to", "onnx-int4", "--bind", "x=1", "-o", "copy"]) == 1
+    assert "changes what a model takes" in capsys.readouterr().err
+    assert run(["convert", "digits/3:tflite", "--to", "onnx-int4", "-o", "copy"]) == 1
+    assert "has no format `tflite`" in capsys.readouterr().err
+    assert "onnx-int4" not in before
+    assert not Path("copy").exists()
+
+
+def test_a_version_without_a_recipe_cannot_be_measured_on_its_task(
+    registered: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(registered)
+    assert run(["optimize", "digits/3"]) == 1
+    assert "has no recipe here" in capsys.readouterr().err
+    assert run(["optimize", "digits/3", "--formats", "onnx-int3"]) == 1
+    assert "no format `onnx-int3`" in capsys.readouterr().err
+
+
+RECIPE = """
+import numpy as np
+from noa_training import AdamW, Dataset, Recipe, Split, mlp
+
+
+def data() -> Dataset:
+    rng = np.random.default_rng(0)
+    def split(rows: int) -> Split:
+        x = rng.normal(size=(rows, 16)).astype(np.float32)
+        return Split(inputs={"x": x}, targets=(x[:, 0] + x[:, 1] > 0).astype(np.int64))
+    return Dataset(train=split(256), validation=split(64), test=split(64))
+
+
+recipe = Recipe(name="small", data=data, model=mlp(hidden=(64,)), objective="cross_entropy", metrics=("accuracy",),
+    optimizer=AdamW(learning_rate=0.02), epochs=3, batch_size=32)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+@pytest.mark.timeout(900)
+def test_a_trained_version_is_optimised_and_converted_to_the_other_framework(tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text(
+        '[project]\nname = "p"\n[recipes.small]\npath = "recipe.py"\nbackends = ["torch"]\n'
+    )
+    (tmp_path / "recipe.py").write_text(RECIPE)
+
+    def noa(*arguments: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-m", "noa_cli", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if "--json" in arguments else done.stdout
+
+    noa("train", "small", "--backend", "torch")
+    options = ["--seconds", "0.02", "--max-drop", "1", "--formats", "onnx-bf16,onnx-int8,onnx-int8-static", "--json"]
+    found = noa("optimize", "small/1", "--plot", "front.png", *options)
+    formats = {one["format"]: one for one in found["formats"]}
+    assert set(formats) == {"onnx", "onnx-bf16", "onnx-int8", "onnx-int8-static"}
+    assert all(set(one["latency_ms"]) == {"1", "16"} and one["metric"] > 0.5 for one in formats.values())
+    assert found["added"] and all(formats[name]["on_front"] for name in found["added"])
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    shown = noa("models", "show", "small/1", "--json")
+    assert set(found["added"]) <= set(shown["formats"])
+    facts = {(fact["kind"], fact["subject"]) for fact in shown["evidence"]}
+    assert {(kind, name) for kind in ("equivalence", "latency", "metrics", "size") for name in found["added"]} <= facts
+    answer = noa("convert", "small/1", "--to", "jax", "--json")
+    assert answer["chain"] == ["onnx", "jax"] and answer["evidence"]["problem"] is None
+    assert "equal" in noa("verify", "small/1:torch", "small/1:jax")

@@ -1,0 +1,150 @@
+"""Made-up inputs: seeded, inside the tables that they index, every free axis with a size of its own."""
+
+from __future__ import annotations
+
+import graph_kit as graphs
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from noa.errors import InvalidInputError
+from noa.signatures import Signature, TensorSpec
+from noa_conversion.generated_inputs import InputRange, generate_inputs, poison_inputs, size_ladder
+from noa_conversion.onnx_input_ranges import find_input_ranges
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+SIGNATURE = Signature(
+    inputs=(
+        TensorSpec(name="ids", dtype="int64", shape=("batch", "seq")),
+        TensorSpec(name="image", dtype="float32", shape=("batch", 3, "height", "width")),
+        TensorSpec(name="flags", dtype="bool", shape=("batch",)),
+        TensorSpec(name="pixels", dtype="uint8", shape=(4,)),
+    ),
+    outputs=(TensorSpec(name="y", dtype="float32", shape=("batch",)),),
+)
+
+
+def ranges_of(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], dtype: int = INT64) -> dict[str, InputRange]:
+    inputs = [graphs.value("x", dtype, ["batch", 4])]
+    return find_input_ranges(graphs.model(nodes, inputs, [graphs.value("y", FLOAT, ["a", "b", "c"])], weights))
+
+
+TABLE = {"table": np.ones((9, 5), np.float32)}
+
+
+def test_an_index_stays_inside_its_table() -> None:
+    found = ranges_of([helper.make_node("Gather", ["table", "x"], ["y"])], TABLE)["x"]
+    assert (found.low, found.high) == (0, 9)
+    assert "9 rows" in found.reason
+
+
+def test_an_index_is_followed_through_what_only_moves_it() -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["whole"], to=INT64),
+        helper.make_node("Transpose", ["whole"], ["turned"], perm=[1, 0]),
+        helper.make_node("Gather", ["table", "turned"], ["y"]),
+    ]
+    assert ranges_of(nodes, TABLE, FLOAT)["x"].high == 9
+
+
+def test_a_constant_that_is_added_moves_the_range() -> None:
+    nodes = [helper.make_node("Add", ["x", "two"], ["moved"]), helper.make_node("Gather", ["table", "moved"], ["y"])]
+    found = ranges_of(nodes, {**TABLE, "two": np.array(2, np.int64)})["x"]
+    assert (found.low, found.high) == (0, 7)
+    nodes[0] = helper.make_node("Sub", ["x", "two"], ["moved"])
+    found = ranges_of(nodes, {**TABLE, "two": np.array(2, np.int64)})["x"]
+    assert (found.low, found.high) == (2, 11)
+
+
+def test_the_smaller_of_two_tables_counts() -> None:
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["left"]),
+        helper.make_node("Gather", ["small", "x"], ["right"]),
+        helper.make_node("Add", ["left", "right"], ["y"]),
+    ]
+    assert ranges_of(nodes, {**TABLE, "small": np.ones((2, 5), np.float32)})["x"].high == 2
+
+
+def test_an_index_that_is_computed_is_zero_or_one() -> None:
+    nodes = [helper.make_node("Mul", ["x", "x"], ["square"]), helper.make_node("Gather", ["table", "square"], ["y"])]
+    assert ranges_of(nodes, TABLE)["x"].is_flag
+
+
+def test_an_input_that_decides_a_shape_is_refused_by_name() -> None:
+    proto = graphs.model(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        [graphs.value("x", FLOAT, ["batch", 4]), graphs.value("shape", INT64, [2])],
+        [graphs.value("y", FLOAT, ["a", "b"])],
+    )
+    ranges = find_input_ranges(proto)
+    signature = Signature(
+        inputs=(
+            TensorSpec(name="x", dtype="float32", shape=("batch", 4)),
+            TensorSpec(name="shape", dtype="int64", shape=(2,)),
+        ),
+        outputs=SIGNATURE.outputs,
+    )
+    with pytest.raises(InvalidInputError, match=r"`shape` decide a shape.*--bind shape="):
+        generate_inputs(signature, {"batch": 2}, ranges=ranges, seed=0)
+
+
+def test_an_index_inside_a_branch_is_seen() -> None:
+    branch = helper.make_graph(
+        [helper.make_node("Gather", ["table", "x"], ["inner"])], "then", [], [graphs.value("inner", FLOAT, [])]
+    )
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["table"], ["other"])], "else", [], [graphs.value("other", FLOAT, [])]
+    )
+    node = helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=other)
+    proto = helper.make_model(
+        helper.make_graph(
+            [node],
+            "g",
+            [graphs.value("x", INT64, ["batch"])],
+            [graphs.value("y", FLOAT, ["a", "b"])],
+            [onnx.numpy_helper.from_array(array, name) for name, array in {**TABLE, "yes": np.array(True)}.items()],
+        )
+    )
+    assert find_input_ranges(proto)["x"].high == 9
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), high=st.integers(1, 1000))
+def test_drawn_inputs_fit_the_signature_and_the_range_and_repeat(seed: int, high: int) -> None:
+    sizes = {"batch": 3, "seq": 5, "height": 7, "width": 9}
+    ranges = {"ids": InputRange(high=high)}
+    drawn = generate_inputs(SIGNATURE, sizes, ranges=ranges, seed=seed)
+    assert SIGNATURE.validate(drawn) == 3
+    assert drawn["ids"].min() >= 0 and drawn["ids"].max() < high
+    again = generate_inputs(SIGNATURE, sizes, ranges=ranges, seed=seed)
+    assert all((drawn[name] == again[name]).all() for name in drawn)
+
+
+def test_every_free_axis_varies_and_the_first_pair_tells_axes_apart() -> None:
+    first, second = next(iter(size_ladder(SIGNATURE, {})))
+    assert first["batch"] == 1 and second["batch"] == 7
+    for sizes in (first, second):
+        assert len({sizes[axis] for axis in ("seq", "height", "width")}) == 3
+    assert all(first[axis] != second[axis] for axis in first)
+
+
+def test_a_size_that_is_asked_for_is_kept() -> None:
+    assert all(sizes["seq"] == 128 for rung in size_ladder(SIGNATURE, {"seq": 128}) for sizes in rung)
+
+
+def test_special_values_are_put_into_floats_only() -> None:
+    drawn = generate_inputs(SIGNATURE, {"batch": 1, "seq": 2, "height": 3, "width": 3}, ranges={}, seed=0)
+    poisoned = poison_inputs(drawn, seed=0)
+    assert poisoned is not None
+    assert np.isnan(poisoned["image"]).sum() == 1 and np.isinf(poisoned["image"]).sum() == 2
+    assert (poisoned["ids"] == drawn["ids"]).all()
+    assert np.isfinite(drawn["image"]).all()
+    assert poison_inputs({"ids": drawn["ids"]}, seed=0) is None
+
+
+def test_too_large_an_input_is_refused_by_name() -> None:
+    with pytest.raises(InvalidInputError, match="`image` is too large"):
+        generate_inputs(SIGNATURE, {"batch": 1000, "seq": 1, "height": 1000, "width": 1000}, ranges={}, seed=0)
