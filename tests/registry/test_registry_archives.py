@@ -414,6 +414,8 @@ def swap_file(members: dict[str, bytes]) -> None:
         (edit("META/version.json", lambda v: v["attachments"].clear()), "attachments are others"),
         (edit("META/evidence.json", lambda e: e[0].update(digest="nonsense")), "not readable"),
         (edit("META/evidence.json", lambda e: e[0].update(passed="yes")), "not readable"),
+        (edit("META/evidence.json", lambda e: e[0]["values"].update(more=10**400)), "not readable"),
+        (edit("META/evidence.json", lambda e: e[0].update(kind="x" * 100_000)), "not readable"),
         (edit("META/ledger.json", lambda rows: rows[0].update(actor="mallory")), "row 2 was changed"),
         (edit("META/signatures.json", lambda rows: rows.append({})), "not readable"),
     ],

@@ -10,14 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noa.errors import InvalidInputError
-from noa_registry import Evidence, Registry
-from noa_registry.evidence import plain_json
+from noa_registry import Attachment, Evidence, Registry
+from noa_registry.evidence import MAX_VALUES_BYTES, plain_json
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
+
+
+DIGEST = "sha256:" + "a" * 64
+
+
+def nested(depth: int) -> list[object]:
+    value: list[object] = []
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 @given(json_values)
@@ -40,11 +50,37 @@ def test_what_has_no_json_form_is_refused() -> None:
 @pytest.mark.parametrize(
     "fact",
     [
-        Evidence(kind="", subject="onnx", digest="sha256:a"),
-        Evidence(kind="metrics", subject="", digest="sha256:a"),
+        Evidence(kind="", subject="onnx", digest=DIGEST),
+        Evidence(kind="metrics", subject="", digest=DIGEST),
         Evidence(kind="metrics", subject="onnx", digest="a"),
-        Evidence(kind="metrics", subject="onnx", digest="sha256:a", created_at=datetime(2026, 1, 1)),  # noqa: DTZ001
-        Evidence(kind="metrics", subject="onnx", digest="sha256:a", values={"x": object()}),
+        Evidence(kind="x" * 65, subject="onnx", digest=DIGEST),
+        Evidence(kind="a kind", subject="onnx", digest=DIGEST),
+        Evidence(kind="audit", subject="\x00", digest=DIGEST),
+        Evidence(kind="audit", subject="onnx\n", digest=DIGEST),
+        Evidence(kind="audit", subject="onnx", digest="sha256:zz"),
+        Evidence(kind="audit", subject="onnx", digest=DIGEST, values={"x": "y" * MAX_VALUES_BYTES}),
+        Evidence(kind="audit", subject="onnx", digest=DIGEST, values={"x": "\ud800"}),
+        Evidence(kind="audit", subject="onnx", digest=DIGEST, values={"x": nested(100_000)}),
+        Evidence(kind="audit", subject="onnx", digest=DIGEST, values={"x": 10**400}),
+        Evidence(kind="audit", subject="onnx", digest=DIGEST, values={"x": 10**5000}),
+        Evidence(
+            kind="audit",
+            subject="onnx",
+            digest=DIGEST,
+            values={"attachment": Attachment(media_type="", content=b"x").digest},
+            attachments=(Attachment(media_type="t" * 129, content=b"x"),),
+        ),
+        *(
+            Evidence(
+                kind="metrics",
+                subject="onnx",
+                digest=DIGEST,
+                values={"dataset_digest": DIGEST, "split": "test", "metrics": {"accuracy": sign * 10**400}},
+            )
+            for sign in (1, -1)
+        ),
+        Evidence(kind="metrics", subject="onnx", digest=DIGEST, created_at=datetime(2026, 1, 1)),  # noqa: DTZ001
+        Evidence(kind="metrics", subject="onnx", digest=DIGEST, values={"x": object()}),
     ],
 )
 def test_incomplete_evidence_is_refused(registry: Registry, version: object, fact: Evidence) -> None:
@@ -55,5 +91,5 @@ def test_incomplete_evidence_is_refused(registry: Registry, version: object, fac
 
 def test_the_time_of_evidence_is_kept_to_the_microsecond(registry: Registry, version: object) -> None:
     moment = datetime(2026, 3, 1, 12, 0, 0, 7, tzinfo=UTC)
-    registry.attach("digits", 1, Evidence(kind="audit", subject="version", digest="sha256:a", created_at=moment))
+    registry.attach("digits", 1, Evidence(kind="audit", subject="version", digest=DIGEST, created_at=moment))
     assert registry.evidence("digits", 1)[-1].created_at == moment

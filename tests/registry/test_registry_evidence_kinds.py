@@ -33,14 +33,15 @@ from noa_registry import (
 from noa_registry.evidence import check_evidence, decode_predictions
 from noa_registry.evidence.describing import describe_evidence
 
-ONE = "sha256:one"
+ONE = "sha256:" + "1" * 64
 numbers = st.floats(allow_nan=False)
 share = st.floats(0, 1)
 names = st.text(min_size=1, max_size=8)
+subjects = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 table = st.dictionaries(names, numbers, max_size=3)
 metrics = st.builds(
     MetricsEvidence,
-    subject=names,
+    subject=subjects,
     digest=st.just(ONE),
     dataset_digest=names,
     split=names,
@@ -55,7 +56,7 @@ calibrations = st.lists(
 ).flatmap(
     lambda bins: st.builds(
         CalibrationEvidence,
-        subject=names,
+        subject=subjects,
         digest=st.just(ONE),
         dataset_digest=names,
         split=names,
@@ -69,17 +70,17 @@ calibrations = st.lists(
 positive = st.floats(0, 1e9)
 latencies = st.builds(
     LatencyEvidence,
-    subject=names,
+    subject=subjects,
     digest=st.just(ONE),
     hardware=st.builds(Hardware, cpu=names, cores=st.integers(1), threads=st.integers(1), runtime=names, load=positive),
     batches=st.lists(
         st.builds(BatchLatency, batch=st.integers(1), runs=st.integers(1), p50_ms=positive, p99_ms=positive), max_size=3
     ).map(tuple),
 )
-sizes = st.builds(SizeEvidence, subject=names, digest=st.just(ONE), size_bytes=st.integers(0), files=st.integers(1))
+sizes = st.builds(SizeEvidence, subject=subjects, digest=st.just(ONE), size_bytes=st.integers(0), files=st.integers(1))
 scans = st.builds(
     ScanEvidence,
-    subject=names,
+    subject=subjects,
     digest=st.just(ONE),
     scanner=names,
     version=names,

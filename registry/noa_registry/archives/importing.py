@@ -33,7 +33,15 @@ from noa_registry.archives.exporting import OnProgress
 from noa_registry.archives.workspace import workspace
 from noa_registry.archives.wrappers import check_wrapper
 from noa_registry.database import to_text
-from noa_registry.evidence import MAX_ATTACHMENT_BYTES, WHOLE_VERSION, Attachment, Evidence, attachment_digests
+from noa_registry.evidence import (
+    MAX_ATTACHMENT_BYTES,
+    MAX_VALUES_BYTES,
+    WHOLE_VERSION,
+    Attachment,
+    Evidence,
+    attachment_digests,
+    values_bytes,
+)
 from noa_registry.file_repair import FileRepair, repair_files
 from noa_registry.registration import Registrar
 from noa_registry.versions import ModelVersion, VersionDraft
@@ -220,8 +228,20 @@ def _provenance(archived: ArchivedVersion, index: Index, actor: str) -> list[Evi
     )
     if not archived.ledger:
         return [origin]
-    values = {"registry": archived.registry_id, "rows": ledger_to_dicts(archived.ledger)}
-    return [origin, Evidence(kind=HISTORY, subject=WHOLE_VERSION, digest=archived.digest, values=values)]
+    return [origin, _history(archived)]
+
+
+def _history(archived: ArchivedVersion) -> Evidence:
+    """Return the moves of a version elsewhere; of very many the newest, as far as they fit into a fact."""
+    rows = ledger_to_dicts(archived.ledger)
+    left_out = 0
+    while True:
+        values: dict[str, object] = {"registry": archived.registry_id, "rows": rows[left_out:]}
+        values |= {"left_out": left_out} if left_out else {}
+        fact = Evidence(kind=HISTORY, subject=WHOLE_VERSION, digest=archived.digest, values=values)
+        if values_bytes(fact) <= MAX_VALUES_BYTES:
+            return fact
+        left_out += (len(rows) - left_out + 1) // 2
 
 
 def _linked(archived: ArchivedVersion) -> list[FileDigest]:

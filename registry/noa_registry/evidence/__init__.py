@@ -34,7 +34,7 @@ from noa_registry.evidence.facts import (
     attachment_digests,
     plain_json,
 )
-from noa_registry.evidence.kinds import check_attachments, check_evidence
+from noa_registry.evidence.kinds import MAX_VALUES_BYTES, check_attachments, check_evidence, values_bytes
 from noa_registry.evidence.metrics import MetricsEvidence, SliceMetrics, metrics_evidence
 from noa_registry.evidence.performance import BatchLatency, Hardware, LatencyEvidence, SizeEvidence
 from noa_registry.evidence.predictions import (
@@ -53,6 +53,7 @@ __all__ = [
     "GATE",
     "LATENCY",
     "MAX_ATTACHMENT_BYTES",
+    "MAX_VALUES_BYTES",
     "METRICS",
     "PREDICTIONS",
     "SCAN",
@@ -84,4 +85,5 @@ __all__ = [
     "metrics_evidence",
     "plain_json",
     "predictions_evidence",
+    "values_bytes",
 ]

@@ -23,6 +23,7 @@ COMPATIBILITY: Final = "compatibility"
 GATE: Final = "gate"
 WHOLE_VERSION: Final = "version"
 MAX_ATTACHMENT_BYTES: Final = 16 << 20
+_MOST_BITS: Final = 1023  # whatever is compared is compared as a float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,10 @@ def plain_json(value: object) -> object:
     Raises:
         InvalidInputError: something in it has no JSON form.
     """
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise InvalidInputError(
+            "a number is too large", expected=f"a whole number of at most {_MOST_BITS} bits", received="a larger one"
+        )
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Final
 
+from noa.digests import canonical_json
 from noa.errors import InvalidInputError
 from noa_registry.evidence.calibration import CalibrationEvidence
 from noa_registry.evidence.compatibility import CompatibilityEvidence
@@ -29,6 +31,11 @@ from noa_registry.evidence.performance import LatencyEvidence, SizeEvidence
 from noa_registry.evidence.predictions import PredictionsEvidence
 from noa_registry.evidence.scan import ScanEvidence
 
+MAX_VALUES_BYTES: Final = 1 << 20
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_MEDIA_TYPE: Final = re.compile(r"[\x20-\x7e]{1,128}")
+_SHOWN: Final = 80
 _PARSERS: Final = MappingProxyType[str, Callable[[Evidence], object]](
     {
         CALIBRATION: CalibrationEvidence.from_evidence,
@@ -45,17 +52,47 @@ _PARSERS: Final = MappingProxyType[str, Callable[[Evidence], object]](
 
 def check_evidence(fact: Evidence) -> None:
     """Raise `InvalidInputError` if evidence cannot be stored: a part is missing, or its kind wants other values."""
-    if not fact.kind or not fact.subject or not fact.digest.startswith("sha256:") or fact.created_at.tzinfo is None:
+    for part, text in (("kind", fact.kind), ("subject", fact.subject)):
+        if not _NAME.fullmatch(text):
+            raise InvalidInputError(
+                f"evidence has a {part} that is no name",
+                expected="1 to 64 letters, digits, `.`, `_` or `-`, the first a letter or digit",
+                received=repr(text)[:_SHOWN],
+            )
+    if not _DIGEST.fullmatch(fact.digest) or fact.created_at.tzinfo is None:
         raise InvalidInputError(
-            "evidence is incomplete",
-            expected="a kind, a subject, a digest `sha256:...` and a time with a zone",
-            received=f"{fact.kind!r}, {fact.subject!r}, {fact.digest!r}, {fact.created_at}",
+            f"{fact.kind} evidence is incomplete",
+            expected="a digest `sha256:` with 64 hex digits, and a time with a zone",
+            received=f"{fact.digest[:_SHOWN]!r}, {fact.created_at}",
         )
-    plain_json(fact.values)
+    size = values_bytes(fact)
+    if size > MAX_VALUES_BYTES:
+        raise InvalidInputError(
+            f"the values of {fact.kind} evidence are too large",
+            expected=f"at most {MAX_VALUES_BYTES} bytes",
+            received=f"{size} bytes",
+            remedy="Keep what is large in an attachment",
+        )
     parse = _PARSERS.get(fact.kind)
     if parse is not None:
         parse(fact)
     check_attachments(fact)
+
+
+def values_bytes(fact: Evidence) -> int:
+    """Return how many bytes the values of a fact take in the database.
+
+    Raises:
+        InvalidInputError: something in them has no JSON form.
+    """
+    try:
+        return len(canonical_json(plain_json(fact.values)))
+    except (RecursionError, UnicodeEncodeError) as exc:
+        raise InvalidInputError(
+            f"the values of {fact.kind} evidence cannot be stored",
+            expected="JSON of moderate depth, and texts that are Unicode",
+            received=str(exc)[:_SHOWN],
+        ) from exc
 
 
 def check_attachments(fact: Evidence) -> None:
@@ -67,6 +104,12 @@ def check_attachments(fact: Evidence) -> None:
                 expected=f"at most {MAX_ATTACHMENT_BYTES} bytes",
                 received=f"{len(attachment.content)} bytes",
                 remedy="Attach a sample of it",
+            )
+        if not _MEDIA_TYPE.fullmatch(attachment.media_type):
+            raise InvalidInputError(
+                f"an attachment of {fact.kind} evidence has no media type",
+                expected="e.g. `text/plain`, up to 128 characters",
+                received=repr(attachment.media_type)[:_SHOWN],
             )
         if attachment.digest not in attachment_digests(fact):
             raise InvalidInputError(

@@ -58,7 +58,10 @@ class Reader:
             return float(value)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self.wrong(key, "a number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise self.wrong(key, "a number that a float can hold") from None
 
     def finite(self, key: str, *, minimum: float = -math.inf, maximum: float = math.inf) -> float:
         """Return a finite number within the given bounds."""
@@ -99,7 +102,14 @@ class Reader:
 
     def wrong(self, key: str, expected: str) -> InvalidInputError:
         """Return the error about one part."""
-        received = repr(self.values[key])[:80] if key in self.values else "nothing"
+        received = _shown(self.values[key]) if key in self.values else "nothing"
         return InvalidInputError(
             f"`{key}` of {self.where} cannot be read", expected=expected, received=received, field=key
         )
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:80]
+    except ValueError:  # Python prints no whole number of thousands of digits
+        return "a number of very many digits"

@@ -168,13 +168,20 @@ def _created_at(connection: Connection, name: str, number: int) -> str:
     return str(connection.execute(query).scalar_one())
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold, in a database of an older noa
+        return False
+
+
 def _metric_rows(subject: str, values: Mapping[str, object]) -> Iterator[dict[str, str | float]]:
     metrics = values.get("metrics")
     if not isinstance(metrics, Mapping):
         return
     for metric, value in cast("Mapping[str, object]", metrics).items():
         # What is no number (NaN is stored as text) cannot be compared, so nothing is found by it.
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
             continue
         yield {
             "format": subject,
