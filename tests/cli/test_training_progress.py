@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,3 +47,28 @@ def test_whoever_stops_a_training_reads_how_it_goes_on(
     monkeypatch.setattr(noa_flows, "run_pipeline", interrupted, raising=False)
     assert run(["train", "noisy", "--directory", str(registered)]) == 130
     assert "stopped at step 120; the same command continues" in capsys.readouterr().err
+
+
+def test_whoever_stops_waiting_for_a_run_reads_that_it_goes_on_and_how_to_end_it(
+    registered: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(noa_flows, "run", lambda *_, **__: SimpleNamespace(id="a1b2"), raising=False)
+    monkeypatch.setattr(noa_flows, "follow", interrupted, raising=False)
+    monkeypatch.chdir(registered)
+    assert run(["flows", "run", "noisy"]) == 130
+    assert "the run goes on; end it with: noa flows cancel a1b2" in capsys.readouterr().err
+
+
+def test_whoever_stops_noa_up_reads_what_that_stops(
+    registered: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(noa_flows, "up", interrupted, raising=False)
+    monkeypatch.chdir(registered)
+    assert run(["up"]) == 130
+    assert "what this call had started is stopped again; what ran before goes on" in capsys.readouterr().err
