@@ -11,7 +11,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING
 
 from noa.digests import short_digest as short_digest
@@ -156,9 +156,9 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def short_time(moment: datetime) -> str:
-    """Return local time to the second."""
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def short_time(moment: datetime, zone: tzinfo | None = None) -> str:
+    """Return the time to the second in a zone (None: the local one), with the zone's name."""
+    return moment.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def _escape(value: object) -> str:

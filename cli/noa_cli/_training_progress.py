@@ -12,7 +12,7 @@ from noa_cli import _console as console
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from noa_flows.pipeline_values import OnEvent, PipelineEvent
+    from noa_flows.pipeline_values import PipelineEvent
     from noa_training import JobEvent
 
 _LINE_EVERY_S = 5.0
@@ -29,13 +29,13 @@ class _View(Protocol):
 
 
 @contextmanager
-def follow() -> Generator[OnEvent]:
-    """Yield what takes the events of a pipeline and shows them on standard error."""
+def follow() -> Generator[Narrator]:
+    """Yield what takes the events of a pipeline and shows them on standard error, from the first moment on."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     terminal = console.err()
     if not terminal.is_terminal:
-        yield _Narrator(_Lines()).take
+        yield Narrator(_Lines())
         return
     columns = (
         TextColumn("{task.fields[lane]}", justify="right"),
@@ -44,17 +44,26 @@ def follow() -> Generator[OnEvent]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=terminal, transient=True) as progress:
-        yield _Narrator(_Live(progress)).take
+        yield Narrator(_Live(progress))
 
 
-class _Narrator:
-    """Turns events into what a view shows."""
+class Narrator:
+    """Turns events into what a view shows. Call it with each event."""
 
     def __init__(self, view: _View) -> None:
         self._view = view
         self._metrics: dict[str, str] = {}
+        self._steps: dict[str, int] = {}
 
-    def take(self, event: PipelineEvent) -> None:
+    def stopped_at(self) -> str:
+        """Return where each lane was, e.g. `at step 120`, or `jax at step 90, torch at step 120`."""
+        if len(self._steps) == 1:
+            return f"at step {next(iter(self._steps.values()))}"
+        steps = ", ".join(f"{lane} at step {step}" for lane, step in sorted(self._steps.items()))
+        return steps or "before the first step"
+
+    def __call__(self, event: PipelineEvent) -> None:
+        """Show one event."""
         lane = event.backend or "model"
         if event.phase == "progress" and event.job is not None:
             self._take_job(lane, event.job)
@@ -71,6 +80,7 @@ class _Narrator:
 
         match job:
             case Step():
+                self._steps[lane] = job.step
                 share = job.step / max(job.total_steps, 1)
                 metrics = self._metrics.get(lane, "")
                 self._view.show(
@@ -120,8 +130,13 @@ class _Live:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
+        # Nobody looks at an empty line while the frameworks are imported and the recipe makes its data.
+        self._first: TaskID | None = progress.add_task("reading the recipe", total=None, lane="noa")
 
     def show(self, lane: str, text: str, done: float | None) -> None:
+        if self._first is not None:
+            self._progress.remove_task(self._first)
+            self._first = None
         if lane not in self._tasks:
             self._tasks[lane] = self._progress.add_task("", total=None, lane=lane)
         total = None if done is None else 1.0

@@ -21,6 +21,7 @@ from noa_registry.artifacts import FORMATS_FOLDER, ArtifactStore, Part, UnitKey
 from noa_registry.database import Database
 from noa_registry.events.outbox import append_event
 from noa_registry.outside import CODE_FORMATS
+from noa_registry.sealed_files import parts_of
 from noa_registry.tables import formats, trash, versions
 from noa_registry.versions import ModelVersion
 
@@ -55,7 +56,7 @@ def repair_files(
     """Put back what differs in a version, and return what was done about each file; `spare` is asked last."""
     done = [
         _repair(database, store, version, part, problem, spare or _nothing)
-        for part in _parts(version)
+        for part in parts_of(version)
         for problem in _look(store, part)
     ]
     repaired = [repair for repair in done if repair.is_repaired]
@@ -64,13 +65,6 @@ def repair_files(
         with database.write() as connection:
             append_event(connection, "files.repaired", name=version.name, payload=payload)
     return done
-
-
-def _parts(version: ModelVersion) -> Iterator[Part]:
-    for sealed in version.formats.values():
-        unit = UnitKey(name=version.name, uid=sealed.uid)
-        yield Part(unit=unit, prefix=f"{FORMATS_FOLDER}/{sealed.name}", manifest=sealed.manifest)
-    yield Part(unit=UnitKey(name=version.name, uid=version.uid), prefix="", manifest=version.wrapper)
 
 
 def _look(store: ArtifactStore, part: Part) -> list[FileProblem]:

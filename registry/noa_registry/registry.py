@@ -7,6 +7,7 @@ database and the artifact folder are the truth, and any number of processes use 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -20,6 +21,7 @@ from noa.formats import CheckedRunnable, Runnable, find_adapter
 from noa.references import ModelReference, check_name, parse_reference
 from noa_registry.approvals.desk import ApprovalDesk
 from noa_registry.archives import Archives
+from noa_registry.archives.workspace import WORKSPACES, remove_dead, workspace
 from noa_registry.artifacts import ArtifactStore, UnitKey, check_artifact_settings, open_artifacts, runs_uri
 from noa_registry.attachments import load_attachment
 from noa_registry.bootstrap import open_database
@@ -146,6 +148,7 @@ class Registry:
         )
         try:
             registry._artifacts.remove_leftovers()
+            remove_dead(registry._artifacts.root / WORKSPACES)
         except BaseException:
             registry.close()
             raise
@@ -178,6 +181,13 @@ class Registry:
     def archives(self) -> Archives:
         """Write a version to one file, and register what is in such a file."""
         return Archives(database=self._database, files=self._files, registrar=self._registrar)
+
+    def workspace(self) -> AbstractContextManager[Path]:
+        """Give a private folder, beside the models, in which something is prepared; it is removed when the block ends.
+
+        What a process that was killed left in its own is removed by the next one that opens the registry.
+        """
+        return workspace(self._artifacts.root / WORKSPACES)
 
     def register(self, draft: VersionDraft, *, actor: str) -> ModelVersion:
         """Seal `draft` as the next version of its model; it becomes visible whole or not at all.

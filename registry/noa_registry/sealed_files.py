@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noa.digests import FileProblem
+from noa.digests import FileProblem, Manifest
 from noa.errors import IntegrityError
 from noa_registry.artifacts import FORMATS_FOLDER, ArtifactStore, Part, UnitKey
 from noa_registry.mlflow_model import INPUT_EXAMPLE_FILE, parse_example
@@ -92,9 +92,15 @@ def _parts(version: ModelVersion, format: str | None) -> Iterator[Part]:
     if format is not None:
         yield _format_part(version, format)
         return
+    yield from parts_of(version)
+
+
+def parts_of(version: ModelVersion) -> Iterator[Part]:
+    """Give all that a version's units hold: what is in none of these parts does not belong there."""
+    for unit in {version.uid: None} | {sealed.uid: None for sealed in version.formats.values()}:
+        yield _outside_formats(version, unit)
     for name in version.formats:
         yield _format_part(version, name)
-    yield _wrapper_part(version)
 
 
 def _format_part(version: ModelVersion, format: str) -> Part:
@@ -104,4 +110,14 @@ def _format_part(version: ModelVersion, format: str) -> Part:
 
 
 def _wrapper_part(version: ModelVersion) -> Part:
-    return Part(unit=UnitKey(name=version.name, uid=version.uid), prefix="", manifest=version.wrapper)
+    return _outside_formats(version, version.uid)
+
+
+def _outside_formats(version: ModelVersion, uid: str) -> Part:
+    """Return what one unit holds beside its formats: the wrapper, or nothing where a format was added later."""
+    return Part(
+        unit=UnitKey(name=version.name, uid=uid),
+        prefix="",
+        manifest=version.wrapper if uid == version.uid else Manifest.of(()),
+        formats=frozenset(sealed.name for sealed in version.formats.values() if sealed.uid == uid),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -153,7 +154,20 @@ def test_init_dry_run_writes_nothing(noa: Noa, tmp_path: Path) -> None:
 def test_init_keeps_a_gitignore(noa: Noa, tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("*.log")
     assert noa("init").returncode == 0
-    assert (tmp_path / ".gitignore").read_text() == "*.log\n.noa/\n__pycache__/\n"
+    assert (tmp_path / ".gitignore").read_text() == "*.log\n.noa/\n__pycache__/\n*.key\n*.pem\n!*.pub.pem\n"
+
+
+def test_the_next_command_of_init_can_be_copied_whatever_the_folder_is_called(noa: Noa, tmp_path: Path) -> None:
+    told = noa("init", "bad name!", "--name", "mine").stdout
+    step = told.partition("Next: ")[2].partition(" && ")[0]
+    assert shlex.split(step) == ["cd", "bad name!"]
+    secret = tmp_path / "bad name!" / ".gitignore"
+    assert {"*.key", "*.pem"} <= set(secret.read_text().splitlines())
+
+
+def test_readme_names_every_extra() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    assert [extra for extra in doctor.EXTRAS if f"noa[{extra}]" not in text] == []
 
 
 def test_unknown_template_and_missing_project_folder_are_told(noa: Noa) -> None:

@@ -52,7 +52,7 @@ COMMANDS: dict[str, tuple[list[str] | None, list[str] | None]] = {
     "events list": ([], ["--model", "1nothing"]),
     "events consumers": ([], None),
     "events dead-letters": ([], ["--webhook", "nothing", "--redeliver"]),
-    "events seek": (["ci", "0"], ["ci", "99999"]),
+    "events seek": (["ci", "0", "--new"], ["ci", "99999"]),
     "events forget": (None, ["nothing", "--dry-run"]),
     "events trim": (["--dry-run"], ["-o", "nothing=1"]),
     "convert": (None, ["digits/1"]),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import stat
 import subprocess
 import sys
 import unicodedata
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,7 @@ def test_events_are_listed_and_consumers_kept(project: Path, capfd: Capture) -> 
     assert [event["kind"] for event in events] == ["alias.promoted", "alias.promoted"]
     assert as_json(capfd, "events", "list", "--after", str(events[0]["id"]))[-1] == events[1]
     assert "Nobody has committed" in "".join(capture(capfd, "events", "consumers"))
-    noa(capfd, "events", "seek", "ci", str(events[0]["id"]))
+    noa(capfd, "events", "seek", "ci", str(events[0]["id"]), "--new")
     (consumer,) = as_json(capfd, "events", "consumers")
     assert (consumer["consumer"], consumer["last_id"], consumer["lag"]) == ("ci", events[0]["id"], 1)
     assert "ci" in noa(capfd, "events", "consumers")
@@ -158,3 +160,27 @@ def test_a_public_key_is_no_key_to_approve_with(project: Path, capfd: Capture) -
     told = noa(capfd, "models", "approve", "digits/3", "--reason", "r", "--key", pair["public_file"], code=1)
     assert "this is a public key" in told
     assert f"--key {pair['private_file']}" in told
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("events", "seek", "typo", "0"),
+        ("events", "list", "--model", "digit"),
+        ("events", "dead-letters", "--webhook", "typo"),
+        ("events", "dead-letters", "--webhook", "typo", "--redeliver"),
+    ],
+)
+def test_a_mistyped_name_has_no_events_and_is_told(project: Path, capfd: Capture, command: tuple[str, ...]) -> None:
+    told = noa(capfd, *command, code=1)
+    assert "no consumer `" in told or "Did you mean `digits`?" in told
+
+
+def test_times_say_their_zone(project: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoneinfo import ZoneInfo
+
+    from noa_cli._console import short_time
+
+    moment = datetime(2026, 7, 1, 12, tzinfo=UTC)
+    assert short_time(moment, ZoneInfo("Europe/Berlin")) == "2026-07-01 14:00:00 CEST"
+    assert re.search(r"\d\d:\d\d:\d\d [A-Z+-]", noa(capfd, "ledger", "show"))

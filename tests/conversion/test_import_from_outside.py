@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -568,3 +570,37 @@ def test_what_the_core_says_about_converters_is_what_there_is() -> None:
     assert {(source, target) for target, sources in MADE_FROM.items() for source in sources} == {
         (source, target) for source, target in made if source != target
     }
+
+
+def test_what_a_killed_import_left_goes_when_the_registry_is_opened_next(registry: Registry, tmp_path: Path) -> None:
+    onnx.save(linear(), tmp_path / "m.onnx")
+    work = tmp_path / "state" / "artifacts" / "_imports"
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    settings = RegistrySettings(
+        database_url=f"sqlite:///{tmp_path / 'state' / 'noa.db'}", artifact_dir=tmp_path / "state" / "artifacts"
+    )
+    code = (
+        "import os, sys; from pathlib import Path; from noa.settings import RegistrySettings; "
+        "from noa_registry import Registry; from noa_conversion.imports import import_model; "
+        "registry = Registry.open(RegistrySettings.model_validate_json(sys.argv[1])); "
+        "registry.register = lambda *args, **more: os.kill(os.getpid(), 9); "
+        "import_model(registry, Path(sys.argv[2]), name='outside', actor='eve')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, settings.model_dump_json(), str(tmp_path / "m.onnx")],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == -9, done.stderr
+    assert list(temporary.glob("noa-*")) == []
+    assert len(list(work.glob("*/source/m.onnx"))) == 1
+    with registry.workspace() as alive:
+        (alive / "mine").write_text("x")
+        with Registry.open(settings):
+            assert sorted(path.name for path in work.iterdir()) == sorted([alive.name, f"{alive.name}.lock"])
+        assert (alive / "mine").read_text() == "x"
+    assert list(work.iterdir()) == []

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -397,6 +398,66 @@ def test_a_link_in_the_place_of_a_sealed_file_is_a_change(
     for attempt in (lambda: registry.open_format(version, "torch"), lambda: registry.verify("digits", 1)):
         with pytest.raises(IntegrityError, match=r"weights\.safetensors` was changed"):
             attempt()
+
+
+def test_what_lies_beside_the_formats_is_found_and_moved_aside(
+    registry: Registry, version: ModelVersion, formats: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "more").mkdir()
+    shutil.copytree(formats.onnx, tmp_path / "more" / "onnx")
+    only_native = registry.register(formats.draft(evidence=(), formats={"torch": formats.torch}), actor="ada")
+    added = registry.add_format(
+        "digits", only_native.number, "onnx", tmp_path / "more" / "onnx", evidence=(), actor="a"
+    )
+    later = added.formats["onnx"].folder.parent
+    for place in (version.folder / "formats", later):
+        (place / "evil.py").write_text("print()")
+        (place / "keras").mkdir()
+        (place / "keras" / "weights.h5").write_bytes(b"x")
+        (place / "away").symlink_to(tmp_path)
+        os.mkfifo(place / "pipe")
+    (later.parent / "loose").write_text("x")
+    names = ["formats/away", "formats/evil.py", "formats/keras/weights.h5", "formats/pipe"]
+    assert [problem.path for problem in registry.find_problems(version)] == names
+    assert [problem.path for problem in registry.find_problems(added)] == [*names, "loose"]
+    with pytest.raises(IntegrityError, match=r"`formats/evil\.py` was added"):
+        registry.verify("digits", 1)
+    for number in (1, 2):
+        assert all(one.is_repaired for one in registry.repair_files("digits", number))
+        registry.verify("digits", number)
+    assert (tmp_path / "more").is_dir()
+
+
+@pytest.mark.parametrize("place", ["formats/onnx", "formats", "", ".."])
+def test_a_folder_that_was_replaced_by_a_link_is_refused_by_name(
+    registry: Registry, version: ModelVersion, formats: Any, tmp_path: Path, place: str
+) -> None:
+    folder = (version.folder / place).resolve()
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to(tmp_path / "moved")
+    for attempt in (
+        lambda: registry.verify("digits", 1),
+        lambda: registry.open_format(version, "onnx"),
+        lambda: registry.load("digits/1", format="onnx"),
+    ):
+        with pytest.raises(IntegrityError, match=f"`{folder.name}`") as refused:
+            attempt()
+        assert refused.value.facts["file"] in (str(folder), place)
+    if place == "..":
+        with pytest.raises(IntegrityError, match="symbolic link"):
+            registry.register(formats.draft(), actor="ada")
+    before = sorted(path for path in (tmp_path / "moved").rglob("*"))
+    registry.repair_files("digits", 1)
+    assert sorted(path for path in (tmp_path / "moved").rglob("*")) == before
+
+
+def test_the_root_of_the_store_may_be_a_link(
+    registry: Registry, version: ModelVersion, settings: RegistrySettings, tmp_path: Path
+) -> None:
+    settings.artifact_dir.rename(tmp_path / "elsewhere")
+    settings.artifact_dir.symlink_to(tmp_path / "elsewhere")
+    registry.verify("digits", 1)
+    registry.load("digits/1")
 
 
 def test_a_name_that_mlflow_uses_is_refused_before_anything_is_sealed(registry: Registry, formats: Any) -> None:

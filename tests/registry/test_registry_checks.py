@@ -118,6 +118,21 @@ def test_a_worse_challenger_cannot_take_the_alias_and_a_better_one_can(rivals: R
     assert gated.resolve("digits@champion").number == 1
 
 
+@pytest.mark.parametrize(
+    "policy", [GateSettings(min_metrics={"accuracy": 0.95}), GateSettings(max_regression={"accuracy": 0.02})]
+)
+def test_a_better_number_that_is_attached_by_hand_convinces_nobody(
+    rivals: Registry, reopen: Open, policy: GateSettings
+) -> None:
+    gated = reopen(policy)
+    fact = next(fact for fact in gated.evidence("digits", 2) if fact.kind == "metrics")
+    gated.attach("digits", 2, replace(fact, values={**fact.values, "metrics": {"accuracy": 0.9999}}))
+    with pytest.raises(GateRefusedError, match=r"0\.9 from its predictions"):
+        gated.promote("digits", 2, reason="boast", actor="ada")
+    assert gated.resolve("digits@champion").number == 1
+    gated.promote("digits", 3, reason="better", actor="ada")
+
+
 def test_evidence_that_arrives_later_counts_and_cannot_be_lent_by_another_version(
     rivals: Registry, reopen: Open, make_formats: Callable[[int], Formats]
 ) -> None:

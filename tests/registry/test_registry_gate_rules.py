@@ -252,6 +252,49 @@ def test_evidence_that_contradicts_itself_is_refused() -> None:
     assert "0.9 from its predictions" in refusal(candidate(*GOOD), candidate(*boasted, reference="digits/1"))
 
 
+LIMITED = GateSettings(min_metrics={"accuracy": 0.95})
+COMPARED = GateSettings(max_regression={"accuracy": 0.01})
+
+
+@pytest.mark.parametrize("policy", [LIMITED, COMPARED])
+def test_metrics_that_the_predictions_do_not_give_are_refused_by_every_rule(policy: GateSettings) -> None:
+    holder = candidate(*measured(logits_that_are_right(TARGETS, TARGETS >= 0), TARGETS), reference="digits/1")
+    boast = replace(GOOD[0], values={**GOOD[0].values, "metrics": {"accuracy": 0.9999}})
+    for facts in ((*GOOD, boast), (boast, GOOD[1])):
+        refused = judge(candidate(*facts), policy, holder).refusals
+        assert [entry.rule for entry in refused] == ["recomputed.accuracy"]
+        assert "0.9 from its predictions" in refused[0].received
+    honest = judge(candidate(*GOOD), policy, holder).refusals
+    assert "recomputed.accuracy" not in [entry.rule for entry in honest]
+    elsewhere = measured(logits_that_are_right(TARGETS, RIGHT), TARGETS, dataset="sha256:other")
+    assert "recomputed.accuracy" not in [
+        entry.rule for entry in judge(candidate(*elsewhere, boast), LIMITED).refusals
+    ]  # predictions of other rows say nothing
+
+
+def test_a_holder_that_was_made_worse_by_hand_is_no_way_around_the_gate() -> None:
+    better = measured(logits_that_are_right(TARGETS, TARGETS >= 0), TARGETS)
+    slighted = replace(better[0], values={**better[0].values, "metrics": {"accuracy": 0.1}})
+    (refused,) = judge(candidate(*GOOD), COMPARED, candidate(*better, slighted, reference="digits/1")).refusals
+    assert refused.rule == "recomputed.accuracy"
+    assert "`digits/1`" in refused.expected
+
+
+def test_metrics_of_slices_are_computed_anew_too() -> None:
+    slices = {**GOOD[0].values["slices"], "class=0": {"rows": 30, "metrics": {"accuracy": 1.0}}}  # type: ignore[dict-item]
+    boast = replace(GOOD[0], values={**GOOD[0].values, "slices": slices})
+    policy = GateSettings(slices={"class=0": {"accuracy": 0.99}})
+    refused = judge(candidate(*GOOD, boast), policy).refusals
+    assert [entry.rule for entry in refused] == ["recomputed.class=0.accuracy"]
+
+
+def test_a_metric_that_no_predictions_give_is_believed() -> None:
+    facts = measured(logits_that_are_right(TARGETS, RIGHT), TARGETS, metrics={"profit": 1.0})
+    assert judge(candidate(*facts), GateSettings(min_metrics={"profit": 0.5})).passed
+    sampled = measured(logits_that_are_right(TARGETS, RIGHT), TARGETS, max_rows=50)
+    assert judge(candidate(*sampled), GateSettings(min_metrics={"accuracy": 0.9})).passed
+
+
 def test_outputs_that_are_no_numbers_are_never_compared() -> None:
     logits = logits_that_are_right(TARGETS, RIGHT)
     logits[0] = np.nan

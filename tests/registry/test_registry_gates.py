@@ -193,3 +193,17 @@ def test_a_report_survives_json() -> None:
     assert GateReport.from_dict(report.to_dict()) == report
     with pytest.raises(IntegrityError):
         GateReport.from_dict({"reference": "digits/1"})
+
+
+@pytest.mark.parametrize("kept", ["pickle", "safetensors"])
+def test_a_version_that_nobody_can_run_is_refused_unless_the_policy_allows_it(kept: str) -> None:
+    subject = Candidate(reference="old/1", native=kept, formats={kept: NATIVE}, evidence=())
+    report = judge(subject)
+    assert not report.passed
+    assert "never loaded" in verdict(report, "runnable").received
+    assert "allow_kept = true" in str(verdict(report, "runnable").remedy)
+    assert not judge(subject, GateSettings()).passed
+    assert judge(subject, GateSettings(allow_kept=True)).passed
+    assert not judge(subject, GateSettings(allow_kept=True, aliases=("shadow",))).passed
+    assert judge(candidate(formats={"torch": NATIVE})).passed
+    assert evaluate_rollback(subject, alias="champion", bytes_problem=None).passed

@@ -386,6 +386,31 @@ def test_orphans_and_leftovers_go_only_when_old_and_unclaimed(
     registry.verify("digits", 1)
 
 
+@pytest.mark.local_files
+@pytest.mark.parametrize("level", ["unit", "model"])
+def test_a_collection_never_follows_a_link_and_goes_on_with_the_rest(
+    registry: Registry, retention: Any, version: ModelVersion, formats: Any, tmp_path: Path, level: str
+) -> None:
+    other = registry.register(formats.draft(name="other"), actor="ada")
+    for name in ("digits", "other"):
+        retention.delete(name, 1, reason="r", actor="ada", grace=NOW)
+    folder = version.folder if level == "unit" else version.folder.parent
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to(tmp_path / "moved")
+    kept = sorted((tmp_path / "moved").rglob("*"))
+    report = retention.apply(retention.plan_gc())
+    assert sorted((tmp_path / "moved").rglob("*")) == kept
+    assert not other.folder.exists()
+    if level == "unit":
+        assert not folder.is_symlink()
+        assert report.skipped == ()
+        assert kinds(retention.plan_gc()) == []
+    else:
+        assert "symbolic link" in report.skipped[0].reason
+        folder.unlink()
+        assert retention.apply(retention.plan_gc()).skipped == ()
+
+
 def test_a_live_writers_files_are_never_touched(settings: RegistrySettings, formats: Any) -> None:
     """At every step of a registration another process collects with no safety age at all."""
     seen: list[str] = []

@@ -21,7 +21,7 @@ from noa_cli._registry import open_registry
 if TYPE_CHECKING:
     from types import FrameType
 
-    from noa_registry import Event
+    from noa_registry import Event, Registry
 
 _FOLLOW_EVERY_S = 0.5
 _PAGE = 500
@@ -53,7 +53,9 @@ def list_events(
     from noa.references import check_name
 
     name = None if model is None else check_name(model)
-    with open_registry() as registry:
+    with open_registry(about=[] if name is None else [name]) as registry:
+        if name is not None:
+            registry.numbers(name)  # a name that was mistyped has no events either
         if after is None:
             events = registry.events.newest(name=name, limit=limit)
         else:
@@ -106,6 +108,8 @@ def dead_letters(
     """List events that a webhook did not take after all attempts, or have them sent again."""
     consumer = None if webhook is None else f"webhook:{webhook}"
     with open_registry() as registry:
+        if consumer is not None:
+            _require_consumer(registry, consumer)
         if redeliver:
             count = registry.events.dead_letters.redeliver(consumer=consumer, event=event)
             if as_json:
@@ -159,10 +163,14 @@ def dead_letters(
 def seek(
     consumer: ConsumerArgument,
     to: Annotated[int, typer.Argument(help="Go on after this event; 0: with the oldest that is kept.")],
+    new: Annotated[bool, typer.Option("--new", help="Make a consumer of this name if there is none.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Let a consumer or webhook read again from an event on, or skip to it."""
     with open_registry() as registry:
+        if not new:
+            make = current().command_line("events", "seek", consumer, str(to), "--new")
+            _require_consumer(registry, consumer, remedy=f"List them with `noa events consumers`, or make it: {make}")
         registry.events.seek(consumer, to)
     if as_json:
         console.print_json({"consumer": consumer, "last_id": to})
@@ -227,6 +235,27 @@ def _print_lines(events: Sequence[Event], as_json: bool) -> None:
             text = f"{event.id}  {console.short_time(event.created_at)}  {event.kind}  {event.name}  {_summary(event)}"
             sys.stdout.write(console.visible(text) + "\n")
     sys.stdout.flush()
+
+
+def _require_consumer(
+    registry: Registry, consumer: str, *, remedy: str = "List them with: noa events consumers"
+) -> None:
+    """Refuse a consumer that never committed an event and is no webhook of noa.toml: it is a mistyped one.
+
+    Raises:
+        NotFoundError: it is none.
+    """
+    from noa.errors import NotFoundError
+
+    hooks = [f"webhook:{name}" for name in current().settings().webhooks]
+    known = list(dict.fromkeys([*(one.consumer for one in registry.events.consumers()), *hooks]))
+    if consumer not in known:
+        raise NotFoundError(
+            f"no consumer `{consumer}`",
+            expected=", ".join(f"`{one}`" for one in known) or "one that committed an event, or a webhook of noa.toml",
+            received=f"`{consumer}`",
+            remedy=remedy,
+        )
 
 
 def _event_to_dict(event: Event) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
@@ -56,14 +57,20 @@ def run(
 ) -> None:
     """Retrain now: train, evaluate, convert, verify, register, gate, promote, deploy. Exit code 1 if the run fails."""
     from noa_cli._quiet_stdout import stdout_to_stderr
+    from noa_flows import follow
     from noa_flows import run as start
 
     settings = current().settings()
     title = f"Retraining {recipe}" if wait else f"Starting a run of {recipe}"
     with console.step(title) as tell, stdout_to_stderr():  # the recipe is read here, and it may print
         changes = read_changes(change or [])
-        found = start(settings, recipe, wait=wait, overrides=changes, on_log=lambda line: tell(shorten_log(line)))
+        found = start(settings, recipe, wait=False, overrides=changes)
         if wait:
+            try:
+                found = follow(settings, found.id, on_log=lambda line: tell(shorten_log(line)))
+            except KeyboardInterrupt:
+                console.note(f"the run goes on; end it with: {current().command_line('flows', 'cancel', found.id)}")
+                raise
             tell.end(f"ended as {found.state.lower()}")
     if as_json:
         console.print_json(_plain(found))
@@ -158,12 +165,20 @@ def show_deployments(deployments: list[FlowDeployment]) -> None:
                 found.recipe,
                 found.cron,
                 found.timezone,
-                console.short_time(found.next_run) if found.next_run else None,
+                console.short_time(found.next_run, _zone(found.timezone)) if found.next_run else None,
                 "yes" if found.is_active else "no",
             ]
             for found in deployments
         ],
     )
+
+
+def _zone(name: str | None) -> ZoneInfo:
+    """Return the zone that a schedule is written in, UTC where this machine does not know it."""
+    try:
+        return ZoneInfo(name or "UTC")
+    except (ZoneInfoNotFoundError, ValueError):
+        return ZoneInfo("UTC")
 
 
 def show_runs(runs: list[FlowRun]) -> None:

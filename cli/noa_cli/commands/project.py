@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,8 @@ from noa_cli import _console as console
 from noa_cli._options import DryRunOption, JsonOption
 
 TEMPLATES = ("digits", "flights")
+# Private keys, as `noa keys new` and `noa keys new-signing` name them; the public ones belong to the project.
+_IGNORED = (".noa/", "__pycache__/", "*.key", "*.pem", "!*.pub.pem")
 
 
 def init(
@@ -32,7 +35,7 @@ def init(
     for file in written:
         console.print_line(f"{'would write' if dry_run else 'wrote'} {folder / file}")
     if not dry_run:
-        step = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
+        step = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
         recipe = "digits" if template == "digits" else template
         console.print_line(f"Next: {step}noa train {recipe}")
 
@@ -83,7 +86,7 @@ def _gitignore_with_state(folder: Path) -> str | None:
     path = folder / ".gitignore"
     text = path.read_text() if path.is_file() else ""
     present = {line.strip().strip("/") for line in text.splitlines()}
-    missing = [entry for entry in (".noa/", "__pycache__/") if entry.strip("/") not in present]
+    missing = [entry for entry in _IGNORED if entry.strip("/") not in present]
     if not missing:
         return None
     return text + ("" if not text or text.endswith("\n") else "\n") + "\n".join(missing) + "\n"

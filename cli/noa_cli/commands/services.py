@@ -25,7 +25,11 @@ def up(only: OnlyOption = None, as_json: JsonOption = False) -> None:
 
     settings = current().settings()
     with console.step("Starting services") as tell:
-        statuses = start(settings, services=_names(only), on_progress=lambda event: tell(_say(event)))
+        try:
+            statuses = start(settings, services=_names(only), on_progress=lambda event: tell(_say(event)))
+        except KeyboardInterrupt:
+            console.note("interrupted: what this call had started is stopped again; what ran before goes on")
+            raise
     _show(statuses, as_json)
 
 

@@ -36,22 +36,27 @@ def train(
     """Train, evaluate, convert, verify and register; a killed job continues with the same command."""
     from noa_cli._quiet_stdout import stdout_to_stderr
     from noa_cli._training_progress import follow
-    from noa_flows import check_backends, run_pipeline
 
     settings = current().settings()
     names = _backends(settings.recipes[recipe].backends[:1] if recipe in settings.recipes else ("torch",), backend)
     # The user's recipe runs in this process too; what it writes must not spoil our standard output.
-    with follow() as on_event, stdout_to_stderr():
-        result = run_pipeline(
-            settings,
-            find_recipe_file(recipe, settings.root),
-            backends=check_backends(names),
-            overrides=read_changes(change or []),
-            seed=seed,
-            promote=promote,
-            on_event=on_event,
-            actor=actor(),
-        )
+    with follow() as narrator, stdout_to_stderr():
+        from noa_flows import check_backends, run_pipeline
+
+        try:
+            result = run_pipeline(
+                settings,
+                find_recipe_file(recipe, settings.root),
+                backends=check_backends(names),
+                overrides=read_changes(change or []),
+                seed=seed,
+                promote=promote,
+                on_event=narrator,
+                actor=actor(),
+            )
+        except KeyboardInterrupt:
+            console.note(f"stopped {narrator.stopped_at()}; the same command continues from the last checkpoint")
+            raise
     show_result(result, as_json=as_json)
 
 

@@ -7,7 +7,6 @@ dataset is unknown, and its dataset digest says so: it is the digest of `{"outsi
 from __future__ import annotations
 
 import platform
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,13 +111,14 @@ def import_model(
     tell("scanning")
     plan_import(path, name=name, allow_pickle=allow_pickle, limits=limits)
     tell("copying")
-    with staged_copy(path) as staged, tempfile.TemporaryDirectory(prefix="noa-import-") as scratch:
+    with registry.workspace() as scratch:
+        staged = staged_copy(path, scratch / "source")
         tell("scanning the copy")
         plan = plan_import(staged.path, name=name, allow_pickle=allow_pickle, limits=limits)
         tell(f"preparing the format {plan.source.kind}")
-        folder = Path(scratch) / plan.source.kind
-        folder.mkdir()
-        inputs = _prepare(plan, staged, folder, Path(scratch), example, child_limits or ChildLimits())
+        folder = scratch / "formats" / plan.source.kind
+        folder.mkdir(parents=True)
+        inputs = _prepare(plan, staged, folder, scratch, example, child_limits or ChildLimits())
         if plan.source.runs_code:
             findings = tuple(str(finding) for finding in plan.report.code[:_MOST_KEPT_FINDINGS])
             mark = AllowedMark(model=name, allowed_by=actor, source_digest=staged.digest, findings=findings)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 
 from noa.atomic_write import translate_disk_errors
 from noa.digests import FileDigest, Manifest
@@ -28,28 +24,21 @@ class Staged:
     size_bytes: int
 
 
-@contextmanager
-def staged_copy(source: Path) -> Generator[Staged]:
-    """Copy a file or folder into a private folder that is removed when the block ends.
+def staged_copy(source: Path, folder: Path) -> Staged:
+    """Copy a file or folder into a private folder, under its own name.
 
     Raises:
         InvalidInputError: a link or special file is in it.
         StorageError: the disk refused.
     """
     with translate_disk_errors(source):
-        folder = Path(mkdtemp(prefix="noa-import-"))
-        try:
-            target = folder / source.name
-            if source.is_dir() and not source.is_symlink():
-                files = [_copy(path, target / path.relative_to(source), source) for path in _files(source)]
-                manifest = Manifest.of(files)
-                digest, size = manifest.digest, manifest.size_bytes
-            else:
-                file = _copy(source, target, source.parent)
-                digest, size = file.digest, file.size_bytes
-            yield Staged(path=target, digest=digest, size_bytes=size)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        target = folder / source.name
+        if source.is_dir() and not source.is_symlink():
+            files = [_copy(path, target / path.relative_to(source), source) for path in _files(source)]
+            manifest = Manifest.of(files)
+            return Staged(path=target, digest=manifest.digest, size_bytes=manifest.size_bytes)
+        file = _copy(source, target, source.parent)
+        return Staged(path=target, digest=file.digest, size_bytes=file.size_bytes)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -347,6 +347,10 @@ class GateSettings(Section):
     compatible: bool = Field(
         default=False, description="Refuse a signature that breaks clients of the present holder of the alias."
     )
+    allow_kept: bool = Field(
+        default=False,
+        description="Let an alias move to a version that noa keeps and cannot run (a pickle, bare weights).",
+    )
     check: str = Field(
         default="", description="Function of the project for what these rules cannot say: `policy.py:check`."
     )

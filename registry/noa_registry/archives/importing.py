@@ -30,7 +30,7 @@ from noa_registry.archives.contents import (
     ledger_to_dicts,
 )
 from noa_registry.archives.exporting import OnProgress
-from noa_registry.archives.workspace import workspace
+from noa_registry.archives.workspace import WORKSPACES, workspace
 from noa_registry.archives.wrappers import check_wrapper
 from noa_registry.database import to_text
 from noa_registry.evidence import (
@@ -49,7 +49,6 @@ from noa_registry.versions import ModelVersion, VersionDraft
 ORIGIN: Final = "origin"
 HISTORY: Final = "history"
 ORIGIN_TAG: Final = "noa.origin"
-WORKSPACES: Final = "_imports"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A folder to work in for a while: what a killed process left there is removed by the next one."""
+"""A folder to work in for a while: what a killed process left there is removed by the next one that looks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Final
 from noa.atomic_write import translate_disk_errors
 from noa_registry.artifacts import make_folder
 
+WORKSPACES: Final = "_imports"
+"""The folder of all of them, beside the models."""
 _LOCK: Final = ".lock"
 
 
@@ -25,13 +27,13 @@ def workspace(folder: Path) -> Generator[Path, None, None]:
         StorageError: the disk refused.
     """
     make_folder(folder)
-    _remove_dead(folder)
+    remove_dead(folder)
     with translate_disk_errors(folder):
         handle, lock = _claim(folder)
     mine = lock.with_suffix("")
     try:
         with translate_disk_errors(mine):
-            mine.mkdir()
+            mine.mkdir(mode=0o700)
         yield mine
     finally:
         with suppress(OSError):
@@ -50,7 +52,8 @@ def _claim(folder: Path) -> tuple[int, Path]:
         os.close(handle)
 
 
-def _remove_dead(folder: Path) -> None:
+def remove_dead(folder: Path) -> None:
+    """Remove what killed processes left below `folder`, if it is there at all."""
     for lock in sorted(folder.glob(f"*{_LOCK}")):
         with suppress(OSError):  # a living one holds it, or another removes the same
             handle = os.open(lock, os.O_RDWR)

@@ -133,6 +133,8 @@ class LocalArtifacts:
         Raises:
             StorageError: the disk refused; nothing is left.
         """
+        self._refuse_links(self._root / check_name(name))
+        self._refuse_links(self._staging)
         make_folder(self._staging)
         with translate_disk_errors(self._staging):
             uid, handle, lock = self._claim(name)
@@ -160,6 +162,7 @@ class LocalArtifacts:
     def open_file(self, unit: UnitKey, file: FileDigest) -> Path:
         """Return one verified file. See `ArtifactStore`."""
         path = self._folder(unit) / file.path
+        self._refuse_links(path.parent)
         if not self._verified.has_digest(path, file):
             change = "was changed" if path.is_file() else "is missing"
             raise IntegrityError(
@@ -182,6 +185,7 @@ class LocalArtifacts:
     def put_back(self, key: UnitKey, file: FileDigest, source: Path) -> None:
         """Replace a damaged or missing file. See `ArtifactStore`."""
         target = self._folder(key) / file.path
+        self._refuse_links(target.parent)
         # Staged as a new unit is, so that what a killed process leaves is found and removed.
         with self.stage(key.name, checkpoint=no_checkpoint) as staged:
             temporary = staged.folder / "file"
@@ -197,6 +201,7 @@ class LocalArtifacts:
     def set_aside(self, key: UnitKey, path: str) -> str:
         """Move an added file to the folder `_set_aside`. See `ArtifactStore`."""
         source = self._folder(key) / path
+        self._refuse_links(source.parent)
         target = self._root / _SET_ASIDE / secrets.token_hex(4) / key.uid / path
         with translate_disk_errors(source):
             target.parent.mkdir(parents=True)
@@ -208,7 +213,9 @@ class LocalArtifacts:
 
         Raises:
             StorageError: the disk refused.
+            IntegrityError: the model's folder is a link to elsewhere.
         """
+        self._refuse_links(self._folder(key).parent)
         with translate_disk_errors(self._folder(key)):
             _remove_tree(self._folder(key))
             self._drop_blobs(self._digests_file(key.uid))
@@ -220,25 +227,26 @@ class LocalArtifacts:
         if not self._root.is_dir():
             return
         for folder in sorted(self._root.glob("[!_.]*/*")):
-            if folder.is_dir() and not folder.is_symlink():
+            if folder.is_dir() and not folder.is_symlink() and not folder.parent.is_symlink():
                 yield UnitKey(name=folder.parent.name, uid=folder.name)
 
     def unit_facts(self, key: UnitKey) -> UnitFacts | None:
         """Return how large and how old a unit is, None if there is none."""
         folder = self._folder(key)
         try:
-            modified_at = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+            modified_at = datetime.fromtimestamp(folder.lstat().st_mtime, UTC)
         except FileNotFoundError:
             return None
+        is_elsewhere = folder.is_symlink() or folder.parent.is_symlink()
         return UnitFacts(
-            size_bytes=freed_bytes(folder, self._blobs_of(key.uid)),
+            size_bytes=0 if is_elsewhere else freed_bytes(folder, self._blobs_of(key.uid)),
             modified_at=modified_at,
             is_claimed=self._lock(key.uid).exists(),
         )
 
     def leftovers(self) -> Iterator[UnitLeftover]:
         """Give what dead writers left: a lock that can be taken, or a folder with no lock beside it."""
-        if not self._staging.is_dir():
+        if self._staging.is_symlink() or not self._staging.is_dir():
             return
         for path in sorted(self._staging.iterdir()):
             uid = path.name.removesuffix(_LOCK)
@@ -269,7 +277,7 @@ class LocalArtifacts:
     def remove_leftovers(self) -> int:
         """Remove what writers left that were killed, and return how many there were. Live writers are not touched."""
         removed = 0
-        if not self._staging.is_dir():
+        if self._staging.is_symlink() or not self._staging.is_dir():
             return removed
         for lock in sorted(self._staging.glob(f"*{_LOCK}")):
             with suppress(OSError):  # somebody else removes the same leftover, or the folder is read-only
@@ -300,10 +308,26 @@ class LocalArtifacts:
     def _compare(self, part: Part, verified: VerifiedFiles | None) -> list[FileProblem]:
         unit = self._folder(part.unit)
         folder = unit / part.prefix
+        self._refuse_links(folder)
         if not folder.is_dir():
             raise IntegrityError("a sealed folder is missing", where=str(folder), file=part.prefix or str(unit))
         check = None if verified is None else verified.has_digest
         return in_unit(part, compare_folder(folder, part.manifest, has_digest=check, ignore=part.ignores))
+
+    def _refuse_links(self, path: Path) -> None:
+        """Raise `IntegrityError` if a folder below the root, down to `path`, is a link: what is sealed lies here."""
+        for folder in (path, *path.parents):
+            if folder == self._root:
+                return
+            if folder.is_symlink():
+                raise IntegrityError(
+                    f"the folder `{folder.name}` of the store is a symbolic link: it was changed",
+                    where=str(folder),
+                    expected="a folder",
+                    received=f"a link to {folder.readlink()}",
+                    remedy="Remove the link and put the folder itself back",
+                    file=str(folder),
+                )
 
     def _claim(self, name: str) -> tuple[str, int, Path]:
         while True:
@@ -374,7 +398,9 @@ def is_same_file(handle: int, path: Path) -> bool:
 
 
 def _remove_tree(folder: Path) -> None:
-    if folder.exists():
+    if folder.is_symlink():
+        folder.unlink()  # never what it leads to
+    elif folder.exists():
         shutil.rmtree(folder)
 
 

@@ -39,12 +39,14 @@ class UnitKey:
 class Part:
     """What is verified and opened as a whole: one format of a unit (`formats/onnx`), or its wrapper (`""`).
 
-    The wrapper is everything outside `formats/`. Paths of the manifest are relative to `prefix`.
+    The wrapper is everything outside of `formats`: those that were sealed in this unit, parts of their own.
+    Paths of the manifest are relative to `prefix`.
     """
 
     unit: UnitKey
     prefix: str
     manifest: Manifest
+    formats: frozenset[str] = frozenset()
 
     def path_in_unit(self, path: str) -> str:
         """Return e.g. `formats/onnx/model.onnx` for `model.onnx`."""
@@ -52,7 +54,9 @@ class Part:
 
     def ignores(self, path: str) -> bool:
         """Tell whether a path below `prefix` is no part of this."""
-        return not self.prefix and (path == LOADED_MARK or path.split("/", 1)[0] == FORMATS_FOLDER)
+        first, _, rest = path.partition("/")
+        is_format = first == FORMATS_FOLDER and rest.split("/", 1)[0] in self.formats
+        return not self.prefix and (path == LOADED_MARK or is_format)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

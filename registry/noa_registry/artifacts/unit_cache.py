@@ -109,7 +109,9 @@ class UnitCache:
             handle = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if folder.exists():
+                if folder.is_symlink():
+                    folder.unlink()  # never what it leads to
+                elif folder.exists():
                     shutil.rmtree(folder)
                 for blob in self._blobs.all():
                     self._blobs.drop_unused(blob.name)

@@ -89,7 +89,7 @@ def paired_difference(
     else:
         draws = _draw_metric(metric, holder.outputs, challenger.outputs, targets, objective, plan)
         old, new = (
-            float(metric.weighted(outputs, targets, _once(len(targets)), objective=objective)[0])
+            metric_value(metric, outputs, targets, objective=objective)
             for outputs in (holder.outputs, challenger.outputs)
         )
         difference = new - old
@@ -103,6 +103,18 @@ def paired_difference(
         rows=challenger.rows,
         plan=plan,
     )
+
+
+def metric_value(metric: MetricAdapter, outputs: np.ndarray, targets: np.ndarray, *, objective: str) -> float:
+    """Return a metric of all rows.
+
+    Raises:
+        InvalidInputError: it is not defined for the objective.
+    """
+    values = metric.row_values(outputs, targets, objective=objective)
+    if values is not None:
+        return float(values.mean())
+    return float(metric.weighted(outputs, targets, _once(len(targets)), objective=objective)[0])
 
 
 def _draw_means(differences: np.ndarray, plan: BootstrapPlan) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from noa.errors import InvalidInputError
+from noa.formats import KEPT_FORMATS, format_names
 from noa_registry.evidence.compatibility import compare_signatures
 from noa_registry.evidence.facts import EQUIVALENCE, LATENCY, WHOLE_VERSION, Evidence
 from noa_registry.evidence.performance import LatencyEvidence
@@ -24,6 +25,23 @@ def bytes_verdict(problem: str | None) -> RuleVerdict:
         expected="every file has the digest it was sealed with",
         received=problem or "every file has it",
     )
+
+
+def runnable_verdicts(candidate: Candidate, policy: GateSettings | None) -> list[RuleVerdict]:
+    """Refuse a version that nobody could serve; say nothing about the others, or if the policy allows it."""
+    is_allowed = policy is not None and policy.allow_kept
+    if is_allowed or any(name not in KEPT_FORMATS for name in candidate.formats):
+        return []
+    return [
+        RuleVerdict(
+            rule="runnable",
+            passed=False,
+            expected="a format that noa can run: " + ", ".join(n for n in format_names() if n not in KEPT_FORMATS),
+            received=", ".join(sorted(candidate.formats)) + ", which is kept and never loaded",
+            remedy="Import the model as ONNX, or, if the alias is only a name for these files, set `allow_kept = true` "
+            "in [gates.NAME] of noa.toml",
+        )
+    ]
 
 
 def equivalence_verdicts(candidate: Candidate) -> list[RuleVerdict]:

@@ -26,6 +26,7 @@ _MEASURE_BOTH = "`noa flows run` and `noa train --promote` measure both on the s
 def metric_verdicts(gate_input: GateInput, policy: GateSettings, work: GateWork) -> list[RuleVerdict]:
     """Return the verdicts of all rules about metrics."""
     verdicts = _limit_verdicts(gate_input.candidate, policy) + _slice_verdicts(gate_input.candidate, policy)
+    verdicts += _contradictions(gate_input, policy, work)
     for metric, allowed in sorted(policy.max_regression.items()):
         verdicts.append(_regression(gate_input, policy, work, metric, allowed, None))
     for name, metric, allowed in _by_slice(gate_input.candidate, policy.slice_regression):
@@ -43,6 +44,44 @@ def is_lower_better(metric: str, policy: GateSettings | None = None) -> bool:
         return not find_metric(metric).larger_is_better
     except NotFoundError:
         return any(part in _LOWER_IS_BETTER for part in metric.lower().split("_"))
+
+
+def _contradictions(gate_input: GateInput, policy: GateSettings, work: GateWork) -> list[RuleVerdict]:
+    """Refuse recorded values, of those that the policy judges, that are not what the predictions give.
+
+    What is judged by a bootstrap is compared there. Nothing is said of values that do not contradict.
+    """
+    candidate, rival = gate_input.candidate, gate_input.rival
+    compared: list[tuple[str, str | None]] = []
+    if policy.confidence is None:
+        compared += [(metric, None) for metric in policy.max_regression]
+        compared += [(metric, name) for name, metric, _ in _by_slice(candidate, policy.slice_regression)]
+    limited: list[tuple[str, str | None]] = [(metric, None) for metric in (*policy.min_metrics, *policy.max_metrics)]
+    limited += [(metric, name) for name, metric, _ in _by_slice(candidate, policy.slices)]
+    asked = [(candidate, None, *one) for one in dict.fromkeys((*limited, *compared))]
+    measured = candidate.test_metrics()
+    if rival is not None and measured is not None:
+        dataset = str(measured.values.get("dataset_digest"))
+        asked += [(rival, dataset, *one) for one in dict.fromkeys(compared)]
+    verdicts = (_contradiction(work, *one) for one in asked)
+    return [verdict for verdict in verdicts if verdict is not None]
+
+
+def _contradiction(
+    work: GateWork, side: Candidate, dataset: str | None, metric: str, slice_name: str | None
+) -> RuleVerdict | None:
+    try:
+        work.check_recorded(side, dataset, metric=metric, slice_name=slice_name)
+    except (InvalidInputError, NotFoundError, IntegrityError) as exc:
+        place = metric if slice_name is None else f"{slice_name}.{metric}"
+        return RuleVerdict(
+            rule=f"recomputed.{place}",
+            passed=False,
+            expected=exc.expected or f"`{metric}` of `{side.reference}` as its predictions give it",
+            received=exc.received or exc.what,
+            remedy=exc.remedy,
+        )
+    return None
 
 
 def _limit_verdicts(candidate: Candidate, policy: GateSettings) -> list[RuleVerdict]:

@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from noa.errors import InvalidInputError
-from noa_registry.evidence.facts import PREDICTIONS
+from noa.errors import InvalidInputError, NotFoundError
+from noa_registry.evidence.facts import PREDICTIONS, Evidence
 from noa_registry.evidence.metrics import MetricsEvidence
 from noa_registry.evidence.predictions import Predictions, PredictionsEvidence, decode_predictions
-from noa_registry.gates.bootstrap import BootstrapPlan, PairedDifference, paired_difference
+from noa_registry.gates.bootstrap import BootstrapPlan, PairedDifference, metric_value, paired_difference
 from noa_registry.gates.candidate import Candidate, GateInput
 from noa_registry.gates.report import GateReport
 
@@ -37,6 +37,7 @@ class GateWork:
         self._last: tuple[GateInput, GateReport] | None = None
         self._differences: dict[tuple[object, ...], PairedDifference] = {}
         self._decoded: dict[str, Predictions] = {}
+        self._values: dict[tuple[str, str, str | None], float] = {}
 
     def remember(self, gate_input: GateInput, judge: Callable[[], GateReport]) -> GateReport:
         """Return the report about these facts, and compute it only if it is not known."""
@@ -96,6 +97,49 @@ class GateWork:
             self._differences[key] = found
         return self._differences[key]
 
+    def check_recorded(
+        self, candidate: Candidate, dataset: str | None, *, metric: str, slice_name: str | None = None
+    ) -> None:
+        """Compare a recorded test metric with the predictions for the same bytes and rows, where there are all of them.
+
+        A metric that nobody can compute from predictions is believed.
+
+        Raises:
+            InvalidInputError: they contradict each other, or the predictions are no numbers.
+            IntegrityError: the predictions were changed.
+            NotFoundError: the predictions are gone.
+        """
+        evidence = candidate.test_metrics(dataset)
+        described = None if evidence is None else _all_predictions(candidate, evidence)
+        if described is None or self._read is _no_attachments:
+            return
+        found = self._value(described, metric, slice_name)
+        if found is not None:
+            _compare_recorded(candidate, described, metric, slice_name, found)
+
+    def _value(self, described: PredictionsEvidence, metric: str, slice_name: str | None) -> float | None:
+        """Return a metric of all predicted rows or of a slice, None where it cannot be computed from them."""
+        from noa.metrics import find_metric
+
+        key = (described.attachment, metric, slice_name)
+        if key not in self._values:
+            try:
+                adapter = find_metric(metric)
+            except NotFoundError:
+                return None
+            rows = self.predictions(described)
+            if slice_name is not None:
+                mask = rows.mask_of(slice_name)
+                if mask is None or not mask.any():
+                    return None
+                rows = rows.take(mask)
+            try:
+                value = metric_value(adapter, rows.outputs, rows.targets, objective=described.objective)
+            except InvalidInputError:  # not defined for this objective
+                return None
+            self._values[key] = value
+        return self._values[key]
+
     def predictions(self, described: PredictionsEvidence) -> Predictions:
         """Return the rows of a fact."""
         if described.attachment not in self._decoded:
@@ -109,6 +153,16 @@ class GateWork:
                 )
             self._decoded[described.attachment] = found
         return self._decoded[described.attachment]
+
+
+def _all_predictions(candidate: Candidate, metrics: Evidence) -> PredictionsEvidence | None:
+    """Return the newest predictions of the bytes and rows that metrics are about, without those of a sample."""
+    for fact in reversed(candidate.evidence):
+        same = (fact.kind, fact.subject, fact.digest) == (PREDICTIONS, metrics.subject, metrics.digest)
+        rows = all(fact.values.get(key) == metrics.values.get(key) for key in ("split", "dataset_digest"))
+        if same and rows and fact.values.get("sample_seed") is None:
+            return PredictionsEvidence.from_evidence(fact)
+    return None
 
 
 def _described(candidate: Candidate, dataset: str) -> PredictionsEvidence:
@@ -150,6 +204,8 @@ def _compare_recorded(
     part = measured if slice_name is None else measured.slices.get(slice_name)
     recorded = None if part is None else part.metrics.get(metric)
     if recorded is None:
+        return
+    if math.isnan(recorded) and math.isnan(found):
         return
     if not math.isclose(recorded, found, rel_tol=_RECOMPUTED_TOLERANCE, abs_tol=_RECOMPUTED_TOLERANCE):
         raise InvalidInputError(

@@ -14,7 +14,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, delete, select, update
 
-from noa.errors import StorageError
+from noa.errors import IntegrityError, StorageError
 from noa.references import parse_reference
 from noa_registry.artifacts import ArtifactStore, UnitKey
 from noa_registry.database import Database, to_text
@@ -77,11 +77,19 @@ class Collector:
         """Remove what the plan names and what is still not needed."""
         for item in plan.items:
             self.tell(item)
+            if item.kind != "attachment":  # all of them in one transaction, below
+                self._note(item, self._remove(item, plan))
+        self._remove_attachments(tuple(item for item in plan.items if item.kind == "attachment"))
+        return GcReport(removed=tuple(self._removed), skipped=tuple(self._skipped))
+
+    def _remove(self, item: GcItem, plan: GcPlan) -> str | None:
+        """Remove one thing, and return why that was not done."""
+        try:
             match item.kind:
                 case "version":
-                    problem = self._purge(item)
+                    return self._purge(item)
                 case "orphan":
-                    problem = self._remove_orphan(item, plan)
+                    return self._remove_orphan(item, plan)
                 case "leftover":
                     problem = None if self.store.remove_leftover(item.key) else "its writer is alive"
                     self.checkpoint("leftover removed")
@@ -91,10 +99,10 @@ class Collector:
                 case "lease":
                     problem = self._remove_lease(item)
                 case "attachment":
-                    continue  # all of them in one transaction, below
-            self._note(item, problem)
-        self._remove_attachments(tuple(item for item in plan.items if item.kind == "attachment"))
-        return GcReport(removed=tuple(self._removed), skipped=tuple(self._skipped))
+                    problem = None
+        except IntegrityError as exc:  # its place leads to elsewhere; the others go all the same
+            return str(exc)
+        return problem
 
     def _note(self, item: GcItem, problem: str | None) -> None:
         if problem is None:
