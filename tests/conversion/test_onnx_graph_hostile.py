@@ -109,6 +109,15 @@ def endless_names() -> onnx.ModelProto:
     return text("y = Relu (x) y = Tanh (x)")
 
 
+def flood() -> bytes:
+    """A graph of many empty nodes, two bytes each."""
+    nodes = b"\x0a\x00" * 4_000_000
+    size, length = len(nodes), b""
+    while size > 0x7F:
+        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+    return text("y = Relu (x)").SerializeToString() + b"\x3a" + length + bytes([size]) + nodes
+
+
 ATTACKS: dict[str, tuple[str, Callable[[], onnx.ModelProto | bytes]]] = {
     "cycle": ("circle through node `Add`", cycle),
     "itself": ("circle", lambda: text("y = Relu (y)")),
@@ -139,6 +148,7 @@ ATTACKS: dict[str, tuple[str, Callable[[], onnx.ModelProto | bytes]]] = {
     "no name": ("has no name", lambda: with_initialiser(tensor("", [1], raw_data=b"1234"))),
     "data in another file": ("outside the folder", outside),
     "names that are no text": ("is no text|not a whole", not_text),
+    "flood": ("more than 1000000 parts", flood),
     "truncated": ("not a whole ONNX model|no ONNX graph", lambda: text("y = Relu (x)").SerializeToString()[:-40]),
     "empty": ("no ONNX graph", lambda: b""),
     "noise": ("not a whole ONNX model", lambda: bytes(range(256)) * 4),

@@ -18,7 +18,7 @@ from noa.errors import ConversionError, DependencyMissingError
 from noa.settings import ConversionSettings
 from noa_conversion.exporters.onnx_model import write_model
 from noa_conversion.exporters.onnx_ranges import count_in_whole_numbers
-from noa_conversion.exporters.torch_quantisation import translations
+from noa_conversion.exporters.torch_quantisation_onnx import translations
 from noa_conversion.formats.torch_format import (
     dynamic_axes,
     example_inputs,

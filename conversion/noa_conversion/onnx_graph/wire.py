@@ -12,12 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from noa.errors import InvalidInputError
+
 LARGE_BYTES = 1 << 14
 """Tensors from this size on stay where they are."""
 _BYTES_FIELD = 2
 # Where tensors lie, by the field numbers of onnx.proto.
 _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9, 13, 14
 _MAX_TENSOR_FIELDS = 1000
+_MAX_FIELDS = 1_000_000
 _Field: TypeAlias = tuple[int, int, int, int, int]
 """Number, wire type, start of the field, start and end of its content."""
 
@@ -38,6 +41,9 @@ def without_large_tensors(data: bytes, location: str) -> bytes:
     """Return `data` in which large tensors are kept in the file `location`: at their offsets within `data`.
 
     What is not a well-formed message is returned as it is, for the parser to refuse.
+
+    Raises:
+        InvalidInputError: the graph, or a large node, has more parts than any model; parsing them takes much memory.
     """
     if len(data) < LARGE_BYTES:
         return data
@@ -57,7 +63,9 @@ def _rewritten(data: bytes, start: int, end: int, message: _Message, location: s
         fields = list(itertools.islice(fields, _MAX_TENSOR_FIELDS))
         is_external = any(field[0] in (_EXTERNAL_DATA, _DATA_LOCATION) for field in fields)
         is_external |= len(fields) == _MAX_TENSOR_FIELDS
-    for number, wire, at, first, last in fields:
+    for count, (number, wire, at, first, last) in enumerate(fields):
+        if count > _MAX_FIELDS:
+            raise InvalidInputError(f"the file holds a message of more than {_MAX_FIELDS} parts")
         if wire != _BYTES_FIELD or last - first < LARGE_BYTES:
             continue
         if message.is_tensor and number == _RAW_DATA and not is_external:
