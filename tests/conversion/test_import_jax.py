@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -19,6 +20,7 @@ from onnx import helper
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.settings import ConversionSettings
 from noa_conversion import load_format
+from noa_conversion.formats.jax_format import save
 from noa_conversion.importers.jax import convert_onnx_to_jax, import_onnx_to_jax
 
 BOOL = onnx.TensorProto.BOOL
@@ -156,6 +158,17 @@ def test_the_jax_format_is_written_from_an_onnx_folder(tmp_path: Path) -> None:
     stored = load_format("jax", tmp_path / "jax")
     assert stored.signature.inputs[0].describe() == "float32(batch, 3, height, width)"
     np.testing.assert_allclose(stored.run({"image": image})["scores"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_in_bfloat16_are_stored_exactly(tmp_path: Path) -> None:
+    weight = draw(4).astype(ml_dtypes.bfloat16)
+    nodes = [helper.make_node("Cast", ["w"], ["wide"], to=FLOAT), helper.make_node("Mul", ["x", "wide"], ["y"])]
+    inputs, outputs = [value("x", FLOAT, ["n", 4])], [value("y", FLOAT, ["n", 4])]
+    imported = import_onnx_to_jax(model(nodes, inputs, outputs, {"w": weight}).SerializeToString())
+    assert imported.params["w"].dtype == jnp.bfloat16
+    save(imported.to_model(), tmp_path)
+    received = load_format("jax", tmp_path).run({"x": draw(3, 4)})["y"]
+    np.testing.assert_array_equal(received, draw(3, 4) * weight.astype(np.float32))
 
 
 class TestSixtyFourBits:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
@@ -56,9 +56,9 @@ def convert_sklearn(
         )
     _refuse_texts(model)
     try:
-        proto = skl2onnx.to_onnx(
+        made: object = skl2onnx.to_onnx(
             model,
-            initial_types=[(INPUT, FloatTensorType([None, int(features)]))],
+            initial_types=[(INPUT, cast("Any", FloatTensorType([None, int(features)])))],
             options={"zipmap": False} if hasattr(model, "predict_proba") else None,
             target_opset={"": chosen.opset, "ai.onnx.ml": _ML_OPSET},
         )
@@ -67,6 +67,7 @@ def convert_sklearn(
             f"skl2onnx cannot express `{type(model).__name__}`: {_first_line(exc)}",
             expected=f"an estimator that it has a converter for, at opset {chosen.opset}",
         ) from exc
+    proto = cast("onnx.ModelProto", made)
     names = _rename_outputs(proto, model)
     rows = None if samples is None else {INPUT: np.ascontiguousarray(samples, dtype=np.float32)}
     with staged_folder(folder) as staged:

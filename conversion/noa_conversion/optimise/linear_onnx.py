@@ -63,7 +63,7 @@ def _split(
         return made
     if options["beta"] != 1.0:
         scale = f"{label}.beta"
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(options["beta"]), scale))
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(options["beta"], np.float32), scale))
         made.append(onnx.helper.make_node("Mul", [bias, scale], [f"{label}.scaled"], name=f"{label}.scale"))
         bias = f"{label}.scaled"
     made.append(onnx.helper.make_node("Add", [product, bias], [node.output[0]], name=f"{label}.add"))

@@ -116,12 +116,23 @@ class ImportedJax:
         }
 
     def to_model(self) -> JaxModel:
-        """Return the function with its signature, as formats and converters take it; 64-bit tensors are declared as 32.
+        """Return the function with its signature, as formats and converters take it.
+
+        64-bit tensors are declared as 32. Params of a type that noa has no files for (bfloat16, 8-bit floats) become
+        float32, which holds them exactly, and are cast back inside.
 
         Raises:
             ConversionError: a type or shape cannot be written in a signature.
         """
-        return JaxModel(apply=self.apply, params=self.params, signature=narrow_signature(self.signature))
+        types = {name: array.dtype for name, array in self.params.items() if np.dtype(array.dtype).kind == "V"}
+        params = {name: array.astype(jnp.float32) if name in types else array for name, array in self.params.items()}
+
+        def apply(params: Mapping[str, Any], *inputs: Any) -> Any:
+            cast = {name: jnp.asarray(params[name]).astype(dtype) for name, dtype in types.items()}
+            return self.apply({**params, **cast}, *inputs)
+
+        function = apply if types else self.apply
+        return JaxModel(apply=function, params=params, signature=narrow_signature(self.signature))
 
     def to_nnx(self) -> nnx.Module:
         """Return a Flax NNX module that computes the same; its `nnx.Param`s have the paths of `names`.
