@@ -231,18 +231,22 @@ def hostile_document(text: str) -> Document:
 
 def test_hostile_records_stay_text_in_a_whole_card(registry: Registry, formats: Formats) -> None:
     text = " ".join(HOSTILE).replace("\x00", "")  # PostgreSQL holds none
+    reproduction = Evidence(
+        kind="reproduction",
+        subject="torch",
+        digest="sha256:" + "1" * 64,
+        values={"source": text, "verdict": text},
+    )
     registry.register(
         formats.draft(
             description=text,
             tags={"note": text, "noa.recipe": text, "<b>": text},
             params={"<i>": text, "nested": {"x": text}},
             environment={"python": "3.11.7", "<script>": text},
-            evidence=(formats.equivalence(), Evidence(kind="reproduction", subject="torch", digest="sha256:" + "1" * 64, values={
-                "source": text, "verdict": text,
-            })),
+            evidence=(formats.equivalence(), reproduction),
         ),
         actor=text[:200],
-    )  # fmt: skip
+    )
     registry.promote("digits", 1, reason=text, actor="ada")
     card = registry.card("digits/1")
     reader = Reader()
