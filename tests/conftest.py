@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from postgres_server import PostgresServer
 from s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
-
 # No test asserts a time: a machine that others use makes any draw slow.
 hypothesis.settings.register_profile("noa", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("noa")

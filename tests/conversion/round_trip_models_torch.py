@@ -31,7 +31,6 @@ class Architecture:
     """Integers are drawn below this."""
     opset: int = 20
     tolerance: float = 2e-5
-    skip_gradient: str = ""
     """Why the gradient is not compared, if it is not."""
     facts: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -359,10 +358,5 @@ ARCHITECTURES: dict[str, Architecture] = {
         highest=20,
         tolerance=1e-4,
     ),
-    "quantised": Architecture(
-        make=Quantised,
-        inputs=_ROWS,
-        outputs=_THREE,
-        skip_gradient="neither PyTorch's operators of quantisation nor ONNX's have a gradient",
-    ),
+    "quantised": Architecture(make=Quantised, inputs=_ROWS, outputs=_THREE),
 }
