@@ -86,15 +86,19 @@ _GUARDS = (
     ),
 )
 
+_APPROVAL_STAYS = ("id", "name", "number", "alias", "digest", "principal", "reason", "created_at", "expires_at")
 _APPROVAL_MESSAGE = "noa: an approval is used once, and never changed, copied or deleted"
 # What a promotion used up stays used up, whoever writes.
 _APPROVALS = (
     _Refusal(
         name="noa_approvals_used_once",
-        event="UPDATE OF used_by",
+        event="UPDATE",
         table="noa_approvals",
         message=_APPROVAL_MESSAGE,
-        condition="OLD.used_by IS NOT NULL AND (NEW.used_by IS NULL OR NEW.used_by <> OLD.used_by)",
+        condition=" OR ".join(f"NEW.{column} <> OLD.{column}" for column in _APPROVAL_STAYS)
+        + " OR COALESCE(NEW.signature, '') <> COALESCE(OLD.signature, '')"
+        " OR (OLD.used_by IS NOT NULL AND COALESCE(NEW.used_by, -1) <> OLD.used_by)"
+        " OR (OLD.revoked_at IS NOT NULL AND COALESCE(NEW.revoked_at, '') <> OLD.revoked_at)",
     ),
     _Refusal(
         name="noa_approvals_no_copy",

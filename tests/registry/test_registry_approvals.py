@@ -85,6 +85,9 @@ APPROVAL = "name, number, alias, digest, principal, reason, signature, created_a
     "statement",
     [
         "UPDATE noa_approvals SET used_by = NULL",
+        "UPDATE noa_approvals SET created_at = '2020-01-01T00:00:00+00:00'",
+        "UPDATE noa_approvals SET expires_at = '2999-01-01T00:00:00+00:00'",
+        "UPDATE noa_approvals SET id = 99",
         "DELETE FROM noa_approvals",
         f"INSERT INTO noa_approvals ({APPROVAL}) SELECT {APPROVAL} FROM noa_approvals",
     ],
@@ -94,6 +97,13 @@ def test_the_database_keeps_a_used_approval_used(guarded: Registry, execute: Any
     guarded.promote("digits", 1, reason="r", actor="carl")
     with pytest.raises(sqlalchemy.exc.DBAPIError, match="used once"):
         execute(statement)
+
+
+def test_the_database_keeps_a_revoked_approval_revoked(guarded: Registry, execute: Any) -> None:
+    granted = guarded.approvals.grant("digits", 1, principal="ada", reason="r")
+    guarded.approvals.revoke(granted.id, actor="ada", reason="a doubt")
+    with pytest.raises(sqlalchemy.exc.DBAPIError, match="used once"):
+        execute("UPDATE noa_approvals SET revoked_at = NULL")
 
 
 def test_a_step_that_is_run_again_needs_no_second_approval(guarded: Registry) -> None:

@@ -197,6 +197,7 @@ def test_who_leaves_the_policy_out_is_refused_where_the_ledger_or_a_check_knows_
             for number, alias in ((2, "champion"), (3, "champion"), (3, "staging")):
                 with pytest.raises(GateRefusedError, match="policy: expected a policy that guards") as caught:
                     ungated.promote("digits", number, alias=alias, reason="r", actor="eve")
+                assert not ungated.check("digits", number, alias=alias).passed  # which wipes nothing
                 assert "policy" in [verdict.rule for verdict in caught.value.facts["report"].refusals]  # pyright: ignore[reportAttributeAccessIssue]  # facts hold any value
             assert ungated.history("digits") == before
     with Registry.open(settings, gates={"digits": GateSettings()}) as nothing_asked:

@@ -45,11 +45,14 @@ def policy_in_ledger(verdict: Mapping[str, object], sequence: int) -> KnownPolic
 
 
 def policy_in_evidence(evidence: Sequence[Evidence], alias: str) -> KnownPolicy | None:
-    """Return the policy by which the version was last checked for `alias`, None if there was none."""
+    """Return the last policy by which the version was checked for `alias`, None if there was none.
+
+    A later check without a policy does not take it away.
+    """
     for fact in reversed(evidence):
-        if fact.kind == GATE and fact.values.get("alias") == alias:
-            digest = fact.values.get("policy")
-            return KnownPolicy(digest=digest, where="its last check") if isinstance(digest, str) else None
+        digest = fact.values.get("policy")
+        if fact.kind == GATE and fact.values.get("alias") == alias and isinstance(digest, str):
+            return KnownPolicy(digest=digest, where="its last check")
     return None
 
 
