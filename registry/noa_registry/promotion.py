@@ -93,7 +93,7 @@ class Promoter:
         """Return what the gate would say now (to `actor`, who may not approve what they promote); changes nothing."""
         check_alias(alias)
         version, problem = self._hash(name, number)
-        with self.database.snapshot() as connection:
+        with self.database.read() as connection:
             holder = _holder(connection, name, alias)
             standing = self.approvals.standing(connection, version, alias, actor)
             facts = self._facts(connection, version, alias, problem, holder, standing, actor or "")
@@ -161,7 +161,7 @@ class Promoter:
 
     def _judge_early(self, move: _Move, version: ModelVersion, problem: str | None, work: GateWork) -> None:
         """Do what takes a while before the database is locked; the verdict that counts is given again inside."""
-        with self.database.snapshot() as connection:
+        with self.database.read() as connection:
             holder = _holder(connection, move.name, move.alias)
             standing = self.approvals.standing(connection, version, move.alias, move.actor)
             facts = self._facts(connection, version, move.alias, problem, holder, standing, move.actor)

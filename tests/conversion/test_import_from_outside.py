@@ -26,7 +26,7 @@ from noa.formats import MADE_FROM
 from noa.settings import RegistrySettings, SigningSettings
 from noa.signatures import Signature, TensorSpec
 from noa_conversion import read_arrays
-from noa_conversion.converters import CONVERTERS
+from noa_conversion.converters import find_converters
 from noa_conversion.imports import ImportResult, child, import_model, plan_import
 from noa_conversion.imports.child import ChildLimits
 from noa_conversion.imports.examples import make_example
@@ -566,7 +566,7 @@ def test_a_loaded_version_says_which_input_does_not_fit(registry: Registry, grap
 
 
 def test_what_the_core_says_about_converters_is_what_there_is() -> None:
-    made = {(c.source.removeprefix("live:"), c.target) for c in CONVERTERS.values()}
+    made = {(c.source.removeprefix("live:"), c.target) for c in find_converters().values()}
     assert {(source, target) for target, sources in MADE_FROM.items() for source in sources} == {
         (source, target) for source, target in made if source != target
     }

@@ -78,6 +78,7 @@ def test_a_torch_architecture_computes_the_same_after_onnx(name: str) -> None:
             _close(back[spec.name], value.numpy(), architecture.tolerance, f"{spec} at {sizes}")
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # PyTorch's own scan asks for it
 @TORCH
 def test_all_weights_of_a_torch_architecture_keep_their_names_and_gradients(name: str) -> None:
     model, folder, imported = torch_trip(name)

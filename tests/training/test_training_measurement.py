@@ -58,7 +58,7 @@ def of_kind(facts: tuple[Evidence, ...], kind: str) -> Evidence:
 def test_a_classifier_is_measured_per_class_and_per_slice_of_the_recipe() -> None:
     early = np.arange(60) < 20
     split = split_of(60, early=early, nothing=np.zeros(60, bool))
-    found = measure(recipe(), Same(3), split, subject="onnx", digest="sha256:a")
+    found = measure(recipe(), Same(3), split, subject="onnx", digest="sha256:" + "a" * 64)
     facts = MetricsEvidence.from_evidence(of_kind(found.evidence, "metrics"))
     assert found.metrics == facts.metrics
     assert (facts.rows, facts.dataset_digest, facts.split) == (60, split.digest, "test")
@@ -81,7 +81,9 @@ def test_a_classifier_is_measured_per_class_and_per_slice_of_the_recipe() -> Non
 
 def test_predictions_are_those_of_all_rows_in_order_with_the_recipes_slices() -> None:
     split = split_of(50, even=np.arange(50) % 2 == 0)
-    fact = of_kind(measure(recipe(), Same(3), split, subject="onnx", digest="sha256:a").evidence, "predictions")
+    fact = of_kind(
+        measure(recipe(), Same(3), split, subject="onnx", digest="sha256:" + "a" * 64).evidence, "predictions"
+    )
     described = PredictionsEvidence.from_evidence(fact)
     found = decode_predictions(fact.attachments[0].content, described)
     assert np.array_equal(found.outputs, split.inputs["x"])
@@ -98,7 +100,9 @@ def test_predictions_are_those_of_all_rows_in_order_with_the_recipes_slices() ->
 
 
 def test_a_format_that_is_not_served_gets_metrics_only() -> None:
-    facts = measure(recipe(), Same(3), split_of(9), subject="torch", digest="sha256:a", with_predictions=False).evidence
+    facts = measure(
+        recipe(), Same(3), split_of(9), subject="torch", digest="sha256:" + "a" * 64, with_predictions=False
+    ).evidence
     assert [fact.kind for fact in facts] == ["metrics"]
 
 
@@ -106,7 +110,7 @@ def test_a_regression_has_no_classes_and_no_calibration() -> None:
     random = np.random.default_rng(0)
     values = random.normal(size=(20, 2)).astype(np.float32)
     split = Split(inputs={"x": values}, targets=values + 1, slices={"early": np.arange(20) < 5})
-    found = measure(recipe("mse", ("mae",)), Same(2), split, subject="onnx", digest="sha256:a")
+    found = measure(recipe("mse", ("mae",)), Same(2), split, subject="onnx", digest="sha256:" + "a" * 64)
     assert [fact.kind for fact in found.evidence] == ["metrics", "predictions"]
     facts = MetricsEvidence.from_evidence(found.evidence[0])
     assert list(facts.slices) == ["early"]
@@ -116,7 +120,7 @@ def test_a_regression_has_no_classes_and_no_calibration() -> None:
 def test_very_many_classes_are_not_measured_one_by_one() -> None:
     split = split_of(600, width=200, classes=200)
     facts = MetricsEvidence.from_evidence(
-        measure(recipe(), Same(200), split, subject="onnx", digest="sha256:a").evidence[0]
+        measure(recipe(), Same(200), split, subject="onnx", digest="sha256:" + "a" * 64).evidence[0]
     )
     assert dict(facts.slices) == {}
 
@@ -164,7 +168,7 @@ def test_calibration_is_what_its_definition_says(seed: int, rows: int, classes: 
     assert sum(entry.rows for entry in found.bins) == rows
     fact = CalibrationEvidence(
         subject="onnx",
-        digest="sha256:a",
+        digest="sha256:" + "a" * 64,
         dataset_digest="sha256:b",
         split="test",
         rows=rows,

@@ -22,7 +22,7 @@ from noa_cli._options import JsonOption
 if TYPE_CHECKING:
     from noa.settings import LoadedSettings, Settings
 
-_ONNX = ("onnx", "onnxruntime", "ml-dtypes")
+_ONNX = ("onnx", "onnx-ir", "onnxruntime", "ml-dtypes")
 _TORCH = ("torch", "onnxscript")
 _JAX = ("jax", "jaxlib", "optax")
 _SERVE = ("bentoml", "uvicorn", "uvloop", "httptools")
@@ -32,9 +32,17 @@ EXTRAS = {
     "onnx": _ONNX,
     "torch": (*_TORCH, *_ONNX),
     "jax": (*_JAX, *_ONNX),
+    "flax": ("flax", *_JAX, *_ONNX),
+    "equinox": ("equinox", *_JAX, *_ONNX),
     "serve": (*_SERVE, *_ONNX),
     "flows": (*_FLOWS, *_ONNX),
     "demo": ("scikit-learn", *_TORCH, *_JAX, *_SERVE, *_FLOWS, *_ONNX),
+    "optimize": ("onnxslim", *_ONNX),
+    "sklearn": ("scikit-learn", "skl2onnx", *_ONNX),
+    "xgboost": ("xgboost-cpu", "onnxmltools", *_ONNX),
+    "lightgbm": ("lightgbm", "onnxmltools", *_ONNX),
+    "keras": ("keras", *_ONNX),
+    "tflite": ("tflite2onnx", "ai-edge-litert", *_ONNX),
     "postgres": ("psycopg",),
     "s3": ("boto3",),
     "scan": ("picklescan",),

@@ -120,11 +120,13 @@ def _native(op: Op, layer: _Layer) -> tuple[torch.Tensor, list[torch.Tensor]]:
         parts = [weights.w, weights.r, *(weights.b.chunk(2) if weights.b is not None else ())]
         flat += [_reordered(part, order) for part in parts]
     is_both = layer.direction == "bidirectional"
+    # A state that one element was spread to has no strides, and PyTorch's exporter makes loops that want them.
+    initial = [state.clone(memory_format=torch.contiguous_format) for state in layer.states]
     if op.kind == "LSTM":
-        y, *states = torch.lstm(x, layer.states, flat, has_biases, 1, 0.0, False, is_both, False)
+        y, *states = torch.lstm(x, initial, flat, has_biases, 1, 0.0, False, is_both, False)
     else:
         compute = torch.gru if op.kind == "GRU" else torch.rnn_tanh
-        y, *states = compute(x, layer.states[0], flat, has_biases, 1, 0.0, False, is_both, False)
+        y, *states = compute(x, initial[0], flat, has_biases, 1, 0.0, False, is_both, False)
     if layer.direction == "reverse":
         y = torch.flip(y, [0])
     directions = len(layer.weights)
