@@ -153,10 +153,26 @@ def test_attention_is_one_operator(has_mask: bool) -> None:
     inputs = [draw(2, 3, 5, 4), draw(2, 3, 7, 4), draw(2, 3, 7, 6)]
     mask = [np.where(draw(2, 1, 5, 7) > 1, -1e9, 0).astype(np.float32)] if has_mask else []
     calls, difference = calls_and_difference(attention(0.3, mask=has_mask), {}, *inputs, *mask)
-    assert [call for call in calls if not call.startswith("aten.sym_size")] == [
-        "aten.scaled_dot_product_attention.default"
-    ]
+    masked = ["aten.eq.Scalar", "aten.all.dim", "aten.masked_fill.Scalar"] if has_mask else []
+    assert sorted(call for call in calls if not call.startswith("aten.sym_size")) == sorted(
+        ["aten.scaled_dot_product_attention.default", *masked]
+    )
     assert difference < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 5, 7), (2, 1, 1, 7)])
+def test_a_row_that_is_masked_as_a_whole_is_no_number_as_in_the_file(shape: tuple[int, ...]) -> None:
+    inputs = [draw(2, 3, 5, 4), draw(2, 3, 7, 4), draw(2, 3, 7, 6)]
+    mask = np.zeros(shape, np.float32)
+    mask[0, 0, 0], mask[1, 0, 0, 2] = -np.inf, -np.inf
+    declared = [value(f"x{i}", FLOAT, array.shape) for i, array in enumerate([*inputs, mask])]
+    data = model(attention(0.3, mask=True), declared, [value("y", FLOAT, [2, 3, 5, 6])], {}).SerializeToString()
+    (expected,) = onnxruntime.InferenceSession(data).run(
+        None, {f"x{i}": array for i, array in enumerate([*inputs, mask])}
+    )
+    assert np.isnan(expected[0, :, 0]).all()
+    given = import_onnx_to_torch(data).module(*(torch.from_numpy(array) for array in [*inputs, mask]))
+    np.testing.assert_allclose(given.detach().numpy(), expected, atol=1e-5, equal_nan=True)
 
 
 def test_attention_whose_probabilities_are_wanted_too_is_written_out() -> None:

@@ -197,3 +197,15 @@ def test_random_dropout_is_refused() -> None:
     proto = one_node("Dropout", inputs, weights=weights)
     with pytest.raises(ConversionError, match="at random"):
         import_onnx_to_torch(proto.SerializeToString())
+
+
+def test_the_sign_of_no_number_is_no_number() -> None:
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Sign", ["x"], ["y"])],
+        "sign",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n"])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n"])],
+    )
+    data = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]).SerializeToString()
+    given = import_onnx_to_torch(data).module(torch.tensor([float("nan"), -2.0, 0.0, 3.0]))
+    np.testing.assert_array_equal(given.numpy(), [np.nan, -1.0, 0.0, 1.0])

@@ -63,6 +63,8 @@ def for_integers(op: Op, x: torch.Tensor) -> torch.Tensor:
             return x
         if op.kind == "Sign":
             return (widened(x) != 0).to(x.dtype)
+    if op.kind == "Sign" and x.is_floating_point():
+        return torch.where(torch.isnan(x), x, torch.sign(x))
     if op.kind == "Relu" and x.dtype in (torch.int8, torch.int16):
         return torch.clamp(x, min=0)
     return in_wider(_FOR_INTEGERS[op.kind], x)

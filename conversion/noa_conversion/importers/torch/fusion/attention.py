@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -51,7 +52,15 @@ def _fuse(module: torch.fx.GraphModule, product: Node) -> None:
         return
     keys = k if is_turned else insert(graph, product, aten.transpose.int, (k, -1, -2))
     options: dict[str, Any] = {"scale": scale}
-    replace(graph, product, aten.scaled_dot_product_attention.default, (q, keys, v, mask), options)
+    if mask is None or softmax is not weights:
+        replace(graph, product, aten.scaled_dot_product_attention.default, (q, keys, v, mask), options)
+        return
+    # PyTorch gives 0 for a row that is masked as a whole, a softmax that is written out gives NaN.
+    with graph.inserting_before(product):
+        attended = graph.call_function(aten.scaled_dot_product_attention.default, (q, keys, v, mask), options)
+    attended.meta = dict(product.meta)
+    rows = insert(graph, product, aten.all.dim, (insert(graph, product, aten.eq.Scalar, (mask, -math.inf)), -1, True))
+    replace(graph, product, aten.masked_fill.Scalar, (attended, rows, math.nan))
 
 
 def _keys(scores: Any) -> Any:
