@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "noa.formats"
 KEPT_FORMATS: Final = frozenset({"pickle", "safetensors"})
 """Formats that are kept as they came and never loaded: what they hold is no program that noa runs."""
-MADE_FROM: Final[Mapping[str, frozenset[str]]] = {"onnx": frozenset({"torch", "jax"})}
-"""From which native formats `noa convert` makes a format. The conversion room has the converters; a test compares."""
+_NATIVE = frozenset({"torch", "jax", "onnx"})
+_REDUCED = ("onnx-slim", "onnx-fp16", "onnx-bf16", "onnx-int8", "onnx-int8-static", "onnx-int4")
+MADE_FROM: Final[Mapping[str, frozenset[str]]] = {name: _NATIVE - {name} for name in (*sorted(_NATIVE), *_REDUCED)}
+"""From which native formats `noa convert` makes a format, in one or several steps. The conversion room has the
+converters; a test compares."""
 
 
 @runtime_checkable

@@ -51,7 +51,7 @@ def test_commands_about_a_whole_model_do_too(command: str, capfd: pytest.Capture
 
 def test_a_format_that_is_missing_keeps_its_own_remedy(capfd: pytest.CaptureFixture[str]) -> None:
     remedy = remedy_of(capfd, "predict", "digits/1", "--input", "in.json", "--format", "jax")
-    assert remedy == "No converter makes `jax` from `torch`; choose a format that it has"
+    assert remedy == "Make it with: noa convert digits/1 --to jax"
 
 
 def test_a_version_that_is_missing_is_told_with_a_command_that_lists_those_there_are(
