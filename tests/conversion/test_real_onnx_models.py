@@ -15,7 +15,6 @@ SMALL = {
         "silero-vad/silero_vad_half.onnx",
         "silero-vad/silero_vad_openvino_16k.onnx",
         "silero-vad/silero_vad_16k_sequence.onnx",
-        "onnx/light_squeezenet.onnx",
     }
 }
 
