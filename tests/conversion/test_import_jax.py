@@ -127,7 +127,8 @@ def test_importing_and_running_leave_jax_as_it_was() -> None:
 
 
 def test_a_flax_module_has_the_same_params_and_computes_the_same() -> None:
-    nnx = pytest.importorskip("flax.nnx")
+    from flax import nnx
+
     imported, image = import_onnx_to_jax(image_model()), draw(2, 3, 8, 9)
     module = imported.to_nnx()
     flat = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param))}
