@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -25,6 +26,21 @@ def pytest_configure() -> None:
     """Let Ctrl-C reach what the tests start: a suite that runs in the background of a script ignores it."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what a command said that failed: pytest itself shows only its exit status."""
+    report = yield
+    error = call.excinfo.value if call.excinfo is not None else None
+    if isinstance(error, subprocess.CalledProcessError | subprocess.TimeoutExpired):
+        for name, output in (("stdout", error.stdout), ("stderr", error.stderr)):
+            if output:
+                text = output.decode(errors="replace") if isinstance(output, bytes) else output
+                report.sections.append((f"{name} of the command", text[-4000:]))
+    return report
 
 
 @pytest.fixture(scope="session")

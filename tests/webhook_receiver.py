@@ -95,9 +95,14 @@ class Receiver:
 
     def wait_for(self, count: int, *, timeout_s: float = 120.0) -> list[Received]:
         """Wait until so many requests came."""
+        assert self.is_reached(count, timeout_s=timeout_s), self.received
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.received) >= count, timeout_s), self.received
             return list(self.received)
+
+    def is_reached(self, count: int, *, timeout_s: float = 120.0) -> bool:
+        """Wait until so many requests came; tell whether they did."""
+        with self.changed:
+            return self.changed.wait_for(lambda: len(self.received) >= count, timeout_s)
 
     def sequences(self, model: str | None = None) -> list[int]:
         with self.changed:

@@ -49,9 +49,11 @@ class _Worker:
     cpu_before: float = 0.0
     done: int = 0
     watched: psutil.Process = field(init=False)
+    inherited_bytes: int = field(init=False)  # what it shares with the process that forked it
 
     def __post_init__(self) -> None:
         self.watched = psutil.Process(self.process.pid)
+        self.inherited_bytes = psutil.Process().memory_info().rss
 
 
 def judge_by_name(name: str, target: Target) -> Verdict:
@@ -134,7 +136,7 @@ def _overrun(worker: _Worker, limits: Limits) -> str | None:
             return f"took more than {limits.cpu_s:g} s of CPU"
         if time.monotonic() - worker.started > limits.wall_s:
             return f"took more than {limits.wall_s:g} s"
-        if worker.watched.memory_info().rss > limits.memory_bytes:
+        if worker.watched.memory_info().rss - worker.inherited_bytes > limits.memory_bytes:
             return f"took more than {limits.memory_bytes >> 20} MiB of memory"
     except psutil.NoSuchProcess:
         return None  # its connection says how it ended

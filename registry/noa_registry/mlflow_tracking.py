@@ -118,12 +118,9 @@ def open_tracker(settings: RegistrySettings, project: str) -> Tracker:
     database.close()
     os.environ.update(s3_environment(settings))  # MLflow's client of S3 has no other switch
     import_mlflow()
-    import mlflow
     from mlflow.tracking import MlflowClient
 
-    uri = database.url.render()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    uri = database.url.render()  # not for `mlflow.set_tracking_uri`: that would reach every process started from here
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     with _translate_mlflow_errors():
         return Tracker(client, _experiment_id(client, check_name(project), f"{runs}/{project}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +236,11 @@ class Zoo:
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     return Zoo(tmp_path_factory.mktemp("formats"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_functions() -> Iterator[None]:
+    """Free what JAX keeps of every function that it compiled: thousands of small graphs add up to gigabytes."""
+    yield
+    jax.clear_caches()
+    torch.compiler.reset()

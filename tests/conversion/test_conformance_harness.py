@@ -32,7 +32,7 @@ def judge(name: str, target: Target) -> Verdict:
 
 def test_a_process_that_ends_or_is_ended_costs_its_case_only() -> None:
     names = ["first", "crashes", "second", "exits", "third", "spins", "fourth", "eats", "fifth"]
-    limits = Limits(cpu_s=0.5, memory_bytes=3 << 30)
+    limits = Limits(cpu_s=0.5, memory_bytes=1 << 30)
     verdicts = {verdict.case: verdict for verdict in run_all(names, "jax", jobs=2, limits=limits, judge_case=judge)}
     assert set(verdicts) == set(names)
     reasons = {name: verdict.reason for name, verdict in verdicts.items() if verdict.category == "error"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +127,13 @@ def test_two_processes_track_at_once_on_a_fresh_folder(fresh_settings: RegistryS
     for (out, _), _ in outputs:
         assert len(client.get_metric_history(out.split()[-1], "loss")) == 1500
     assert client.get_experiment_by_name("project").artifact_location == f"{runs_uri(fresh_settings)}/project"
+
+
+def test_a_tracker_leaves_the_address_of_other_users_of_mlflow_alone(
+    settings: RegistrySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `mlflow.set_registry_uri` writes into the environment would send every process started later to our own."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    open_tracker(settings, "project")
+    assert not {"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"} & set(os.environ)

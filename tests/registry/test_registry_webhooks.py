@@ -463,6 +463,25 @@ def test_only_a_success_counts_as_delivered(status: int, delivered: bool) -> Non
     assert sent[0].headers["Noa-Signature"] == sign_body(SECRET, 100, sent[0].body)
 
 
+def test_an_error_that_nobody_foresaw_costs_one_attempt_and_not_the_delivery(
+    registry: Registry, formats: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([RuntimeError("https://user:token@host")])
+
+    def resolve_later(*arguments: Any, **options: Any) -> list[str]:
+        for failure in failures:
+            raise failure
+        return resolve(*arguments, **options)
+
+    monkeypatch.setattr("noa_registry.events.http_post.resolve", resolve_later)
+    with Receiver() as receiver, delivering(registry, tmp_path, ci=hook(receiver.port)) as lines:
+        happen(registry, formats)
+        receiver.wait_for(1)
+        wait_until(done(registry))
+    assert any("unexpected RuntimeError at test_registry_webhooks.py" in line for line in lines)
+    assert not any("token" in line for line in lines)
+
+
 def test_an_unknown_kind_of_event_is_refused_by_name(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"`alias\.renamed` is no kind of event"):
         build_webhook("ci", hook(1, events=["alias.*", "alias.renamed"]))
@@ -497,13 +516,13 @@ def test_a_deliverer_that_is_killed_loses_no_event_and_keeps_the_order(
                 registry.attach("a" if number % 2 else "b", 1, [formats.equivalence()])
             seen = len(receiver.received)
             command = [sys.executable, "-m", "noa_cli", "-C", str(project), "events", "deliver"]
-            with subprocess.Popen(command, stderr=subprocess.PIPE) as deliverer:  # its log
+            log = tmp_path / f"log-{turn}"
+            with log.open("wb") as errors, subprocess.Popen(command, stderr=errors) as deliverer:
                 try:
-                    receiver.wait_for(seen + 3 + turn)
+                    assert receiver.is_reached(seen + 3 + turn), log.read_text()
                 finally:
                     deliverer.send_signal(signal.SIGKILL)
-                _, errors = deliverer.communicate(timeout=30)
-            assert SECRET.encode() not in errors
+            assert SECRET.encode() not in log.read_bytes()
         with delivering(registry, tmp_path, ci=hook(receiver.port)):
             wait_until(done(registry))
         wanted = registry.events.read("test", limit=1000)

@@ -20,6 +20,7 @@ from noa.errors import ConflictError, InvalidInputError, ServiceError, StorageEr
 from noa_registry.database import Database
 from noa_registry.events.delivery import Delivery
 from noa_registry.events.heartbeat import WEBHOOKS_FOLDER, heartbeat_file
+from noa_registry.events.http_post import load_client
 from noa_registry.events.log import EventLog
 from noa_registry.events.webhooks import Webhook, build_webhook
 from noa_registry.identity import registry_id
@@ -81,6 +82,7 @@ def _serve(
     tell: Callable[[str], None],
     keep: timedelta,
 ) -> None:
+    load_client()
     with database.write() as connection:
         identity = registry_id(connection)
     failures: list[BaseException] = []

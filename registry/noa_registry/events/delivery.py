@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import random
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from threading import Event as Signal
 
 from noa.errors import StorageError
@@ -169,9 +171,14 @@ class Delivery:
         return [job for job in first.values() if job.letter is not None and job.letter.is_due(moment)]
 
     def _send(self, job: _Job) -> Attempt:
-        return self._webhook.deliver(
-            job.event, registry=self._registry, attempt=job.attempts + 1, timestamp=int(time.time())
-        )
+        try:
+            return self._webhook.deliver(
+                job.event, registry=self._registry, attempt=job.attempts + 1, timestamp=int(time.time())
+            )
+        except Exception as exc:  # noqa: BLE001  # a mistake in noa costs this attempt, not the other models' events
+            place = traceback.extract_tb(exc.__traceback__)[-1]  # its text may hold the secret part of the address
+            text = f"could not be sent: unexpected {type(exc).__name__} at {Path(place.filename).name}:{place.lineno}"
+            return Attempt(delivered=False, text=text)
 
     def _settle_surely(self, job: _Job, attempt: Attempt) -> None:
         """Remember how an attempt ended. What cannot be stored would be forgotten, so this goes on until it can."""

@@ -5,6 +5,7 @@ The connection goes to an address that was checked (see `public_addresses`); nam
 
 from __future__ import annotations
 
+import importlib
 import socket
 import threading
 import time
@@ -45,6 +46,11 @@ class Request:
     timeout_s: float
     allow_private: bool
     ca_file: Path | None
+
+
+def load_client() -> None:
+    """Import what `post` needs. Call it before threads do: urllib3 cannot be imported by two of them at once."""
+    importlib.import_module("urllib3.connection")
 
 
 def post(request: Request) -> Answer:
