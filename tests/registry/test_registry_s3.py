@@ -485,6 +485,29 @@ def test_a_living_writer_keeps_its_unit_however_long_it_takes(
         registry.verify("digits", 1)
 
 
+def test_a_renewal_that_is_on_its_way_does_not_bring_a_finished_writers_lease_back(
+    at_s3: Callable[..., RegistrySettings], stored: StoredFiles, proxy: S3Proxy, formats: Any
+) -> None:
+    renewing = threading.Event()
+    is_published = threading.Event()
+
+    def be_slow(method: str, path: str) -> None:
+        if method == "PUT" and "_leases" in path and is_published.is_set() and not renewing.is_set():
+            renewing.set()
+            time.sleep(1.5)
+
+    def wait(step: str) -> None:
+        if step == "published":
+            is_published.set()
+            assert renewing.wait(60)
+
+    proxy.on_request = be_slow
+    with Registry.open(at_s3(lease_s=1), checkpoint=wait) as registry:
+        registry.register(formats.draft(), actor="ada")
+    time.sleep(2.0)  # as long as the renewal takes at most
+    assert not [path for path in stored.all() if "_leases" in path]
+
+
 def test_a_writer_that_slept_through_its_lease_gives_up_and_a_retry_works(
     at_s3: Callable[..., RegistrySettings], stored: StoredFiles, proxy: S3Proxy, formats: Any
 ) -> None:

@@ -154,11 +154,12 @@ class S3Artifacts:
         unit = S3StagedUnit(
             uid=key.uid, prefix=self._unit_prefix(key), client=self._client, parallel=self._settings.parallel
         )
-        with self._leased(key):
+        with self._leased(key) as stop_renewing:
             try:
                 checkpoint("claimed")
                 yield unit
             finally:
+                stop_renewing()  # or a renewal that is on its way would write the lease again after it was removed
                 # A commit that failed late happened or did not; the database knows. What cannot be removed now keeps
                 # its lease and is removed at a later start.
                 with suppress(NoaError):
@@ -296,8 +297,8 @@ class S3Artifacts:
             return None
 
     @contextmanager
-    def _leased(self, key: UnitKey) -> Generator[None, None, None]:
-        """Renew a lease in the background as long as the block runs."""
+    def _leased(self, key: UnitKey) -> Generator[Callable[[], None], None, None]:
+        """Renew a lease in the background as long as the block runs, or until it calls what this gives."""
         text = json.dumps({"name": key.name, "writer": f"{socket.gethostname()}:{os.getpid()}"}).encode()
         self._client.put_bytes(self._lease_key(key.uid), text)
         done = threading.Event()
@@ -307,13 +308,16 @@ class S3Artifacts:
                 with suppress(NoaError):  # the next time; if S3 stays away for long, `confirm` finds out
                     self._client.put_bytes(self._lease_key(key.uid), text)
 
+        def stop() -> None:
+            done.set()
+            thread.join(self._settings.connect_timeout_s + self._settings.read_timeout_s)
+
         thread = threading.Thread(target=renew, name="noa-s3-lease", daemon=True)
         thread.start()
         try:
-            yield
+            yield stop
         finally:
-            done.set()
-            thread.join(self._settings.connect_timeout_s + self._settings.read_timeout_s)
+            stop()
 
     def _remove_leftover(self, uid: str) -> bool:
         name = self._writer_of(uid)
