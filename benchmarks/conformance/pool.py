@@ -164,7 +164,7 @@ def _serve(connection: Connection, target: Target, limits: Limits, judge_case: J
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     }
-    bound = _HARD_FACTOR * limits.memory_bytes
+    bound = psutil.Process().memory_info().data + _HARD_FACTOR * limits.memory_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
