@@ -27,6 +27,7 @@ from noa_conversion.importers.torch.dtypes import dtype_of, is_held, to_numpy, t
 from noa_conversion.importers.torch.free_axes import FakeInputs, make_inputs
 from noa_conversion.importers.torch.fusion import fuse
 from noa_conversion.importers.torch.input_names import with_inputs
+from noa_conversion.importers.torch.input_shapes import shape_check
 from noa_conversion.importers.torch.target import TorchTarget, Weights, set_attribute
 from noa_conversion.importers.torch.weights import ModelWeights, weights_of
 from noa_conversion.models import TorchModel
@@ -106,6 +107,7 @@ def import_onnx_to_torch(
             axis=name,
         )
     module = _finished(traced, weights, free)
+    module.register_forward_pre_hook(shape_check(fakes.values))
     return ImportedTorch(module=module, names=dict(weights.paths), inputs=fakes.values, outputs=outputs)
 
 
