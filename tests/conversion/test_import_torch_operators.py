@@ -106,9 +106,7 @@ def test_sequences_end_at_their_lengths_whatever_the_longest_is(kind: str, gates
     inputs = [value("x", FLOAT, ["time", 3, 3]), value("lengths", TensorProto.INT32, [3])]
     outputs = [helper.make_tensor_value_info(f"y{i}", FLOAT, None) for i in range(3 if kind == "LSTM" else 2)]
     names = ["x", "w", "r", "b", "lengths", *list(weights)[3:]]
-    node = helper.make_node(
-        kind, names, [each.name for each in outputs], hidden_size=4, direction=direction, **options
-    )
+    node = helper.make_node(kind, names, [each.name for each in outputs], hidden_size=4, direction=direction, **options)
     initialisers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = helper.make_graph([node], "test", inputs, outputs, initialisers)
     data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()

@@ -119,7 +119,9 @@ class _Scaled(torch.nn.Module):
         return (x * self.scale + 1) * 3, x - 1
 
 
-@pytest.mark.parametrize(("given", "first", "second"), [("mul", "add", "mul_1"), ("sub", "mul", "add"), ("x", "y", "z")])
+@pytest.mark.parametrize(
+    ("given", "first", "second"), [("mul", "add", "mul_1"), ("sub", "mul", "add"), ("x", "y", "z")]
+)
 def test_inputs_and_outputs_may_be_called_as_inner_values_are(
     given: str, first: str, second: str, tmp_path: Path
 ) -> None:

@@ -163,9 +163,7 @@ def _scan_8(op: Op, body: OnnxGraph, count: int, values: tuple[Value, ...]) -> t
     tensors = [op.tensor(value) for value in rest]
     batch = tensors[0].shape[0]
     if not isinstance(batch, int):
-        op.refuse(
-            f"its batch is written out, and is a free axis: {batch}", remedy=f"Fix it: sizes={{'{batch}': size}}"
-        )
+        op.refuse(f"its batch is written out, and is a free axis: {batch}", remedy=f"Fix it: sizes={{'{batch}': size}}")
     split = len(tensors) - count
     turned = op.attribute("directions", [0] * count)
     runs = [
