@@ -9,6 +9,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ def with_inputs(graph: torch.fx.Graph, names: Sequence[str]) -> torch.fx.Graph:
     copies: dict[torch.fx.Node, torch.fx.Node] = {}
     places = [node for node in graph.nodes if node.op == "placeholder"]
     for place, argument in zip(places, arguments, strict=True):
-        node = copy.placeholder(argument)
+        node: Any = copy.placeholder(argument)  # a node's name has no public setter
         while node.name != argument and node.name in arguments:  # it would be assigned before that argument is read
             node._rename(f"{node.name}_")
         copies[place] = node
