@@ -41,6 +41,7 @@ def with_inputs(graph: torch.fx.Graph, names: Sequence[str]) -> torch.fx.Graph:
         node: Any = copy.placeholder(argument)  # a node's name has no public setter
         while node.name != argument and node.name in arguments:  # it would be assigned before that argument is read
             node._rename(f"{node.name}_")
+        node.meta = dict(place.meta)  # fusion reads shapes there
         copies[place] = node
     for node in graph.nodes:
         if node.op != "placeholder":
