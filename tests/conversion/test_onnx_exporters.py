@@ -110,6 +110,41 @@ def test_two_threads_export_at_once(zoo: Any, tmp_path: Path) -> None:
     assert (tmp_path / "0" / "model.onnx").read_bytes() == (tmp_path / "1" / "model.onnx").read_bytes()
 
 
+class _Scaled(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x * self.scale + 1) * 3, x - 1
+
+
+@pytest.mark.parametrize(
+    ("given", "first", "second"), [("mul", "add", "mul_1"), ("sub", "mul", "add"), ("x", "y", "z")]
+)
+def test_inputs_and_outputs_may_be_called_as_inner_values_are(
+    given: str, first: str, second: str, tmp_path: Path
+) -> None:
+    spec = {"dtype": "float32", "shape": ("batch", 2)}
+    signature = Signature(
+        inputs=(TensorSpec(name=given, **spec),),  # pyright: ignore[reportArgumentType]  # one for all three
+        outputs=(TensorSpec(name=first, **spec), TensorSpec(name=second, **spec)),  # pyright: ignore[reportArgumentType]
+    )
+    convert(TorchModel(module=_Scaled().eval(), signature=signature), tmp_path / "onnx", settings=ConversionSettings())
+    assert "scale" in _initialisers(tmp_path / "onnx")
+    results = load_format("onnx", tmp_path / "onnx").run({given: np.asarray([[1.0, 2.0]], np.float32)})
+    assert {name: array.tolist() for name, array in results.items()} == {first: [[9.0, 21.0]], second: [[0.0, 1.0]]}
+
+
+def test_a_tensor_that_is_called_as_a_weight_is_refused_by_name(tmp_path: Path) -> None:
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 2)),),
+        outputs=tuple(TensorSpec(name=name, dtype="float32", shape=("batch", 2)) for name in ("scale", "rest")),
+    )
+    with pytest.raises(ConversionError, match="output `scale` has the name of a weight"):
+        convert(TorchModel(module=_Scaled(), signature=signature), tmp_path / "onnx", settings=ConversionSettings())
+
+
 class _Encoder(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

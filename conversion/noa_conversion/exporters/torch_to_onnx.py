@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from noa.errors import ConversionError, DependencyMissingError
 from noa.settings import ConversionSettings
 from noa_conversion.exporters.onnx_model import write_model
+from noa_conversion.exporters.onnx_names import name_tensors
 from noa_conversion.exporters.onnx_ranges import count_in_whole_numbers
 from noa_conversion.exporters.torch_quantisation_onnx import translations
 from noa_conversion.formats.torch_format import (
@@ -33,6 +34,8 @@ from noa_conversion.models import TorchModel
 if TYPE_CHECKING:
     import onnx
 
+_PLACE = "noa.place."
+"""Begins the names that inputs and outputs have until `name_tensors`: the exporter itself looks for no clash."""
 _REGISTRATION_LOG = "torch.onnx._internal.exporter._registration"
 
 
@@ -52,6 +55,9 @@ def export(model: TorchModel, folder: Path, settings: ConversionSettings) -> Non
     model = dataclasses.replace(model, module=on_cpu(model.module))
     with export_mode(model.module):
         proto = _export_proto(model, settings)
+    if len(proto.graph.output) == len(model.signature.outputs):  # else `write_model` says what differs
+        specs = model.signature
+        name_tensors(proto.graph, [spec.name for spec in specs.inputs], [spec.name for spec in specs.outputs])
     count_in_whole_numbers(proto.graph)
     for node in proto.graph.node:
         node.ClearField("metadata_props")
@@ -71,8 +77,8 @@ def _export_proto(model: TorchModel, settings: ConversionSettings) -> onnx.Model
                 optimize=False,
                 verbose=False,
                 opset_version=settings.opset,
-                input_names=[spec.name for spec in signature.inputs],
-                output_names=[spec.name for spec in signature.outputs],
+                input_names=[f"{_PLACE}input_{i}" for i in range(len(signature.inputs))],
+                output_names=[f"{_PLACE}output_{i}" for i in range(len(signature.outputs))],
                 dynamic_shapes=_per_argument(model),
                 custom_translation_table=translations(),
             )

@@ -110,6 +110,7 @@ def save(model: TorchModel, folder: Path) -> None:
         weights = {name: tensor.detach().contiguous().clone() for name, tensor in _named_tensors(model.module)}
         buffers = sorted(name for name, _ in model.module.named_buffers())
         program = _export_functional(model, weights)
+    _refuse_control_flow(program)
     specs = program.graph_signature
     mutated = sorted({*specs.buffers_to_mutate.values(), *specs.user_inputs_to_mutate.values()})
     if mutated:
@@ -292,6 +293,20 @@ def _export_functional(model: TorchModel, weights: Mapping[str, torch.Tensor]) -
             where=type(module).__name__,
             remedy="Make `forward` free of branches on values, and every free axis of the signature really free",
         ) from exc
+
+
+def _refuse_control_flow(program: torch.export.ExportedProgram) -> None:
+    """Refuse `cond`, `while_loop` and their like: a stored program is one list of ATen calls, checked as such."""
+    for node in program.graph.nodes:
+        if node.op == "call_function" and type(node.target).__module__.startswith("torch._higher_order_ops"):
+            raise ConversionError(
+                f"the model decides at run time what to compute (`{node.target}`), which `torch` programs cannot",
+                where="torch export",
+                expected="one list of ATen calls",
+                remedy="Keep the format `onnx`, which holds `If` and `Loop`; or import with the deciding input fixed: "
+                "import_onnx_to_torch(..., bind={name: array})",
+                operator=str(node.target),
+            )
 
 
 def _output_nodes(program: torch.export.ExportedProgram) -> list[Any]:

@@ -159,6 +159,8 @@ class Op:
 
     def refusal(self, reason: str, *, remedy: str | None = None) -> ConversionError:
         """Return the error that refuses this node, to be raised from another one."""
+        in_words: Callable[[str], str] = getattr(self.target, "in_words", str)  # a target without symbols has none
+        reason, remedy = in_words(reason), None if remedy is None else in_words(remedy)
         domain = self.domain or "ai.onnx"
         place = f", in {self.inside}" if self.inside else ""
         return ConversionError(

@@ -140,7 +140,8 @@ def _scan(
     rounds = slices[0].shape[0]
     if not is_static(rounds):
         op.refuse(
-            "it is unrolled, and its number of rounds is the size of a free axis", remedy="Fix it: sizes={'name': size}"
+            f"it is unrolled, and its number of rounds is a free axis: {rounds}",
+            remedy=f"Fix it: sizes={{'{rounds}': size}}",
         )
     if rounds > _MOST_ROUNDS or rounds == 0:
         op.refuse(f"it is unrolled, which takes from 1 to {_MOST_ROUNDS} rounds, and has {rounds}")
@@ -162,7 +163,7 @@ def _scan_8(op: Op, body: OnnxGraph, count: int, values: tuple[Value, ...]) -> t
     tensors = [op.tensor(value) for value in rest]
     batch = tensors[0].shape[0]
     if not isinstance(batch, int):
-        op.refuse("its batch is written out, and is a free axis", remedy="Fix it: sizes={'name': size}")
+        op.refuse(f"its batch is written out, and is a free axis: {batch}", remedy=f"Fix it: sizes={{'{batch}': size}}")
     split = len(tensors) - count
     turned = op.attribute("directions", [0] * count)
     runs = [

@@ -65,11 +65,12 @@ class FakeInputs:
                 fixed[self._named(size)] = str(value)
         return fixed
 
+    def in_words(self, text: str) -> str:
+        """Return a text with the names of free axes for their symbols."""
+        return re.sub(r"\b[su]\d+\b", lambda match: self.axes.get(match[0], match[0]), text)
+
     def _named(self, expression: Any) -> str:
-        text = str(expression)
-        for symbol, name in sorted(self.axes.items(), key=lambda pair: -len(pair[0])):
-            text = text.replace(symbol, name)
-        return text
+        return self.in_words(str(expression))
 
 
 def make_inputs(values: Sequence[OnnxValue], sizes: Mapping[str, int], *, dynamic: bool) -> FakeInputs:

@@ -7,7 +7,6 @@ axes that the file names. Weights are attributes under their original names.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,8 @@ from noa_conversion.importers.torch import handlers
 from noa_conversion.importers.torch.dtypes import dtype_of, is_held, to_numpy, to_torch
 from noa_conversion.importers.torch.free_axes import FakeInputs, make_inputs
 from noa_conversion.importers.torch.fusion import fuse
+from noa_conversion.importers.torch.input_names import with_inputs
+from noa_conversion.importers.torch.input_shapes import shape_check
 from noa_conversion.importers.torch.target import TorchTarget, Weights, set_attribute
 from noa_conversion.importers.torch.weights import ModelWeights, weights_of
 from noa_conversion.models import TorchModel
@@ -106,6 +107,7 @@ def import_onnx_to_torch(
             axis=name,
         )
     module = _finished(traced, weights, free)
+    module.register_forward_pre_hook(shape_check(fakes.values))
     return ImportedTorch(module=module, names=dict(weights.paths), inputs=fakes.values, outputs=outputs)
 
 
@@ -138,7 +140,7 @@ def _checked_bind(model: OnnxModel, bind: Mapping[str, Any]) -> dict[str, Any]:
 def _trace(
     model: OnnxModel, bound: Mapping[str, Any], fakes: FakeInputs, weights: ModelWeights
 ) -> tuple[torch.fx.GraphModule, tuple[OnnxValue, ...]]:
-    target = TorchTarget(fakes.mode)
+    target = TorchTarget(fakes.mode, fakes.in_words)
     outputs: list[OnnxValue] = []
 
     def attach(name: str) -> torch.Tensor:
@@ -178,18 +180,10 @@ def _described(declared: OnnxValue, result: Any, fakes: FakeInputs) -> OnnxValue
 
 def _finished(traced: torch.fx.GraphModule, weights: ModelWeights, inputs: Sequence[OnnxValue]) -> torch.fx.GraphModule:
     """Name the inputs, drop what is not used and what belongs to the trace, and add the weights that no node reads."""
-    graph = traced.graph
-    taken: set[str] = set()
-    for node, value in zip((n for n in graph.nodes if n.op == "placeholder"), inputs, strict=True):
-        name = re.sub(r"\W", "_", value.name, flags=re.ASCII).strip("_") or "input"
-        name = f"input_{name}" if not name.isidentifier() else name
-        while name in taken or hasattr(torch.nn.Module, name):
-            name += "_"
-        taken.add(name)
-        node.target = name
-        node._rename(name)
-    graph.eliminate_dead_code()
+    traced.graph = with_inputs(traced.graph, [value.name for value in inputs])
+    traced.graph.eliminate_dead_code()
     fuse(traced)
+    graph = traced.graph
     for node in graph.nodes:
         node.meta = {}
     module = torch.fx.GraphModule(traced, graph, class_name="ImportedModule")

@@ -28,6 +28,7 @@ _STEPS: dict[str, Callable[[Op, CellWeights, list[Activation]], Step]] = {
     "GRU": gru_step,
     "LSTM": lstm_step,
 }
+_FAR_OUT = 1e4
 # Where ONNX's gates lie in PyTorch's order.
 _GATES = {"RNN": [0], "GRU": [1, 0, 2], "LSTM": [0, 2, 3, 1]}
 
@@ -99,12 +100,13 @@ def _layer(op: Op, x: Value, w: Value, r: Value, b: Value, lengths: Value, initi
 
 
 def _run(op: Op, layer: _Layer) -> tuple[torch.Tensor, ...]:
-    is_native = layer.lengths is None and has_default_activations(op) and layer.weights[0].p is None
+    is_native = has_default_activations(op) and layer.weights[0].p is None
     if op.kind == "GRU":
         is_native = is_native and bool(op.attribute("linear_before_reset", 0))
     if op.kind == "LSTM":
         is_native = is_native and not op.attribute("input_forget", 0)
-    y, states = _native(op, layer) if is_native else _written_out(op, layer)
+    compute = _written_out if not is_native else _native if layer.lengths is None else _native_with_lengths
+    y, states = compute(op, layer)
     if op.attribute("layout", 0):
         return y.permute(2, 0, 1, 3), *(state.transpose(0, 1) for state in states)
     return y, *states
@@ -133,6 +135,48 @@ def _native(op: Op, layer: _Layer) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return y.reshape(y.shape[0], y.shape[1], directions, -1).transpose(1, 2), states
 
 
+def _native_with_lengths(op: Op, layer: _Layer) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Run PyTorch's operator over whole sequences, each direction by itself, and leave out what is past an end.
+
+    Nothing past an end reaches an output before it. The last output is picked out at each end; a cell, of which
+    PyTorch gives the last one only, is kept as it is past the end by an input that closes one gate and opens another.
+    """
+    lengths = layer.lengths
+    assert lengths is not None
+    is_inside = (torch.arange(layer.x.shape[0]).unsqueeze(1) < lengths.unsqueeze(0)).unsqueeze(2)
+    ends = (lengths.to(torch.int64) - 1).clamp(min=0).reshape(1, -1, 1)
+    is_empty = (lengths == 0).reshape(1, -1, 1)
+    outputs: list[torch.Tensor] = []
+    finals: list[list[torch.Tensor]] = []
+    for i, weights in enumerate(layer.weights):
+        is_backward = layer.direction == "reverse" or i == 1
+        x = _reversed(layer.x, lengths) if is_backward else layer.x
+        holds = op.kind == "LSTM" and op.wants(2)
+        initial = [state[i : i + 1] for state in layer.states]
+        one = _Layer(
+            x=torch.cat([x, (~is_inside).to(x.dtype)], 2) if holds else x,
+            weights=[_held_past_the_end(weights) if holds else weights],
+            states=initial,
+            lengths=None,
+            direction="forward",
+        )
+        found, states = _native(op, one)
+        y = found.squeeze(1)
+        last = torch.gather(y, 0, ends.expand(1, y.shape[1], y.shape[2]))
+        finals.append([torch.where(is_empty, initial[0], last), *states[1:]])
+        y = torch.where(is_inside, y, torch.zeros_like(y))
+        outputs.append(_reversed(y, lengths) if is_backward else y)
+    return torch.stack(outputs, 1), [torch.cat(parts) for parts in zip(*finals, strict=True)]
+
+
+def _held_past_the_end(weights: CellWeights) -> CellWeights:
+    """Return an LSTM's weights with one more input: where it is 1, the cell stays, for sigmoid(+-1e4) is 1 or 0."""
+    size = weights.r.shape[-1]
+    by_gate = (-_FAR_OUT, 0.0, _FAR_OUT, 0.0)  # input, output, forget, cell
+    column = torch.cat([torch.full([size, 1], number, dtype=weights.w.dtype) for number in by_gate])
+    return CellWeights(w=torch.cat([weights.w, column], 1), r=weights.r, b=weights.b)
+
+
 def _reordered(part: torch.Tensor, order: list[int]) -> torch.Tensor:
     if order == [0]:
         return part
@@ -141,10 +185,11 @@ def _reordered(part: torch.Tensor, order: list[int]) -> torch.Tensor:
 
 
 def _written_out(op: Op, layer: _Layer) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    if not is_static(layer.x.shape[0]):
+    steps = layer.x.shape[0]
+    if not is_static(steps):
         op.refuse(
-            "with these options it is written out step by step, and its number of steps is free",
-            remedy="Fix the axis: sizes={'name': size}",
+            f"with these options it is written out step by step, and its number of steps is a free axis: {steps}",
+            remedy=f"Fix it: sizes={{'{steps}': size}}",
         )
     functions = activations_of(op, len(layer.weights))
     outputs: list[torch.Tensor] = []

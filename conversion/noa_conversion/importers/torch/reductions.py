@@ -48,7 +48,17 @@ def _extreme(x: torch.Tensor, axes: list[int], keep: bool, *, largest: bool) -> 
         shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
         kept = shape if keep else [size for axis, size in enumerate(shape) if axis not in axes]
         return torch.full(kept, _worst(x.dtype, largest=largest), dtype=x.dtype, device=x.device)
-    return torch.amax(x, axes, keep) if largest else torch.amin(x, axes, keep)
+    compute = torch.amax if largest else torch.amin
+    free = [axis for axis in axes if not is_static(x.shape[axis])]
+    if not free:
+        return compute(x, axes, keep)
+    fixed = [axis for axis in axes if axis not in free]
+    x = compute(x, fixed, True) if fixed else x
+    for axis in free:  # it may have no elements at run time, where PyTorch gives an error and ONNX the worst value
+        one = [1 if place == axis else size for place, size in enumerate(x.shape)]
+        worst = torch.full(one, _worst(x.dtype, largest=largest), dtype=x.dtype, device=x.device)
+        x = compute(torch.cat([x, worst], axis), [axis], True)
+    return x if keep else torch.squeeze(x, axes)
 
 
 def _worst(dtype: torch.dtype, *, largest: bool) -> float | int | bool:

@@ -213,6 +213,10 @@ def _pad_constant(op: Op, x: torch.Tensor, flat: list[Size], value: Value) -> to
 def _pad_with_own(op: Op, x: torch.Tensor, axis: int, before: Size, after: Size, mode: str) -> torch.Tensor:
     if isinstance(before, int) and isinstance(after, int) and before == 0 and after == 0:
         return x
+    if is_static(before) and before < 0:  # what is cut away is not repeated either
+        x, before = torch.ops.aten.slice.Tensor(x, axis, -before, _FAR), 0
+    if is_static(after) and after < 0:
+        x, after = torch.ops.aten.slice.Tensor(x, axis, 0, after), 0
     size = x.shape[axis]
     places = torch.arange(-before, size + after, device=x.device)
     if mode == "edge":

@@ -29,10 +29,11 @@ CONSTANTS = "constants"
 class TorchTarget:
     """Makes and describes tensors for the handlers of one trace."""
 
-    __slots__ = ("_constants", "_count", "_mode", "weights")
+    __slots__ = ("_constants", "_count", "_in_words", "_mode", "weights")
 
-    def __init__(self, mode: FakeTensorMode) -> None:
+    def __init__(self, mode: FakeTensorMode, in_words: Callable[[str], str]) -> None:
         self._mode = mode
+        self._in_words = in_words
         self.weights = Weights(frozenset(), lambda name: self.attach(name, torch.empty(0)))
         self._constants: dict[tuple[int, int], tuple[np.ndarray, torch.nn.Module, torch.Tensor]] = {}
         self._count = 0
@@ -82,6 +83,10 @@ class TorchTarget:
         if statically_known_true(left >= right):
             return True
         return False if statically_known_true(left < right) else None
+
+    def in_words(self, text: str) -> str:
+        """Return a text with the file's names of free axes for PyTorch's symbols."""
+        return self._in_words(text)
 
     def from_symbols(self, array: np.ndarray) -> torch.Tensor:
         """Return ints and symbols as an int64 tensor."""
@@ -161,44 +166,3 @@ def _tracer() -> Any:
     if mode is None:
         raise RuntimeError("no graph is being recorded")
     return mode.tracer
-
-
-class EagerTarget:
-    """PyTorch on real tensors, one operator after the other: how a bisection looks at each value of a graph."""
-
-    __slots__ = ()
-
-    @property
-    def name(self) -> str:
-        """The target's name in errors."""
-        return "torch"
-
-    @property
-    def handlers(self) -> Handlers:
-        """PyTorch's operators."""
-        return HANDLERS
-
-    def constant(self, array: np.ndarray) -> torch.Tensor:
-        """Return known numbers as a tensor."""
-        return tagged(to_torch(array, copy=True), array.dtype)
-
-    def shape(self, tensor: torch.Tensor) -> tuple[int, ...]:
-        """Return the sizes."""
-        return tuple(tensor.shape)
-
-    def dtype(self, tensor: torch.Tensor) -> np.dtype:
-        """Return the ONNX type of the elements."""
-        return dtype_of(tensor)
-
-    def at_least(self, left: int | torch.SymInt, right: int | torch.SymInt) -> bool | None:
-        """Tell whether `left >= right` for all values of the symbols, or None if that is not certain; adds no guard."""
-        if statically_known_true(left >= right):
-            return True
-        return False if statically_known_true(left < right) else None
-
-    def from_symbols(self, array: np.ndarray) -> torch.Tensor:
-        """Return ints as an int64 tensor."""
-        return torch.tensor(array.tolist(), dtype=torch.int64).reshape(array.shape)
-
-
-TARGET = EagerTarget()
