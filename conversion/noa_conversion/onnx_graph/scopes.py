@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -66,6 +66,14 @@ def subgraph_protos(node: onnx.NodeProto) -> Iterator[Any]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def nodes_within(nodes: Iterable[onnx.NodeProto]) -> Iterator[Any]:
+    """Yield nodes and those of the graphs within them."""
+    for node in nodes:
+        yield node
+        for graph in subgraph_protos(node):
+            yield from nodes_within(graph.node)
 
 
 def used_names(node: onnx.NodeProto) -> set[str]:
