@@ -68,6 +68,12 @@ def _hidden_foreign_domain(model: onnx.ModelProto) -> None:
     model.functions.append(helper.make_function("own", "f", ["a"], ["b"], [choice], opsets))
 
 
+def _circle(model: onnx.ModelProto) -> None:
+    first, entry = model.graph.input[0].name, model.graph.node
+    entry.append(helper.make_node("Add", [first, "late"], ["early"], name="sooner"))
+    entry.append(helper.make_node("Relu", ["early"], ["late"], name="later"))
+
+
 def _recursion(model: onnx.ModelProto) -> None:
     call = helper.make_node("f", ["a"], ["b"], domain="own")
     model.functions.append(helper.make_function("own", "f", ["a"], ["b"], [call], [helper.make_opsetid("own", 1)]))
@@ -114,6 +120,7 @@ ATTACKS: dict[str, tuple[str, Callable[[onnx.ModelProto], None]]] = {
     "huge fill": ("balloon", _huge_fill),
     "foreign domain": (r"node `intruder` .* operator `Run` of the domain `evil\.ops`", _foreign_domain),
     "hidden foreign domain": (r"node `intruder` .* `evil\.ops`", _hidden_foreign_domain),
+    "circle": ("circle through node `sooner`, `later`", _circle),
     "recursion": ("the function `f` calls itself", _recursion),
     "constant in a node": ("`hidden` claims", _hidden_constant),
     "deep graphs": ("nested", _deep_graphs),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from noa.errors import InvalidInputError
 from noa_conversion.onnx_graph.calls import check_calls, functions_of, key_of, plain_domain
-from noa_conversion.onnx_graph.scopes import nodes_within
+from noa_conversion.onnx_graph.scopes import in_order, nodes_within, subgraph_protos
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +69,7 @@ def has_external_data(model: onnx.ModelProto, path: Path) -> bool:
 
 
 def _check_operators(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse operators that are foreign code, and functions that a runtime could not inline in bounded memory."""
+    """Refuse operators that are foreign code, circles, and functions that cannot be inlined in bounded memory."""
 
     def refuse(what: str) -> NoReturn:
         raise InvalidInputError(what, where=str(path))
@@ -78,7 +78,10 @@ def _check_operators(model: onnx.ModelProto, path: Path) -> None:
     check_calls(model.graph.node, functions, refuse)
     known = {plain_domain(domain) for domain in _KNOWN_DOMAINS}
     for nodes in (model.graph.node, *(function.node for function in functions.values())):
+        in_order(nodes, refuse)
         for node in nodes_within(nodes):
+            for graph in subgraph_protos(node):
+                in_order(graph.node, refuse)
             if plain_domain(node.domain) not in known and key_of(node) not in functions:
                 raise InvalidInputError(
                     f"node `{node.name or node.op_type}` of `{path.name}` needs the operator `{node.op_type}` of the "
