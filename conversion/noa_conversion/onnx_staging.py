@@ -31,14 +31,15 @@ def stage_onnx(
     """
     import onnx
 
-    from noa_conversion.imports.onnx_import import read_signature
+    from noa_conversion.imports.onnx_import import read_inputs, read_signature
+    from noa_conversion.imports.output_shapes import complete_outputs
 
     model = parse_model(read_bytes(source.parent, source.name), source)
     if has_external_data(model, source):
         onnx.load_external_data_for_model(model, str(source.parent))
     for name, value in bind.items():
         _bind(model, name, value, source)
-    _name_output_ranks(model)
+    complete_outputs(model, read_inputs(model, source))
     signature = read_signature(model, source)
     if sizes:
         _fix_axes(model, signature, sizes, source)
@@ -104,20 +105,3 @@ def _fix_axes(model: onnx.ModelProto, signature: Signature, sizes: Mapping[str, 
         for dim, axis in zip(value.type.tensor_type.shape.dim, () if spec is None else spec.shape, strict=False):
             if isinstance(axis, str) and axis in sizes:
                 dim.dim_value = sizes[axis]
-
-
-def _name_output_ranks(model: onnx.ModelProto) -> None:
-    """Give outputs that state no shape the one that can be inferred."""
-    import onnx
-
-    if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
-        return
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return  # read_signature refuses by name what has no rank
-    shapes = {value.name: value for value in inferred.graph.output}
-    for value in model.graph.output:
-        found = shapes.get(value.name)
-        if found is not None and not value.type.tensor_type.HasField("shape"):
-            value.CopyFrom(found)

@@ -56,6 +56,29 @@ def _huge_fill(model: onnx.ModelProto) -> None:
 
 def _foreign_domain(model: onnx.ModelProto) -> None:
     model.opset_import.append(helper.make_opsetid("evil.ops", 1))
+    model.graph.node.append(helper.make_node("Run", [], ["ran"], name="intruder", domain="evil.ops"))
+
+
+def _hidden_foreign_domain(model: onnx.ModelProto) -> None:
+    """In a branch, in a function of the file."""
+    run = helper.make_node("Run", [], ["ran"], name="intruder", domain="evil.ops")
+    branch = helper.make_graph([run], "branch", [], [])
+    choice = helper.make_node("If", ["a"], ["b"], then_branch=branch, else_branch=branch)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("evil.ops", 1)]
+    model.functions.append(helper.make_function("own", "f", ["a"], ["b"], [choice], opsets))
+
+
+def _circle(model: onnx.ModelProto) -> None:
+    first, entry = model.graph.input[0].name, model.graph.node
+    entry.append(helper.make_node("Add", [first, "late"], ["early"], name="sooner"))
+    entry.append(helper.make_node("Relu", ["early"], ["late"], name="later"))
+
+
+def _recursion(model: onnx.ModelProto) -> None:
+    call = helper.make_node("f", ["a"], ["b"], domain="own")
+    model.functions.append(helper.make_function("own", "f", ["a"], ["b"], [call], [helper.make_opsetid("own", 1)]))
+    model.graph.node.append(helper.make_node("f", [model.graph.input[0].name], ["endless"], domain="own"))
+    model.opset_import.append(helper.make_opsetid("own", 1))
 
 
 def _hidden_constant(model: onnx.ModelProto) -> None:
@@ -95,7 +118,10 @@ ATTACKS: dict[str, tuple[str, Callable[[onnx.ModelProto], None]]] = {
     "negative claim": ("negative size", _negative_claim),
     "short data": ("hidden.weight.* claims", _short_data),
     "huge fill": ("balloon", _huge_fill),
-    "foreign domain": (r"evil\.ops", _foreign_domain),
+    "foreign domain": (r"node `intruder` .* operator `Run` of the domain `evil\.ops`", _foreign_domain),
+    "hidden foreign domain": (r"node `intruder` .* `evil\.ops`", _hidden_foreign_domain),
+    "circle": ("circle through node `sooner`, `later`", _circle),
+    "recursion": ("the function `f` calls itself", _recursion),
     "constant in a node": ("`hidden` claims", _hidden_constant),
     "deep graphs": ("nested", _deep_graphs),
     "other outputs": ("tensors of its signature", _renamed_output),

@@ -84,6 +84,28 @@ def test_an_onnx_file_becomes_a_version_that_computes_the_same(registry: Registr
     assert stored.read_bytes() == graph.read_bytes()
 
 
+def test_functions_of_the_file_and_domains_that_it_only_names_are_no_foreign_code(
+    registry: Registry, tmp_path: Path
+) -> None:
+    model = linear()
+    model.graph.node[0].domain, model.graph.node[0].op_type = "own", "product"
+    call = helper.make_node("MatMul", ["a", "b"], ["c"])
+    opsets = [helper.make_opsetid("", 20)]
+    model.functions.append(helper.make_function("own", "product", ["a", "b"], ["c"], [call], opsets))
+    model.opset_import.extend(helper.make_opsetid(domain, 1) for domain in ("own", "com.microsoft.nchwc", "nowhere"))
+    path = tmp_path / "functions.onnx"
+    onnx.save(model, path)
+
+    version = take(registry, path).version
+
+    result = registry.load(version.reference).run({"x": INPUT})
+    np.testing.assert_allclose(result["y"], INPUT @ WEIGHTS)
+    model.graph.node[0].op_type = "sum"
+    onnx.save(model, path)
+    with pytest.raises(InvalidInputError, match=r"'own'.*'sum' of node"):
+        take(registry, path)
+
+
 def test_the_scan_and_the_digest_of_the_source_are_kept_and_its_path_is_not(registry: Registry, graph: Path) -> None:
     result = take(registry, graph)
     version = result.version

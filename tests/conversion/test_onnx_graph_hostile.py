@@ -119,7 +119,7 @@ def flood() -> bytes:
 
 
 ATTACKS: dict[str, tuple[str, Callable[[], onnx.ModelProto | bytes]]] = {
-    "cycle": ("circle through node `Add`", cycle),
+    "cycle": ("circle through node `Add`, `Relu`: each needs", cycle),
     "itself": ("circle", lambda: text("y = Relu (y)")),
     "undefined": ("`nowhere` is used by node `Add`", lambda: text("y = Add (x, nowhere)")),
     "undefined output": ("nothing makes the output `y`", lambda: text("z = Relu (x)")),

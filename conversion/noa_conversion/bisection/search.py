@@ -16,6 +16,7 @@ from noa.errors import NoaError
 from noa.settings import ConversionSettings
 from noa_conversion.comparison import finite_or_text, tolerance_for
 from noa_conversion.model_files import ModelFiles
+from noa_conversion.onnx_graph.limits import value_limit
 
 _CHUNK: Final = 48
 _OF_LARGEST: Final = 1e-4
@@ -82,25 +83,8 @@ def find_first_difference(
     source: ModelFiles, target: ModelFiles, inputs: Mapping[str, np.ndarray], *, settings: ConversionSettings
 ) -> FirstDifference:
     """Return the first node that differs between two models that gave different outputs for `inputs`."""
-    try:
-        pairs = list(_views(source, target, inputs, settings))
-    except NoaError as exc:
-        return _nothing(f"no node can be named: {exc}")
-    if not pairs:
-        return _nothing(
-            f"no node can be named: the values inside `{source.format}` and `{target.format}` have no common names"
-        )
-    for left, right, how in pairs:
-        try:
-            found = compare_inside(left, right, inputs, settings=settings, how=how)
-        except NoaError as exc:
-            return _nothing(f"no node can be named: {exc}")
-        if found is not None:
-            return found
-    return _nothing(
-        f"all common values inside agree when nothing is fused ({pairs[0][2]}): the difference comes from what a "
-        "runtime fuses, or from a node behind the last common value"
-    )
+    with value_limit(settings.max_value_bytes):
+        return _search(source, target, inputs, settings)
 
 
 def compare_inside(
@@ -124,6 +108,30 @@ def compare_inside(
                 if found is not None:
                     return found
     return None
+
+
+def _search(
+    source: ModelFiles, target: ModelFiles, inputs: Mapping[str, np.ndarray], settings: ConversionSettings
+) -> FirstDifference:
+    try:
+        pairs = list(_views(source, target, inputs, settings))
+    except NoaError as exc:
+        return _nothing(f"no node can be named: {exc}")
+    if not pairs:
+        return _nothing(
+            f"no node can be named: the values inside `{source.format}` and `{target.format}` have no common names"
+        )
+    for left, right, how in pairs:
+        try:
+            found = compare_inside(left, right, inputs, settings=settings, how=how)
+        except NoaError as exc:
+            return _nothing(f"no node can be named: {exc}")
+        if found is not None:
+            return found
+    return _nothing(
+        f"all common values inside agree when nothing is fused ({pairs[0][2]}): the difference comes from what a "
+        "runtime fuses, or from a node behind the last common value"
+    )
 
 
 def _difference(

@@ -11,9 +11,11 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from noa.errors import InvalidInputError
+from noa_conversion.onnx_graph.calls import check_calls, functions_of, key_of, plain_domain
+from noa_conversion.onnx_graph.scopes import in_order, nodes_within, subgraph_protos
 
 if TYPE_CHECKING:
     import onnx
@@ -33,10 +35,11 @@ _SIZED_BY_INPUT = {"ConstantOfShape": 0, "Expand": 1}
 def parse_model(data: bytes, path: Path, *, any_domain: bool = False) -> onnx.ModelProto:
     """Parse and check the bytes of an ONNX file.
 
-    With `any_domain`, a file may name domains that are not known: the caller looks at each operator itself.
+    A file may name any domain; its operators must be of a known one or functions of the file. With `any_domain` they
+    need not: the caller looks at each operator itself.
 
     Raises:
-        InvalidInputError: not a whole ONNX model, or one that is not safe to load; names the tensor or node.
+        InvalidInputError: not a whole ONNX model, or one that is not safe to load; names the tensor, node or function.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -47,16 +50,10 @@ def parse_model(data: bytes, path: Path, *, any_domain: bool = False) -> onnx.Mo
         raise InvalidInputError(f"`{path.name}` is not a whole ONNX model: {exc}", where=str(path)) from exc
     if not model.opset_import or not model.graph.output:
         raise InvalidInputError(f"`{path.name}` holds no ONNX graph", where=str(path))
-    for opset in (*model.opset_import, *(entry for function in model.functions for entry in function.opset_import)):
-        if not any_domain and opset.domain not in _KNOWN_DOMAINS:
-            raise InvalidInputError(
-                f"`{path.name}` needs operators of the domain `{opset.domain}`, which would be foreign code",
-                where=str(path),
-                expected=", ".join(sorted(_KNOWN_DOMAINS - {""})),
-                received=opset.domain,
-            )
     for tensor in _all_tensors(model, path):
         _check_tensor(tensor, path)
+    if not any_domain:
+        _check_operators(model, path)
     return model
 
 
@@ -69,6 +66,30 @@ def has_external_data(model: onnx.ModelProto, path: Path) -> bool:
         and all(entry.value != EMBEDDED for entry in tensor.external_data if entry.key == "location")
         for tensor in _all_tensors(model, path)
     )
+
+
+def _check_operators(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse operators that are foreign code, circles, and functions that cannot be inlined in bounded memory."""
+
+    def refuse(what: str) -> NoReturn:
+        raise InvalidInputError(what, where=str(path))
+
+    functions = functions_of(model.functions, refuse)
+    check_calls(model.graph.node, functions, refuse)
+    known = {plain_domain(domain) for domain in _KNOWN_DOMAINS}
+    for nodes in (model.graph.node, *(function.node for function in functions.values())):
+        in_order(nodes, refuse)
+        for node in nodes_within(nodes):
+            for graph in subgraph_protos(node):
+                in_order(graph.node, refuse)
+            if plain_domain(node.domain) not in known and key_of(node) not in functions:
+                raise InvalidInputError(
+                    f"node `{node.name or node.op_type}` of `{path.name}` needs the operator `{node.op_type}` of the "
+                    f"domain `{node.domain}`, which would be foreign code",
+                    where=str(path),
+                    expected=f"a function of the file, or one of {', '.join(sorted(_KNOWN_DOMAINS - {''}))}",
+                    received=f"{node.domain}.{node.op_type}",
+                )
 
 
 def _all_tensors(model: onnx.ModelProto, path: Path) -> Iterator[onnx.TensorProto]:

@@ -33,7 +33,7 @@ class OnnxRunnable:
         self._where = where
         self._inputs = tuple(spec.name for spec in signature.inputs)
         self._outputs = [spec.name for spec in signature.outputs]
-        self._errors = _runtime_errors()
+        self._errors = runtime_errors()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute all outputs by name. Contiguous inputs are read in place.
@@ -85,7 +85,7 @@ class OnnxAdapter:
         options.inter_op_num_threads = 1
         try:
             session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except _runtime_errors() as exc:
+        except runtime_errors() as exc:
             raise InvalidInputError(f"onnxruntime refuses `{MODEL_FILE}`: {_first_line(exc)}", where=str(path)) from exc
         return OnnxRunnable(session, signature, path)
 
@@ -158,7 +158,7 @@ def _check_side(values: list[onnx.ValueInfoProto], specs: tuple[TensorSpec, ...]
             )
 
 
-def _runtime_errors() -> tuple[type[Exception], ...]:
+def runtime_errors() -> tuple[type[Exception], ...]:
     """Return all exception types of onnxruntime; they have no common base but `Exception`."""
     state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # compiled, without a stub
     own = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]

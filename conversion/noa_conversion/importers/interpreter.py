@@ -3,6 +3,7 @@
 Every value has one of the forms of `Value`. For each node, in order: a choice between graphs that is decided already is
 taken; what is known and small is computed on numbers; else the target's handler computes it; else the operator is
 expanded into the body that its schema (or `contrib.py`) gives and the body is walked in its place; else it is refused.
+A node that takes more than a value may (`sizes.py`) is refused before it is computed.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from noa.errors import ConversionError, NoaError
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.registry import Registered
 from noa_conversion.importers.sequences import SEQUENCES
+from noa_conversion.importers.sizes import SizeJudge
 from noa_conversion.importers.target import Target, Value
 from noa_conversion.onnx_graph import integers
 from noa_conversion.onnx_graph.functions import InputType, expand
+from noa_conversion.onnx_graph.limits import allowed_bytes
 from noa_conversion.onnx_graph.model import OnnxGraph, OnnxNode, OnnxValue
 from noa_conversion.onnx_graph.symbols import number_of, shape_array
 
@@ -49,7 +52,7 @@ def run_graph(
     Raises:
         ConversionError: something in the graph cannot be computed in this target; names operator, node and reason.
     """
-    walk = _Walk(target, weights or {}, watch)
+    walk = _Walk(target, weights or {}, watch, SizeJudge(target, allowed_bytes(graph)))
     for value, declared in zip(inputs, graph.inputs, strict=True):
         if value is not None and not isinstance(value, (np.ndarray, list)):
             walk.names[id(value)] = declared.name
@@ -59,11 +62,12 @@ def run_graph(
 class _Walk:
     """One run of `run_graph`: what stays the same through subgraphs and expansions."""
 
-    def __init__(self, target: Target, weights: Mapping[str, Value], watch: Watch | None) -> None:
+    def __init__(self, target: Target, weights: Mapping[str, Value], watch: Watch | None, sizes: SizeJudge) -> None:
         self.target = target
         self.weights = weights
         self.watch = watch
         self.names: dict[int, str] = {}
+        self._sizes = sizes
         self._steps = 0
         self._depth = 0
 
@@ -117,11 +121,16 @@ class _Walk:
             names=self.names,
             declared=graph.values.get,
         )
-        for compute in (self._known, self._handled, self._expanded):
-            results = compute(op, inputs)
-            if results is not None:
-                return self._complete(op, results)
-        return op.refuse("there is no handler for it and it has no function body")
+        results = self._known(op, inputs)
+        if results is None:
+            self._sizes.check_before(op, inputs)
+            results = self._handled(op, inputs)
+        if results is None:
+            results = self._expanded(op, inputs)
+        if results is None:
+            op.refuse("there is no handler for it and it has no function body")
+        self._sizes.check_after(op, results)
+        return self._complete(op, results)
 
     def _known(self, op: Op, inputs: list[Value]) -> Sequence[Value] | None:
         """Compute what needs no target."""

@@ -12,6 +12,7 @@ from noa.signatures import Axis, DType, Signature, TensorSpec
 from noa_conversion.files import MAX_GRAPH_BYTES, read_bytes
 from noa_conversion.formats.onnx_check import has_external_data, parse_model
 from noa_conversion.formats.onnx_format import MODEL_FILE
+from noa_conversion.imports.output_shapes import complete_outputs
 
 if TYPE_CHECKING:
     import onnx
@@ -29,8 +30,8 @@ def prepare(source: Path, folder: Path) -> Signature:
 
     data = read_bytes(source.parent, source.name)
     model = parse_model(data, source)
-    signature = read_signature(model, source)
-    if has_external_data(model, source):
+    is_split = has_external_data(model, source)
+    if is_split:
         onnx.load_external_data_for_model(model, str(source.parent))
         if model.ByteSize() > MAX_GRAPH_BYTES:
             raise InvalidInputError(
@@ -39,6 +40,9 @@ def prepare(source: Path, folder: Path) -> Signature:
                 expected=f"at most {MAX_GRAPH_BYTES} bytes",
                 received=f"{model.ByteSize()} bytes",
             )
+    is_completed = complete_outputs(model, read_inputs(model, source))
+    signature = read_signature(model, source)
+    if is_split or is_completed:
         data = model.SerializeToString(deterministic=True)
     write_file(folder / MODEL_FILE, data)
     signature.save(folder)
@@ -53,12 +57,22 @@ def read_signature(model: onnx.ModelProto, path: Path) -> Signature:
     Raises:
         InvalidInputError: an input or output is no tensor of numbers, or has no rank.
     """
+    inputs = read_inputs(model, path)
+    known = tuple(axis for spec in inputs for axis in spec.shape if isinstance(axis, str))
+    return Signature(inputs=inputs, outputs=tuple(_spec(value, path, known) for value in model.graph.output))
+
+
+def read_inputs(model: onnx.ModelProto, path: Path) -> tuple[TensorSpec, ...]:
+    """Return what a graph takes.
+
+    Raises:
+        InvalidInputError: it takes nothing, or what `read_signature` refuses.
+    """
     initialisers = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_spec(value, path, ()) for value in model.graph.input if value.name not in initialisers)
     if not inputs:
         raise InvalidInputError(f"`{path.name}` takes no inputs", where=str(path))
-    known = tuple(axis for spec in inputs for axis in spec.shape if isinstance(axis, str))
-    return Signature(inputs=inputs, outputs=tuple(_spec(value, path, known) for value in model.graph.output))
+    return inputs
 
 
 def _spec(value: onnx.ValueInfoProto, path: Path, known: tuple[str, ...]) -> TensorSpec:
@@ -73,7 +87,14 @@ def _spec(value: onnx.ValueInfoProto, path: Path, known: tuple[str, ...]) -> Ten
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
         if not tensor.HasField("shape"):
-            raise InvalidInputError(f"tensor `{value.name}` of `{path.name}` does not say how many axes it has")
+            raise InvalidInputError(
+                f"tensor `{value.name}` of `{path.name}` does not say how many axes it has",
+                where=str(path),
+                expected="a rank in the file, or an output that can be inferred or seen in a run on made-up inputs",
+                received="none",
+                remedy="Write its shape into the file, or give inputs that decide shapes with --bind NAME=VALUES",
+                field=value.name,
+            )
         shape = tuple(_axis(dim, index, value.name, known) for index, dim in enumerate(tensor.shape.dim))
         return TensorSpec(name=value.name, dtype=_dtype(dtype), shape=shape)
     except (KeyError, ValueError) as exc:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from noa.errors import InvalidInputError
-from noa_conversion.onnx_graph.calls import FunctionKey, check_calls, key_of, plain_domain
+from noa_conversion.onnx_graph.calls import check_calls, functions_of, key_of, plain_domain
 from noa_conversion.onnx_graph.model import Attribute, OnnxGraph, OnnxNode, OnnxValue
 from noa_conversion.onnx_graph.protos import TensorReader, read_text, read_type, typed_value
 from noa_conversion.onnx_graph.scopes import Frame, Scope, UniqueNames, in_order
@@ -30,12 +30,7 @@ class Builder:
         self._tensors = tensors
         self._names = UniqueNames()
         self._node_names = UniqueNames()
-        self._functions: dict[FunctionKey, onnx.FunctionProto] = {}
-        for function in functions:
-            key = (plain_domain(function.domain), function.name, function.overload)
-            if key in self._functions:
-                self._refuse(f"the function `{function.name}` is defined twice")
-            self._functions[key] = function
+        self._functions = functions_of(functions, self._refuse)
 
     def model(self, proto: onnx.ModelProto) -> OnnxGraph:
         """Build the graph of a model.

@@ -39,6 +39,21 @@ def key_of(node: onnx.NodeProto) -> FunctionKey:
     return (plain_domain(node.domain), node.op_type, node.overload)
 
 
+def functions_of(functions: Iterable[onnx.FunctionProto], refuse: _Refuse) -> dict[FunctionKey, onnx.FunctionProto]:
+    """Return the functions of a model by what calls them.
+
+    Raises:
+        InvalidInputError: by `refuse`; one is defined twice.
+    """
+    found: dict[FunctionKey, onnx.FunctionProto] = {}
+    for function in functions:
+        key = (plain_domain(function.domain), function.name, function.overload)
+        if key in found:
+            refuse(f"the function `{function.name}` is defined twice")
+        found[key] = function
+    return found
+
+
 def check_calls(
     nodes: Iterable[onnx.NodeProto], functions: Mapping[FunctionKey, onnx.FunctionProto], refuse: _Refuse
 ) -> None:

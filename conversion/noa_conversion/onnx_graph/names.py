@@ -25,8 +25,9 @@ def attribute_paths(names: Iterable[str], *, reserved: Iterable[str] = ()) -> di
     paths: dict[str, str] = {}
     leaves: set[str] = set()
     folders: set[str] = set()
+    counts: dict[str, int] = {}
     for name in sorted(names, key=lambda name: _plain_path(name) != name):
-        path = _free(_plain_path(name), leaves, folders, forbidden)
+        path = _free(_plain_path(name), leaves, folders, forbidden, counts)
         paths[name] = path
         leaves.add(path)
         parts = path.split(".")
@@ -53,11 +54,12 @@ def _is_valid(part: str) -> bool:
     return part.isascii() and part.isidentifier() and not keyword.iskeyword(part)
 
 
-def _free(path: str, leaves: set[str], folders: set[str], forbidden: frozenset[str]) -> str:
+def _free(path: str, leaves: set[str], folders: set[str], forbidden: frozenset[str], counts: dict[str, int]) -> str:
+    """Return a path that is free; `counts` holds the last number of each, so that many equal ones cost no search."""
     path = ".".join(f"{part}_" if part in forbidden else part for part in path.split("."))
-    candidate, count = path, 1
+    candidate = path
     while candidate in leaves or candidate in folders or _is_below(candidate, leaves):
-        count += 1
+        count = counts[path] = counts.get(path, 1) + 1
         candidate = _numbered(path, count)
         if _is_below(candidate, leaves):
             candidate = _numbered(path.replace(".", "_"), count)

@@ -12,6 +12,7 @@ from pathlib import Path
 from noa.errors import InvalidInputError, NotFoundError, StorageError
 from noa_conversion.formats.onnx_check import EMBEDDED, has_external_data, parse_model
 from noa_conversion.onnx_graph.building import Builder, opsets_of
+from noa_conversion.onnx_graph.limits import check_inputs
 from noa_conversion.onnx_graph.model import OnnxModel
 from noa_conversion.onnx_graph.protos import TensorReader
 from noa_conversion.onnx_graph.wire import without_large_tensors
@@ -35,6 +36,7 @@ def read_model(source: Path | str | bytes) -> OnnxModel:
         graph = builder.model(proto)
     except RecursionError as exc:
         raise InvalidInputError("the model is nested too deeply", where=str(path)) from exc
+    check_inputs(graph.inputs, str(path))
     return OnnxModel(
         graph=graph,
         opsets=opsets_of(proto),

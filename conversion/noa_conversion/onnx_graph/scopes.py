@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     import onnx
 
     from noa_conversion.onnx_graph.model import Attribute
+
+
+_MOST_SHOWN = 6
+"""Most nodes of a circle that an error names."""
 
 
 class UniqueNames:
@@ -68,6 +72,14 @@ def subgraph_protos(node: onnx.NodeProto) -> Iterator[Any]:
         yield from attribute.graphs
 
 
+def nodes_within(nodes: Iterable[onnx.NodeProto]) -> Iterator[Any]:
+    """Yield nodes and those of the graphs within them."""
+    for node in nodes:
+        yield node
+        for graph in subgraph_protos(node):
+            yield from nodes_within(graph.node)
+
+
 def used_names(node: onnx.NodeProto) -> set[str]:
     """Return the names that a node reads, those that its subgraphs capture included."""
     names = {name for name in node.input if name}
@@ -104,6 +116,19 @@ def in_order(nodes: Sequence[onnx.NodeProto], refuse: Callable[[str], NoReturn])
             if waiting[user] == 0:
                 heapq.heappush(ready, user)
     if len(order) < len(nodes):
-        stuck = nodes[next(index for index, count in enumerate(waiting) if count)]
-        refuse(f"the graph runs in a circle through node `{stuck.name or stuck.op_type}`")
+        circle = [f"`{nodes[index].name or nodes[index].op_type}`" for index in _circle(needs, waiting)]
+        shown = circle if len(circle) <= _MOST_SHOWN else [*circle[: _MOST_SHOWN - 1], "..."]
+        refuse(f"the graph runs in a circle through node {', '.join(shown)}: each needs what another makes")
     return [nodes[index] for index in order]
+
+
+def _circle(needs: Sequence[set[int]], waiting: Sequence[int]) -> list[int]:
+    """Return nodes that need each other, in the order in which they compute; `waiting` is above 0 for what is stuck."""
+    index = next(index for index, count in enumerate(waiting) if count)
+    way: dict[int, int] = {}
+    while index not in way:
+        way[index] = len(way)
+        index = min(need for need in needs[index] if waiting[need])
+    circle = list(reversed([node for node, step in way.items() if step >= way[index]]))
+    first = circle.index(min(circle))
+    return [*circle[first:], *circle[:first]]

@@ -24,12 +24,15 @@ CHANGE_FILE = "change.json"
 
 
 def read_graph(folder: Path) -> onnx.ModelProto:
-    """Read the graph of a folder of the format `onnx`, checked.
+    """Read the graph of a folder of the format `onnx`, checked; functions are inlined: no optimiser looks into them.
 
     Raises:
         InvalidInputError: missing, corrupt or not safe to load.
     """
-    return parse_model(read_bytes(folder, MODEL_FILE), folder / MODEL_FILE)
+    from onnx import inliner
+
+    model = parse_model(read_bytes(folder, MODEL_FILE), folder / MODEL_FILE)
+    return inliner.inline_local_functions(model) if model.functions else model
 
 
 def write_graph(model: onnx.ModelProto, source: Path, folder: Path, *, step: str, counts: Mapping[str, int]) -> None:

@@ -247,6 +247,11 @@ class ConversionSettings(Section):
     relative_tolerance: float = Field(
         default=1e-3, gt=0, description="Largest allowed difference relative to the native output's magnitude."
     )
+    max_value_bytes: int = Field(
+        default=4 << 30,
+        ge=1 << 20,
+        description="Largest value that an imported ONNX graph may compute, bytes; free axes count as small.",
+    )
 
 
 class EndpointSettings(Section):

@@ -20,6 +20,8 @@ from noa_registry.scanning.state import ScanState, check_part
 _MOST_DEEP = 24
 _MOST_TEXT = 1 << 16
 _MOST_CLAIMED_BYTES = 1 << 36
+_MOST_FUNCTIONS = 10_000
+"""Most functions of a file that are remembered; one more than that, and some operator is not found among them."""
 _KNOWN_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _MODEL_FIELDS: Final = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 # Bits of one element by ONNX's number of its type; 8 is text, which has no fixed size.
@@ -71,20 +73,34 @@ def inspect_onnx(scan: ScanState, blob: Blob, file: str, folder: Path | None) ->
         if isinstance(value, Slice):
             if number == 7:
                 walker.graph(value, 0)
-            elif number == 8:
-                walker.opset(value)
             elif number == 25:
                 walker.function(value)
             elif number == 20:
                 raise MalformedError("is an ONNX file with a graph for training, which nothing here runs")
     if 7 not in seen or 8 not in seen:
         raise MalformedError("is an ONNX file without a graph or without its operator sets")
+    walker.check_operators()
 
 
 class _Walker:
     def __init__(self, scan: ScanState, file: str, folder: Path | None) -> None:
         self._scan, self._file, self._folder = scan, file, folder
         self._count = 0
+        self._foreign: dict[tuple[str, str], str] = {}
+        self._functions: set[tuple[str, str]] = set()
+
+    def check_operators(self) -> None:
+        """Refuse operators of unknown domains that are no functions of the file. That it names a domain says nothing.
+
+        Raises:
+            MalformedError: names the domain, the operator and a node.
+        """
+        for (domain, kind), node in self._foreign.items():
+            if (domain, kind) not in self._functions:
+                raise MalformedError(
+                    f"is an ONNX file with operators of {domain!a}, which would be foreign code: "
+                    f"{kind!a} of node {node!a}"
+                )
 
     def graph(self, blob: Blob, deep: int) -> None:
         if deep > _MOST_DEEP:
@@ -100,28 +116,35 @@ class _Walker:
                 self._sparse(value)
 
     def function(self, blob: Blob) -> None:
+        domain = name = ""
         for number, _, value in _fields(blob):
             if isinstance(value, Slice):
-                if number == 7:
+                if number == 1:
+                    name = _text(value)
+                elif number == 7:
                     self.node(value, 1)
-                elif number == 9:
-                    self.opset(value)
+                elif number == 10:
+                    domain = _text(value)
                 elif number == 11:
                     self._attribute(value, 1)
+        if domain not in _KNOWN_DOMAINS and len(self._functions) < _MOST_FUNCTIONS:
+            self._functions.add((domain, name))
 
     def node(self, blob: Blob, deep: int) -> None:
         self._tick()
+        domain = kind = name = ""
         for number, _, value in _fields(blob):
             if isinstance(value, Slice):
-                if number == 5:
+                if number == 3:
+                    name = _text(value)
+                elif number == 4:
+                    kind = _text(value)
+                elif number == 5:
                     self._attribute(value, deep)
                 elif number == 7:
-                    self._domain(_text(value))
-
-    def opset(self, blob: Blob) -> None:
-        for number, _, value in _fields(blob):
-            if number == 1 and isinstance(value, Slice):
-                self._domain(_text(value))
+                    domain = _text(value)
+        if domain not in _KNOWN_DOMAINS and len(self._foreign) <= _MOST_FUNCTIONS:
+            self._foreign.setdefault((domain, kind), name or kind)
 
     def tensor(self, blob: Blob) -> None:
         self._tick()
@@ -146,10 +169,6 @@ class _Walker:
         for number, _, value in _fields(blob):
             if number in (1, 2) and isinstance(value, Slice):
                 self.tensor(value)
-
-    def _domain(self, domain: str) -> None:
-        if domain not in _KNOWN_DOMAINS:
-            raise MalformedError(f"is an ONNX file with operators of {domain!a}, which would be foreign code")
 
     def _external(self, tensor: _Tensor) -> None:
         location = tensor.external.get("location", "")

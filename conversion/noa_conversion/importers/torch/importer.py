@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from noa.errors import ConversionError
 from noa.settings import ConversionSettings
 from noa.signatures import Signature, TensorSpec
+from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.interpreter import run_graph
 from noa_conversion.importers.target import Value
 from noa_conversion.importers.torch import handlers
@@ -102,8 +103,8 @@ def import_onnx_to_torch(
     if fixed:
         name, size = next(iter(fixed.items()))
         raise ConversionError(
-            f"the free axis `{name}` can only be {size} in this graph",
-            remedy=f"Fix it: sizes={{'{name}': ...}}",
+            f"the free {'axis' if name.isidentifier() else 'size'} `{name}` can only be {size} in this graph",
+            remedy=fixing(name),
             axis=name,
         )
     module = _finished(traced, weights, free)
