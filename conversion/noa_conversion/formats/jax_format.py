@@ -22,6 +22,7 @@ from noa.digests import canonical_json, sha256_bytes
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.files import check_weight_names, read_bytes, read_json, read_weights, write_weights
+from noa_conversion.jax_compiling import compiler_options
 from noa_conversion.models import LARGEST_AXIS, JaxModel, free_axes
 
 if TYPE_CHECKING:
@@ -105,8 +106,7 @@ class JaxAdapter:
         check_weight_names(folder, stored, order)
         exported = _read_program(folder, str(layout.get("program")))
         _check_program(exported, [stored[name] for name in order], signature, folder / PROGRAM_FILE)
-        options = {"xla_cpu_multi_thread_eigen": False} if threads == 1 else None
-        call = jax.jit(exported.call, compiler_options=options)
+        call = jax.jit(exported.call, compiler_options=compiler_options(threads=threads))
         cpu = jax.local_devices(backend="cpu")[0]
         weights = tuple(jax.device_put(stored[name], cpu) for name in order)
         return JaxRunnable(call, weights, signature, folder / PROGRAM_FILE)

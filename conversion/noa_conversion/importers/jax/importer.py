@@ -30,6 +30,7 @@ from noa_conversion.importers.jax import operators
 from noa_conversion.importers.jax.described import describe_outputs, narrow_signature, signature_of
 from noa_conversion.importers.jax.dtypes import held_as
 from noa_conversion.importers.jax.target import TARGET
+from noa_conversion.jax_compiling import compiler_options
 from noa_conversion.models import JaxModel
 from noa_conversion.onnx_graph.demand import demanded_initialisers
 from noa_conversion.onnx_graph.dtypes import TEXT, is_float
@@ -146,7 +147,7 @@ class ImportedJax:
 
     @cached_property
     def _compiled(self) -> Any:
-        return jax.jit(self.apply)
+        return jax.jit(self.apply, compiler_options=compiler_options())
 
     def _weights(self, params: Mapping[str, Any]) -> dict[str, Any]:
         missing = self.params.keys() - params.keys()
