@@ -1,10 +1,10 @@
 """The softmax family, right for scores of any size.
 
-`jax.nn.softmax` subtracts the largest score and takes exponentials. XLA's CPU backend may compute a score twice: rounded
-for the maximum, and once more inside the subtraction, where `a * b - top` becomes one operation that rounds once. The
-difference of a score with itself is then up to half a unit in its last place: 256 for a score of 5e9, whose exponential
-is infinity or zero, and the result is not a number. Here the largest scores are recognised by comparison, which no
-compiler fuses, and their difference is zero.
+`jax.nn.softmax` subtracts the largest score and takes exponentials. XLA's CPU backend may compute a score twice: once
+for the maximum, rounded, and again inside the subtraction, where `a * b - top` becomes one operation that rounds once.
+The difference of a score with itself is then up to half a unit in its last place: 256 for a score of 5e9, whose
+exponential is infinity or zero, and the result is not a number. Here the largest scores are recognised by comparison,
+which no compiler fuses, and their difference is zero.
 """
 
 from __future__ import annotations
