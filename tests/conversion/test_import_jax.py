@@ -242,6 +242,13 @@ class TestSixtyFourBits:
         np.testing.assert_array_equal(received, [2**40 + 2**41])
         assert jnp.arange(3).dtype == jnp.int32
 
+    def test_a_float_becomes_the_nearest_whole_number_that_is_held(self) -> None:
+        cast = one_node("Cast", [value("x", FLOAT, ["n"])], [self.Y], to=INT64)
+        x = np.asarray([3e9, -3e9, 2.9, -2.9], np.float32)
+        wide = import_onnx_to_jax(cast, precision="64").run({"x": x})["y"]
+        np.testing.assert_array_equal(wide, [3_000_000_000, -3_000_000_000, 2, -2])
+        np.testing.assert_array_equal(import_onnx_to_jax(cast).run({"x": x})["y"], [2**31 - 1, -(2**31), 2, -2])
+
     def test_a_scope_around_the_trace_decides(self) -> None:
         with jax.enable_x64(True):
             imported = import_onnx_to_jax(self.add(2**40))
