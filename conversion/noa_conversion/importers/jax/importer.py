@@ -5,10 +5,9 @@ inside `jit`, `grad`, `vmap` and `jax.export` (also with symbolic axes).
 
 64 bits: a tensor that ONNX declares as int64, uint64 or float64 has 64 bits in JAX only inside `jax.enable_x64`.
 Outside of it the tensor is an int32, uint32 or float32: integers of the file that do not fit are refused by name (only
-the bounds of `Slice`, which ONNX clamps, may be larger), arithmetic on larger ones wraps, a float cast to one becomes the
-nearest that 32 bits hold, floats are rounded. The
-importer sets no switch: it follows the scope it is traced in, or opens `enable_x64` around the trace with
-`precision="64"`.
+the bounds of `Slice`, which ONNX clamps, may be larger), arithmetic on larger ones wraps, a float cast to one becomes
+the nearest that 32 bits hold, floats are rounded. The importer sets no switch: it follows the scope it is traced in, or
+opens `enable_x64` around the trace with `precision="64"`.
 """
 
 from __future__ import annotations
