@@ -6,12 +6,13 @@ floats of 64 bits in 32, as JAX does: both are told, and the comparison is made 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from noa.signatures import DType, Signature, TensorSpec
 
-_NARROW: Final[dict[DType, DType]] = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
+NARROWED: Final[dict[DType, DType]] = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
+"""What JAX holds the types of 64 bits in, outside of `jax.enable_x64`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,8 @@ def signature_problem(native: Signature, other: Signature) -> str | None:
         return None
     pairs = zip((*native.inputs, *native.outputs), (*other.inputs, *other.outputs), strict=False)
     for left, right in pairs:
+        if left != right and replace(left, dtype=NARROWED.get(left.dtype, left.dtype)) == right:
+            return f"`{left.name}` is {left.dtype} in the native format and the target computes it as {right.dtype}"
         if left != right:
             return (
                 f"signatures differ: native `{left.name}` {left.describe()}, target `{right.name}` {right.describe()}"
@@ -51,7 +54,7 @@ def match_signatures(native: Signature, other: Signature) -> SignatureMatch:
     others = {spec.name: spec for spec in (*other.inputs, *other.outputs)}
     for spec in (*native.inputs, *native.outputs):
         found = others[spec.name]
-        if spec.dtype != found.dtype and _NARROW.get(spec.dtype) == found.dtype:
+        if spec.dtype != found.dtype and NARROWED.get(spec.dtype) == found.dtype:
             dtypes[spec.name] = found.dtype
             notes.append(f"`{spec.name}` is {spec.dtype} in the source and {found.dtype} in the target")
         elif spec.dtype != found.dtype or len(spec.shape) != len(found.shape):

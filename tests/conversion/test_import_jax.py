@@ -19,7 +19,7 @@ from onnx import helper
 
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.settings import ConversionSettings
-from noa_conversion import load_format
+from noa_conversion import load_format, measure_equivalence
 from noa_conversion.formats.jax_format import save
 from noa_conversion.importers.jax import convert_onnx_to_jax, import_onnx_to_jax
 
@@ -172,6 +172,45 @@ def test_weights_in_bfloat16_are_stored_exactly(tmp_path: Path) -> None:
     np.testing.assert_array_equal(received, draw(3, 4) * weight.astype(np.float32))
 
 
+def tokens_model() -> bytes:
+    """Scores and the best class of each token of a table of 50."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["scores"]),
+        helper.make_node("ArgMax", ["scores"], ["best"], axis=-1, keepdims=0),
+    ]
+    outputs = [value("scores", FLOAT, ["batch", "seq", 8]), value("best", INT64, ["batch", "seq"])]
+    return model(nodes, [value("ids", INT64, ["batch", "seq"])], outputs, {"table": draw(50, 8)}).SerializeToString()
+
+
+def test_a_stored_program_takes_and_gives_the_64_bit_whole_numbers_of_its_source(tmp_path: Path) -> None:
+    """Tokens: the stored signature is that of the ONNX file, so that the two formats can be sealed in one version."""
+    settings = ConversionSettings()  # pyright: ignore[reportCallIssue]  # pydantic fills the defaults
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(tokens_model())
+    import_onnx_to_jax(tmp_path / "onnx" / "model.onnx").signature.save(tmp_path / "onnx")
+    (tmp_path / "jax").mkdir()
+    convert_onnx_to_jax(tmp_path / "onnx", tmp_path / "jax", settings)
+    stored = load_format("jax", tmp_path / "jax")
+    assert [spec.dtype for spec in (*stored.signature.inputs, *stored.signature.outputs)] == [
+        "int64",
+        "float32",
+        "int64",
+    ]
+    tokens = np.random.default_rng(0).integers(0, 50, (5, 7))
+    assert stored.run({"ids": tokens})["best"].dtype == np.int64
+    evidence = measure_equivalence(
+        source="onnx",
+        source_folder=tmp_path / "onnx",
+        target="jax",
+        target_folder=tmp_path / "jax",
+        samples={"ids": tokens},
+        settings=settings,
+    )
+    assert evidence.passed, evidence.values
+    with pytest.raises(InvalidInputError, match=r"`ids` holds whole numbers.*32 bits.*4294967296.*Serve the format"):
+        stored.run({"ids": tokens + 2**32})
+
+
 class TestSixtyFourBits:
     """What an int64 or float64 tensor is."""
 
@@ -202,6 +241,13 @@ class TestSixtyFourBits:
         received = imported.run({"x": np.asarray([2**41], np.int64)})["y"]
         np.testing.assert_array_equal(received, [2**40 + 2**41])
         assert jnp.arange(3).dtype == jnp.int32
+
+    def test_a_float_becomes_the_nearest_whole_number_that_is_held(self) -> None:
+        cast = one_node("Cast", [value("x", FLOAT, ["n"])], [self.Y], to=INT64)
+        x = np.asarray([3e9, -3e9, 2.9, -2.9], np.float32)
+        wide = import_onnx_to_jax(cast, precision="64").run({"x": x})["y"]
+        np.testing.assert_array_equal(wide, [3_000_000_000, -3_000_000_000, 2, -2])
+        np.testing.assert_array_equal(import_onnx_to_jax(cast).run({"x": x})["y"], [2**31 - 1, -(2**31), 2, -2])
 
     def test_a_scope_around_the_trace_decides(self) -> None:
         with jax.enable_x64(True):

@@ -12,6 +12,7 @@ SMALL = {
     if model.name
     in {
         "magika/model.onnx",
+        "onnx/light_squeezenet.onnx",
         "silero-vad/silero_vad_half.onnx",
         "silero-vad/silero_vad_openvino_16k.onnx",
         "silero-vad/silero_vad_16k_sequence.onnx",

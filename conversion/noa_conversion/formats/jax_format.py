@@ -7,6 +7,9 @@
 
 The program holds no Python. Its custom calls could still reach into the process (a Python callback is one), so that
 only those are accepted which JAX itself needs for free axes and for functions that StableHLO has no word for.
+
+JAX computes in 32 bits. A signature may still declare whole numbers of 64 bits, as ONNX does for tokens: they go
+to the program in 32 bits, an input that these do not hold is refused by name, and outputs come back as declared.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from noa.digests import canonical_json, sha256_bytes
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.files import check_weight_names, read_bytes, read_json, read_weights, write_weights
+from noa_conversion.jax_compiling import compiler_options
 from noa_conversion.models import LARGEST_AXIS, JaxModel, free_axes
+from noa_conversion.whole_numbers import declare_whole_numbers, held_specs, is_narrowed, narrow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,9 +51,11 @@ _ALLOWED_CALLS = {
 class JaxRunnable:
     """A compiled program with its weights bound. Each batch size is compiled once, when it is first seen."""
 
-    __slots__ = ("_call", "_errors", "_inputs", "_outputs", "_weights", "_where", "signature")
+    __slots__ = ("_call", "_errors", "_narrowed", "_weights", "_where", "signature")
 
-    def __init__(self, call: Any, weights: tuple[Any, ...], signature: Signature, where: Path) -> None:
+    def __init__(
+        self, call: Any, weights: tuple[Any, ...], signature: Signature, where: Path, *, narrowed: frozenset[str]
+    ) -> None:
         import jax
 
         self.signature = signature
@@ -56,20 +63,27 @@ class JaxRunnable:
         self._weights = weights
         self._where = where
         self._errors = (jax.errors.JaxRuntimeError, ValueError, TypeError)
-        self._inputs = tuple(spec.name for spec in signature.inputs)
-        self._outputs = tuple(spec.name for spec in signature.outputs)
+        self._narrowed = narrowed
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute all outputs by name.
 
         Raises:
-            InvalidInputError: JAX refused the inputs, or ran out of memory.
+            InvalidInputError: JAX refused the inputs, they hold a number that the program's 32 bits do not, or memory
+                ran out.
         """
         import numpy as np
 
+        given = tuple(
+            narrow(spec, inputs[spec.name]) if spec.name in self._narrowed else inputs[spec.name]
+            for spec in self.signature.inputs
+        )
         try:
-            outputs = self._call(self._weights, tuple(inputs[name] for name in self._inputs))
-            return {name: np.asarray(output) for name, output in zip(self._outputs, outputs, strict=True)}
+            outputs = self._call(self._weights, given)
+            return {
+                spec.name: np.asarray(output, spec.dtype if spec.name in self._narrowed else None)
+                for spec, output in zip(self.signature.outputs, outputs, strict=True)
+            }
         except self._errors as exc:
             raise InvalidInputError(f"JAX could not compute: {_first_line(exc)}", where=str(self._where)) from exc
 
@@ -105,18 +119,22 @@ class JaxAdapter:
         check_weight_names(folder, stored, order)
         exported = _read_program(folder, str(layout.get("program")))
         _check_program(exported, [stored[name] for name in order], signature, folder / PROGRAM_FILE)
-        options = {"xla_cpu_multi_thread_eigen": False} if threads == 1 else None
-        call = jax.jit(exported.call, compiler_options=options)
+        call = jax.jit(exported.call, compiler_options=compiler_options(threads=threads))
         cpu = jax.local_devices(backend="cpu")[0]
         weights = tuple(jax.device_put(stored[name], cpu) for name in order)
-        return JaxRunnable(call, weights, signature, folder / PROGRAM_FILE)
+        avals = (*exported.in_avals[len(weights) :], *exported.out_avals)
+        specs = (*signature.inputs, *signature.outputs)
+        narrowed = frozenset(s.name for s, aval in zip(specs, avals, strict=True) if is_narrowed(s, aval.dtype))
+        return JaxRunnable(call, weights, signature, folder / PROGRAM_FILE, narrowed=narrowed)
 
 
 ADAPTER = JaxAdapter()
 
 
-def save(model: JaxModel, folder: Path) -> None:
+def save(model: JaxModel, folder: Path, *, declared: Signature | None = None) -> None:
     """Write a live model into an empty folder.
+
+    `declared` is the signature of the model's source, whose 64-bit whole numbers the stored one keeps.
 
     Raises:
         ConversionError: it cannot be traced with free axes, needs a custom call, or does not do what its signature
@@ -141,7 +159,7 @@ def save(model: JaxModel, folder: Path) -> None:
     write_file(folder / PROGRAM_FILE, program)
     write_weights(folder, weights)
     write_file(folder / LAYOUT_FILE, canonical_json({"weights": list(weights), "program": sha256_bytes(program)}))
-    model.signature.save(folder)
+    (model.signature if declared is None else declare_whole_numbers(model.signature, declared)).save(folder)
 
 
 def import_jax() -> Any:
@@ -323,8 +341,12 @@ def _check_program(exported: Any, weights: list[np.ndarray], signature: Signatur
             )
     inputs: tuple[TensorSpec, ...] = signature.inputs
     try:
-        check_outputs(Signature(inputs=inputs, outputs=inputs), avals[len(weights) :])
-        check_outputs(signature, exported.out_avals)
+        held = held_specs(inputs, avals[len(weights) :])
+        check_outputs(Signature(inputs=held, outputs=held), avals[len(weights) :])
+        outputs = signature.outputs
+        if len(outputs) == len(exported.out_avals):
+            outputs = held_specs(outputs, exported.out_avals)
+        check_outputs(Signature(inputs=held, outputs=outputs), exported.out_avals)
     except ConversionError as exc:
         raise InvalidInputError(
             f"`{PROGRAM_FILE}`: {exc.what}", where=str(path), expected=exc.expected, received=exc.received

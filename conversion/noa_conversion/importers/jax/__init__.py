@@ -44,6 +44,8 @@ def import_onnx_to_jax(
 def convert_onnx_to_jax(source: Path, folder: Path, settings: ConversionSettings) -> None:
     """Write the `jax` format into an empty folder from a folder of the format `onnx`.
 
+    Whole numbers of 64 bits stay what they are in its signature: see `noa_conversion.formats.jax_format`.
+
     Raises:
         ConversionError: something in the model cannot be computed or exported in JAX; names it.
         DependencyMissingError: JAX is not installed.
@@ -53,4 +55,5 @@ def convert_onnx_to_jax(source: Path, folder: Path, settings: ConversionSettings
     from noa_conversion.formats.jax_format import save
     from noa_conversion.formats.onnx_format import MODEL_FILE
 
-    save(import_onnx_to_jax(source / MODEL_FILE).to_model(), folder)
+    imported = import_onnx_to_jax(source / MODEL_FILE)
+    save(imported.to_model(), folder, declared=imported.signature)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -13,6 +12,7 @@ from jax import lax
 from noa_conversion.importers.jax.dtypes import element_type, held_as
 from noa_conversion.importers.jax.handlers import Tensor, register
 from noa_conversion.importers.jax.sizes import Size, is_plain
+from noa_conversion.importers.jax.softmaxes import softmax
 
 if TYPE_CHECKING:
     from noa_conversion.importers.op import Op
@@ -138,9 +138,9 @@ def _softmax(op: Op, scores: Tensor, nothing: Tensor | None) -> Tensor:
     if op.has("softmax_precision"):
         scores = scores.astype(held_as(element_type(op, op.attribute("softmax_precision"))))
     if nothing is None:
-        return jax.nn.softmax(scores, axis=-1)
+        return softmax(scores, -1)
     # Zeroed before and after: the gradient of a softmax over nothing but minus infinity is not a number.
-    return jnp.where(nothing, 0, jax.nn.softmax(jnp.where(nothing, 0, scores), axis=-1))
+    return jnp.where(nothing, 0, softmax(jnp.where(nothing, 0, scores), -1))
 
 
 def _shown(op: Op, capped: Tensor, scores: Tensor, probabilities: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def flex_attention(op: Op, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = _products(op, q, k).astype(wide)
     if op.has("score_mod"):
         scores = op.tensor(op.run(op.attribute("score_mod"), [scores])[0])
-    probabilities = jax.nn.softmax(scores, axis=-1)
+    probabilities = softmax(scores, -1)
     if op.has("prob_mod"):
         probabilities = op.tensor(op.run(op.attribute("prob_mod"), [probabilities])[0])
     return _weighted(probabilities, v.astype(wide)).astype(v.dtype)

@@ -15,8 +15,8 @@ from noa.signatures import Axis, DType, Signature, TensorSpec
 from noa_conversion.importers.jax.dtypes import held_as
 from noa_conversion.models import LARGEST_AXIS
 from noa_conversion.onnx_graph.model import OnnxValue
+from noa_conversion.signature_match import NARROWED
 
-_NARROW: dict[str, DType] = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
 _FOREIGN = re.compile(r"\W+", re.ASCII)
 
 
@@ -116,6 +116,6 @@ def narrow_signature(signature: Signature) -> Signature:
     """Return the signature with 64-bit types declared as the 32-bit ones that JAX computes them in."""
 
     def narrow(spec: TensorSpec) -> TensorSpec:
-        return replace(spec, dtype=_NARROW.get(spec.dtype, spec.dtype))
+        return replace(spec, dtype=NARROWED.get(spec.dtype, spec.dtype))
 
     return Signature(inputs=tuple(map(narrow, signature.inputs)), outputs=tuple(map(narrow, signature.outputs)))

@@ -5,9 +5,9 @@ inside `jit`, `grad`, `vmap` and `jax.export` (also with symbolic axes).
 
 64 bits: a tensor that ONNX declares as int64, uint64 or float64 has 64 bits in JAX only inside `jax.enable_x64`.
 Outside of it the tensor is an int32, uint32 or float32: integers of the file that do not fit are refused by name (only
-the bounds of `Slice`, which ONNX clamps, may be larger), arithmetic on larger ones wraps, floats are rounded. The
-importer sets no switch: it follows the scope it is traced in, or opens `enable_x64` around the trace with
-`precision="64"`.
+the bounds of `Slice`, which ONNX clamps, may be larger), arithmetic on larger ones wraps, a float cast to one becomes
+the nearest that 32 bits hold, floats are rounded. The importer sets no switch: it follows the scope it is traced in, or
+opens `enable_x64` around the trace with `precision="64"`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from noa_conversion.importers.jax import operators
 from noa_conversion.importers.jax.described import describe_outputs, narrow_signature, signature_of
 from noa_conversion.importers.jax.dtypes import held_as
 from noa_conversion.importers.jax.target import TARGET
+from noa_conversion.jax_compiling import compiler_options
 from noa_conversion.models import JaxModel
 from noa_conversion.onnx_graph.demand import demanded_initialisers
 from noa_conversion.onnx_graph.dtypes import TEXT, is_float
@@ -146,7 +147,7 @@ class ImportedJax:
 
     @cached_property
     def _compiled(self) -> Any:
-        return jax.jit(self.apply)
+        return jax.jit(self.apply, compiler_options=compiler_options())
 
     def _weights(self, params: Mapping[str, Any]) -> dict[str, Any]:
         missing = self.params.keys() - params.keys()

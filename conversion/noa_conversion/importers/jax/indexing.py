@@ -1,4 +1,8 @@
-"""Operators that read or write by index. An index out of range is an error in ONNX; here it is held in range.
+"""Operators that read or write by index.
+
+An index out of range is an error in ONNX, and a compiled function cannot raise. One that is known is refused at import.
+What is read at one that is known only at run time is marked: NaN, or of whole numbers the lowest (unsigned: the
+highest); a write at one marks the whole result, because a write elsewhere would be a wrong number that looks right.
 
 Operators whose output's size is decided by data (`NonZero`, `Unique`, `Compress`, `NonMaxSuppression`) are computed in
 numpy from operands that are known at import, and refused otherwise.
@@ -6,13 +10,14 @@ numpy from operands that are known at import, and refused otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from noa_conversion.importers.jax.dtypes import held_as
+from noa_conversion.importers.jax.dtypes import held_as, highest, is_float, is_unsigned, lowest
 from noa_conversion.importers.jax.handlers import Tensor, register
 from noa_conversion.importers.jax.sizes import Size
 
@@ -20,12 +25,13 @@ if TYPE_CHECKING:
     from noa_conversion.importers.op import Op
 
 
-def wrapped(op: Op, indices: Any, size: Size) -> Any:
-    """Count negative indices from the end; known ones at once."""
-    if op.is_known(indices) and isinstance(size, int):
-        return np.where(indices < 0, indices + size, indices).astype(np.int32)
-    tensor = op.tensor(indices)
-    return jnp.where(tensor < 0, tensor + jnp.asarray(size, tensor.dtype), tensor)
+def _checked(op: Op, indices: Any, size: Size) -> Any:
+    """Return known indices counted from the front, as numbers; others as a tensor, which JAX counts so itself."""
+    if not (op.is_known(indices) and isinstance(size, int)):
+        return op.tensor(indices)
+    if indices.size and not (-size <= indices.min() and indices.max() < size):
+        op.refuse(f"its indices reach from {indices.min()} to {indices.max()}, outside of an axis of {size}")
+    return np.where(indices < 0, indices + size, indices).astype(np.int32)
 
 
 @register("Gather")
@@ -33,12 +39,12 @@ def gather(op: Op, data: Any, indices: Any) -> Tensor:
     """Take whole slices along an axis."""
     x = op.tensor(data)
     axis = op.axis(op.attribute("axis", 0), x.ndim)
-    index = wrapped(op, indices, x.shape[axis])
+    index = _checked(op, indices, x.shape[axis])
     if isinstance(index, np.ndarray) and index.size == 1:
         first = int(index.reshape(-1)[0])
         part = lax.slice_in_dim(x, first, first + 1, axis=axis)
         return part.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
-    return jnp.take(x, jnp.asarray(index), axis=axis, mode="clip")
+    return jnp.take(x, jnp.asarray(index), axis=axis, mode="fill")
 
 
 @register("GatherElements")
@@ -46,49 +52,49 @@ def gather_elements(op: Op, data: Any, indices: Any) -> Tensor:
     """Take one element for each index, along an axis."""
     x = op.tensor(data)
     axis = op.axis(op.attribute("axis", 0), x.ndim)
-    index = jnp.asarray(wrapped(op, indices, x.shape[axis]))
+    index = jnp.asarray(_checked(op, indices, x.shape[axis]))
     limits = [size if i == axis else index.shape[i] for i, size in enumerate(x.shape)]
     part = lax.slice(x, [0] * x.ndim, limits)
-    return jnp.take_along_axis(part, index, axis=axis, mode="clip")
+    return jnp.take_along_axis(part, index, axis=axis, mode="fill")
 
 
-@register("GatherND", tensors=True)
-def gather_nd(op: Op, x: Tensor, indices: Tensor) -> Tensor:
+@register("GatherND")
+def gather_nd(op: Op, data: Any, indices: Any) -> Tensor:
     """Take slices at tuples of indices."""
+    x = op.tensor(data)
     batch = op.attribute("batch_dims", 0)
-    return x.at[_tuples(x, indices, batch)].get(mode="clip")
+    parts = _tuples(op, x, indices, batch)
+    shape = op.shape(indices)[:-1]
+    leading = [lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(batch)]
+    return x.at[(*leading, *map(jnp.asarray, parts))].get(mode="fill")
 
 
-def _tuples(x: Tensor, indices: Tensor, batch: int = 0) -> tuple[Tensor, ...]:
+def _tuples(op: Op, x: Tensor, indices: Any, batch: int = 0) -> tuple[Any, ...]:
     """Return one index array per axis that the tuples in the last axis of `indices` name, after the batch axes."""
-    shape = indices.shape[:-1]
-    leading = [lax.broadcasted_iota(indices.dtype, shape, axis) for axis in range(batch)]
-    parts: list[Tensor] = []
-    for i in range(indices.shape[-1]):
-        part = indices[..., i]
-        size = x.shape[batch + i]
-        parts.append(jnp.where(part < 0, part + jnp.asarray(size, part.dtype), part))
-    return (*leading, *parts)
+    return tuple(_checked(op, indices[..., i], x.shape[batch + i]) for i in range(op.shape(indices)[-1]))
 
 
-@register("ScatterElements", "Scatter", tensors=True)
-def scatter_elements(op: Op, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+@register("ScatterElements", "Scatter")
+def scatter_elements(op: Op, data: Any, indices: Any, updates: Any) -> Tensor:
     """Write one element for each index, along an axis."""
+    x = op.tensor(data)
     axis = op.axis(op.attribute("axis", 0), x.ndim)
-    index = jnp.where(indices < 0, indices + jnp.asarray(x.shape[axis], indices.dtype), indices)
-    places = tuple(index if i == axis else lax.broadcasted_iota(index.dtype, index.shape, i) for i in range(x.ndim))
-    return _write(op, x, places, updates)
+    index = _checked(op, indices, x.shape[axis])
+    places = tuple(index if i == axis else lax.broadcasted_iota(jnp.int32, index.shape, i) for i in range(x.ndim))
+    return _marked(_write(op, x, places, op.tensor(updates)), x, {axis: index})
 
 
-@register("ScatterND", tensors=True)
-def scatter_nd(op: Op, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+@register("ScatterND")
+def scatter_nd(op: Op, data: Any, indices: Any, updates: Any) -> Tensor:
     """Write slices at tuples of indices."""
-    return _write(op, x, _tuples(x, indices), updates)
+    x = op.tensor(data)
+    places = _tuples(op, x, indices)
+    return _marked(_write(op, x, places, op.tensor(updates)), x, dict(enumerate(places)))
 
 
-def _write(op: Op, x: Tensor, places: tuple[Tensor, ...], updates: Tensor) -> Tensor:
+def _write(op: Op, x: Tensor, places: tuple[Any, ...], updates: Tensor) -> Tensor:
     reduction = op.attribute("reduction", "none")
-    spot = x.at[places]
+    spot = x.at[tuple(map(jnp.asarray, places))]
     updates = updates.astype(x.dtype)
     match reduction:
         case "none":
@@ -105,6 +111,28 @@ def _write(op: Op, x: Tensor, places: tuple[Tensor, ...], updates: Tensor) -> Te
             return op.refuse(f"`reduction` is {reduction!r}")
 
 
+def _marked(written: Tensor, x: Tensor, places: Mapping[int, Any]) -> Tensor:
+    """Mark a result as a whole where a run-time index, by axis, is out of range: JAX leaves such a write out."""
+    inside = [
+        ((-size <= index) & (index < size)).all()
+        for index, size in ((index, jnp.asarray(x.shape[axis], index.dtype)) for axis, index in _unknown(places))
+    ]
+    if not inside:
+        return written
+    return jnp.where(jnp.stack(inside).all(), written, jnp.asarray(_mark(written.dtype), written.dtype))
+
+
+def _unknown(places: Mapping[int, Any]) -> list[tuple[int, Tensor]]:
+    return [(axis, index) for axis, index in places.items() if not isinstance(index, np.ndarray)]
+
+
+def _mark(dtype: Any) -> Any:
+    """Return what JAX fills in for what is read out of range."""
+    if is_float(dtype):
+        return np.nan
+    return highest(dtype) if dtype == np.bool_ or is_unsigned(dtype) else lowest(dtype)
+
+
 @register("TensorScatter")
 def tensor_scatter(op: Op, cache: Any, update: Any, write_indices: Any = None) -> Tensor:
     """Write new positions into a cache, from an index per batch entry on."""
@@ -119,7 +147,8 @@ def tensor_scatter(op: Op, cache: Any, update: Any, write_indices: Any = None) -
         steps = jnp.mod(steps, jnp.asarray(past.shape[axis], steps.dtype))
     rows = lax.broadcasted_iota(starts.dtype, steps.shape, 0)
     moved_past, moved_new = jnp.moveaxis(past, axis, 1), jnp.moveaxis(new, axis, 1)
-    return jnp.moveaxis(moved_past.at[rows, steps].set(moved_new), 1, axis)
+    written = jnp.moveaxis(moved_past.at[rows, steps].set(moved_new), 1, axis)
+    return _marked(written, moved_past, {1: steps})
 
 
 @register("OneHot")
@@ -239,4 +268,4 @@ def array_feature_extractor(op: Op, data: Any, indices: Any) -> Tensor:
     x = op.tensor(data)
     index = op.tensor(indices).reshape(-1)
     x = x.reshape(1, -1) if x.ndim == 1 else x
-    return jnp.take(x, index.astype(held_as(np.int64)), axis=-1, mode="clip")
+    return jnp.take(x, index.astype(held_as(np.int64)), axis=-1, mode="fill")

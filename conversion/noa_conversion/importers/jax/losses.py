@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 
 from noa_conversion.importers.jax.handlers import Tensor, register
+from noa_conversion.importers.jax.softmaxes import log_softmax
 
 if TYPE_CHECKING:
     from noa_conversion.importers.op import Op
@@ -24,7 +24,7 @@ def softmax_cross_entropy_loss(
     op: Op, scores: Tensor, labels: Tensor, weight: Tensor | None = None
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return the negative log likelihood of the softmax over the classes, and its logarithm if asked for."""
-    log_probabilities = jax.nn.log_softmax(scores, axis=1)
+    log_probabilities = log_softmax(scores, 1)
     loss = _loss(op, log_probabilities, labels, weight)
     return (loss, log_probabilities) if op.num_outputs > 1 else loss
 

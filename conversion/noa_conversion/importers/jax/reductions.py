@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from noa_conversion.importers.jax import softmaxes
 from noa_conversion.importers.jax.dtypes import accumulator, held_as, highest, is_float, lowest
 from noa_conversion.importers.jax.handlers import Tensor, register
 
@@ -55,7 +56,9 @@ def _euclidean(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 
 
 def _log_sum_exp(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-    return jax.nn.logsumexp(x, axis=axes, keepdims=keep).astype(x.dtype)
+    wide = x if is_float(x) else x.astype(jnp.float32)
+    total = softmaxes.log_sum_exp(wide, axes).astype(x.dtype)
+    return total if keep else total.squeeze(axes)
 
 
 def _log_sum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
@@ -167,14 +170,14 @@ def _softmax_shape(op: Op, x: Tensor) -> tuple[Tensor, int]:
 def softmax(op: Op, x: Tensor) -> Tensor:
     """Normalise the exponentials."""
     flat, axis = _softmax_shape(op, x)
-    return jax.nn.softmax(flat, axis=axis).reshape(x.shape)
+    return softmaxes.softmax(flat, axis).reshape(x.shape)
 
 
 @register("LogSoftmax", tensors=True)
 def log_softmax(op: Op, x: Tensor) -> Tensor:
     """Normalise in the logarithm."""
     flat, axis = _softmax_shape(op, x)
-    return jax.nn.log_softmax(flat, axis=axis).reshape(x.shape)
+    return softmaxes.log_softmax(flat, axis).reshape(x.shape)
 
 
 @register("Hardmax", tensors=True)

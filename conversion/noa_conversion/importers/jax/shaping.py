@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from noa_conversion.importers.jax.dtypes import element_type, held_as
+from noa_conversion.importers.jax.fills import spread
 from noa_conversion.importers.jax.handlers import Tensor, register
 from noa_conversion.importers.jax.sizes import Size, ceil_divide, is_plain, larger, smaller
 
@@ -85,7 +86,8 @@ def _listed_axes(op: Op, axes: Any) -> list[Size] | None:
 def expand(op: Op, data: Any, shape: Any) -> Tensor:
     """Broadcast against a shape, in both directions."""
     x = op.tensor(data)
-    return jnp.broadcast_to(x, broadcast_shape(x.shape, tuple(op.integers(shape, "shape"))))
+    wanted = broadcast_shape(x.shape, tuple(op.integers(shape, "shape")))
+    return spread(x.reshape(()), wanted) if all(size == 1 for size in x.shape) else jnp.broadcast_to(x, wanted)
 
 
 def broadcast_shape(a: tuple[Size, ...], b: tuple[Size, ...]) -> tuple[Size, ...]:
@@ -232,7 +234,7 @@ def _pad_axis(x: Tensor, axis: int, low: Size, high: Size, mode: str) -> Tensor:
 def constant_of_shape(op: Op, shape: Any) -> Tensor:
     """Fill a shape with one value, a float zero by default."""
     value = np.asarray(op.attribute("value", np.zeros(1, np.float32))).reshape(-1)
-    return jnp.broadcast_to(op.tensor(value[0:1]).reshape(()), tuple(op.integers(shape, "input")))
+    return spread(op.tensor(value[0:1]).reshape(()), tuple(op.integers(shape, "input")))
 
 
 @register("EyeLike", tensors=True)

@@ -10,6 +10,7 @@ from jax.errors import InconclusiveDimensionOperation
 
 from noa.errors import ConversionError
 from noa_conversion.importers.jax.dtypes import held_as
+from noa_conversion.importers.jax.fills import is_fill, spread
 from noa_conversion.importers.jax.handlers import HANDLERS
 from noa_conversion.importers.registry import Handlers
 
@@ -38,6 +39,8 @@ class JaxTarget:
         dtype = held_as(array.dtype)
         if dtype != array.dtype and array.size:
             _check_fit(array, dtype)
+        if is_fill(array):
+            return spread(jnp.asarray(array.reshape(-1)[0], dtype), array.shape)
         return jnp.asarray(array, dtype)
 
     def shape(self, tensor: Any) -> tuple[Any, ...]:
