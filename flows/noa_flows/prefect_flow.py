@@ -102,6 +102,8 @@ def _register(
 @task(name="gate", task_run_name="gate-{alias}", persist_result=False, cache_policy=NO_CACHE)
 def _gate(context: _Context, best: Candidate, alias: str) -> GateReport:
     report = steps.check_gate(context.settings, best, alias)
+    for verdict in report.warnings:
+        get_run_logger().warning("%s: %s", verdict.rule, verdict.warning)
     for verdict in report.verdicts:
         get_run_logger().info("%s passed: %s", verdict.rule, verdict.received)
     return report

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg")
 _A, _B = "#5b6f8f", "#d9822b"  # told apart also by those who do not see red or green
-_VERDICTS = {"better": "#2b7a4b", "worse": "#b03a3a", "same": "#777777", "unclear": "#777777"}
+_VERDICTS = {
+    "better": "#2b7a4b",
+    "worse": "#b03a3a",
+    "same": "#777777",
+    "unclear": "#777777",
+    "higher": "#777777",
+    "lower": "#777777",
+}
+_ARROWS: dict[bool | None, str] = {True: "↑", False: "↓", None: ""}
 _MOST_SLICES = 24
 _MOST_METRICS = 6
 
@@ -84,7 +92,7 @@ def _draw_difference(axes: Axes, entry: MetricComparison) -> None:
     interval = "" if entry.lower is None else f"  [{entry.lower:+.4g}, {entry.upper:+.4g}]"
     text = f"{value:+.4g}{interval}  {entry.verdict if entry.lower is not None else ''}"
     axes.text(0.5, 0.86, text, transform=axes.transAxes, ha="center", color=color)
-    name = f"{_plain(entry.metric)} {'↑' if entry.larger_is_better else '↓'}"
+    name = f"{_plain(entry.metric)} {_ARROWS[entry.larger_is_better]}".rstrip()
     axes.set_yticks([0], [name])
     axes.set_ylim(-1, 1.4)
     ends = [number for number in (entry.lower, entry.upper, value, 0.0) if number is not None]

@@ -54,6 +54,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 PUBLIC_KEY_PREFIX = "ed25519:"
 _SHORTEST_SECRET = 16
 LatencyName = Annotated[str, Field(pattern=r"^p(50|99)(@[1-9][0-9]*)?$")]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 EvidenceKind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")]
 
 
@@ -316,6 +317,18 @@ class GateSettings(Section):
     )
     max_regression: dict[str, float] = Field(
         default={}, description="How much worse than the present holder of the alias a metric may be, by name."
+    )
+    directions: dict[str, Literal["higher", "lower"]] = Field(
+        default={},
+        description="Whether `higher` or `lower` values of a metric are better, where its name does not tell.",
+    )
+    datasets: tuple[Digest, ...] = Field(
+        default=(), description="Digests of the test rows whose measurements count; empty: any rows."
+    )
+    known_dataset: bool = Field(
+        default=False,
+        description="Refuse metrics of test rows that neither kept predictions, the version's own data nor the holder "
+        "explain; unset: warn.",
     )
     confidence: float | None = Field(
         default=None,
