@@ -184,8 +184,9 @@ def _registry(settings: Settings) -> Finding:
     with open_registry(settings) as registry:
         models = registry.models()
         registry.verify_ledger()
-        changed = [
-            problem
+        changed = [model.problem for model in models if model.problem is not None]
+        changed += [
+            problem.what
             for model in models
             for number in registry.numbers(model.name)
             for problem in registry.find_record_problems(model.name, number)
@@ -196,7 +197,7 @@ def _registry(settings: Settings) -> Finding:
         return Finding(
             name="registry",
             state="problem",
-            detail=f"{changed[0].what}{more}",
+            detail=f"{changed[0]}{more}",
             remedy="See all with: noa models verify; then restore a backup",
         )
     if moved:

@@ -73,6 +73,8 @@ def list_models(
             return
         if name is None:
             models = registry.models()
+            for problem in [model.problem for model in models if model.problem is not None]:
+                console.note(problem, "red")
             if as_json:
                 rows = [
                     {"name": m.name, "versions": m.versions, "newest": m.newest, "aliases": dict(m.aliases)}
