@@ -24,6 +24,7 @@ from noa_registry.approvals.values import ValidApproval
 from noa_registry.attachments import load_attachment
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
+from noa_registry.evidence_sets import IN_VERDICT, load_set
 from noa_registry.gates import ApprovalFact, Candidate, GateInput, GateReport, GateWork, evaluate, evaluate_rollback
 from noa_registry.gates.known_policy import KnownPolicy, policy_in_evidence, policy_in_ledger
 from noa_registry.gates.measured_rows import measured_rows_verdicts
@@ -361,6 +362,9 @@ def _write_move(
     verdict: Mapping[str, object],
 ) -> _Done:
     """Write everything that a move consists of: ledger row, alias, stack, MLflow's row and event."""
+    judged = load_set(connection, version.name, version.number)
+    if judged is not None:
+        verdict = {**verdict, IN_VERDICT: judged.to_dict()}
     entry = _next_entry(connection, move, holder, version, verdict)
     insert_entry(connection, entry)
     here = (aliases.c.name == move.name) & (aliases.c.alias == move.alias)
