@@ -176,7 +176,7 @@ class _Launch:
     def _undo(self, started: Mapping[ServiceName, ServiceRecord]) -> None:
         """Stop what was started; who interrupts once more does not want to wait for it."""
         timeout_s = self.settings.flows.stop_timeout_s
-        for name in reversed(started):
+        for name in reversed(list(started)):
             self.report(ServiceEvent(service=name, phase="stopping"))
             try:
                 self.supervisor.stop(name, timeout_s=timeout_s)
