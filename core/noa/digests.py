@@ -193,14 +193,21 @@ def compare_folder(
 ) -> list[FileProblem]:
     """Return every file that differs, is missing or is extra, by path. A link or special file counts as changed.
 
+    A folder in which nothing is, and nothing was sealed, is extra too.
+
     `has_digest` tells whether a file of the right size has its digest (default: by hashing it); `ignore` names files,
     by their path, that are no part of what was sealed.
     """
-    found, odd = _walk(folder, ignore)
+    found, odd, empty = _walk(folder, ignore)
     sealed = {file.path: file for file in manifest.files}
     problems = [FileProblem(path=path, change="changed" if path in sealed else "added") for path in odd]
     problems += [FileProblem(path=path, change="missing") for path in sealed if path not in found and path not in odd]
     problems += [FileProblem(path=path, change="added") for path in found if path not in sealed]
+    problems += [
+        FileProblem(path=path, change="added")
+        for path in empty
+        if not any(entry.startswith(f"{path}/") for entry in sealed)
+    ]
     check = has_digest or _hashes_to
     both = [(path, entry) for path, entry in sealed.items() if path in found]
     by_path = {found[path]: entry for path, entry in both}
@@ -226,10 +233,11 @@ def _hashes_to(path: Path, entry: FileDigest) -> bool:
     return sha256_file(path) == entry.digest
 
 
-def _walk(folder: Path, ignore: Callable[[str], bool]) -> tuple[dict[str, Path], list[str]]:
-    """Return the regular files below `folder`, and what is neither a file nor a folder."""
+def _walk(folder: Path, ignore: Callable[[str], bool]) -> tuple[dict[str, Path], list[str], list[str]]:
+    """Return the regular files below `folder`, what is neither a file nor a folder, and the empty folders."""
     files: dict[str, Path] = {}
     odd: list[str] = []
+    empty: list[str] = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         if ignore(relative):
@@ -238,7 +246,9 @@ def _walk(folder: Path, ignore: Callable[[str], bool]) -> tuple[dict[str, Path],
             odd.append(relative)
         elif path.is_file():
             files[relative] = path
-    return files, odd
+        elif not any(path.iterdir()):
+            empty.append(relative)
+    return files, odd, empty
 
 
 def _regular_files(folder: Path) -> Iterator[tuple[str, Path]]:

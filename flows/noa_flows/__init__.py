@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         StepName,
         Verification,
     )
-    from noa_flows.provenance import capture_environment, current_actor
+    from noa_flows.provenance import capture_environment
     from noa_flows.reproduce import ReproduceOptions, reproduce_version
     from noa_flows.reproduction import Reproduction, Tolerance
     from noa_flows.schedules import (
@@ -73,7 +73,7 @@ _LAZY = {
         ),
         "pipeline_values",
     ),
-    **dict.fromkeys(("capture_environment", "current_actor"), "provenance"),
+    "capture_environment": "provenance",
     **dict.fromkeys(("ReproduceOptions", "reproduce_version"), "reproduce"),
     **dict.fromkeys(("Reproduction", "Tolerance"), "reproduction"),
     **dict.fromkeys(
@@ -138,7 +138,6 @@ __all__ = [
     "check_gate",
     "choose_best",
     "convert_job",
-    "current_actor",
     "deploy",
     "down",
     "evaluate_job",

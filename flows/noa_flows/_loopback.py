@@ -81,6 +81,18 @@ def answers(url: str) -> bool:
         return False
 
 
+def refusal_of(url: str) -> str:
+    """Return why a server that runs does not answer this address with success, "" if it does."""
+    try:
+        answer = ask(url, timeout_s=2.0)
+    except ConnectionError:
+        return "it does not answer"
+    if 200 <= answer.status < 300:
+        return ""
+    table = cast("dict[str, object]", answer.body) if isinstance(answer.body, dict) else {}
+    return str(table.get("error", f"it answers {answer.status}"))
+
+
 def _parse(payload: bytes) -> object:
     try:
         return cast("object", json.loads(payload))

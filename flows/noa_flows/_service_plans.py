@@ -20,7 +20,7 @@ from noa_flows._environment import (
     prefect_home,
     settings_to_carry,
 )
-from noa_flows._loopback import answers
+from noa_flows._loopback import answers, refusal_of
 from noa_flows._prefect_api import PrefectApi
 from noa_flows.supervisor import Command, ServiceRecord
 
@@ -32,11 +32,16 @@ WORKER_NAME = "noa"
 _HEARTBEAT_LIMIT_S = 30.0
 
 
+def _is_ready(_: ServiceRecord) -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServicePlan:
     """One service. `host` is None for what listens nowhere (worker, webhooks); `needs` must be healthy first.
 
-    `build` makes the command from this service's address and those of the services it needs.
+    `build` makes the command from this service's address and those of the services it needs. `not_ready` says what a
+    healthy one cannot do yet, "" if nothing.
     """
 
     name: ServiceName
@@ -46,6 +51,7 @@ class ServicePlan:
     needs: ServiceName | None
     build: Callable[[str | None, Mapping[ServiceName, str]], Command]
     is_healthy: Callable[[ServiceRecord, Mapping[ServiceName, str]], bool]
+    not_ready: Callable[[ServiceRecord], str] = _is_ready
 
 
 def plan_services(settings: Settings) -> dict[ServiceName, ServicePlan]:
@@ -157,6 +163,11 @@ def _plan_serving(settings: Settings) -> ServicePlan:
 
         return answers(f"{record.address}{STARTED_PATH}")
 
+    def not_ready(record: ServiceRecord) -> str:
+        from noa_serving import READY_PATH
+
+        return refusal_of(f"{record.address}{READY_PATH}")
+
     return ServicePlan(
         name="serving",
         host=settings.serving.host,
@@ -165,6 +176,7 @@ def _plan_serving(settings: Settings) -> ServicePlan:
         needs=None,
         build=build,
         is_healthy=is_healthy,
+        not_ready=not_ready,
     )
 
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import filelock
 
 from noa.atomic_write import translate_disk_errors
+from noa.current_user import current_user
 from noa.errors import ConflictError, InvalidInputError, NotFoundError, TrainingError
 from noa.settings import RecipeSettings, Settings
 from noa_flows import steps
 from noa_flows.deployment import deploy
 from noa_flows.pipeline_values import Candidate, OnEvent, PipelineEvent, PipelineResult, StepName
-from noa_flows.provenance import current_actor
 from noa_flows.training_job import train_job
 from noa_registry import check_signing
 from noa_training import BACKENDS, BackendName, JobEvent, JobRequest, is_larger_better, recipe_of
@@ -104,7 +104,7 @@ def run_pipeline(
     plan = plan_pipeline(settings, recipe_name, backends=backends, overrides=overrides, seed=seed, promote=promote)
     begun = time.monotonic()
     runner = StepRunner(on_event or _say_nothing)
-    who = actor or current_actor()
+    who = actor or current_user()
     if not promote:
         candidates = _run_lanes(plan, settings, runner, who)
         return _result(plan, candidates, begun)

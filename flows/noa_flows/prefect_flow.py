@@ -22,6 +22,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from noa.actors import flow_actor
 from noa.settings import Settings
 from noa_flows import steps
 from noa_flows._environment import SETTINGS_VARIABLE, carried_settings
@@ -29,7 +30,6 @@ from noa_flows._run_log import describe_job_event, render_summary
 from noa_flows.deployment import deploy
 from noa_flows.pipeline import check_backends, pipeline_lock, plan_pipeline, promotion_reason
 from noa_flows.pipeline_values import Candidate, Conversion, Deployment, Evaluation, Promotion, Verification
-from noa_flows.provenance import current_actor
 from noa_flows.training_job import train_job
 from noa_registry import GateReport, ModelVersion
 from noa_training import JobEvent, JobRequest, TrainedJob
@@ -42,7 +42,7 @@ class _Context:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.actor = f"flow {flow_run.get_name()} by {current_actor()}"
+        self.actor = flow_actor(str(flow_run.get_name()))
         self.cancel = threading.Event()
 
 
@@ -102,6 +102,8 @@ def _register(
 @task(name="gate", task_run_name="gate-{alias}", persist_result=False, cache_policy=NO_CACHE)
 def _gate(context: _Context, best: Candidate, alias: str) -> GateReport:
     report = steps.check_gate(context.settings, best, alias)
+    for verdict in report.warnings:
+        get_run_logger().warning("%s: %s", verdict.rule, verdict.warning)
     for verdict in report.verdicts:
         get_run_logger().info("%s passed: %s", verdict.rule, verdict.received)
     return report

@@ -1,12 +1,9 @@
-"""Where a version came from: interpreter, platform, package versions, and who asked."""
+"""Where a version came from: interpreter, platform and package versions."""
 
 from __future__ import annotations
 
 import platform
-import socket
 from importlib.metadata import PackageNotFoundError, version
-
-from noa.current_user import current_user
 
 _COMMON = ("noa", "numpy", "safetensors", "onnx", "onnxruntime", "mlflow")
 _OF_BACKEND = {
@@ -24,8 +21,3 @@ def capture_environment(backend: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def current_actor() -> str:
-    """Return who runs this process, as the ledger records it: `user@host`."""
-    return f"{current_user()}@{socket.gethostname()}"

@@ -34,7 +34,7 @@ from noa_flows.reproduction import (
     judge,
 )
 from noa_flows.training_job import rebuild_error, train_in_child
-from noa_registry import Evidence, ModelVersion, Registry
+from noa_registry import Evidence, ModelVersion, Registry, check_signing
 from noa_registry.archives.workspace import workspace
 from noa_training import BACKENDS, JobEvent, JobRequest
 from noa_training.git_state import read_git_state
@@ -97,9 +97,12 @@ def reproduce_version(
     """
     chosen, say = options or ReproduceOptions(), tell or _say_nothing
     begun = time.monotonic()
+    check_signing(settings.registry.signing)
     with Registry.open(settings) as registry:
         version = registry.resolve(reference)
         recorded = _read_record(version)
+        say("checking what was sealed")
+        registry.open_format(version, version.native)  # else a key that does not fit is told after the training only
         environment = compare_environments(version.environment, capture_environment(recorded.backend))
         if chosen.strict and environment:
             raise _other_environment(version, environment)

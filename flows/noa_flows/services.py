@@ -37,7 +37,8 @@ _REMEDIES: Mapping[str, str] = {
 class ServiceStatus:
     """One service now. `unhealthy`: a process is there but does not answer as it should.
 
-    `detail` says why a service that was started is not running; `memory_bytes` is that of its whole process tree.
+    `detail` says why a service that was started is not running, or what one that runs cannot do yet; `memory_bytes` is
+    that of its whole process tree.
     """
 
     name: ServiceName
@@ -169,9 +170,20 @@ class _Launch:
                 addresses |= _addresses(started)
                 self._wait(plans, waiting, started, addresses, deadline)
         except BaseException:
-            for name in reversed(started):
-                self.supervisor.stop(name, timeout_s=self.settings.flows.stop_timeout_s)
+            self._undo(started)
             raise
+
+    def _undo(self, started: Mapping[ServiceName, ServiceRecord]) -> None:
+        """Stop what was started; who interrupts once more does not want to wait for it."""
+        timeout_s = self.settings.flows.stop_timeout_s
+        for name in reversed(list(started)):
+            self.report(ServiceEvent(service=name, phase="stopping"))
+            try:
+                self.supervisor.stop(name, timeout_s=timeout_s)
+            except KeyboardInterrupt:
+                timeout_s = 0.0
+                self.supervisor.stop(name, timeout_s=timeout_s)
+            self.report(ServiceEvent(service=name, phase="stopped"))
 
     def _look(
         self, plans: Mapping[ServiceName, ServicePlan]
@@ -264,7 +276,9 @@ def _status_of(
     detail = ""
     if record is not None and supervisor.is_running(record):
         state = "running" if plan is None or plan.is_healthy(record, addresses) else "unhealthy"
-        detail = "" if state == "running" else "it does not answer"
+        detail = "it does not answer"
+        if state == "running":
+            detail = "" if plan is None else plan.not_ready(record)
     elif record is not None:
         state = "unhealthy" if members else "stopped"
         detail = "it died; " + supervisor.log_tail(record, lines=1)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, type_coerce
+from sqlalchemy.types import NullType
 
 from noa.digests import sha256_bytes
 from noa.errors import IntegrityError, InvalidInputError, NotFoundError
 from noa_registry.database import now, to_text
 from noa_registry.evidence import Attachment, Evidence, attachment_digests, check_attachments
 from noa_registry.tables import attachments
+
+_AS_STORED: NullType = NullType()
 
 
 def insert_attachments(connection: Connection, facts: Iterable[Evidence]) -> None:
@@ -53,10 +56,12 @@ def load_attachment(connection: Connection, digest: str) -> Attachment:
         NotFoundError: there are none.
         IntegrityError: they were changed.
     """
-    row = connection.execute(select(attachments).where(attachments.c.digest == digest)).one_or_none()
+    stored = type_coerce(attachments.c.content, _AS_STORED)  # SQLite keeps texts and numbers in any column
+    query = select(attachments.c.media_type, stored.label("content")).where(attachments.c.digest == digest)
+    row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFoundError("no attachment has this digest", received=digest)
-    content = bytes(row.content)
+    content = bytes(row.content) if isinstance(row.content, bytes | memoryview) else str(row.content).encode()
     found = sha256_bytes(content)
     if found != digest:
         raise IntegrityError("an attachment was changed", expected=digest, received=found, file="noa_attachments")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from noa.errors import IntegrityError, InvalidInputError, NotFoundError
 from noa_registry.evidence import (
@@ -28,6 +28,9 @@ from noa_registry.evidence import (
 from noa_registry.gates import TEST_SPLIT, BootstrapPlan, Candidate, GateWork, is_lower_better
 from noa_registry.registration import candidate_of
 from noa_registry.versions import ModelVersion
+
+if TYPE_CHECKING:
+    from noa.settings import GateSettings
 
 _T = TypeVar("_T")
 DEFAULT_PLAN = BootstrapPlan()
@@ -49,16 +52,22 @@ class MetricComparison:
     difference: float | None
     lower: float | None
     upper: float | None
-    larger_is_better: bool
+    larger_is_better: bool | None
+    """None: nobody knows whether more or less of it is better."""
 
     @property
     def verdict(self) -> str:
-        """Return `better` or `worse` (of B) if the interval leaves no doubt, `same` if it is 0, else `unclear`."""
+        """Return `better` or `worse` (of B) if the interval leaves no doubt, `same` if it is 0, else `unclear`.
+
+        Where nobody knows which direction is better, it is `higher` or `lower`.
+        """
         if self.lower is None or self.upper is None:
             return "unclear"
         if self.lower == self.upper == 0:
             return "same"
         if self.lower > 0 or self.upper < 0:
+            if self.larger_is_better is None:
+                return "higher" if self.lower > 0 else "lower"
             return "better" if (self.lower > 0) == self.larger_is_better else "worse"
         return "unclear"
 
@@ -127,8 +136,12 @@ def compare_versions(
     *,
     read_attachment: Callable[[str], bytes],
     plan: BootstrapPlan = DEFAULT_PLAN,
+    policy: GateSettings | None = None,
 ) -> Comparison:
-    """Compare two versions by their evidence. Nothing is computed with the models themselves."""
+    """Compare two versions by their evidence. Nothing is computed with the models themselves.
+
+    `policy` is the model's gate: it may say in which direction a metric is better.
+    """
     left, right = candidate_of(a, a_evidence), candidate_of(b, b_evidence)
     notes: list[str] = []
     common = _common_rows(left, right)
@@ -138,7 +151,7 @@ def compare_versions(
             "they were measured on different test rows, so no difference is shown; "
             "`noa train --promote` measures the present holder on the new rows too"
         )
-    drawn = _Drawn(GateWork(read_attachment), left, right, common, plan, notes)
+    drawn = _Drawn(GateWork(read_attachment), left, right, common, plan, policy, notes)
     metrics, slices = _compare_metrics(old, new, common, drawn)
     return Comparison(
         a=_side(a, left, old, notes),
@@ -164,6 +177,7 @@ class _Drawn:
     right: Candidate
     dataset: str | None
     plan: BootstrapPlan
+    policy: GateSettings | None
     notes: list[str]
 
     def interval(self, metric: str, slice_name: str | None) -> tuple[float, float, float] | None:
@@ -221,6 +235,7 @@ def _compare_metric(
     difference = interval[0] if interval is not None else None
     if difference is None and common is not None and a is not None and b is not None:
         difference = b - a
+    lower_is_better = is_lower_better(metric, drawn.policy)
     return MetricComparison(
         metric=metric,
         slice=slice_name,
@@ -230,7 +245,7 @@ def _compare_metric(
         difference=difference,
         lower=None if interval is None else interval[1],
         upper=None if interval is None else interval[2],
-        larger_is_better=not is_lower_better(metric),
+        larger_is_better=None if lower_is_better is None else not lower_is_better,
     )
 
 

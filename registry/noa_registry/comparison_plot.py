@@ -1,9 +1,13 @@
-"""The picture of a comparison: differences with their intervals, reliability, and slices. Drawn by matplotlib."""
+"""The picture of a comparison: differences with their intervals, reliability, slices, latency. Drawn by matplotlib.
+
+Only what was measured gets a place: a regression has no reliability and mostly no slices, and shows its latency.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,9 +22,18 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg")
 _A, _B = "#5b6f8f", "#d9822b"  # told apart also by those who do not see red or green
-_VERDICTS = {"better": "#2b7a4b", "worse": "#b03a3a", "same": "#777777", "unclear": "#777777"}
+_VERDICTS = {
+    "better": "#2b7a4b",
+    "worse": "#b03a3a",
+    "same": "#777777",
+    "unclear": "#777777",
+    "higher": "#777777",
+    "lower": "#777777",
+}
+_ARROWS: dict[bool | None, str] = {True: "↑", False: "↓", None: ""}
 _MOST_SLICES = 24
 _MOST_METRICS = 6
+_MOST_PANELS = 3
 
 
 def save_plot(comparison: Comparison, path: Path) -> None:
@@ -42,20 +55,42 @@ def save_plot(comparison: Comparison, path: Path) -> None:
     except ImportError as exc:
         raise DependencyMissingError("matplotlib", extra="plots", purpose="drawing a comparison") from exc
     slices = _slices_shown(comparison)
-    figure = Figure(figsize=(13, 5.2 + 0.12 * max(0, len(slices) - 8)), layout="constrained")
+    panels = _panels(comparison, slices)
+    width = 1.6 + 3.6 * sum(panel.width for panel in panels)
+    figure = Figure(figsize=(width, 5.2 + 0.12 * max(0, len(slices) - 8)), layout="constrained")
     with mpl.rc_context({"svg.hashsalt": "noa", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        _draw(figure, comparison, slices)
+        _draw(figure, comparison, panels)
         buffer = io.BytesIO()
         # Without the date the same comparison gives the same file.
         figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
     write_file(path, buffer.getvalue())
 
 
-def _draw(figure: Figure, comparison: Comparison, slices: Sequence[MetricComparison]) -> None:
-    left, middle, right = cast("Sequence[SubFigure]", figure.subfigures(1, 3, width_ratios=(1.1, 1, 1.2)))
-    _draw_differences(left, comparison)
-    _draw_reliability(middle.subplots(), comparison)
-    _draw_slices(right.subplots(), comparison, slices)
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """A part of the picture; `width` is relative to the others'."""
+
+    width: float
+    draw: Callable[[SubFigure], None]
+
+
+def _panels(comparison: Comparison, slices: Sequence[MetricComparison]) -> list[_Panel]:
+    """Return the parts for which something was measured; there is room for three."""
+    sides = (comparison.a, comparison.b)
+    panels = [_Panel(1.1, lambda part: _draw_differences(part, comparison))]
+    if any(side.calibration for side in sides):
+        panels.append(_Panel(1.0, lambda part: _draw_reliability(part.subplots(), comparison)))
+    if slices:
+        panels.append(_Panel(1.2, lambda part: _draw_slices(part.subplots(), comparison, slices)))
+    if len(panels) < _MOST_PANELS and any(side.latency for side in sides):
+        panels.append(_Panel(1.0, lambda part: _draw_latency(part.subplots(), comparison)))
+    return panels
+
+
+def _draw(figure: Figure, comparison: Comparison, panels: Sequence[_Panel]) -> None:
+    places = figure.subfigures(1, len(panels), squeeze=False, width_ratios=[panel.width for panel in panels])
+    for panel, place in zip(panels, cast("Sequence[SubFigure]", places[0]), strict=True):
+        panel.draw(place)
     rows = comparison.b.dataset_digest
     where = f"test rows {rows[:19]}…" if comparison.same_rows and rows else "measured on different test rows"
     figure.suptitle(f"{comparison.a.reference}  →  {comparison.b.reference}   ({where})", fontsize=11)
@@ -84,7 +119,7 @@ def _draw_difference(axes: Axes, entry: MetricComparison) -> None:
     interval = "" if entry.lower is None else f"  [{entry.lower:+.4g}, {entry.upper:+.4g}]"
     text = f"{value:+.4g}{interval}  {entry.verdict if entry.lower is not None else ''}"
     axes.text(0.5, 0.86, text, transform=axes.transAxes, ha="center", color=color)
-    name = f"{_plain(entry.metric)} {'↑' if entry.larger_is_better else '↓'}"
+    name = f"{_plain(entry.metric)} {_ARROWS[entry.larger_is_better]}".rstrip()
     axes.set_yticks([0], [name])
     axes.set_ylim(-1, 1.4)
     ends = [number for number in (entry.lower, entry.upper, value, 0.0) if number is not None]
@@ -95,9 +130,6 @@ def _draw_difference(axes: Axes, entry: MetricComparison) -> None:
 def _draw_reliability(axes: Axes, comparison: Comparison) -> None:
     axes.set_title("Reliability: how often is it right when it is this sure?", fontsize=9)
     sides = [(side, color) for side, color in ((comparison.a, _A), (comparison.b, _B)) if side.calibration]
-    if not sides:
-        _say(axes, "no calibration was measured")
-        return
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, linestyle="--")
     for side, color in sides:
         _draw_curve(axes, side, color)
@@ -127,10 +159,6 @@ def _draw_curve(axes: Axes, side: Side, color: str) -> None:
 
 
 def _draw_slices(axes: Axes, comparison: Comparison, slices: Sequence[MetricComparison]) -> None:
-    if not slices:
-        axes.set_title("Slices", fontsize=9)
-        _say(axes, "no slice was measured")
-        return
     metric = slices[0].metric
     hidden = sum(entry.metric == metric for entry in comparison.slices) - len(slices)
     which = f", the {len(slices)} that differ most ({hidden} more)" if hidden else ""
@@ -150,6 +178,26 @@ def _draw_slices(axes: Axes, comparison: Comparison, slices: Sequence[MetricComp
         # Near 1 a bar from 0 shows nothing; the axis says where it begins.
         axes.set_xlim(max(0.0, min(known) - 0.1), 1.0)
     axes.set_xlabel(f"{_plain(metric)}, rows in brackets")
+    _add_legend(axes)
+
+
+def _draw_latency(axes: Axes, comparison: Comparison) -> None:
+    sides = ((comparison.a, _A, -0.2), (comparison.b, _B, 0.2))
+    known = [side.latency for side, _, _ in sides if side.latency is not None]
+    sizes = sorted({entry.batch for latency in known for entry in latency.batches})
+    axes.set_title("Latency by rows in a request: p50 / p99 (bar, and line up to)", fontsize=9)
+    for side, color, shift in sides:
+        rows = [] if side.latency is None else side.latency.batches
+        for index, entry in enumerate(rows):
+            place = sizes.index(entry.batch) + shift
+            label = side.reference if index == 0 else None
+            axes.bar([place], [entry.p50_ms], width=0.38, color=color, label=label)
+            axes.plot([place, place], [entry.p50_ms, entry.p99_ms], color=color, linewidth=2)
+            axes.text(
+                place, entry.p99_ms, f"{entry.p50_ms:.3g} / {entry.p99_ms:.3g}", ha="center", va="bottom", fontsize=8
+            )
+    axes.set_xticks(range(len(sizes)), [f"{size} row{'' if size == 1 else 's'}" for size in sizes])
+    axes.set_ylabel("milliseconds")
     _add_legend(axes)
 
 

@@ -1,8 +1,9 @@
-"""JSON in columns: parsed where it is read, so that text which somebody spoilt is an error that names its place."""
+"""JSON and times in columns: parsed where they are read, so that what somebody spoilt is an error with its place."""
 
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any, cast
 
 from noa.errors import IntegrityError
@@ -21,6 +22,21 @@ def parse_table(text: str, *, of: str, column: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise unreadable(of, column, received=str(text)[:80])
     return cast("dict[str, Any]", value)
+
+
+def parse_time(text: object, *, of: str, column: str) -> datetime:
+    """Return the time that a cell holds; `of` and `column` as in `parse_table`.
+
+    Raises:
+        IntegrityError: it holds no time with its zone.
+    """
+    try:
+        moment = datetime.fromisoformat(cast("str", text))
+    except (ValueError, TypeError) as exc:
+        raise unreadable(of, column, received=str(text)[:80]) from exc
+    if moment.tzinfo is None:
+        raise unreadable(of, column, received=str(text)[:80])
+    return moment
 
 
 def unreadable(of: str, column: str, *, received: str) -> IntegrityError:

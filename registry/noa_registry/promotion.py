@@ -24,8 +24,11 @@ from noa_registry.approvals.values import ValidApproval
 from noa_registry.attachments import load_attachment
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
+from noa_registry.evidence_sets import IN_VERDICT, load_set
 from noa_registry.gates import ApprovalFact, Candidate, GateInput, GateReport, GateWork, evaluate, evaluate_rollback
 from noa_registry.gates.known_policy import KnownPolicy, policy_in_evidence, policy_in_ledger
+from noa_registry.gates.measured_rows import measured_rows_verdicts
+from noa_registry.gates.report import report_of
 from noa_registry.identity import registry_id
 from noa_registry.ledger import GENESIS, Action, LedgerEntry, entry_hash
 from noa_registry.ledger_anchors import AnchorFile, head_of
@@ -98,6 +101,24 @@ class Promoter:
             standing = self.approvals.standing(connection, version, alias, actor)
             facts = self._facts(connection, version, alias, problem, holder, standing, actor or "")
         return evaluate(facts, self._work())
+
+    def warnings(self) -> list[GateReport]:
+        """Return the warnings about the present holders of guarded aliases. See `Registry.gate_warnings`."""
+        reports: list[GateReport] = []
+        with self.database.snapshot() as connection:
+            for row in connection.execute(select(aliases.c.name, aliases.c.alias, aliases.c.number)).all():
+                policy = self.gates.get(row.name)
+                if policy is None or (policy.aliases and row.alias not in policy.aliases):
+                    continue
+                try:
+                    candidate = self._candidate(connection, row.name, row.number)
+                except IntegrityError:
+                    continue
+                facts = GateInput(candidate=candidate, alias=row.alias, policy=policy).on_rows(policy.datasets)
+                found = [verdict for verdict in measured_rows_verdicts(facts, policy) if verdict.warning is not None]
+                if found:
+                    reports.append(report_of(candidate.reference, row.alias, found))
+        return reports
 
     def promote(
         self, name: str, number: int, *, alias: str, reason: str, actor: str, expect: Expectation
@@ -341,6 +362,9 @@ def _write_move(
     verdict: Mapping[str, object],
 ) -> _Done:
     """Write everything that a move consists of: ledger row, alias, stack, MLflow's row and event."""
+    judged = load_set(connection, version.name, version.number)
+    if judged is not None:
+        verdict = {**verdict, IN_VERDICT: judged.to_dict()}
     entry = _next_entry(connection, move, holder, version, verdict)
     insert_entry(connection, entry)
     here = (aliases.c.name == move.name) & (aliases.c.alias == move.alias)

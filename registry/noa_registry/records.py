@@ -19,10 +19,11 @@ from noa_registry.artifacts import FORMATS_FOLDER
 from noa_registry.attachments import insert_attachments, load_attachment
 from noa_registry.database import to_text
 from noa_registry.evidence import Evidence, attachment_digests, plain_json
-from noa_registry.json_columns import parse_table, unreadable
+from noa_registry.evidence_sets import EvidenceSet, check_judged, check_set, extend_set
+from noa_registry.json_columns import parse_table, parse_time, unreadable
 from noa_registry.ledger import LedgerEntry
 from noa_registry.search.indexing import index_evidence
-from noa_registry.tables import aliases, evidence, formats, ledger, models, trash, versions
+from noa_registry.tables import aliases, evidence, evidence_sets, formats, ledger, models, trash, versions
 from noa_registry.versions import ModelSummary, ModelVersion, SealedFormat
 
 _PAGE = 1000
@@ -59,9 +60,16 @@ _PRESENCE = (
 _FORMATS_OF = select(formats).where(
     formats.c.name == bindparam("name"), formats.c.number == bindparam("number", type_=Integer)
 )
+# One statement, so that a fact that is attached meanwhile is not taken for one too many; one row, without a fact, for a
+# version that has none.
 _EVIDENCE_OF = (
-    select(evidence)
-    .where(evidence.c.name == bindparam("name"), evidence.c.number == bindparam("number", type_=Integer))
+    select(evidence, evidence_sets.c.facts.label("set_facts"), evidence_sets.c.digest.label("set_digest"))
+    .select_from(
+        versions.outerjoin(
+            evidence_sets, and_(evidence_sets.c.name == versions.c.name, evidence_sets.c.number == versions.c.number)
+        ).outerjoin(evidence, and_(evidence.c.name == versions.c.name, evidence.c.number == versions.c.number))
+    )
+    .where(versions.c.name == bindparam("name"), versions.c.number == bindparam("number", type_=Integer))
     .order_by(evidence.c.id)
 )
 
@@ -233,17 +241,7 @@ def load_summaries(connection: Connection) -> list[ModelSummary]:
         .group_by(models.c.name)
         .order_by(models.c.name)
     )
-    return [
-        ModelSummary(
-            name=row.name,
-            versions=row.version_count,
-            newest=row.newest,
-            aliases=dict(sorted(held[row.name].items())),
-            created_at=datetime.fromisoformat(row.created_at),
-            updated_at=datetime.fromisoformat(row.updated_at),
-        )
-        for row in connection.execute(counted).all()
-    ]
+    return [_to_summary(row, held[row.name]) for row in connection.execute(counted).all()]
 
 
 def insert_evidence(connection: Connection, name: str, number: int, facts: Sequence[Evidence]) -> None:
@@ -267,11 +265,19 @@ def insert_evidence(connection: Connection, name: str, number: int, facts: Seque
     if rows:
         connection.execute(insert(evidence), rows)
         index_evidence(connection, name, number, facts)
+    extend_set(connection, name, number, [str(row["record"]) for row in rows])
 
 
 def load_evidence(connection: Connection, name: str, number: int) -> list[Evidence]:
-    """Return all evidence of a version in the order in which it was attached."""
-    return [_to_evidence(row) for row in connection.execute(_EVIDENCE_OF, {"name": name, "number": number}).all()]
+    """Return all evidence of a version in the order in which it was attached.
+
+    Raises:
+        IntegrityError: a fact was changed, or not all that were attached are there.
+    """
+    rows, written = _evidence_rows(connection, name, number)
+    facts = [_to_evidence(row) for row in rows]
+    check_set(f"{name}/{number}", written, [row.record for row in rows])
+    return facts
 
 
 def find_record_problems(connection: Connection, name: str, number: int) -> list[IntegrityError]:
@@ -281,14 +287,48 @@ def find_record_problems(connection: Connection, name: str, number: int) -> list
         load_version(connection, Path(), name, number)
     except IntegrityError as exc:
         problems.append(exc)
-    for row in connection.execute(_EVIDENCE_OF, {"name": name, "number": number}).all():
+    rows, written = _evidence_rows(connection, name, number)
+    changed: list[IntegrityError] = []
+    for row in rows:
         try:
             fact = _to_evidence(row)
             for digest in attachment_digests(fact):
                 _require_attachment(connection, digest, of=_evidence_name(row))
         except IntegrityError as exc:
-            problems.append(exc)
-    return problems
+            changed.append(exc)
+    if not changed:  # else the set differs because of them
+        changed += _set_problems(connection, name, number, written, [row.record for row in rows])
+    return [*problems, *changed]
+
+
+def _evidence_rows(connection: Connection, name: str, number: int) -> tuple[list[Row[Any]], EvidenceSet | None]:
+    rows = connection.execute(_EVIDENCE_OF, {"name": name, "number": number}).all()
+    if not rows or rows[0].set_facts is None:
+        written = None
+    else:
+        written = EvidenceSet(facts=rows[0].set_facts, digest=rows[0].set_digest)
+    return [row for row in rows if row.id is not None], written
+
+
+def _set_problems(
+    connection: Connection, name: str, number: int, written: EvidenceSet | None, records: Sequence[str | None]
+) -> list[IntegrityError]:
+    """Return the first reason why the evidence is not all that was attached, and judged by."""
+    reference = f"{name}/{number}"
+    try:
+        check_set(reference, written, records)
+        for entry in _readable_moves(connection, name, number):
+            check_judged(reference, entry.sequence, entry.verdict, records)
+    except IntegrityError as exc:
+        return [exc]
+    return []
+
+
+def _readable_moves(connection: Connection, name: str, number: int) -> list[LedgerEntry]:
+    try:
+        return [entry for entry in load_moves_of(connection, name, number) if entry.to_number == number]
+    except IntegrityError:  # the ledger's own verification names the row
+        return []
 
 
 def insert_entry(connection: Connection, entry: LedgerEntry) -> None:
@@ -476,6 +516,25 @@ def to_json(value: object) -> str:
     return canonical_json(plain_json(value)).decode()
 
 
+def _to_summary(row: Row[Any], held: Mapping[str, int]) -> ModelSummary:
+    times: dict[str, datetime | None] = {}
+    problem: str | None = None
+    for column in ("created_at", "updated_at"):
+        try:
+            times[column] = parse_time(getattr(row, column), of=f"`{row.name}`", column=f"noa_models.{column}")
+        except IntegrityError as exc:  # tells nothing about its versions: they and the other models are listed
+            times[column], problem = None, exc.what
+    return ModelSummary(
+        name=row.name,
+        versions=row.version_count,
+        newest=row.newest,
+        aliases=dict(sorted(held.items())),
+        created_at=times["created_at"],
+        updated_at=times["updated_at"],
+        problem=problem,
+    )
+
+
 def _evidence_name(row: Row[Any]) -> str:
     return f"evidence {row.id} (`{row.kind}` of `{row.subject}`) of `{row.name}/{row.number}`"
 
@@ -488,7 +547,7 @@ def _to_evidence(row: Row[Any]) -> Evidence:
         digest=row.digest,
         passed=row.passed,
         values=parse_table(row.content, of=_evidence_name(row), column="noa_evidence.content"),
-        created_at=datetime.fromisoformat(row.created_at),
+        created_at=parse_time(row.created_at, of=_evidence_name(row), column="noa_evidence.created_at"),
     )
 
 
@@ -544,7 +603,7 @@ def _to_version(row: Row[Any], rows: Iterable[Row[Any]], root: Path, held: dict[
         params=parse_table(row.params, of=f"`{reference}`", column="noa_versions.params"),
         tags=parse_table(row.tags, of=f"`{reference}`", column="noa_versions.tags"),
         description=row.description,
-        created_at=datetime.fromisoformat(row.created_at),
+        created_at=parse_time(row.created_at, of=f"`{reference}`", column="noa_versions.created_at"),
         created_by=row.created_by,
         aliases=tuple(sorted(alias for alias, number in held.items() if number == row.number)),
         folder=root / row.name / row.uid,

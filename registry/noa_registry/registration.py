@@ -474,4 +474,5 @@ def candidate_of(version: ModelVersion, evidence: Sequence[Evidence]) -> Candida
         digest=version.digest,
         sizes={name: sealed.manifest.size_bytes for name, sealed in version.formats.items()},
         signature=version.signature,
+        dataset_digest=version.dataset_digest,
     )

@@ -394,6 +394,7 @@ class Registry:
             facts[1],
             read_attachment=lambda digest: self.attachment(digest).content,
             plan=plan or BootstrapPlan(),
+            policy=self._promoter.gates.get(right.name),
         )
 
     def check(
@@ -407,6 +408,14 @@ class Registry:
         if record:
             self._keep_verdict(name, number, report)
         return report
+
+    def gate_warnings(self) -> list[GateReport]:
+        """Return what the gates of all live aliases pass without knowing: reports that hold only such verdicts.
+
+        It hashes nothing and judges nothing else. An alias whose records were changed is left to
+        `find_record_problems`.
+        """
+        return self._promoter.warnings()
 
     def promote(
         self,

@@ -72,8 +72,14 @@ def sqlite_error(url: DatabaseUrl, text: str) -> StorageError:
 def _configure(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
     # The driver must not open transactions by itself: `_begin` says when, and of which kind.
     connection.isolation_level = None
+    # A text that somebody spoilt must be refused by the record of its row, and not stop the reading of all others.
+    connection.text_factory = _to_text
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _to_text(stored: bytes) -> str:
+    return stored.decode("utf-8", "backslashreplace")
 
 
 def _begin(connection: Connection) -> None:

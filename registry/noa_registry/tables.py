@@ -23,7 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 metadata = MetaData()
 mlflow_metadata = MetaData()
@@ -114,6 +114,17 @@ evidence = Table(
     Column("record", String(71)),
     ForeignKeyConstraint(["name", "number"], ["noa_versions.name", "noa_versions.number"]),
     Index("noa_evidence_version", "name", "number"),
+)
+
+evidence_sets = Table(
+    "noa_evidence_sets",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("facts", Integer, nullable=False),
+    Column("digest", String(71), nullable=False),
+    CheckConstraint("facts >= 0"),
+    ForeignKeyConstraint(["name", "number"], ["noa_versions.name", "noa_versions.number"]),
 )
 
 ledger = Table(

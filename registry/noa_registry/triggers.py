@@ -111,11 +111,24 @@ _APPROVALS = (
     _Refusal(name="noa_approvals_no_delete", event="DELETE", table="noa_approvals", message=_APPROVAL_MESSAGE),
 )
 
+_SET_MESSAGE = "noa: the set of the evidence of a version only grows"
+# A fact that somebody removes must leave its trace in the set.
+_SETS = (
+    _Refusal(
+        name="noa_evidence_sets_grow",
+        event="UPDATE",
+        table="noa_evidence_sets",
+        message=_SET_MESSAGE,
+        condition="NEW.name <> OLD.name OR NEW.number <> OLD.number OR NEW.facts <= OLD.facts",
+    ),
+    _Refusal(name="noa_evidence_sets_no_delete", event="DELETE", table="noa_evidence_sets", message=_SET_MESSAGE),
+)
+
 
 def create_triggers(connection: Connection) -> None:
     """Create all triggers anew, in the caller's transaction: a changed one replaces the old."""
     drop_triggers(connection)
-    for refusal in (*_append_only(), *_APPROVALS):
+    for refusal in (*_append_only(), *_APPROVALS, *_SETS):
         _create(connection, refusal)
     if connection.dialect.name == "postgresql":
         _create_turns(connection)
@@ -125,7 +138,7 @@ def create_triggers(connection: Connection) -> None:
 def drop_triggers(connection: Connection) -> None:
     """Lift all triggers for the rest of the transaction, so that tables can be changed."""
     tables = set(inspect(connection).get_table_names())
-    for refusal in (*_append_only(), *_APPROVALS, *_GUARDS):
+    for refusal in (*_append_only(), *_APPROVALS, *_SETS, *_GUARDS):
         if refusal.table in tables:
             _drop(connection, refusal)
 
@@ -158,7 +171,7 @@ def missing_triggers(connection: Connection) -> list[str]:
     else:
         query = "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'D'"
     found = {str(row[0]) for row in connection.execute(text(query))}
-    expected = (*_append_only(), *_APPROVALS, *_GUARDS)
+    expected = (*_append_only(), *_APPROVALS, *_SETS, *_GUARDS)
     return [f"{one.name} on {one.table}" for one in expected if one.name not in found]
 
 

@@ -114,11 +114,15 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSummary:
-    """One line about a model: how many versions, the newest number, and the number each alias points to."""
+    """One line about a model: how many versions, the newest number, and the number each alias points to.
+
+    `problem` says what of its row cannot be read, None where nothing is wrong with it; such a time is None.
+    """
 
     name: str
     versions: int
     newest: int
     aliases: Mapping[str, int]
-    created_at: datetime
-    updated_at: datetime
+    created_at: datetime | None
+    updated_at: datetime | None
+    problem: str | None = None

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from noa_serving._http import Headers
     from noa_serving._prepared import Prepared
 
+_WHATEVER_THE_BODY = frozenset({401, 404})
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/health/startup"})
 _MAX_DIGITS = 9
 
@@ -86,16 +87,13 @@ class Application:
         return self._hot
 
     def refuse_unknown(self, path: str, headers: Headers) -> Response | None:
-        """Return the answer to `POST path` if no body could make it anything but a refusal, None else.
+        """Return the answer to `POST path` if there is no such route or the caller has no key for it, None else.
 
         It closes the connection: the body was not read to its end.
         """
-        parts = path.strip("/").split("/")
-        is_model = parts[:2] == ["v2", "models"] and len(parts) >= 3 and parts[2] not in self.endpoints
-        is_predict = parts[0] == "predict" and len(parts) <= 2
-        if not is_model and not is_predict:
+        answer = self.answer("POST", path, headers, b"")  # changes nothing: what computes has routes of its own
+        if answer.status not in _WHATEVER_THE_BODY:
             return None
-        answer = self.answer("POST", path, headers, b"")
         return replace(answer, headers=(*answer.headers, (b"connection", b"close")))
 
     def answer(self, method: str, path: str, headers: Headers, body: bytes) -> Response:

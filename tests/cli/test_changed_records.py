@@ -96,3 +96,56 @@ def test_changed_evidence_is_found_by_verify_and_doctor(
     found = doctors_word(capsys, project, monkeypatch)
     assert found["state"] == "problem"
     assert "of `digits/3` was changed" in found["detail"]
+
+
+@pytest.mark.parametrize("cell", ["'yesterday'", "''", "7", "x'ff00'", "CAST(x'ff' AS TEXT)", "'2026-01-01T00:00:00'"])
+def test_a_time_that_cannot_be_read_stops_nothing_but_its_own_row(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cell: str
+) -> None:
+    change(project, f"UPDATE noa_versions SET created_at = {cell} WHERE number = 3")
+    hits = answer(capsys, project, "models", "search", "name:digits")["hits"]
+    assert sorted((hit["reference"], hit["problem"] is None) for hit in hits) == [
+        ("digits/1", True), ("digits/2", True), ("digits/3", False),
+    ]  # fmt: skip
+    verified = answer(capsys, project, "models", "verify", code=1)
+    assert {problem["subject"] for problem in verified["problems"]} == {"digits/3"}
+    monkeypatch.chdir(project)
+    for words, code in ((["list", "digits"], 0), (["search", "name:digits"], 0), (["show", "digits/2"], 0),
+                        (["show", "digits/3"], 1)):  # fmt: skip
+        assert run(["models", *words]) == code
+    assert "`digits/3` was changed" in capsys.readouterr().err
+
+    change(project, f"UPDATE noa_models SET updated_at = {cell}")
+    assert [model["name"] for model in answer(capsys, project, "models", "list")] == ["digits"]
+    assert run(["models", "list"]) == 0
+    assert "the record of `digits` was changed: `updated_at` of noa_models cannot be read" in capsys.readouterr().err
+    assert "`updated_at` of noa_models" in doctors_word(capsys, project, monkeypatch)["detail"]
+
+
+@pytest.mark.parametrize("column", ["description", "created_by", "tags", "dataset_digest"])
+def test_a_text_that_is_no_text_stops_nothing_but_its_own_version(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    change(project, f"UPDATE noa_versions SET {column} = CAST(x'fffe' AS TEXT) WHERE number = 3")
+    verified = answer(capsys, project, "models", "verify", code=1)
+    subjects = {problem["subject"] for problem in verified["problems"]}
+    assert "digits/3" in subjects
+    assert subjects <= {"digits/3", "MLflow's row of digits, version 3"}
+    assert len(answer(capsys, project, "models", "search", "name:digits")["hits"]) == 3
+    monkeypatch.chdir(project)
+    assert run(["models", "list", "digits"]) == 0
+    assert run(["models", "show", "digits/2"]) == 0
+
+
+def test_removed_evidence_is_found_by_verify_and_doctor_and_decides_nothing(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(project, "DELETE FROM noa_evidence WHERE number = 3")
+    (problem,) = answer(capsys, project, "models", "verify", code=1)["problems"]
+    assert problem["subject"] == "digits/3"
+    assert "evidence of `digits/3` was removed" in problem["what"]
+    assert "of `digits/3` was removed" in doctors_word(capsys, project, monkeypatch)["detail"]
+    monkeypatch.chdir(project)
+    assert run(["models", "promote", "digits/3", "--reason", "nothing speaks against it"]) == 1
+    assert "evidence of `digits/3` was removed" in capsys.readouterr().err
+    assert run(["models", "check", "digits/2"]) == 0

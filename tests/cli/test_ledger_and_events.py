@@ -105,6 +105,11 @@ def test_events_are_listed_and_consumers_kept(project: Path, capfd: Capture) -> 
     (consumer,) = as_json(capfd, "events", "consumers")
     assert (consumer["consumer"], consumer["last_id"], consumer["lag"]) == ("ci", events[0]["id"], 1)
     assert "ci" in noa(capfd, "events", "consumers")
+    tried = as_json(capfd, "events", "seek", "ci", "0", "--dry-run")
+    assert tried == {"consumer": "ci", "last_id": 0, "before": events[0]["id"], "dry_run": True}
+    assert "would go on after event 0" in noa(capfd, "events", "seek", "ci", "0", "--dry-run")
+    assert as_json(capfd, "events", "consumers")[0]["last_id"] == events[0]["id"]
+    assert noa(capfd, "events", "seek", "ci", "99999", "--dry-run", code=1)
     assert as_json(capfd, "events", "trim", "--keep-days", "0", "--dry-run") == {
         "removed": 0,
         "removable": len(as_json(capfd, "events", "list")) - 1,

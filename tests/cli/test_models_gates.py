@@ -12,7 +12,14 @@ import pytest
 from gate_kit import logits_that_are_right
 from noa.settings import load_settings
 from noa_cli.__main__ import run
-from noa_registry import MetricsEvidence, Predictions, Registry, SliceMetrics, predictions_evidence
+from noa_registry import (
+    MetricsEvidence,
+    Predictions,
+    Registry,
+    SliceMetrics,
+    metrics_evidence,
+    predictions_evidence,
+)
 from noa_training.metrics import compute_metrics
 
 GATES = """
@@ -126,3 +133,45 @@ def test_compare_draws_a_picture(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "compare", HOLDER, WORSE, "--plot", "a.pdf", "--json"]) == 1
     error = json.loads(capfd.readouterr().err)
     assert error["expected"] == "a name ending in .png or .svg"
+
+
+def test_a_gate_of_a_model_that_nobody_knows_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    assert json.loads(out_of(capfd, "config", "validate", "--json"))["warnings"] == []
+    with Path("noa.toml").open("a") as file:
+        file.write("\n[gates.digts]\nmin_metrics = { accuracy = 0.9 }\n[gates.noisy]\n")  # `noisy` is a recipe
+    (warning,) = json.loads(out_of(capfd, "config", "validate", "--json"))["warnings"]
+    assert "[gates.digts]" in warning
+    assert "`digits`, `noisy`" in warning
+    assert "Did you mean `digits`?" in warning
+    assert warning in out_of(capfd, "config", "validate")
+    run(["doctor", "--json"])
+    (found,) = (one for one in json.loads(capfd.readouterr().out) if one["name"] == "gates")
+    assert found["state"] == "warning"
+    assert "[gates.digts]" in found["detail"]
+    assert found["remedy"] == "Did you mean `digits`?"
+
+
+def test_validating_makes_no_registry_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "noa.toml").write_text("[gates.digits]\n")
+    monkeypatch.chdir(tmp_path / "new")
+    assert run(["config", "validate"]) == 0
+    assert [path.name for path in Path().iterdir()] == ["noa.toml"]
+
+
+def test_metrics_on_rows_that_nobody_knows_are_told_by_check_and_doctor(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    invented = "sha256:" + "f" * 64
+    with Registry.open(load_settings(tmp_path / "project").settings.registry) as registry:
+        digest = registry.resolve(HOLDER).formats["onnx"].digest
+        fact = metrics_evidence(
+            format="onnx", digest=digest, dataset_digest=invented, split="test", values={"accuracy": 1.0}
+        )
+        registry.attach("digits", 2, fact)
+    printed = out_of(capfd, "models", "check", HOLDER)
+    assert "warning: the metrics are believed on rows that nobody here knows" in printed
+    run(["doctor", "--json"])
+    (found,) = (one for one in json.loads(capfd.readouterr().out) if one["name"] == "gates")
+    assert found["state"] == "warning"
+    assert invented in found["detail"]

@@ -101,3 +101,10 @@ def test_empty_arrays_have_digests_and_object_arrays_are_refused() -> None:
     assert digest_arrays({"x": np.zeros((0, 3))}).startswith("sha256:")
     with pytest.raises(InvalidInputError, match="`x` holds Python objects"):
         digest_arrays({"x": np.array([object()])})
+
+
+def test_a_folder_in_which_nothing_is_was_not_sealed(folder: Path) -> None:
+    manifest = build_manifest(folder)
+    (folder / "hollow" / "inner").mkdir(parents=True)
+    with pytest.raises(IntegrityError, match="`hollow/inner` was added"):
+        verify_folder(folder, manifest)

@@ -70,6 +70,14 @@ def test_origin_names_file_and_line(project: Write) -> None:
         ('[endpoints."a b"]\nmodel = "digits@champion"\n', ["cannot be a name"]),
         ('[recipes.digits]\npath = "recipe.py"\nbackends = ["tensorflow"]\n', ["recipes.digits.backends"]),
         ("profiles = 3\n", ["`profiles` must be a table"]),
+        ("[serving]\nport = true\n", ["`serving.port`", "noa.toml:2", "valid integer", "received True"]),
+        ("[serving]\nworkers = 2.0\n", ["`serving.workers`", "noa.toml:2", "valid integer", "received 2.0"]),
+        ('[serving]\nport = "80"\n', ["`serving.port`", "valid integer", "received '80'"]),
+        ("[serving]\ntimeout_s = true\n", ["`serving.timeout_s`", "valid number", "received True"]),
+        ('[serving]\ntimeout_s = "5"\n', ["`serving.timeout_s`", "valid number", "received '5'"]),
+        ("[gates.digits]\napprovals = 1.0\n", ["`gates.digits.approvals`", "noa.toml:2", "valid integer"]),
+        ("[gates.digits]\ncompatible = 1\n", ["`gates.digits.compatible`", "noa.toml:2", "valid boolean"]),
+        ("[gates.digits]\nmin_metrics = { accuracy = true }\n", ["gates.digits.min_metrics.accuracy", "noa.toml:2"]),
     ],
 )
 def test_every_mistake_names_the_place(project: Write, text: str, words: list[str]) -> None:
@@ -85,6 +93,8 @@ def test_every_mistake_names_the_place(project: Write, text: str, words: list[st
         ({"environ": {"NOA__SERVING__PROT": "1"}}, ["NOA__SERVING__PROT", "Did you mean `serving.port`?"]),
         ({"environ": {"NOA__SERVNG": "1"}}, ["unknown setting `servng`"]),
         ({"environ": {"NOA__SERVING__PORT": "x"}}, ["NOA__SERVING__PORT", "valid integer"]),
+        ({"environ": {"NOA__SERVING__PORT": "true"}}, ["NOA__SERVING__PORT", "valid integer"]),
+        ({"overrides": ["flows.parallel_runs=2.0"]}, ["-o", "flows.parallel_runs", "valid integer"]),
         ({"overrides": ["serving.port"]}, ["-o section.key=value"]),
         ({"overrides": ["serving.port.x=1"]}, ["unknown setting `serving.port.x`"]),
         ({"overrides": ["gates.digits.approvals=0"]}, ["-o", "cannot be changed for one command", "[gates.digits]"]),
@@ -187,3 +197,15 @@ def test_names_may_hold_dots(project: Write) -> None:
 
 def test_a_public_host_with_a_key_is_allowed() -> None:
     assert ServingSettings.model_validate({"host": "0.0.0.0", "api_keys": ["0123456789abcdef"]}).host == "0.0.0.0"
+
+
+def test_a_whole_number_is_a_number_of_seconds_too(project: Write) -> None:
+    loaded = load_settings(project("[serving]\ntimeout_s = 5\n"), environ={"NOA__FLOWS__STOP_TIMEOUT_S": "3"})
+    assert loaded.settings.serving.timeout_s == 5.0
+    assert loaded.settings.flows.stop_timeout_s == 3.0
+
+
+def test_types_are_told_as_people_write_them() -> None:
+    assert explain("serving.port").type == "int"
+    assert explain("gates.digits.min_metrics").type == "dict[str, float]"
+    assert explain("gates.digits.confidence").type == "float | None"

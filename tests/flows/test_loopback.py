@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from noa.errors import ConflictError
-from noa_flows._loopback import ask, claim_port
+from noa_flows._loopback import ask, claim_port, refusal_of
 
 
 def test_a_port_in_use_is_refused_with_the_setting_to_change() -> None:
@@ -30,8 +32,6 @@ def test_nobody_there_is_a_connection_error() -> None:
 
 
 def test_a_peer_that_speaks_no_http_is_a_connection_error() -> None:
-    import threading
-
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def babble() -> None:
@@ -45,3 +45,30 @@ def test_a_peer_that_speaks_no_http_is_a_connection_error() -> None:
         with pytest.raises(ConnectionError):
             ask(f"http://127.0.0.1:{server.getsockname()[1]}/")
         thread.join()
+
+
+class _NotReady(BaseHTTPRequestHandler):
+    answers = ((503, b'{"ready": false, "error": "not ready: `digits`"}'), (503, b"busy"), (200, b"{}"))
+    told = 0
+
+    def do_GET(self) -> None:  # the name that http.server looks for
+        status, body = self.answers[_NotReady.told]
+        _NotReady.told += 1
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # theirs
+        del format, args
+
+
+def test_a_server_that_runs_and_is_not_ready_says_why() -> None:
+    with HTTPServer(("127.0.0.1", 0), _NotReady) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}/v2/health/ready"
+        found = [refusal_of(address) for _ in _NotReady.answers]
+        server.shutdown()
+        thread.join()
+    assert found == ["not ready: `digits`", "it answers 503", ""]
+    assert refusal_of(address) == "it does not answer"

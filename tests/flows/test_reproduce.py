@@ -13,12 +13,14 @@ import pytest
 from flows_helpers import RECIPE
 from safetensors.numpy import load_file, save_file
 
-from noa.errors import ConflictError, IntegrityError, NotFoundError
+from noa.errors import ConflictError, IntegrityError, NoaError, NotFoundError
 from noa.settings import Settings, load_settings
+from noa.settings.models import SigningSettings
 from noa_flows import ReproduceOptions, Tolerance, reproduce_version, run_pipeline
 from noa_flows._source_checkout import check_out
 from noa_flows.reproduction import compare_environments, compare_weights, difference, judge
 from noa_registry import ModelVersion, Registry, VersionDraft
+from noa_registry.model_signing_adapter import new_key
 
 pytestmark = [pytest.mark.torch, pytest.mark.jax]
 PRESENT = ReproduceOptions(present_files=True)
@@ -139,6 +141,21 @@ def test_a_broken_recipe_is_the_recipes_error(restored: Settings) -> None:
     (restored.root / "recipe.py").write_text("import nothing_of_this_name\n")
     with pytest.raises(Exception, match="nothing_of_this_name"):
         reproduce_version(restored, of_backend(restored, "torch").reference, options=PRESENT)
+
+
+@pytest.mark.parametrize("is_signer", [True, False])
+def test_a_key_that_does_not_fit_is_told_before_training(trained: Settings, tmp_path: Path, is_signer: bool) -> None:
+    _, public, _ = new_key(tmp_path, "other")
+    signing = (
+        SigningSettings(private_key=tmp_path / "missing.pem")
+        if is_signer
+        else SigningSettings(trusted_keys=(public,), required=True)
+    )
+    settings = trained.model_copy(update={"registry": trained.registry.model_copy(update={"signing": signing})})
+    said: list[str] = []
+    with pytest.raises(NoaError, match=r"missing\.pem|signature"):
+        reproduce_version(settings, "tiny/1", tell=said.append)
+    assert "training" not in said
 
 
 def test_what_no_commit_holds_is_refused_unless_the_present_files_are_meant(trained: Settings) -> None:

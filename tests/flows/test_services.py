@@ -79,7 +79,11 @@ def test_a_service_that_dies_takes_what_was_started_with_it_and_shows_its_log(tm
         up(settings, services=["prefect"], on_progress=seen.append)
     assert "not a database" in str(caught.value)
     assert [entry.state for entry in status(settings)] == ["stopped"] * 4
-    assert [(event.service, event.phase) for event in seen] == [("prefect", "starting")]
+    assert [(event.service, event.phase) for event in seen] == [
+        ("prefect", "starting"),
+        ("prefect", "stopping"),
+        ("prefect", "stopped"),
+    ]
 
 
 @pytest.mark.prefect
@@ -88,6 +92,36 @@ def test_a_service_that_does_not_answer_in_time_is_stopped_again(tmp_path: Path)
     settings: Settings = load_settings(tmp_path, overrides=["flows.start_timeout_s=0.3"]).settings
     with pytest.raises(ServiceError, match=r"`prefect` did not answer within 0\.3 s"):
         up(settings, services=["prefect"])
+    assert [entry.state for entry in status(settings)] == ["stopped"] * 4
+
+
+@pytest.mark.prefect
+def test_an_interrupted_up_tells_what_it_stops_and_a_second_interrupt_waits_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_project(tmp_path)
+    stop, waited = Supervisor.stop, list[float]()
+
+    def impatient(supervisor: Supervisor, name: str, *, timeout_s: float) -> bool:
+        waited.append(timeout_s)
+        if len(waited) == 1:
+            raise KeyboardInterrupt
+        return stop(supervisor, name, timeout_s=timeout_s)
+
+    seen: list[ServiceEvent] = []
+
+    def hear(event: ServiceEvent) -> None:
+        seen.append(event)
+        if (event.service, event.phase) == ("mlflow", "starting"):
+            waited.clear()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Supervisor, "stop", impatient)
+    monkeypatch.setattr("noa_flows.services._Launch._stop_worker_of_another_server", lambda self, plans: None)
+    with pytest.raises(KeyboardInterrupt):
+        up(settings, services=["prefect", "mlflow"], on_progress=hear)
+    assert [(event.service, event.phase) for event in seen][-2:] == [("prefect", "stopping"), ("prefect", "stopped")]
+    assert waited == [settings.flows.stop_timeout_s, 0.0]
     assert [entry.state for entry in status(settings)] == ["stopped"] * 4
 
 

@@ -115,6 +115,8 @@ def test_helpers_left_behind_by_a_command_that_ended_are_ended(
     record = supervisor.start(command(sys.executable, str(escape), str(tmp_path), "leave", grace_s=0.2))
     escaped = read_pid(tmp_path / "escaped.pid")
     doomed.append(escaped)
+    assert is_alive(escaped)
+    assert escaped in supervisor.members(record)
     (tmp_path / "go").touch()
     wait_until(lambda: not is_alive(escaped))
     wait_until(lambda: not supervisor.members(record))

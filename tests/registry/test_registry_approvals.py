@@ -120,6 +120,13 @@ def test_nobody_approves_what_they_promote(guarded: Registry) -> None:
     assert guarded.promote("digits", 1, reason="r", actor="carl").to_number == 1
 
 
+@pytest.mark.parametrize("actor", ["flow brisk-otter by ada", "flow brisk-otter by ada@build-7", "ada@build-7"])
+def test_nobody_approves_what_their_own_pipeline_promotes(guarded: Registry, actor: str) -> None:
+    guarded.approvals.grant("digits", 1, principal="ada", reason="r")
+    assert "by the actor: somebody else must approve" in refusal(guarded, actor=actor)
+    assert guarded.promote("digits", 1, reason="r", actor="flow brisk-otter by carl").to_number == 1
+
+
 def test_an_approval_is_for_one_version_and_one_alias(guarded: Registry) -> None:
     guarded.approvals.grant("digits", 2, principal="ada", reason="r")
     guarded.approvals.grant("digits", 1, alias="staging", principal="ada", reason="r")

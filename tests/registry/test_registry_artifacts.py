@@ -414,10 +414,13 @@ def test_what_lies_beside_the_formats_is_found_and_moved_aside(
         (place / "evil.py").write_text("print()")
         (place / "keras").mkdir()
         (place / "keras" / "weights.h5").write_bytes(b"x")
+        (place / "onnx" / "hollow" / "inner").mkdir(parents=True)
+        (place / "jax").mkdir()
         (place / "away").symlink_to(tmp_path)
         os.mkfifo(place / "pipe")
     (later.parent / "loose").write_text("x")
-    names = ["formats/away", "formats/evil.py", "formats/keras/weights.h5", "formats/pipe"]
+    names = ["formats/away", "formats/evil.py", "formats/jax", "formats/keras/weights.h5"]
+    names += ["formats/onnx/hollow/inner", "formats/pipe"]
     assert [problem.path for problem in registry.find_problems(version)] == names
     assert [problem.path for problem in registry.find_problems(added)] == [*names, "loose"]
     with pytest.raises(IntegrityError, match=r"`formats/evil\.py` was added"):

@@ -345,6 +345,30 @@ def test_a_comparison_is_drawn_and_drawn_the_same_again(
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_what_was_not_measured_takes_no_place_in_the_picture(
+    rivals: Registry, formats: Formats, tmp_path: Path
+) -> None:
+    from noa_registry.comparison_plot import save_plot
+
+    for number in (1, 2):
+        rivals.attach("digits", number, side_facts(formats, 0.1))
+    whole = rivals.compare("digits/1", "digits/2")
+    as_of_a_regression = replace(
+        whole, slices=(), a=replace(whole.a, calibration=None), b=replace(whole.b, calibration=None)
+    )
+    pictures: list[str] = []
+    for comparison in (whole, as_of_a_regression):
+        save_plot(comparison, tmp_path / "a.svg")
+        pictures.append((tmp_path / "a.svg").read_text())
+    assert [("Reliability" in text, "per slice" in text, "Latency" in text) for text in pictures] == [
+        (True, True, False),
+        (False, False, True),
+    ]
+    wide, narrow = (float(text.partition('width="')[2].partition("pt")[0]) for text in pictures)
+    assert narrow < 0.75 * wide
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_a_comparison_of_nothing_is_drawn_too(version: object, registry: Registry, tmp_path: Path) -> None:
     from noa_registry.comparison_plot import save_plot
 

@@ -305,7 +305,9 @@ def test_outputs_that_are_no_numbers_are_never_compared() -> None:
 
 def test_a_metric_that_nobody_can_compute_is_refused_by_name() -> None:
     facts = measured(logits_that_are_right(TARGETS, RIGHT), TARGETS, metrics={"profit": 1.0})
-    policy = GateSettings(max_regression={"profit": 0.1}, confidence=0.95, resamples=100)
+    policy = GateSettings(
+        max_regression={"profit": 0.1}, directions={"profit": "higher"}, confidence=0.95, resamples=100
+    )
     refused = found(candidate(*facts), "max_regression.profit", policy, candidate(*facts, reference="digits/1"))
     assert not refused.passed
     assert "noa.metrics" in (refused.remedy or "")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from noa.errors import InvalidInputError, NotFoundError
 from noa_registry import LineageEdge, LineageGraph, LineageNode, ModelVersion, Registry
+from noa_registry.lineage.labels import EDGE_FONT, NAME_FONTS, fit_name, place_labels
 from noa_registry.lineage.layout import NODE_HEIGHT, NODE_WIDTH, lay_out
 from noa_registry.lineage.mermaid import escape_label, to_mermaid
 from noa_registry.lineage.outline import OutlineItem, outline
@@ -218,6 +219,33 @@ def test_nodes_of_any_graph_never_touch_and_edges_lead_to_the_right(data: Any) -
     for edge, points in layout.edges:
         assert points[0][0] < points[-1][0]
         assert layout.nodes[edge.source][0] < layout.nodes[edge.target][0]
+
+
+@given(st.integers(1, 12), st.integers(1, 4), st.sampled_from(["used by", "acknowledged by", "x" * 40]))
+def test_the_words_at_edges_cover_neither_each_other_nor_a_node(versions: int, sources: int, word: str) -> None:
+    nodes = [LineageNode(id=f"s{n}", kind="dataset", label=str(n)) for n in range(sources)]
+    nodes += [LineageNode(id=f"v{n}", kind="version", label=str(n)) for n in range(versions)]
+    links = tuple(
+        LineageEdge(source=f"s{a}", target=f"v{b}", kind=word) for a in range(sources) for b in range(versions)
+    )
+    layout = lay_out(LineageGraph(focus=("v0",), nodes={node.id: node for node in nodes}, edges=links))
+    half = 0.5 * EDGE_FONT * len(word) / 2  # narrower than is reserved, so nothing that is seen touches
+    words = [(x - half, y - EDGE_FONT / 2, x + half, y) for x, y in filter(None, place_labels(layout))]
+    boxes = [(x, y, x + NODE_WIDTH, y + NODE_HEIGHT) for x, y in layout.nodes.values()]
+    for index, one in enumerate(words):
+        for other in [*words[index + 1 :], *boxes]:
+            assert one[0] >= other[2] or other[0] >= one[2] or one[1] >= other[3] or other[1] >= one[3]
+    if len(word) < 20:  # wider than the gap between the columns it may be left out
+        assert words
+
+
+def test_long_names_become_smaller_and_then_lose_their_middle() -> None:
+    assert fit_name("digits/3") == ("digits/3", NAME_FONTS[0])
+    assert fit_name("digits-torch-20261129-1") == ("digits-torch-20261129-1", NAME_FONTS[1])
+    name, _ = fit_name("host-1.example.internal:3000-12345")
+    assert name.startswith("host-1.")
+    assert name.endswith("-12345")
+    assert len(name) * 0.58 * NAME_FONTS[1] <= NODE_WIDTH - 22
 
 
 def test_the_picture_of_a_real_graph_is_whole(registry: Registry, served: ModelVersion, tmp_path: Path) -> None:

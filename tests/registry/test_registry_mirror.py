@@ -237,6 +237,34 @@ def test_every_changed_fact_and_attachment_of_a_version_is_named(
 
 
 @pytest.mark.local_files
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)  # the other has no texts in columns of bytes
+@pytest.mark.parametrize(
+    ("cell", "is_whole"), [("CAST(x'fffe' AS TEXT)", False), ("7", False), ("'one'", True), ("'two'", False)]
+)
+def test_an_attachment_that_is_kept_as_something_else_is_judged_by_its_bytes(
+    registry: Registry, formats: Any, tamper: Callable[..., Any], cell: str, is_whole: bool
+) -> None:
+    one = Attachment(media_type="text/plain", content=b"one")
+    fact = Evidence(
+        kind="audit",
+        subject="version",
+        digest="sha256:" + "0" * 64,
+        values={"attachment": one.digest},
+        attachments=(one,),
+    )
+    registry.register(formats.draft(evidence=[fact]), actor="ada")
+    tamper(f"UPDATE noa_attachments SET content = {cell}")
+    problems = registry.find_record_problems("digits", 1)
+    if is_whole:
+        assert problems == []
+        assert registry.attachment(one.digest) == one
+    else:
+        assert ["was changed" in problem.what for problem in problems] == [True]
+        with pytest.raises(IntegrityError, match="an attachment was changed"):
+            registry.attachment(one.digest)
+
+
+@pytest.mark.local_files
 def test_an_alias_row_that_the_ledger_does_not_know_is_never_followed(
     registry: Registry, promoted: list[ModelVersion], tamper: Callable[..., Any]
 ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 from serving_kit import Answer, call
 
@@ -43,6 +44,22 @@ requests = st.fixed_dictionaries(
     {"inputs": st.lists(tensors, max_size=3) | values},
     optional={"outputs": values, "id": values, "parameters": values, "instances": values},
 )
+fitting = st.fixed_dictionaries(
+    {
+        "inputs": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "name": st.just("x"),
+                    "datatype": st.just("FP32"),
+                    "shape": st.sampled_from([[1, 4], [2, 4], [4]]),
+                    "data": st.lists(st.floats(-9, 9), min_size=4, max_size=8),
+                }
+            ),
+            min_size=1,
+            max_size=1,
+        )
+    }
+)
 relaxed = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -54,8 +71,29 @@ def check(app: AsgiApplication, answer: Answer) -> None:
     assert app._application.admission.in_flight == 0
 
 
+def test_the_check_finds_what_must_not_come_out(app: AsgiApplication) -> None:
+    for status, body in ((500, b'{"error": "x"}'), (400, b'{"detail": "x"}'), (400, b'{"error": "Traceback ..."}')):
+        with pytest.raises(AssertionError):
+            check(app, Answer(status=status, body=body, headers={}))
+    app._application.admission.enter()
+    with pytest.raises(AssertionError):
+        check(app, Answer(status=200, body=b"{}", headers={}))
+    app._application.admission.leave()
+
+
+def test_what_is_made_up_reaches_the_model_too(app: AsgiApplication) -> None:
+    """Else only refusals were checked."""
+
+    def is_computed(body: object) -> bool:
+        path, kind = "/v2/models/digits/infer", {"content-type": "application/json"}
+        return asyncio.run(call(app, "POST", path, json.dumps(body).encode(), kind)).status == 200
+
+    found = find(requests | values | fitting, is_computed, settings=settings(relaxed, max_examples=1000))
+    assert is_computed(found)
+
+
 @relaxed
-@given(path=st.sampled_from(PATHS), body=requests | values)
+@given(path=st.sampled_from(PATHS), body=requests | values | fitting)
 def test_any_json_is_answered(app: AsgiApplication, path: str, body: object) -> None:
     check(app, asyncio.run(call(app, "POST", path, json.dumps(body).encode(), {"content-type": "application/json"})))
 

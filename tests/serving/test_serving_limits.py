@@ -95,7 +95,15 @@ def test_too_large_a_body_is_413_by_its_announced_and_by_its_real_size(stocked: 
 def test_too_large_a_body_for_an_unknown_name_is_404(stocked: Project) -> None:
     app = limited(stocked)
     body = b" " * (65 << 10)
-    for path in ("/predict/nosuch", "/v2/models/nosuch/infer", "/v2/models/nosuch/versions/1/infer"):
+    for path in (
+        "/predict/nosuch",
+        "/v2/models/nosuch/infer",
+        "/v2/models/nosuch/versions/1/infer",
+        "/nosuch",
+        "/v2/nosuch",
+        "/v2/repository/nosuch",
+        "/v2/models/digits/nosuch",
+    ):
         for headers in (JSON, {**JSON, "content-length": str(len(body))}):
             answer = asyncio.run(call(app, "POST", path, [body[:60000], body[60000:]], headers))
             assert (answer.status, "nosuch" in answer.error) == (404, True)

@@ -96,6 +96,8 @@ def test_workers_end_when_the_arbiter_is_killed(filled: Project, tmp_path: Path)
     server = start_server(filled.settings, endpoints={"digits": endpoint("digits@champion")}, log_file=tmp_path / "log")
     server.wait_ready()
     workers = psutil.Process(server.pid).children(recursive=True)
+    assert workers
+    assert not any(map(is_gone, workers))
     os.kill(server.pid, signal.SIGKILL)
     wait_until(lambda: all(map(is_gone, workers)), what="the end of the workers")
     server.stop()

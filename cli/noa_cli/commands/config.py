@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from noa_cli import _console as console
 from noa_cli._command import add_command, new_group
 from noa_cli._invocation import current
 from noa_cli._options import JsonOption
+
+if TYPE_CHECKING:
+    from noa.settings import Settings
 
 
 def build() -> typer.Typer:
@@ -65,7 +68,10 @@ def explain(
 
 
 def validate(as_json: JsonOption = False) -> None:
-    """Check all layers and the keys they name; exit code 1 and the place of the first mistake."""
+    """Check all layers and the keys they name; exit code 1 and the place of the first mistake.
+
+    What is odd and no mistake, such as a gate of a model that nobody knows, is a warning.
+    """
     loaded = current().load()
     signing = loaded.settings.registry.signing
     if signing.signs or signing.checks:
@@ -73,10 +79,15 @@ def validate(as_json: JsonOption = False) -> None:
 
         check_signing(signing)
     where = str(loaded.project_file) if loaded.project_file else None
+    warnings = _warnings(loaded.settings)
     if as_json:
-        console.print_json({"valid": True, "project_file": where, "keys_set": len(loaded.origins)})
-    else:
-        console.print_line(f"valid: {len(loaded.origins)} settings set, project file {where or 'none'}")
+        console.print_json(
+            {"valid": True, "project_file": where, "keys_set": len(loaded.origins), "warnings": warnings}
+        )
+        return
+    console.print_line(f"valid: {len(loaded.origins)} settings set, project file {where or 'none'}")
+    for warning in warnings:
+        console.print_line(f"warning: {warning}")
 
 
 def schema(
@@ -117,6 +128,24 @@ def diff(
         console.print_table(["setting", profile_a, profile_b], rows)
     else:
         console.print_line("no difference")
+
+
+def _warnings(settings: Settings) -> list[str]:
+    if not settings.gates:
+        return []
+    from noa.errors import NoaError
+    from noa_cli._gate_remarks import gate_remarks, registry_is_there
+    from noa_cli._registry import open_registry
+
+    try:
+        if registry_is_there(settings):
+            with open_registry(settings) as registry:
+                remarks = gate_remarks(settings, registry)
+        else:
+            remarks = gate_remarks(settings, None)
+    except NoaError as exc:  # the settings are valid also where the database does not answer
+        return [f"the gates could not be compared with the registry: {exc}"]
+    return [f"{remark.text}. {remark.remedy}" for remark in remarks]
 
 
 def _text(value: object) -> str:

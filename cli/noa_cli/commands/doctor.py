@@ -100,6 +100,7 @@ def _examine() -> Iterator[Finding]:
         yield _port(name, port)
     yield _guarded("signing", lambda: _signing(settings))
     yield _guarded("registry", lambda: _registry(settings))
+    yield _guarded("gates", lambda: _gates(settings))
 
 
 def _python() -> Finding:
@@ -183,8 +184,9 @@ def _registry(settings: Settings) -> Finding:
     with open_registry(settings) as registry:
         models = registry.models()
         registry.verify_ledger()
-        changed = [
-            problem
+        changed = [model.problem for model in models if model.problem is not None]
+        changed += [
+            problem.what
             for model in models
             for number in registry.numbers(model.name)
             for problem in registry.find_record_problems(model.name, number)
@@ -195,7 +197,7 @@ def _registry(settings: Settings) -> Finding:
         return Finding(
             name="registry",
             state="problem",
-            detail=f"{changed[0].what}{more}",
+            detail=f"{changed[0]}{more}",
             remedy="See all with: noa models verify; then restore a backup",
         )
     if moved:
@@ -210,6 +212,22 @@ def _registry(settings: Settings) -> Finding:
         detail = f"{folder} holds versions of `{lost[0]}` that the database does not know: was it emptied or replaced?"
         return Finding(name="registry", state="warning", detail=detail, remedy="Restore the database from a backup")
     return Finding(name="registry", state="ok", detail=f"{len(models)} models, the ledger's chain holds")
+
+
+def _gates(settings: Settings) -> Finding:
+    from noa_cli._gate_remarks import gate_remarks
+    from noa_cli._registry import open_registry
+
+    with open_registry(settings) as registry:
+        remarks = gate_remarks(settings, registry)
+    if not remarks:
+        return Finding(name="gates", state="ok", detail=f"of {len(settings.gates)} models")
+    return Finding(
+        name="gates",
+        state="warning",
+        detail="; ".join(remark.text for remark in remarks),
+        remedy="; ".join(dict.fromkeys(remark.remedy for remark in remarks)),
+    )
 
 
 def _holds_units(folder: Path) -> bool:

@@ -164,6 +164,7 @@ def seek(
     consumer: ConsumerArgument,
     to: Annotated[int, typer.Argument(help="Go on after this event; 0: with the oldest that is kept.")],
     new: Annotated[bool, typer.Option("--new", help="Make a consumer of this name if there is none.")] = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Let a consumer or webhook read again from an event on, or skip to it."""
@@ -171,11 +172,12 @@ def seek(
         if not new:
             make = current().command_line("events", "seek", consumer, str(to), "--new")
             _require_consumer(registry, consumer, remedy=f"List them with `noa events consumers`, or make it: {make}")
-        registry.events.seek(consumer, to)
+        before = registry.events.seek(consumer, to, dry_run=dry_run)
     if as_json:
-        console.print_json({"consumer": consumer, "last_id": to})
+        console.print_json({"consumer": consumer, "last_id": to, "before": before, "dry_run": dry_run})
     else:
-        console.print_line(f"{consumer} goes on after event {to}")
+        goes_on = "would go on" if dry_run else "goes on"
+        console.print_line(f"{consumer} {goes_on} after event {to} instead of {before}")
 
 
 def forget(consumer: ConsumerArgument, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:

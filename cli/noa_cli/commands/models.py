@@ -73,6 +73,8 @@ def list_models(
             return
         if name is None:
             models = registry.models()
+            for problem in [model.problem for model in models if model.problem is not None]:
+                console.note(problem, "red")
             if as_json:
                 rows = [
                     {"name": m.name, "versions": m.versions, "newest": m.newest, "aliases": dict(m.aliases)}
@@ -302,12 +304,14 @@ def print_report(report: GateReport) -> None:
     """Print each rule of a gate with its verdict, and what to do about those that refuse."""
     console.print_table(
         ["rule", "verdict", "expected", "received"],
-        [[v.rule, "passed" if v.passed else "REFUSED", v.expected, v.received] for v in report.verdicts],
+        [[v.rule, v.state if v.passed else "REFUSED", v.expected, v.received] for v in report.verdicts],
         title=f"Gate of {report.reference} for @{report.alias}: {'passed' if report.passed else 'refused'}",
     )
     for verdict in report.refusals:
         if verdict.remedy is not None:
             console.print_line(f"{verdict.rule}: {verdict.remedy}")
+    for verdict in report.warnings:
+        console.print_line(f"warning: {verdict.warning}. {verdict.remedy or ''}".rstrip())
 
 
 def _wait_for_servers(registry: Registry, entry: LedgerEntry, timeout_s: float) -> list[Replica]:

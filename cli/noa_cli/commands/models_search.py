@@ -54,7 +54,7 @@ def search(
                 *[f"{hit.metrics[name]:.4g}" if name in hit.metrics else None for name in metrics],
                 ", ".join(f"{key}={value}" for key, value in hit.tags.items() if not key.startswith("noa.")) or None,
                 console.short_digest(hit.digest),
-                console.short_time(hit.created_at),
+                None if hit.created_at is None else console.short_time(hit.created_at),
                 hit.created_by,
             ]
             for hit in page.hits

@@ -26,7 +26,7 @@ def up(only: OnlyOption = None, as_json: JsonOption = False) -> None:
     settings = current().settings()
     with console.step("Starting services") as tell:
         try:
-            statuses = start(settings, services=_names(only), on_progress=lambda event: tell(_say(event)))
+            statuses = start(settings, services=_names(only), on_progress=lambda event: tell(_say_of_start(event)))
         except KeyboardInterrupt:
             console.note("interrupted: what this call had started is stopped again; what ran before goes on")
             raise
@@ -75,6 +75,11 @@ def _names(only: list[str] | None) -> list[ServiceName] | None:
 
 def _say(event: ServiceEvent) -> str:
     return f"{event.service} {event.phase}{f' at {event.address}' if event.address else ''}"
+
+
+def _say_of_start(event: ServiceEvent) -> str:
+    """Return the step of a start; what it stops again may take a while, so it says how that is cut short."""
+    return f"{_say(event)}; Ctrl-C once more kills it" if event.phase == "stopping" else _say(event)
 
 
 def _show(statuses: list[ServiceStatus], as_json: bool) -> None:

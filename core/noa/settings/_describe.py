@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from types import UnionType
+from typing import Annotated, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 
@@ -120,6 +121,15 @@ def _section_of(annotation: object) -> type[BaseModel] | None:
 
 
 def _type_name(annotation: object) -> str:
-    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
-        return annotation.__name__
-    return str(annotation).replace("typing.", "").replace("pydantic.types.", "").replace("pathlib.", "")
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin in (Union, UnionType):
+        return " | ".join(_type_name(argument) for argument in arguments)
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, arguments))}]"
+    if isinstance(origin, type):
+        return f"{origin.__name__}[{', '.join(_type_name(argument) for argument in arguments)}]"
+    if annotation is type(None) or annotation is Ellipsis:
+        return "None" if annotation is type(None) else "..."
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

@@ -19,6 +19,9 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
     field_serializer,
     field_validator,
     model_validator,
@@ -50,10 +53,11 @@ _S3_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.\.?(/|$))[A-Z
 
 Name = Annotated[str, AfterValidator(_name)]
 Alias = Annotated[str, AfterValidator(_alias)]
-Port = Annotated[int, Field(ge=0, le=65535)]
+Port = Annotated[StrictInt, Field(ge=0, le=65535)]
 PUBLIC_KEY_PREFIX = "ed25519:"
 _SHORTEST_SECRET = 16
 LatencyName = Annotated[str, Field(pattern=r"^p(50|99)(@[1-9][0-9]*)?$")]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 EvidenceKind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")]
 
 
@@ -93,7 +97,7 @@ class SigningSettings(Section):
     trusted_keys: tuple[Path, ...] = Field(
         default=(), description="PEM files of public keys whose signatures count; one's own key always does."
     )
-    required: bool = Field(
+    required: StrictBool = Field(
         default=False, description="Whether a version without a signature is refused when it is loaded or promoted."
     )
     sigstore_identity: str = Field(
@@ -138,17 +142,17 @@ class S3Settings(Section):
         default=SecretStr(""), description="Access key; empty: the usual AWS chain (environment, profile, role)."
     )
     secret_key: SecretStr = Field(default=SecretStr(""), description="Secret of `access_key`.")
-    connect_timeout_s: float = Field(default=5.0, gt=0, description="How long to wait for a connection, seconds.")
-    read_timeout_s: float = Field(default=30.0, gt=0, description="How long to wait for more bytes, seconds.")
-    min_bytes_per_s: int = Field(
+    connect_timeout_s: StrictFloat = Field(default=5.0, gt=0, description="How long to wait for a connection, seconds.")
+    read_timeout_s: StrictFloat = Field(default=30.0, gt=0, description="How long to wait for more bytes, seconds.")
+    min_bytes_per_s: StrictInt = Field(
         default=1024, ge=0, description="A download slower than this over `read_timeout_s` is begun anew, bytes/s."
     )
-    max_attempts: int = Field(default=5, ge=1, description="How often a request is tried before it is an error.")
-    part_bytes: int = Field(
+    max_attempts: StrictInt = Field(default=5, ge=1, description="How often a request is tried before it is an error.")
+    part_bytes: StrictInt = Field(
         default=16 << 20, ge=5 << 20, description="Files above this are sent in parts of this size, bytes."
     )
-    parallel: int = Field(default=4, ge=1, le=64, description="Parts or files that are sent or fetched at once.")
-    lease_s: float = Field(
+    parallel: StrictInt = Field(default=4, ge=1, le=64, description="Parts or files that are sent or fetched at once.")
+    lease_s: StrictFloat = Field(
         default=300.0, ge=1, description="A writer that was not heard of for so long is dead; its rest is removed."
     )
 
@@ -185,10 +189,10 @@ class RegistrySettings(Section):
         default=Path(),
         description="Folder of local copies of model files and of what was verified; empty: `<state_dir>/cache`.",
     )
-    cache_max_bytes: int = Field(
+    cache_max_bytes: StrictInt = Field(
         default=50 << 30, ge=1 << 20, description="Size above which the longest unused local copies go, bytes."
     )
-    lock_timeout_s: float = Field(
+    lock_timeout_s: StrictFloat = Field(
         default=60.0, gt=0, description="How long to wait for the database or another process, seconds."
     )
     signing: SigningSettings = Field(default_factory=SigningSettings)
@@ -201,7 +205,7 @@ class RegistrySettings(Section):
         description="Who may approve, by name: `ed25519:<base64>` or the path of a public key in PEM. "
         "With any, approvals must be signed.",
     )
-    events_keep_days: float = Field(
+    events_keep_days: StrictFloat = Field(
         default=30.0, ge=0, description="How long events are kept after every consumer has read them, days."
     )
 
@@ -227,24 +231,24 @@ class TrainingSettings(Section):
     jobs_dir: Path = Field(
         default=Path(), description="Folder of jobs and their checkpoints; empty: `<state_dir>/jobs`."
     )
-    checkpoint_every_s: float = Field(
+    checkpoint_every_s: StrictFloat = Field(
         default=30.0, ge=0, description="Least time between checkpoints within an epoch, seconds."
     )
-    keep_checkpoints: int = Field(default=2, ge=1, description="How many newest checkpoints of a job are kept.")
-    threads: int = Field(
+    keep_checkpoints: StrictInt = Field(default=2, ge=1, description="How many newest checkpoints of a job are kept.")
+    threads: StrictInt = Field(
         default=0, ge=0, description="Compute threads of one job; 0: all cores divided by parallel jobs."
     )
-    log_every_steps: int = Field(default=20, ge=1, description="Steps between two metric records.")
+    log_every_steps: StrictInt = Field(default=20, ge=1, description="Steps between two metric records.")
 
 
 class ConversionSettings(Section):
     """How formats are written and compared."""
 
-    opset: int = Field(default=20, ge=18, le=23, description="ONNX opset of exported graphs.")
-    absolute_tolerance: float = Field(
+    opset: StrictInt = Field(default=20, ge=18, le=23, description="ONNX opset of exported graphs.")
+    absolute_tolerance: StrictFloat = Field(
         default=1e-4, gt=0, description="Largest allowed absolute difference of float32 outputs between two formats."
     )
-    relative_tolerance: float = Field(
+    relative_tolerance: StrictFloat = Field(
         default=1e-3, gt=0, description="Largest allowed difference relative to the native output's magnitude."
     )
     max_value_bytes: int = Field(
@@ -276,27 +280,27 @@ class ServingSettings(Section):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; anything but loopback needs `api_keys`.")
     port: Port = Field(default=3000, description="Port to listen on; 0: a free one.")
-    workers: int = Field(default=1, ge=1, le=256, description="Worker processes.")
-    threads: int = Field(default=0, ge=0, description="Compute threads per worker; 0: cores divided by workers.")
+    workers: StrictInt = Field(default=1, ge=1, le=256, description="Worker processes.")
+    threads: StrictInt = Field(default=0, ge=0, description="Compute threads per worker; 0: cores divided by workers.")
     api_keys: tuple[SecretStr, ...] = Field(
         default=(), description="Bearer tokens that may call; empty: no authentication."
     )
-    poll_interval_s: float = Field(
+    poll_interval_s: StrictFloat = Field(
         default=0.5, gt=0, description="How often an alias is looked up for a swap, seconds."
     )
-    lease_s: float = Field(
+    lease_s: StrictFloat = Field(
         default=30.0,
         ge=1,
         description="How long a server that was killed still counts as one that needs its version, seconds.",
     )
-    max_in_flight: int = Field(
+    max_in_flight: StrictInt = Field(
         default=256, ge=1, description="Requests computed or waiting at once; more get 503 and Retry-After."
     )
-    timeout_s: float = Field(
+    timeout_s: StrictFloat = Field(
         default=30.0, gt=0, description="Time after which a request is answered with 504, seconds."
     )
-    max_body_bytes: int = Field(default=64 << 20, ge=1, description="Largest accepted request body, bytes.")
-    max_batch_items: int = Field(
+    max_body_bytes: StrictInt = Field(default=64 << 20, ge=1, description="Largest accepted request body, bytes.")
+    max_batch_items: StrictInt = Field(
         default=4096, ge=1, description="Largest accepted size of the batch axis of one request."
     )
 
@@ -315,44 +319,60 @@ class ServingSettings(Section):
 class GateSettings(Section):
     """What a version must show before an alias of its model may move to it. Equivalence is always required."""
 
-    min_metrics: dict[str, float] = Field(default={}, description="Least value of a metric on the test split, by name.")
-    max_metrics: dict[str, float] = Field(
+    min_metrics: dict[str, StrictFloat] = Field(
+        default={}, description="Least value of a metric on the test split, by name."
+    )
+    max_metrics: dict[str, StrictFloat] = Field(
         default={}, description="Largest value of a metric (losses, errors), by name."
     )
-    max_regression: dict[str, float] = Field(
+    max_regression: dict[str, StrictFloat] = Field(
         default={}, description="How much worse than the present holder of the alias a metric may be, by name."
     )
-    confidence: float | None = Field(
+    directions: dict[str, Literal["higher", "lower"]] = Field(
+        default={},
+        description="Whether `higher` or `lower` values of a metric are better, where its name does not tell.",
+    )
+    datasets: tuple[Digest, ...] = Field(
+        default=(), description="Digests of the test rows whose measurements count; empty: any rows."
+    )
+    known_dataset: StrictBool = Field(
+        default=False,
+        description="Refuse metrics of test rows that neither kept predictions, the version's own data nor the holder "
+        "explain; unset: warn.",
+    )
+    confidence: StrictFloat | None = Field(
         default=None,
         gt=0.5,
         lt=1,
         description="Judge regressions by the worse end of a two-sided bootstrap interval of this confidence, from the "
         "predictions of both on the same rows; unset: by the measured values.",
     )
-    resamples: int = Field(default=1000, ge=100, le=100_000, description="Draws of the bootstrap.")
-    seed: int = Field(default=0, ge=0, description="Seed of the bootstrap's random rows.")
-    slices: dict[str, dict[str, float]] = Field(
+    resamples: StrictInt = Field(default=1000, ge=100, le=100_000, description="Draws of the bootstrap.")
+    seed: StrictInt = Field(default=0, ge=0, description="Seed of the bootstrap's random rows.")
+    slices: dict[str, dict[str, StrictFloat]] = Field(
         default={},
         description="Limit of a metric on a slice of the test rows, by slice (`*`: every slice) and metric; least "
         "value, or largest of a loss or error.",
     )
-    slice_regression: dict[str, dict[str, float]] = Field(
+    slice_regression: dict[str, dict[str, StrictFloat]] = Field(
         default={}, description="As `max_regression`, by slice (`*`: every slice of the candidate) and metric."
     )
-    max_latency_ms: dict[LatencyName, float] = Field(
+    max_latency_ms: dict[LatencyName, StrictFloat] = Field(
         default={}, description="Largest latency by `p50` or `p99` of one row, or `p99@32` of 32 rows, milliseconds."
     )
-    max_size_bytes: int | None = Field(default=None, ge=1, description="Largest size of the served format, bytes.")
+    max_size_bytes: StrictInt | None = Field(
+        default=None, ge=1, description="Largest size of the served format, bytes."
+    )
     require: tuple[EvidenceKind, ...] = Field(
         default=(), description="Kinds of evidence that must exist, and have passed where they judge."
     )
-    approvals: int = Field(
+    approvals: StrictInt = Field(
         default=0, ge=0, le=100, description="How many principals other than the one who promotes must approve."
     )
-    compatible: bool = Field(
+    compatible: StrictBool = Field(
         default=False, description="Refuse a signature that breaks clients of the present holder of the alias."
     )
-    allow_kept: bool = Field(
+    allow_kept: StrictBool = Field(
         default=False,
         description="Let an alias move to a version that noa keeps and cannot run (a pickle, bare weights).",
     )
@@ -380,19 +400,19 @@ class GateSettings(Section):
 class RetentionSettings(Section):
     """How long versions and files that nothing needs are kept."""
 
-    grace_days: float = Field(
+    grace_days: StrictFloat = Field(
         default=7.0, ge=0, le=3650, description="How long a deleted version can be restored, days."
     )
-    keep_newest: int = Field(
+    keep_newest: StrictInt = Field(
         default=10, ge=1, description="`noa gc --policy`: how many newest versions of a model are always kept."
     )
-    keep_days: float = Field(
+    keep_days: StrictFloat = Field(
         default=90.0, ge=0, description="`noa gc --policy`: younger versions are always kept, days."
     )
-    orphan_hours: float = Field(
+    orphan_hours: StrictFloat = Field(
         default=24.0, ge=1, description="`noa gc`: how old a folder that no version names must be, hours."
     )
-    cache_days: float = Field(
+    cache_days: StrictFloat = Field(
         default=30.0, ge=0, description="`noa gc`: how long a local copy was not used before it may go, days."
     )
 
@@ -415,11 +435,13 @@ class FlowsSettings(Section):
 
     host: str = Field(default="127.0.0.1", description="Address of the managed Prefect server; loopback only.")
     port: Port = Field(default=4200, description="Port of the managed Prefect server; 0: a free one.")
-    start_timeout_s: float = Field(
+    start_timeout_s: StrictFloat = Field(
         default=120.0, gt=0, description="How long `noa up` waits for a service to be healthy, seconds."
     )
-    stop_timeout_s: float = Field(default=10.0, gt=0, description="How long `noa down` waits before it kills, seconds.")
-    parallel_runs: int = Field(default=1, ge=1, description="Flow runs the worker executes at once.")
+    stop_timeout_s: StrictFloat = Field(
+        default=10.0, gt=0, description="How long `noa down` waits before it kills, seconds."
+    )
+    parallel_runs: StrictInt = Field(default=1, ge=1, description="Flow runs the worker executes at once.")
 
     @model_validator(mode="after")
     def _loopback_only(self) -> Self:
@@ -446,13 +468,15 @@ class WebhookSettings(Section):
         default=(), description="Kinds of events to send, e.g. `alias.promoted` or `alias.*`; empty: all."
     )
     models: tuple[Name, ...] = Field(default=(), description="Models whose events to send; empty: all.")
-    timeout_s: float = Field(default=10.0, gt=0, le=300, description="Longest time of one request, seconds.")
-    max_attempts: int = Field(
+    timeout_s: StrictFloat = Field(default=10.0, gt=0, le=300, description="Longest time of one request, seconds.")
+    max_attempts: StrictInt = Field(
         default=12, ge=1, le=100, description="Attempts after which an event goes to the dead-letter list."
     )
-    retry_base_s: float = Field(default=2.0, gt=0, description="Wait after the first failure; it doubles, seconds.")
-    retry_max_s: float = Field(default=600.0, gt=0, description="Longest wait between two attempts, seconds.")
-    allow_private: bool = Field(
+    retry_base_s: StrictFloat = Field(
+        default=2.0, gt=0, description="Wait after the first failure; it doubles, seconds."
+    )
+    retry_max_s: StrictFloat = Field(default=600.0, gt=0, description="Longest wait between two attempts, seconds.")
+    allow_private: StrictBool = Field(
         default=False, description="Whether the address may be private, loopback or link-local."
     )
     ca_file: Path | None = Field(

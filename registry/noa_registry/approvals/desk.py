@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
+from noa.actors import is_same_user
 from noa.digests import canonical_json, sha256_bytes
 from noa.errors import ConflictError, InvalidInputError, NotFoundError
 from noa.references import check_alias, check_name
@@ -217,7 +218,7 @@ class ApprovalDesk:
                 pass
         if approval.digest != digest:
             return f"is for other bytes, {approval.digest}"
-        if approval.principal == actor:
+        if actor is not None and is_same_user(approval.principal, actor):
             return "is by the actor: somebody else must approve"
         return self._signature_problem(approval, row, registry)
 

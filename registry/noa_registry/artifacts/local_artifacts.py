@@ -200,12 +200,18 @@ class LocalArtifacts:
 
     def set_aside(self, key: UnitKey, path: str) -> str:
         """Move an added file to the folder `_set_aside`. See `ArtifactStore`."""
-        source = self._folder(key) / path
+        unit = self._folder(key)
+        source = unit / path
         self._refuse_links(source.parent)
         target = self._root / _SET_ASIDE / secrets.token_hex(4) / key.uid / path
         with translate_disk_errors(source):
             target.parent.mkdir(parents=True)
             source.replace(target)
+        emptied = source.parent
+        with suppress(OSError):  # something is left in it
+            while emptied != unit:
+                emptied.rmdir()
+                emptied = emptied.parent
         return str(target)
 
     def remove_unit(self, key: UnitKey) -> None:

@@ -322,7 +322,7 @@ def _gates(facts: CardFacts) -> list[Block]:
 
 def _verdict(alias: str, moment: datetime, values: Mapping[str, object]) -> Block:
     report = GateReport.from_dict(values)
-    rows = tuple((v.rule, "passed" if v.passed else "refused", v.expected, v.received) for v in report.verdicts)
+    rows = tuple((v.rule, v.state, v.expected, v.received) for v in report.verdicts)
     caption = f"Gate of @{alias}, {moment:%Y-%m-%d %H:%M} UTC: {'passed' if report.passed else 'refused'}"
     return Table(("rule", "verdict", "expected", "received"), rows, caption)
 

@@ -131,8 +131,10 @@ class EventLog:
                 )
             set_offset(connection, consumer, max(up_to, last_committed(connection, consumer)))
 
-    def seek(self, consumer: str, to: int) -> None:
+    def seek(self, consumer: str, to: int, *, dry_run: bool = False) -> int:
         """Let `consumer` go on after event `to`: an older one to read again, 0 for all, a newer one to skip.
+
+        Returns after which event it would have gone on. `dry_run`: only that, and the same refusals.
 
         Raises:
             NotFoundError: events after `to` were removed already; the message names the oldest that is kept.
@@ -149,8 +151,11 @@ class EventLog:
                     expected=f"{oldest - 1} or newer; 0 for all that is kept",
                     received=str(to),
                 )
-            set_offset(connection, consumer, to)
-            connection.execute(delete(webhook_cursors).where(webhook_cursors.c.consumer == consumer))
+            before = last_committed(connection, consumer)
+            if not dry_run:
+                set_offset(connection, consumer, to)
+                connection.execute(delete(webhook_cursors).where(webhook_cursors.c.consumer == consumer))
+        return before
 
     def forget(self, consumer: str) -> None:
         """Remove a consumer that will not come back, so that its unread events are not kept for it.

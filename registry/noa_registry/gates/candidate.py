@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from noa_registry.evidence.facts import METRICS, Evidence
@@ -28,7 +28,10 @@ class ApprovalFact:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A version as a gate sees it: its formats (name -> digest), their sizes in bytes, and its evidence, oldest
-    first."""
+    first.
+
+    `dataset_digest` names the data it was made from; only measurements on `test_rows` count, on any if it is empty.
+    """
 
     reference: str
     native: str
@@ -37,6 +40,8 @@ class Candidate:
     digest: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict[str, int])
     signature: Signature | None = None
+    dataset_digest: str = ""
+    test_rows: tuple[str, ...] = ()
 
     @property
     def served_formats(self) -> tuple[str, ...]:
@@ -64,6 +69,7 @@ class Candidate:
                     and evidence.digest == self.formats[subject]
                     and evidence.values.get("split") == TEST_SPLIT
                     and dataset_digest in (None, evidence.values.get("dataset_digest"))
+                    and (not self.test_rows or evidence.values.get("dataset_digest") in self.test_rows)
                 ):
                     return evidence
         return None
@@ -71,6 +77,10 @@ class Candidate:
     def test_metrics(self, dataset_digest: str | None = None) -> Evidence | None:
         """Return the newest test metrics of the sealed bytes, of `onnx` if it has any, else of the native format."""
         return self.on_test_rows(METRICS, dataset_digest)
+
+    def on_all_rows(self) -> Candidate:
+        """Return the version with all its measurements."""
+        return replace(self, test_rows=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,3 +106,8 @@ class GateInput:
         if self.holder is None or self.holder.reference == self.candidate.reference:
             return None
         return self.holder
+
+    def on_rows(self, digests: tuple[str, ...]) -> GateInput:
+        """Return the same, of both versions only with what was measured on these test rows; on all if none is named."""
+        holder = None if self.holder is None else replace(self.holder, test_rows=digests)
+        return replace(self, candidate=replace(self.candidate, test_rows=digests), holder=holder)

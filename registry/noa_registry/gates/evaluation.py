@@ -5,6 +5,7 @@ from __future__ import annotations
 from noa_registry.gates.candidate import Candidate, GateInput
 from noa_registry.gates.evidence_rules import bytes_verdict, equivalence_verdicts, evidence_verdicts, runnable_verdicts
 from noa_registry.gates.known_policy import known_policy_verdicts, policy_digest
+from noa_registry.gates.measured_rows import measured_rows_verdicts
 from noa_registry.gates.metric_rules import metric_verdicts
 from noa_registry.gates.policy import policy_verdicts
 from noa_registry.gates.report import GateReport, report_of
@@ -29,12 +30,16 @@ def evaluate_rollback(
 
 
 def _evaluate(gate_input: GateInput, work: GateWork) -> GateReport:
-    candidate, policy = gate_input.candidate, gate_input.policy
+    policy = gate_input.policy
+    is_guarded = policy is not None and (not policy.aliases or gate_input.alias in policy.aliases)
+    if policy is not None and is_guarded:
+        gate_input = gate_input.on_rows(policy.datasets)
+    candidate = gate_input.candidate
     verdicts = [bytes_verdict(gate_input.bytes_problem), *equivalence_verdicts(candidate)]
     verdicts += known_policy_verdicts(policy, gate_input.alias, gate_input.known_policy)
-    is_guarded = policy is not None and (not policy.aliases or gate_input.alias in policy.aliases)
     verdicts += runnable_verdicts(candidate, policy if is_guarded else None)
     if policy is not None and is_guarded:
+        verdicts += measured_rows_verdicts(gate_input, policy)
         verdicts += metric_verdicts(gate_input, policy, work)
         verdicts += evidence_verdicts(gate_input, policy)
         if policy.check:

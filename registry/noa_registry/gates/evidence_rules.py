@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from noa.actors import is_same_user
 from noa.errors import InvalidInputError
 from noa.formats import KEPT_FORMATS, format_names
 from noa_registry.evidence.compatibility import compare_signatures
@@ -177,7 +178,9 @@ def _approvals_verdict(gate_input: GateInput, needed: int) -> RuleVerdict:
         {
             approval.principal
             for approval in gate_input.approvals
-            if candidate.digest and approval.digest == candidate.digest and approval.principal != gate_input.actor
+            if candidate.digest
+            and approval.digest == candidate.digest
+            and not is_same_user(approval.principal, gate_input.actor)
         }
     )
     return RuleVerdict(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from noa.digests import digest_json
 from noa_registry.evidence.facts import GATE, Evidence
@@ -17,6 +17,8 @@ from noa_registry.gates.report import RuleVerdict
 
 if TYPE_CHECKING:
     from noa.settings import GateSettings
+
+_ADDED_LATER: Final = ("datasets", "known_dataset", "directions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,9 @@ def policy_digest(policy: GateSettings | None, alias: str) -> str | None:
     if policy is None or (policy.aliases and alias not in policy.aliases):
         return None
     values = policy.model_dump(mode="json")
+    for added in _ADDED_LATER:  # what is not used must not make an older verdict's policy look like another
+        if not values[added]:
+            del values[added]
     if policy.check:
         file, _, function = policy.check.rpartition(":")
         values["check"] = f"{PurePath(file).name}:{function}"

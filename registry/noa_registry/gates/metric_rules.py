@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from noa.errors import IntegrityError, InvalidInputError, NotFoundError
+from noa.metric_directions import known_direction
 from noa_registry.evidence.facts import Evidence
 from noa_registry.evidence.metrics import MetricsEvidence, SliceMetrics
 from noa_registry.gates.candidate import Candidate, GateInput
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from noa_registry.gates.work import GateWork
 
 EVERY_SLICE = "*"
-_LOWER_IS_BETTER = ("loss", "error", "mse", "rmse", "mae", "mape", "brier", "perplexity", "nll")
 _MEASURE_BOTH = "`noa flows run` and `noa train --promote` measure both on the same rows"
 
 
@@ -34,16 +34,23 @@ def metric_verdicts(gate_input: GateInput, policy: GateSettings, work: GateWork)
     return verdicts
 
 
-def is_lower_better(metric: str, policy: GateSettings | None = None) -> bool:
-    """Tell the direction of a metric: as the policy limits it, else as its adapter says, else by its name."""
-    if policy is not None and (metric in policy.min_metrics or metric in policy.max_metrics):
-        return metric not in policy.min_metrics
+def is_lower_better(metric: str, policy: GateSettings | None = None) -> bool | None:
+    """Tell the direction of a metric: as the policy says or limits it, as its adapter says, or by its name.
+
+    None where nobody says it.
+    """
+    if policy is not None:
+        if metric in policy.directions:
+            return policy.directions[metric] == "lower"
+        if (metric in policy.min_metrics) != (metric in policy.max_metrics):
+            return metric in policy.max_metrics
     from noa.metrics import find_metric
 
     try:
         return not find_metric(metric).larger_is_better
     except NotFoundError:
-        return any(part in _LOWER_IS_BETTER for part in metric.lower().split("_"))
+        known = known_direction(metric)
+        return None if known is None else known == "lower"
 
 
 def _contradictions(gate_input: GateInput, policy: GateSettings, work: GateWork) -> list[RuleVerdict]:
@@ -99,6 +106,10 @@ def _slice_verdicts(candidate: Candidate, policy: GateSettings) -> list[RuleVerd
     measured, problem = _read(candidate.test_metrics())
     verdicts: list[RuleVerdict] = []
     for name, metric, limit in _by_slice(candidate, policy.slices):
+        lower = is_lower_better(metric, policy)
+        if lower is None:
+            verdicts.append(_unknown_direction(f"slices.{name}.{metric}", metric))
+            continue
         part = None if measured is None else measured.slices.get(name)
         verdicts.append(
             _limit_verdict(
@@ -107,11 +118,21 @@ def _slice_verdicts(candidate: Candidate, policy: GateSettings) -> list[RuleVerd
                 limit,
                 {} if part is None else part.metrics,
                 _no_slice(measured, name) if part is None and problem is None else problem,
-                lower_is_better=is_lower_better(metric, policy),
+                lower_is_better=lower,
                 rows=None if part is None else part.rows,
             )
         )
     return verdicts
+
+
+def _unknown_direction(rule: str, metric: str) -> RuleVerdict:
+    return RuleVerdict(
+        rule=rule,
+        passed=False,
+        expected=f"that it is known whether more or less of `{metric}` is better",
+        received="a name that does not tell",
+        remedy=f'Say it in the gate: directions = {{ "{metric}" = "higher" }}, or "lower"',
+    )
 
 
 def _limit_verdict(
@@ -157,6 +178,8 @@ def _regression(
             rule=rule, passed=True, expected="not worse than the present holder", received="no other holder"
         )
     lower = is_lower_better(metric, policy)
+    if lower is None:
+        return _unknown_direction(rule, metric)
     judge: Callable[..., RuleVerdict] = _by_values if policy.confidence is None else _by_bootstrap
     try:
         dataset = _common_dataset(gate_input.candidate, rival, metric)

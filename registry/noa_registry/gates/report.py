@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
 from noa.errors import IntegrityError
 from noa_registry.evidence.facts import GATE, WHOLE_VERSION, Evidence, plain_json
 
+VerdictState: TypeAlias = Literal["passed", "warning", "refused"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleVerdict:
-    """What one rule found. `remedy` is what to do about a refusal; `measured` holds the numbers it was judged by."""
+    """What one rule found. `remedy` is what to do about a refusal; `measured` holds the numbers it was judged by.
+
+    A `warning` tells what it passed without knowing.
+    """
 
     rule: str
     passed: bool
@@ -20,6 +25,14 @@ class RuleVerdict:
     received: str
     remedy: str | None = None
     measured: Mapping[str, object] = field(default_factory=dict[str, object])
+    warning: str | None = None
+
+    @property
+    def state(self) -> VerdictState:
+        """The verdict in one word."""
+        if not self.passed:
+            return "refused"
+        return "passed" if self.warning is None else "warning"
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values."""
@@ -31,6 +44,8 @@ class RuleVerdict:
         }
         if self.remedy is not None:
             row["remedy"] = self.remedy
+        if self.warning is not None:
+            row["warning"] = self.warning
         if self.measured:
             row["measured"] = plain_json(dict(self.measured))
         return row
@@ -51,6 +66,11 @@ class GateReport:
     def refusals(self) -> tuple[RuleVerdict, ...]:
         """The verdicts that did not pass."""
         return tuple(verdict for verdict in self.verdicts if not verdict.passed)
+
+    @property
+    def warnings(self) -> tuple[RuleVerdict, ...]:
+        """The verdicts that passed without knowing all."""
+        return tuple(verdict for verdict in self.verdicts if verdict.state == "warning")
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values; `from_dict` reads them back."""
@@ -87,6 +107,7 @@ class GateReport:
                         received=str(row["received"]),
                         remedy=cast("str | None", row.get("remedy")),
                         measured=cast("Mapping[str, object]", row.get("measured", {})),
+                        warning=cast("str | None", row.get("warning")),
                     )
                     for row in rows
                 ),

@@ -8,9 +8,9 @@ from typing import Final
 
 from noa_registry.lineage.colours import COLOURS
 from noa_registry.lineage.graph import LineageGraph, LineageNode
+from noa_registry.lineage.labels import EDGE_FONT, fit_name, place_labels
 from noa_registry.lineage.layout import NODE_HEIGHT, NODE_WIDTH, lay_out
 
-_LABEL_CHARS: Final = 21
 _FONT: Final = "font-family=\"ui-sans-serif, system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif\""
 
 
@@ -35,12 +35,12 @@ def to_svg(graph: LineageGraph, *, title: str) -> str:
             f'<path d="{_path(points)}" fill="none" stroke="#9aa4ae" stroke-width="1.4" marker-end="url(#tip)">'
             f"<title>{_text(edge.kind)}</title></path>"
         )
-    for edge, points in layout.edges:
-        x, y = _label_place(points)
-        parts.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" font-size="9.5" fill="#5c6773" text-anchor="middle" stroke="#ffffff" '
-            f'stroke-width="3" paint-order="stroke">{_text(edge.kind)}</text>'
-        )
+    for (edge, _), place in zip(layout.edges, place_labels(layout), strict=True):
+        if place is not None:
+            parts.append(
+                f'<text x="{place[0]:.1f}" y="{place[1]:.1f}" font-size="{EDGE_FONT:g}" fill="#5c6773" '
+                f'text-anchor="middle" stroke="#ffffff" stroke-width="3" paint-order="stroke">{_text(edge.kind)}</text>'
+            )
     focus = set(graph.focus)
     parts += [_node(node, layout.nodes[key], is_focus=key in focus) for key, node in graph.nodes.items()]
     return "\n".join([*parts, "</svg>"]) + "\n"
@@ -49,7 +49,7 @@ def to_svg(graph: LineageGraph, *, title: str) -> str:
 def _node(node: LineageNode, place: tuple[float, float], *, is_focus: bool) -> str:
     x, y = place
     fill, line = COLOURS[node.kind]
-    label = node.label if len(node.label) <= _LABEL_CHARS else node.label[: _LABEL_CHARS - 1] + "…"
+    label, size = fit_name(node.label)
     details = "\n".join([node.label, *(f"{key}: {value}" for key, value in node.facts.items())])
     note = _note(node)
     return (
@@ -59,7 +59,7 @@ def _node(node: LineageNode, place: tuple[float, float], *, is_focus: bool) -> s
         f'<text x="{x + 11:.1f}" y="{y + 17:.1f}" font-size="10" fill="{line}" font-weight="600">{node.kind}</text>'
         f'<text x="{x + NODE_WIDTH - 11:.1f}" y="{y + 17:.1f}" font-size="9.5" fill="#5c6773" '
         f'text-anchor="end">{_text(note)}</text>'
-        f'<text x="{x + 11:.1f}" y="{y + 35:.1f}" font-size="13" fill="#1b1f24">{_text(label)}</text></g>'
+        f'<text x="{x + 11:.1f}" y="{y + 35:.1f}" font-size="{size:g}" fill="#1b1f24">{_text(label)}</text></g>'
     )
 
 
@@ -87,11 +87,6 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
             bend = (x1 - x0) / 2
             parts.append(f"C{x0 + bend:.1f} {y0:.1f} {x1 - bend:.1f} {y1:.1f} {x1:.1f} {y1:.1f}")
     return "".join(parts)
-
-
-def _label_place(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    (x0, y0), (x1, y1) = points[-2], points[-1]
-    return (x0 + x1) / 2, (y0 + y1) / 2 - 4
 
 
 def _text(value: object) -> str:

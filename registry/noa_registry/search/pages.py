@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, Row, and_, or_, se
 
 from noa.errors import IntegrityError, InvalidInputError
 from noa_registry.database import Database, now, to_text
-from noa_registry.json_columns import parse_table
+from noa_registry.json_columns import parse_table, parse_time
 from noa_registry.search.grammar import Query, parse_query
 from noa_registry.search.planning import plan
 from noa_registry.tables import aliases, formats, trash, version_metrics, versions
@@ -44,7 +44,7 @@ class SearchHit:
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
     dataset_digest: str
-    created_at: datetime
+    created_at: datetime | None
     created_by: str
     is_trashed: bool
     problem: str | None = None
@@ -102,7 +102,8 @@ def _load_chunk(connection: Connection, keys: Sequence[_Key]) -> dict[_Key, Sear
     hits: dict[_Key, SearchHit] = {}
     for row in connection.execute(select(versions).where(_of(versions, keys))):
         key = (row.name, row.number)
-        tags, problem = _tags_of(row)
+        tags, spoilt_tags = _tags_of(row)
+        created_at, spoilt_time = _time_of(row)
         hits[key] = SearchHit(
             name=row.name,
             number=row.number,
@@ -113,10 +114,10 @@ def _load_chunk(connection: Connection, keys: Sequence[_Key]) -> dict[_Key, Sear
             tags=tags,
             metrics=metrics[key],
             dataset_digest=row.dataset_digest,
-            created_at=datetime.fromisoformat(row.created_at),
+            created_at=created_at,
             created_by=row.created_by,
             is_trashed=key in in_trash,
-            problem=problem,
+            problem=spoilt_tags or spoilt_time,
         )
     return hits
 
@@ -126,6 +127,13 @@ def _tags_of(row: Row[Any]) -> tuple[dict[str, str], str | None]:
         return parse_table(row.tags, of=f"`{row.name}/{row.number}`", column="noa_versions.tags"), None
     except IntegrityError as exc:  # of one version: the others are found all the same
         return {}, exc.what
+
+
+def _time_of(row: Row[Any]) -> tuple[datetime | None, str | None]:
+    try:
+        return parse_time(row.created_at, of=f"`{row.name}/{row.number}`", column="noa_versions.created_at"), None
+    except IntegrityError as exc:
+        return None, exc.what
 
 
 def _load_metrics(

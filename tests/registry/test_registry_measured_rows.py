@@ -1,0 +1,121 @@
+"""Metrics say by themselves on which rows they were measured: what a gate makes of a digest that nobody knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from gate_kit import ONNX, candidate, judge, logits_that_are_right, measured, verdict
+from noa.settings import GateSettings, RegistrySettings
+from noa_registry import GateReport, Registry, metrics_evidence
+from noa_registry.gates import Candidate
+from noa_registry.gates.known_policy import policy_digest
+
+if TYPE_CHECKING:
+    from tests.registry.conftest import Formats
+
+TARGETS = np.arange(30) % 3
+KNOWN, INVENTED = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+LEAST = GateSettings(min_metrics={"accuracy": 0.9})
+
+
+def claimed(dataset: str, **values: float) -> Candidate:
+    fact = metrics_evidence(format="onnx", digest=ONNX, dataset_digest=dataset, split="test", values=values)
+    return candidate(fact)
+
+
+def really_measured(dataset: str, reference: str = "digits/1") -> Candidate:
+    logits = logits_that_are_right(TARGETS, np.ones(30, bool))
+    return candidate(*measured(logits, TARGETS, dataset=dataset), reference=reference)
+
+
+def test_metrics_on_rows_that_nobody_knows_pass_with_a_warning_that_names_them() -> None:
+    report = judge(claimed(INVENTED, accuracy=1.0), LEAST)
+    assert report.passed
+    (warning,) = report.warnings
+    assert (warning.rule, warning.state) == ("dataset", "warning")
+    assert INVENTED in (warning.warning or "")
+    assert GateReport.from_dict(report.to_dict()) == report
+
+
+def test_rows_are_known_by_kept_predictions_the_versions_own_data_or_the_holder() -> None:
+    for subject, holder in (
+        (really_measured(KNOWN, "digits/2"), None),
+        (replace(claimed(KNOWN, accuracy=1.0), dataset_digest=KNOWN), None),
+        (claimed(KNOWN, accuracy=1.0), really_measured(KNOWN)),
+    ):
+        assert judge(subject, LEAST, holder).warnings == ()
+        assert judge(subject, LEAST.model_copy(update={"known_dataset": True}), holder).passed
+    assert judge(claimed(INVENTED, accuracy=1.0), LEAST, really_measured(KNOWN)).warnings
+
+
+def test_a_policy_can_refuse_rows_that_nobody_knows() -> None:
+    policy = LEAST.model_copy(update={"known_dataset": True})
+    refused = verdict(judge(claimed(INVENTED, accuracy=1.0), policy), "dataset")
+    assert (refused.state, refused.warning) == ("refused", None)
+    assert INVENTED in refused.received
+
+
+def test_a_policy_can_name_the_rows_that_count_and_newer_ones_do_not_stand_before_them() -> None:
+    policy = LEAST.model_copy(update={"datasets": (KNOWN,)})
+    refused = judge(claimed(INVENTED, accuracy=1.0), policy)
+    assert {entry.rule for entry in refused.refusals} == {"dataset", "min_metrics.accuracy"}
+    assert verdict(refused, "dataset").received == f"measured on {INVENTED} only"
+    good, made_up = really_measured(KNOWN, "digits/2"), claimed(INVENTED, accuracy=0.1)
+    both = replace(good, evidence=(*good.evidence, *made_up.evidence[1:]))
+    assert judge(both, policy).passed
+    assert not judge(both, LEAST).passed
+
+
+@pytest.mark.parametrize("policy", [GateSettings(), GateSettings(max_size_bytes=5000)])
+def test_nothing_is_said_of_rows_where_no_metric_is_judged(policy: GateSettings) -> None:
+    assert judge(claimed(INVENTED, accuracy=1.0), policy.model_copy(update={"known_dataset": True})).passed
+
+
+def test_a_metric_whose_direction_nobody_knows_is_refused_until_somebody_says_it() -> None:
+    better, worse = claimed(KNOWN, oddness=0.1), replace(claimed(KNOWN, oddness=0.2), reference="digits/1")
+    policy = GateSettings(max_regression={"oddness": 0.0})
+    refused = verdict(judge(better, policy, worse), "max_regression.oddness")
+    assert not refused.passed
+    assert 'directions = { "oddness" = "higher" }' in (refused.remedy or "")
+    for direction, passed in (("lower", True), ("higher", False)):
+        told = GateSettings.model_validate({"max_regression": {"oddness": 0.0}, "directions": {"oddness": direction}})
+        assert judge(better, told, worse).passed is passed
+
+
+@pytest.mark.parametrize("metric", ["logloss", "wer", "rmse", "cross_entropy"])
+def test_the_fields_names_of_losses_are_known(metric: str) -> None:
+    better, worse = claimed(KNOWN, **{metric: 0.1}), replace(claimed(KNOWN, **{metric: 0.2}), reference="digits/1")
+    policy = GateSettings(max_regression={metric: 0.0})
+    assert judge(better, policy, worse).passed
+    assert not judge(replace(worse, reference="digits/2"), policy, replace(better, reference="digits/1")).passed
+
+
+def test_settings_that_are_not_used_leave_the_digest_of_a_policy_as_it_was() -> None:
+    without = "sha256:10cf6dacae3aa9fa83cb51e767d6298da72f00f7b92610b688b1ee41eec1f4d1"  # of the noa before they were
+    assert policy_digest(GateSettings(), "champion") == without
+    assert policy_digest(GateSettings(known_dataset=True), "champion") != policy_digest(GateSettings(), "champion")
+
+
+def test_the_registry_names_live_versions_that_were_judged_on_unknown_rows(
+    settings: RegistrySettings, formats: Formats
+) -> None:
+    gates = {"digits": LEAST.model_copy(update={"aliases": ("champion",)})}
+    with Registry.open(settings, gates=gates) as registry:
+        for dataset in (formats.draft().dataset_digest, INVENTED):
+            registry.register(
+                formats.draft(evidence=(formats.equivalence(), formats.metrics(dataset=dataset, accuracy=1.0))),
+                actor="ada",
+            )
+        registry.promote("digits", 1, reason="first", actor="ada")
+        registry.promote("digits", 2, alias="shadow", reason="to look at", actor="ada")
+        assert registry.gate_warnings() == []  # known rows, and an alias that no gate guards
+        registry.promote("digits", 2, reason="too good to be true", actor="eve")
+        (report,) = registry.gate_warnings()
+        assert (report.reference, report.alias) == ("digits/2", "champion")
+        assert INVENTED in (report.warnings[0].warning or "")
+        (stored,) = GateReport.from_dict(registry.history("digits")[0].verdict).warnings
+        assert stored == report.warnings[0]
