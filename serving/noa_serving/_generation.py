@@ -16,6 +16,7 @@ import numpy as np
 
 from noa.errors import IntegrityError
 from noa.formats import find_adapter
+from noa_serving._statistics import ModelStatistics
 
 if TYPE_CHECKING:
     from noa.formats import Runnable
@@ -67,6 +68,7 @@ class Generation:
     inline_items: int
     example: Mapping[str, np.ndarray]
     plain_inputs: tuple[tuple[str, np.dtype, tuple[int, ...]], ...]
+    statistics: ModelStatistics
 
     @property
     def reference(self) -> str:
@@ -140,6 +142,7 @@ def build_generation(
     signature = runnable.signature
     signature.validate(example)
     cost = warm(runnable, example)
+    statistics = ModelStatistics()
     return Generation(
         endpoint=endpoint,
         model=model,
@@ -147,7 +150,7 @@ def build_generation(
         digest=digest,
         format=format,
         signature=signature,
-        run=runnable.run,
+        run=statistics.timed(runnable.run),
         specs={spec.name: spec for spec in signature.inputs},
         input_names=tuple(spec.name for spec in signature.inputs),
         output_names=tuple(spec.name for spec in signature.outputs),
@@ -161,6 +164,7 @@ def build_generation(
         inline_items=_inline_items(cost),
         example={name: np.zeros_like(array) for name, array in resize(signature, example, batch=1).items()},
         plain_inputs=_plain_inputs(signature),
+        statistics=statistics,
     )
 
 

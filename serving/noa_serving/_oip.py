@@ -1,4 +1,4 @@
-"""The Open Inference Protocol (KServe v2) over REST: reading and writing inference, and the model's metadata.
+"""The Open Inference Protocol (KServe v2) over REST: reading and writing inference.
 
 JSON tensors may be flat or nested; raw tensors (the binary extension) follow the JSON header in the order of the
 inputs. Both directions may mix the two.
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from noa_serving._generation import Generation
 
 HEADER_LENGTH = b"inference-header-content-length"
-EXTENSIONS = ("binary_tensor_data", "model_repository")
-_PLATFORMS = {"onnx": "onnxruntime_onnx", "torch": "pytorch_exported_program", "jax": "jax_stablehlo"}
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 _COPYING_FORMATS = frozenset({"torch"})  # its tensors share memory with ours and must be writable
 
 
@@ -43,17 +42,6 @@ class _Wanted:
 
     outputs: tuple[tuple[str, bool], ...]
     request_id: str | None
-
-
-def metadata(generation: Generation) -> JsonObject:
-    """Return the model metadata; a free axis is written -1."""
-    return {
-        "name": generation.endpoint,
-        "versions": [str(generation.number)],
-        "platform": _PLATFORMS.get(generation.format, f"noa_{generation.format}"),
-        "inputs": [_tensor_metadata(spec) for spec in generation.signature.inputs],
-        "outputs": [_tensor_metadata(spec) for spec in generation.signature.outputs],
-    }
 
 
 def prepare(generation: Generation, headers: Headers, body: bytes, *, max_batch_items: int) -> Prepared:
@@ -233,8 +221,3 @@ def _encode(generation: Generation, wanted: _Wanted, outputs: Mapping[str, np.nd
         return Response(200, head, (JSON_TYPE, *generation.headers))
     length = (HEADER_LENGTH, str(len(head)).encode())
     return Response(200, b"".join((head, *chunks)), (BINARY_TYPE, length, *generation.headers))
-
-
-def _tensor_metadata(spec: TensorSpec) -> JsonObject:
-    shape = [axis if isinstance(axis, int) else -1 for axis in spec.shape]
-    return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": shape}
