@@ -91,6 +91,10 @@ class Application:
         """Return all hot routes by path, but for those that name a version."""
         return self._hot
 
+    def add_routes(self, name: str, read: Callable[..., Prepared]) -> dict[str, HotRoute]:
+        """Return a route for each endpoint of another front end, which reads requests with `read`."""
+        return {one.name: self._route(one, name, read) for one in self.endpoints.values()}
+
     def refuse_unknown(self, path: str, headers: Headers) -> Response | None:
         """Return the answer to `POST path` if no body could make it anything but a refusal, None else.
 

@@ -28,9 +28,16 @@ class _DisconnectedError(Exception):
 class AsgiApplication:
     """An ASGI 3 callable around an `Application`. `on_startup` runs when the server listens."""
 
-    def __init__(self, application: Application, *, on_startup: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        application: Application,
+        *,
+        on_startup: Callable[[], Awaitable[None]] | None = None,
+        on_shutdown: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._application = application
         self._on_startup = on_startup
+        self._on_shutdown = on_shutdown
         self._timeout_s = application.settings.timeout_s
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -106,7 +113,8 @@ class AsgiApplication:
             if message["type"] == "lifespan.startup":
                 try:
                     self._application.follower.start()
-                    self._on_startup()
+                    if self._on_startup is not None:
+                        await self._on_startup()
                 except Exception as exc:
                     log.exception("the worker cannot start")
                     await send({"type": "lifespan.startup.failed", "message": str(exc)})
@@ -114,6 +122,8 @@ class AsgiApplication:
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 loop = asyncio.get_running_loop()
+                if self._on_shutdown is not None:
+                    await self._on_shutdown()
                 await loop.run_in_executor(None, self._application.follower.stop)
                 await loop.run_in_executor(None, self._application.close)
                 await send({"type": "lifespan.shutdown.complete"})

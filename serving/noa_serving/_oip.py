@@ -87,12 +87,13 @@ def _read_inputs(
     inputs: dict[str, np.ndarray] = {}
     start = 0
     for row in cast("list[object]", rows):
-        spec, tensor = _known_input(generation, row)
+        if not isinstance(row, dict):
+            raise InvalidInputError("an entry of `inputs` is no tensor", expected="an object", received=json_kind(row))
+        tensor = cast("JsonObject", row)
+        spec = find_input(generation, tensor.get("name"), tensor.get("datatype"))
         if spec.name in inputs:
-            raise SignatureError(f"input `{spec.name}` stands twice", expected="each input once", field=spec.name)
-        shape = check_shape(spec, tensor.get("shape"))
-        if shape and isinstance(spec.shape[0], str) and shape[0] > max_batch_items:
-            raise too_many_items(shape[0], max_batch_items)
+            raise input_twice(spec)
+        shape = read_shape(spec, tensor.get("shape"), max_batch_items=max_batch_items)
         size = _binary_size(spec, tensor)
         if size is None:
             data = tensor.get("data")
@@ -103,7 +104,7 @@ def _read_inputs(
             inputs[spec.name] = reshape_flat(spec, array_from_json(spec, cast("object", data)), shape)
         else:
             end = start + size
-            writable = generation.format in _COPYING_FORMATS
+            writable = must_be_writable(generation)
             inputs[spec.name] = array_from_bytes(spec, _slice(spec, raw, start, end), shape, writable=writable)
             start = end
     if start != len(raw):
@@ -111,23 +112,46 @@ def _read_inputs(
     return inputs
 
 
-def _known_input(generation: Generation, row: object) -> tuple[TensorSpec, JsonObject]:
-    if not isinstance(row, dict):
-        raise InvalidInputError("an entry of `inputs` is no tensor", expected="an object", received=json_kind(row))
-    tensor = cast("JsonObject", row)
-    name = tensor.get("name")
+def find_input(generation: Generation, name: object, datatype: object) -> TensorSpec:
+    """Return the input that a tensor of a request is for.
+
+    Raises:
+        SignatureError: the model has no such input, or it has another datatype.
+    """
     spec = generation.specs.get(name) if isinstance(name, str) else None
     if spec is None:
         known = ", ".join(f"`{one}`" for one in generation.input_names)
         shown = name[:80] if isinstance(name, str) else json_kind(name)
         raise SignatureError(f"input `{shown}` is not known", expected=known, received=f"`{shown}`", field=shown)
-    datatype = tensor.get("datatype")
     if datatype != DATATYPES[spec.dtype]:
         shown = datatype[:40] if isinstance(datatype, str) else "nothing" if datatype is None else json_kind(datatype)
         raise SignatureError(
             f"input `{spec.name}` has the wrong datatype", expected=DATATYPES[spec.dtype], received=shown, field=name
         )
-    return spec, tensor
+    return spec
+
+
+def read_shape(spec: TensorSpec, value: object, *, max_batch_items: int) -> tuple[int, ...]:
+    """Return the shape that a tensor of a request claims, before anything of its size is made.
+
+    Raises:
+        SignatureError: it is malformed or does not fit.
+        RequestRefusedError: 413, the batch is larger than the server accepts.
+    """
+    shape = check_shape(spec, value)
+    if shape and isinstance(spec.shape[0], str) and shape[0] > max_batch_items:
+        raise too_many_items(shape[0], max_batch_items)
+    return shape
+
+
+def must_be_writable(generation: Generation) -> bool:
+    """Tell whether the format's library needs arrays of its own, not views of a request."""
+    return generation.format in _COPYING_FORMATS
+
+
+def input_twice(spec: TensorSpec) -> SignatureError:
+    """Return the refusal of an input that stands twice in a request."""
+    return SignatureError(f"input `{spec.name}` stands twice", expected="each input once", field=spec.name)
 
 
 def _binary_size(spec: TensorSpec, tensor: JsonObject) -> int | None:

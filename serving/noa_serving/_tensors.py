@@ -108,6 +108,21 @@ def array_from_bytes(spec: TensorSpec, data: memoryview, shape: Sequence[int], *
     return array
 
 
+def array_from_numbers(spec: TensorSpec, values: Sequence[float]) -> np.ndarray:
+    """Return a flat array of numbers of the right kind, e.g. of a protobuf field that is wider than the dtype.
+
+    Raises:
+        SignatureError: a number is out of range.
+    """
+    wide = {"f": np.float64, "b": np.bool_, "u": np.uint64, "i": np.int64}[np.dtype(spec.dtype).kind]
+    array = np.fromiter(values, dtype=wide, count=len(values))
+    with np.errstate(over="ignore"):
+        narrow = array.astype(spec.dtype)
+    if array.dtype.kind in "iu" and not np.array_equal(narrow, array):
+        raise _does_not_fit(spec)
+    return narrow
+
+
 def check_shape(spec: TensorSpec, value: object) -> tuple[int, ...]:
     """Return `value` as a shape.
 

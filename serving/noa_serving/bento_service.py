@@ -44,7 +44,9 @@ class NoaService(Service[Any]):
         application = build_application(_REQUEST)
         # The worker makes its uvicorn configuration after this call and looks the protocol up in this table.
         HTTP_PROTOCOLS["auto"] = hot_protocol(application)  # pyright: ignore[reportArgumentType]  # uvicorn takes classes too
-        return AsgiApplication(application, on_startup=lambda: _report_address(_REQUEST))
+        if _REQUEST.settings.serving.grpc_port is None:
+            return AsgiApplication(application, on_startup=lambda: _report_address(_REQUEST))
+        return _with_grpc(application, _REQUEST)
 
 
 def build_application(request: LaunchRequest) -> Application:
@@ -69,9 +71,23 @@ def build_application(request: LaunchRequest) -> Application:
     return Application(settings.serving, endpoints, follower)
 
 
-def _report_address(request: LaunchRequest) -> None:
+def _with_grpc(application: Application, request: LaunchRequest) -> AsgiApplication:
+    from noa_serving._grpc_server import GrpcServer
+
+    grpc_port = int(request.grpc_file.read_text())
+    server = GrpcServer(application, host=_listening_address()[0], port=grpc_port)
+
+    async def start() -> None:
+        await server.start()
+        await _report_address(request, grpc_port=grpc_port)
+
+    return AsgiApplication(application, on_startup=start, on_shutdown=server.stop)
+
+
+async def _report_address(request: LaunchRequest, *, grpc_port: int | None = None) -> None:
     host, port = _listening_address()
     table = {"host": host, "port": port, "pid": os.getppid(), "workers": request.settings.serving.workers}
+    table["grpc_port"] = grpc_port
     write_file(request.ready_file, json.dumps(table))
 
 

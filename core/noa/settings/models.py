@@ -271,6 +271,9 @@ class ServingSettings(Section):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; anything but loopback needs `api_keys`.")
     port: Port = Field(default=3000, description="Port to listen on; 0: a free one.")
+    grpc_port: Port | None = Field(
+        default=None, description="Port for gRPC beside HTTP, on the same host (needs `noa[grpc]`); 0: a free one."
+    )
     workers: int = Field(default=1, ge=1, le=256, description="Worker processes.")
     threads: int = Field(default=0, ge=0, description="Compute threads per worker; 0: cores divided by workers.")
     api_keys: tuple[SecretStr, ...] = Field(
