@@ -77,7 +77,7 @@ class Application:
         self.keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
         self.admission = Admission(settings.max_in_flight)
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
-        self.computing = Computing(self.admission, self.pool)
+        self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
         self.fast_answers = 0
         self.models = Models(self.endpoints, extensions=_oip.EXTENSIONS, max_batch_items=settings.max_batch_items)
         self._metrics: list[RouteMetrics] = []

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias, cast
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeAlias, TypeVar, cast
 
 from noa_serving._application import Application, HotRoute
-from noa_serving._computing import Deadline
+from noa_serving._deadline import Deadline, asked_timeout_s
 from noa_serving._http import Headers, RequestRefusedError, Response, refuse
 
+T = TypeVar("T")
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
@@ -73,11 +74,14 @@ class AsgiApplication:
             route.require()
         limit = application.settings.max_body_bytes
         _check_length(headers, limit)
-        deadline = Deadline.after(self._timeout_s)
+        deadline = Deadline.after(self._timeout_s).within(asked_timeout_s(headers))
         with application.computing.enter() as place:
             body = await self._read_body(receive, limit)
             prepared = route.prepare(headers, body)
-            return prepared.encode(await application.computing.run(prepared, place, deadline))
+            work = application.computing.run(prepared, place, deadline)
+            if prepared.generation.runs_inline(prepared.batch):
+                return prepared.encode(await work)
+            return prepared.encode(await _unless_gone(work, receive))
 
     async def _read_body(self, receive: Receive, limit: int) -> bytes:
         try:
@@ -128,6 +132,24 @@ class AsgiApplication:
                 await loop.run_in_executor(None, self._application.close)
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+async def _unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """Return the result of `work`, and cancel it if the client goes away before that."""
+
+    async def wait_gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(wait_gone())
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _DisconnectedError
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
 
 
 async def _receive_body(receive: Receive, limit: int) -> bytes:

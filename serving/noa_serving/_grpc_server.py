@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from noa.errors import InvalidInputError, NotFoundError, ServiceError
 from noa_serving import _grpc_infer
-from noa_serving._computing import Deadline
+from noa_serving._deadline import Deadline, asked_timeout_s
 from noa_serving._grpc_messages import HEALTH_SERVICE, SERVICE, schema
 from noa_serving._http import Headers, RequestRefusedError, refuse, status_of
 from noa_serving._models import describe_model, parse_version
@@ -154,8 +154,7 @@ class GrpcServer:
         message = _grpc_infer.parse_request(body)
         route = self._route(message)
         try:
-            limit_s = self._timeout_s if left_s is None else min(left_s, self._timeout_s)
-            deadline = Deadline.after(limit_s)
+            deadline = Deadline.after(self._timeout_s).within(left_s).within(asked_timeout_s(headers))
             with application.computing.enter() as place:
                 prepared = route.prepare(headers, message)
                 response = prepared.encode(await application.computing.run(prepared, place, deadline))
