@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from noa import __version__
 from noa.errors import NotFoundError
-from noa_serving import _oip, _openapi, _plain
+from noa_serving import _invocations, _oip, _openapi, _plain
 from noa_serving._admission import Admission, KeyRing
 from noa_serving._computing import Computing
 from noa_serving._http import JSON_TYPE, RequestRefusedError, Response, json_response, refuse
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from noa_serving._http import Headers
     from noa_serving._prepared import Prepared
 
-_OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/health/startup"})
+_OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/health/startup", "/ping"})
+_NAMELESS = ("predict", "invocations")  # routes that need no name where there is one endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +103,7 @@ class Application:
         """
         parts = path.strip("/").split("/")
         is_model = parts[:2] == ["v2", "models"] and len(parts) >= 3 and parts[2] not in self.endpoints
-        is_predict = parts[0] == "predict" and len(parts) <= 2
+        is_predict = parts[0] in _NAMELESS and len(parts) <= 2
         if not is_model and not is_predict:
             return None
         answer = self.answer("POST", path, headers, b"")
@@ -126,8 +127,10 @@ class Application:
         for name, endpoint in self.endpoints.items():
             routes[f"/v2/models/{name}/infer"] = self._route(endpoint, "infer", _oip.prepare)
             routes[f"/predict/{name}"] = self._route(endpoint, "predict", _plain.prepare)
+            routes[f"/invocations/{name}"] = self._route(endpoint, "invocations", _invocations.prepare)
         if len(self.endpoints) == 1:
-            routes["/predict"] = routes[f"/predict/{next(iter(self.endpoints))}"]
+            for path in _NAMELESS:
+                routes[f"/{path}"] = routes[f"/{path}/{next(iter(self.endpoints))}"]
         return routes
 
     def _route(self, endpoint: Endpoint, name: str, read: Callable[..., Prepared]) -> HotRoute:
@@ -154,7 +157,7 @@ class Application:
         if parts[:2] == ["v2", "repository"]:
             _require_method(method, "POST")
             return self._answer_repository(parts[2:], body)
-        if parts[0] == "predict" and len(parts) <= 2:
+        if parts[0] in _NAMELESS and len(parts) <= 2:
             raise self._no_predict_route(parts)
         answer = {
             "": self._index,
@@ -162,6 +165,8 @@ class Application:
             "v2/health/live": lambda: json_response({"live": True}),
             "v2/health/ready": self._ready,
             "health/startup": self._startup,
+            "ping": self._ready,
+            "version": lambda: Response(200, __version__.encode(), ((b"content-type", b"text/plain"),)),
             "status": self._status,
             "metrics": self._render_metrics,
             "openapi.json": lambda: json_response(_openapi.document(list(self.endpoints.values()))),
@@ -254,10 +259,10 @@ class Application:
         raise NotFoundError(f"no route `{'/'.join(parts)[:80]}` below the repository")
 
     def _no_predict_route(self, parts: list[str]) -> NotFoundError:
-        known = ", ".join(f"`/predict/{one}`" for one in self.endpoints)
+        known = ", ".join(f"`/{parts[0]}/{one}`" for one in self.endpoints)
         if len(parts) == 2:
             return NotFoundError(f"no endpoint `{parts[1][:128]}`", expected=known, received=f"`{parts[1][:128]}`")
-        return NotFoundError("`/predict` names no endpoint, and there are several", expected=known)
+        return NotFoundError(f"`/{parts[0]}` names no endpoint, and there are several", expected=known)
 
 
 def _counted(prepared: Prepared, start: int) -> Prepared:
