@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from noa import __version__
@@ -22,6 +23,7 @@ from noa_serving._http import JSON_TYPE, RequestRefusedError, Response, json_res
 from noa_serving._json_body import json_kind, parse_object
 from noa_serving._metrics import RouteMetrics, render
 from noa_serving._models import Models, describe_model, parse_version, require_version
+from noa_serving._shared_memory import SharedRegions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +73,14 @@ class HotRoute:
 class Application:
     """Everything one worker knows. Belongs to one event loop."""
 
-    def __init__(self, settings: ServingSettings, endpoints: Sequence[Endpoint], follower: Follower) -> None:
+    def __init__(
+        self,
+        settings: ServingSettings,
+        endpoints: Sequence[Endpoint],
+        follower: Follower,
+        *,
+        regions: SharedRegions | None = None,
+    ) -> None:
         self.settings = settings
         self.follower = follower
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
@@ -80,7 +89,9 @@ class Application:
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
         self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
         self.fast_answers = 0
-        self.models = Models(self.endpoints, extensions=_oip.EXTENSIONS, max_batch_items=settings.max_batch_items)
+        self.regions = regions or SharedRegions(None)
+        extensions = (*_oip.EXTENSIONS, _oip.SHARED_MEMORY) if self.regions.is_on else _oip.EXTENSIONS
+        self.models = Models(self.endpoints, extensions=extensions, max_batch_items=settings.max_batch_items)
         self._metrics: list[RouteMetrics] = []
         self._hot = self._hot_routes()
 
@@ -124,8 +135,9 @@ class Application:
 
     def _hot_routes(self) -> dict[str, HotRoute]:
         routes: dict[str, HotRoute] = {}
+        read_tensors = partial(_oip.prepare, regions=self.regions)
         for name, endpoint in self.endpoints.items():
-            routes[f"/v2/models/{name}/infer"] = self._route(endpoint, "infer", _oip.prepare)
+            routes[f"/v2/models/{name}/infer"] = self._route(endpoint, "infer", read_tensors)
             routes[f"/predict/{name}"] = self._route(endpoint, "predict", _plain.prepare)
             routes[f"/invocations/{name}"] = self._route(endpoint, "invocations", _invocations.prepare)
         if len(self.endpoints) == 1:
@@ -157,6 +169,8 @@ class Application:
         if parts[:2] == ["v2", "repository"]:
             _require_method(method, "POST")
             return self._answer_repository(parts[2:], body)
+        if parts[:2] == ["v2", "systemsharedmemory"]:
+            return self._answer_shared_memory(method, parts[2:], body)
         if parts[0] in _NAMELESS and len(parts) <= 2:
             raise self._no_predict_route(parts)
         answer = {
@@ -257,6 +271,22 @@ class Application:
         if len(parts) == 3 and parts[0] == "models" and parts[2] in ("load", "unload"):
             raise self.models.refuse_change(parts[1])
         raise NotFoundError(f"no route `{'/'.join(parts)[:80]}` below the repository")
+
+    def _answer_shared_memory(self, method: str, parts: list[str], body: bytes) -> Response:
+        name, call = (parts[1], parts[2:]) if len(parts) == 3 and parts[0] == "region" else ("", parts)
+        if call == ["status"]:
+            _require_method(method, "GET")
+            return json_response(self.regions.status(name))
+        if call == ["unregister"]:
+            _require_method(method, "POST")
+            self.regions.unregister(name)
+            return json_response({})
+        if call == ["register"] and name:
+            _require_method(method, "POST")
+            table = parse_object(body)
+            self.regions.register(name, key=table.get("key"), offset=table.get("offset"), size=table.get("byte_size"))
+            return json_response({})
+        raise NotFoundError(f"no route `{'/'.join(parts)[:80]}` for shared memory")
 
     def _no_predict_route(self, parts: list[str]) -> NotFoundError:
         known = ", ".join(f"`/{parts[0]}/{one}`" for one in self.endpoints)

@@ -17,8 +17,9 @@ from google.protobuf.message import DecodeError
 from noa.errors import InvalidInputError, SignatureError
 from noa_serving._grpc_messages import schema
 from noa_serving._http import Headers, Response
-from noa_serving._oip import find_input, input_twice, must_be_writable, read_shape
+from noa_serving._oip import find_input, input_twice, must_be_writable, read_shape, read_shared
 from noa_serving._prepared import Prepared, check_inputs, choose_outputs
+from noa_serving._shared_memory import SharedRegions, Slice, slice_of
 from noa_serving._tensors import DATATYPE_OF, array_from_bytes, array_from_numbers, contiguous
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ def parse_request(body: bytes) -> Any:
     return message
 
 
-def prepare(generation: Generation, headers: Headers, message: Any, *, max_batch_items: int) -> Prepared:
+def prepare(
+    generation: Generation, headers: Headers, message: Any, *, max_batch_items: int, regions: SharedRegions
+) -> Prepared:
     """Understand one inference request, parsed already.
 
     Raises:
@@ -69,46 +72,65 @@ def prepare(generation: Generation, headers: Headers, message: Any, *, max_batch
         RequestRefusedError: too large a batch.
     """
     del headers
-    inputs = _read_inputs(generation, message, max_batch_items=max_batch_items)
+    inputs = _read_inputs(generation, message, max_batch_items=max_batch_items, regions=regions)
     names = choose_outputs(generation, [row.name for row in message.outputs])
     batch = check_inputs(generation, inputs, max_batch_items=max_batch_items)
-    is_raw = bool(message.raw_input_contents)
+    parts = {row.name: slice_of(_values(row.parameters), f"output `{row.name[:80]}`") for row in message.outputs}
+    is_raw = bool(message.raw_input_contents) or any(parts.values())
     request_id = message.id
 
     def encode(outputs: Mapping[str, np.ndarray]) -> Response:
-        return Response(200, _encode(generation, names, outputs, request_id=request_id, is_raw=is_raw), ())
+        arrays = {name: contiguous(outputs[name]) for name in names}
+        for name, part in parts.items():
+            if part is not None:
+                regions.write(part, arrays[name])
+        return Response(200, _encode(generation, arrays, parts, request_id=request_id, is_raw=is_raw), ())
 
     return Prepared(generation, inputs, batch, encode)
 
 
-def _read_inputs(generation: Generation, message: Any, *, max_batch_items: int) -> dict[str, np.ndarray]:
-    rows, raw = message.inputs, message.raw_input_contents
+def _read_inputs(
+    generation: Generation, message: Any, *, max_batch_items: int, regions: SharedRegions
+) -> dict[str, np.ndarray]:
+    rows, raw = message.inputs, list(message.raw_input_contents)
     if not rows:
         raise InvalidInputError("the request has no `inputs`", expected="a list of tensors", received="nothing")
-    if raw and len(raw) != len(rows):
+    parts = [slice_of(_values(row.parameters), f"input `{row.name[:80]}`") for row in rows]
+    if raw and len(raw) != parts.count(None):
         raise InvalidInputError(
             "`raw_input_contents` does not go with `inputs`",
-            expected=f"{len(rows)} entries, one for each input in order",
+            expected=f"{parts.count(None)} entries, one for each input that is not in shared memory, in order",
             received=len(raw),
         )
     inputs: dict[str, np.ndarray] = {}
-    for index, row in enumerate(rows):
+    raw_parts = iter(raw)
+    for row, part in zip(rows, parts, strict=True):
         spec = find_input(generation, row.name, row.datatype)
         if spec.name in inputs:
             raise input_twice(spec)
         shape = read_shape(spec, list(row.shape), max_batch_items=max_batch_items)
-        if raw:
+        if part is not None:
+            inputs[spec.name] = read_shared(spec, {"data": 0} if row.HasField("contents") else {}, part, shape, regions)
+        elif raw:
             if row.HasField("contents"):
                 raise SignatureError(
                     f"input `{spec.name}` has both `contents` and `raw_input_contents`",
                     expected="one of them",
                     field=spec.name,
                 )
-            data, writable = memoryview(raw[index]), must_be_writable(generation)
+            data, writable = memoryview(next(raw_parts)), must_be_writable(generation)
             inputs[spec.name] = array_from_bytes(spec, data, shape, writable=writable)
         else:
             inputs[spec.name] = _typed_array(spec, row, shape)
     return inputs
+
+
+def _values(parameters: Any) -> dict[str, object]:
+    """Return parameters as plain values."""
+    return {
+        name: getattr(value, value.WhichOneof("parameter_choice") or "string_param")
+        for name, value in parameters.items()
+    }
 
 
 def _typed_array(spec: TensorSpec, row: Any, shape: Sequence[int]) -> np.ndarray:
@@ -140,13 +162,12 @@ def _typed_array(spec: TensorSpec, row: Any, shape: Sequence[int]) -> np.ndarray
 
 def _encode(
     generation: Generation,
-    names: Sequence[str],
-    outputs: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray],
+    parts: Mapping[str, Slice | None],
     *,
     request_id: str,
     is_raw: bool,
 ) -> bytes:
-    arrays = {name: contiguous(outputs[name]) for name in names}
     is_raw = is_raw or any(DATATYPE_OF[array.dtype] not in _TYPED_FIELDS for array in arrays.values())
     response = schema().classes["ModelInferResponse"](
         model_name=generation.endpoint, model_version=str(generation.number), id=request_id
@@ -155,7 +176,12 @@ def _encode(
     for name, array in arrays.items():
         datatype = DATATYPE_OF[array.dtype]
         row = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
-        if is_raw:
+        part = parts.get(name)
+        if part is not None:
+            row.parameters["shared_memory_region"].string_param = part.region
+            row.parameters["shared_memory_byte_size"].int64_param = array.nbytes
+            response.raw_output_contents.append(b"")  # Triton's client counts them by output
+        elif is_raw:
             response.raw_output_contents.append(array.tobytes())
         else:
             getattr(row.contents, _TYPED_FIELDS[datatype]).extend(array.reshape(-1).tolist())

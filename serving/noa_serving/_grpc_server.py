@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -55,7 +56,7 @@ class GrpcServer:
     def __init__(self, application: Application, *, host: str, port: int) -> None:
         self._application = application
         self._timeout_s = application.settings.timeout_s
-        self._routes = application.add_routes("grpc", _grpc_infer.prepare)
+        self._routes = application.add_routes("grpc", partial(_grpc_infer.prepare, regions=application.regions))
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._server: Any = None
 
@@ -104,6 +105,9 @@ class GrpcServer:
             "RepositoryIndex": lambda message: {"models": models.index(only_ready=message.ready)},
             "RepositoryModelLoad": self._refuse_change,
             "RepositoryModelUnload": self._refuse_change,
+            "SystemSharedMemoryStatus": self._region_status,
+            "SystemSharedMemoryRegister": self._register_region,
+            "SystemSharedMemoryUnregister": self._unregister_region,
         }
         handlers = {name: grpc.unary_unary_rpc_method_handler(self._control(name, one)) for name, one in calls.items()}
         handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
@@ -112,6 +116,19 @@ class GrpcServer:
 
     def _refuse_change(self, message: Any) -> Mapping[str, object]:
         raise self._application.models.refuse_change(message.model_name)
+
+    def _region_status(self, message: Any) -> Mapping[str, object]:
+        rows = self._application.regions.status(message.name)
+        return {"regions": {str(row["name"]): row for row in rows}}
+
+    def _register_region(self, message: Any) -> Mapping[str, object]:
+        regions = self._application.regions
+        regions.register(message.name, key=message.key, offset=message.offset, size=message.byte_size)
+        return {}
+
+    def _unregister_region(self, message: Any) -> Mapping[str, object]:
+        self._application.regions.unregister(message.name)
+        return {}
 
     def _control(self, name: str, answer: Answer) -> Callable[[bytes, Any], Awaitable[bytes]]:
         """Return the handler of a call that needs no compute."""

@@ -30,6 +30,7 @@ REQUEST_VARIABLE = "NOA_SERVING_REQUEST"
 _REQUEST_FILE = "request.json"
 _READY_FILE = "ready.json"
 _GRPC_FILE = "grpc_port"
+_REGIONS_FOLDER = "regions"
 _STALE_AFTER_S = 120.0  # a start that takes longer has failed; a killed server's keys must not lie about
 
 
@@ -56,9 +57,16 @@ class LaunchRequest:
         """The file that holds the port on which the workers answer gRPC, written before they start."""
         return self.folder / _GRPC_FILE
 
+    @property
+    def regions_folder(self) -> Path | None:
+        """The folder of registered shared-memory regions, None where the settings do not allow them."""
+        return self.folder / _REGIONS_FOLDER if self.settings.serving.shared_memory else None
+
     def save(self) -> None:
         """Write the file, readable by this user only."""
         self.folder.mkdir(parents=True, mode=0o700)
+        if self.regions_folder is not None:
+            self.regions_folder.mkdir(mode=0o700)
         table = {"settings": _reveal(self.settings.model_dump()), "die_with_parent": self.die_with_parent}
         write_file(self.path, json.dumps(table), private=True)
 

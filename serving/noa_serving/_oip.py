@@ -17,12 +17,14 @@ from noa.errors import InvalidInputError, SignatureError
 from noa_serving._http import BINARY_TYPE, JSON_TYPE, Headers, Response
 from noa_serving._json_body import JsonObject, check_content_type, json_kind, parse_object
 from noa_serving._prepared import Prepared, check_inputs, choose_outputs, too_many_items
+from noa_serving._shared_memory import SharedRegions, Slice, slice_of
 from noa_serving._tensors import (
     DATATYPE_OF,
     DATATYPES,
     array_from_bytes,
     array_from_json,
     check_shape,
+    check_size,
     contiguous,
     reshape_flat,
 )
@@ -33,18 +35,21 @@ if TYPE_CHECKING:
 
 HEADER_LENGTH = b"inference-header-content-length"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+SHARED_MEMORY = "system_shared_memory"
 _COPYING_FORMATS = frozenset({"torch"})  # its tensors share memory with ours and must be writable
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What the answer shall hold: the outputs in order, and whether each is written as raw bytes."""
+    """What the answer shall hold: the outputs in order, and whether each is written as raw bytes, or where to."""
 
-    outputs: tuple[tuple[str, bool], ...]
+    outputs: tuple[tuple[str, bool | Slice], ...]
     request_id: str | None
 
 
-def prepare(generation: Generation, headers: Headers, body: bytes, *, max_batch_items: int) -> Prepared:
+def prepare(
+    generation: Generation, headers: Headers, body: bytes, *, max_batch_items: int, regions: SharedRegions
+) -> Prepared:
     """Understand one inference request.
 
     Raises:
@@ -55,12 +60,12 @@ def prepare(generation: Generation, headers: Headers, body: bytes, *, max_batch_
     header_length = _header_length(headers, len(body))
     table = parse_object(body if header_length == len(body) else body[:header_length])
     raw = memoryview(body)[header_length:]
-    inputs = _read_inputs(generation, table, raw, max_batch_items=max_batch_items)
+    inputs = _read_inputs(generation, table, raw, max_batch_items=max_batch_items, regions=regions)
     wanted = _read_wanted(generation, table)
     batch = check_inputs(generation, inputs, max_batch_items=max_batch_items)
 
     def encode(outputs: Mapping[str, np.ndarray]) -> Response:
-        return _encode(generation, wanted, outputs)
+        return _encode(generation, wanted, outputs, regions)
 
     return Prepared(generation, inputs, batch, encode)
 
@@ -79,7 +84,7 @@ def _header_length(headers: Headers, size: int) -> int:
 
 
 def _read_inputs(
-    generation: Generation, table: JsonObject, raw: memoryview, *, max_batch_items: int
+    generation: Generation, table: JsonObject, raw: memoryview, *, max_batch_items: int, regions: SharedRegions
 ) -> dict[str, np.ndarray]:
     rows = table.get("inputs")
     if not isinstance(rows, list) or not rows:
@@ -94,8 +99,12 @@ def _read_inputs(
         if spec.name in inputs:
             raise input_twice(spec)
         shape = read_shape(spec, tensor.get("shape"), max_batch_items=max_batch_items)
-        size = _binary_size(spec, tensor)
-        if size is None:
+        parameters = _parameters(tensor, f"input `{spec.name}`")
+        part = slice_of(parameters, f"input `{spec.name}`") if parameters else None
+        size = _binary_size(spec, tensor, parameters)
+        if part is not None:
+            inputs[spec.name] = read_shared(spec, tensor, part, shape, regions)
+        elif size is None:
             data = tensor.get("data")
             if not isinstance(data, list):
                 raise SignatureError(
@@ -154,8 +163,26 @@ def input_twice(spec: TensorSpec) -> SignatureError:
     return SignatureError(f"input `{spec.name}` stands twice", expected="each input once", field=spec.name)
 
 
-def _binary_size(spec: TensorSpec, tensor: JsonObject) -> int | None:
-    size = _parameters(tensor, f"input `{spec.name}`").get("binary_data_size")
+def read_shared(
+    spec: TensorSpec, tensor: Mapping[str, object], part: Slice, shape: tuple[int, ...], regions: SharedRegions
+) -> np.ndarray:
+    """Return an input that a request left in shared memory; `tensor` is the rest of it.
+
+    Raises:
+        InvalidInputError, SignatureError: the part does not hold exactly this tensor, or there is `data` as well.
+        NotFoundError: no such region.
+    """
+    if "data" in tensor:
+        raise SignatureError(
+            f"input `{spec.name}` has both `data` and shared memory", expected="one of them", field=spec.name
+        )
+    check_size(spec, part.size, shape)
+    # A copy of our own, so it is writable as it is.
+    return array_from_bytes(spec, memoryview(regions.read(part)), shape, writable=False)
+
+
+def _binary_size(spec: TensorSpec, tensor: JsonObject, parameters: JsonObject) -> int | None:
+    size = parameters.get("binary_data_size")
     if size is None:
         return None
     if type(size) is not int or size < 0:
@@ -191,15 +218,17 @@ def _read_wanted(generation: Generation, table: JsonObject) -> _Wanted:
     if not isinstance(rows, list):
         raise InvalidInputError("`outputs` is no list", expected="a list of objects", received=json_kind(rows))
     names: list[str] = []
-    flags: list[bool] = []
+    ways: list[bool | Slice] = []
     for row in cast("list[object]", rows):
         name = cast("JsonObject", row).get("name") if isinstance(row, dict) else None
         if not isinstance(name, str):
             raise InvalidInputError("an entry of `outputs` has no name", expected='{"name": ...}')
         names.append(name)
-        flags.append(_flag(_parameters(cast("JsonObject", row), f"output `{name[:80]}`"), "binary_data", all_binary))
+        where = f"output `{name[:80]}`"
+        parameters = _parameters(cast("JsonObject", row), where)
+        ways.append(slice_of(parameters, where) or _flag(parameters, "binary_data", all_binary))
     choose_outputs(generation, names)
-    return _Wanted(tuple(zip(names, flags, strict=True)), request_id)
+    return _Wanted(tuple(zip(names, ways, strict=True)), request_id)
 
 
 def _parameters(table: JsonObject, where: str) -> JsonObject:
@@ -222,13 +251,18 @@ def _flag(parameters: JsonObject, name: str, default: bool = False) -> bool:
     return value
 
 
-def _encode(generation: Generation, wanted: _Wanted, outputs: Mapping[str, np.ndarray]) -> Response:
+def _encode(
+    generation: Generation, wanted: _Wanted, outputs: Mapping[str, np.ndarray], regions: SharedRegions
+) -> Response:
     rows: list[JsonObject] = []
     chunks: list[bytes] = []
-    for name, is_binary in wanted.outputs:
+    for name, way in wanted.outputs:
         array = contiguous(outputs[name])
         row: JsonObject = {"name": name, "datatype": DATATYPE_OF[array.dtype], "shape": array.shape}
-        if is_binary:
+        if isinstance(way, Slice):
+            regions.write(way, array)
+            row["parameters"] = {"shared_memory_region": way.region, "shared_memory_byte_size": array.nbytes}
+        elif way:
             raw = array.tobytes()
             row["parameters"] = {"binary_data_size": len(raw)}
             chunks.append(raw)

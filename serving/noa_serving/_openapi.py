@@ -14,6 +14,8 @@ import orjson
 
 from noa import __version__
 from noa_serving._http import Response
+from noa_serving._media import ARROW_TYPE
+from noa_serving._npy_body import NPY_TYPE, NPZ_TYPE
 
 if TYPE_CHECKING:
     from noa.signatures import Signature, TensorSpec
@@ -26,8 +28,9 @@ _MAX_EXAMPLE_ELEMENTS = 4096
 _ERRORS: dict[str, str] = {
     "400": "The request does not fit the model; the text names the field, what was expected and what was received.",
     "401": "A key is missing or wrong.",
+    "406": "The answer cannot be written in a type that `accept` names.",
     "413": "The body or the batch is too large.",
-    "415": "The body is not JSON.",
+    "415": "The body is in a type that is not read here.",
     "503": "Busy or not ready; `Retry-After` says when to come back.",
     "504": "The answer took too long.",
 }
@@ -126,7 +129,9 @@ def _request_content(generation: Generation) -> Json:
     media: Json = {"schema": schema}
     if example is not None:
         media["example"] = example
-    return {"application/json": media}
+    binary: Json = {"schema": {"type": "string", "format": "binary"}}
+    kinds = (NPY_TYPE, NPZ_TYPE, ARROW_TYPE)
+    return {"application/json": media, **{kind.decode(): binary for kind in kinds}}
 
 
 def _answer_schema(signature: Signature) -> Json:

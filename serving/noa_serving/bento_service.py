@@ -29,6 +29,7 @@ from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, load_re
 from noa_serving._leases import LeaseKeeper
 from noa_serving._parent_death import die_with_parent
 from noa_serving._protocol import hot_protocol
+from noa_serving._shared_memory import SharedRegions
 
 _LEASE_PATIENCE_S = 5.0
 
@@ -68,7 +69,7 @@ def build_application(request: LaunchRequest) -> Application:
 
     leases = LeaseKeeper(endpoints, open_for_leases, lease_s=settings.serving.lease_s)
     follower = Follower(endpoints, open_registry, poll_interval_s=settings.serving.poll_interval_s, leases=leases)
-    return Application(settings.serving, endpoints, follower)
+    return Application(settings.serving, endpoints, follower, regions=SharedRegions(request.regions_folder))
 
 
 def _with_grpc(application: Application, request: LaunchRequest) -> AsgiApplication:

@@ -304,7 +304,7 @@ def test_the_clients_deadline_is_kept_and_overload_says_when_to_come_back(tmp_pa
     with serving_grpc(app) as address, triton.InferenceServerClient(address) as client:
         start = time.monotonic()
         with pytest.raises(triton.InferenceServerException, match="DEADLINE_EXCEEDED"):
-            client.infer("slow", inputs, client_timeout=0.05)
+            client.infer("slow", inputs, client_timeout=0.01)
         assert time.monotonic() - start < 5
         message = service_pb2.ModelInferRequest(
             model_name="slow", raw_input_contents=[np.ones((2, 384), "f4").tobytes()]

@@ -274,6 +274,11 @@ class ServingSettings(Section):
     grpc_port: Port | None = Field(
         default=None, description="Port for gRPC beside HTTP, on the same host (needs `noa[grpc]`); 0: a free one."
     )
+    shared_memory: bool = Field(
+        default=False,
+        description="Let clients on this machine pass tensors in /dev/shm; only on loopback, and any caller may then "
+        "name any object there that belongs to the server's user.",
+    )
     workers: int = Field(default=1, ge=1, le=256, description="Worker processes.")
     threads: int = Field(default=0, ge=0, description="Compute threads per worker; 0: cores divided by workers.")
     api_keys: tuple[SecretStr, ...] = Field(
@@ -327,6 +332,8 @@ class ServingSettings(Section):
                 f"host `{self.host}` is reachable from other machines and `serving.api_keys` is empty; "
                 "set at least one key or use 127.0.0.1"
             )
+        if self.shared_memory and not is_loopback(self.host):
+            raise ValueError(f"`serving.shared_memory` needs a loopback address; host is `{self.host}`")
         if any(len(key.get_secret_value()) < 16 for key in self.api_keys):
             raise ValueError("every key in `serving.api_keys` must have at least 16 characters")
         return self
