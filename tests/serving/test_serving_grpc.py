@@ -312,13 +312,10 @@ def test_the_clients_deadline_is_kept_and_overload_says_when_to_come_back(tmp_pa
         message.inputs.add(name="x", datatype="FP32", shape=[2, 384])
         with grpc.insecure_channel(address) as channel:
             infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
-            running = infer.future(message)
-            with pytest.raises(grpc.RpcError) as caught:
-                for _ in range(1000):
-                    infer(message)
-            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
-            assert dict(caught.value.trailing_metadata())["retry-after"].isdigit()  # type: ignore[attr-defined]
-            running.cancel()
+            calls = [infer.future(message) for _ in range(16)]
+            codes = {call.code(): call for call in calls}  # `code` waits for the end
+            assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+            assert dict(codes[grpc.StatusCode.UNAVAILABLE].trailing_metadata())["retry-after"].isdigit()
 
 
 @pytest.mark.bentoml
