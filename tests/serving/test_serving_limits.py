@@ -117,6 +117,17 @@ def test_a_request_may_ask_for_a_sooner_deadline_than_the_server_has(stocked: Pr
     app._application.close()
 
 
+@pytest.mark.parametrize(
+    ("timeout", "status"), [(1, 504), (0, 200), (60_000_000, 200), (None, 200), (-1, 400), (1.5, 400), ("1", 400)]
+)
+def test_tritons_parameter_timeout_is_a_deadline(stocked: Project, timeout: object, status: int) -> None:
+    app = limited(stocked)
+    rows = [{"name": "x", "datatype": "FP32", "shape": [1, 384], "data": [1.0] * 384}]
+    body = {"inputs": rows, "parameters": {"timeout": timeout}}
+    assert ask(app, "POST", "/v2/models/slow/infer", body).status == status
+    app._application.close()
+
+
 def test_a_body_that_does_not_arrive_is_408_and_its_place_is_free_again(stocked: Project) -> None:
     app = limited(stocked, timeout_s=0.05)
     answer = asyncio.run(call(app, "POST", "/predict/digits", ROW[:5], JSON, stall=True))
