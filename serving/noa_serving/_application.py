@@ -227,6 +227,7 @@ class Application:
             self.endpoints.values(),
             admission=self.admission,
             follower=self.follower,
+            computing=self.computing,
             fast_answers=self.fast_answers,
             worker=os.getpid(),
         )
@@ -318,6 +319,9 @@ def describe(endpoint: Endpoint) -> dict[str, object]:
     if now is not None:
         row |= {"version": now.number, "digest": now.digest, "format": now.format, "swaps": endpoint.swaps}
         row["run_ms"] = round(now.cost.estimate_s(1) * 1000, 4)
+        row["batch_items"] = now.batching.best_items
+        if now.batching.refusal is not None:
+            row["not_batched"] = now.batching.refusal
     if endpoint.waiting_for is not None:
         row["waiting_for"] = endpoint.waiting_for
     if failure is not None:

@@ -67,7 +67,7 @@ def prepare(
     def encode(outputs: Mapping[str, np.ndarray]) -> Response:
         return _encode(generation, wanted, outputs, regions)
 
-    return Prepared(generation, inputs, batch, encode)
+    return Prepared(generation, inputs, batch, encode, _asked_timeout_s(table))
 
 
 def _header_length(headers: Headers, size: int) -> int:
@@ -229,6 +229,20 @@ def _read_wanted(generation: Generation, table: JsonObject) -> _Wanted:
         ways.append(slice_of(parameters, where) or _flag(parameters, "binary_data", all_binary))
     choose_outputs(generation, names)
     return _Wanted(tuple(zip(names, ways, strict=True)), request_id)
+
+
+def _asked_timeout_s(table: JsonObject) -> float | None:
+    """Return how long the request is ready to wait: Triton's parameter `timeout`, microseconds; 0 says nothing."""
+    timeout_us = _parameters(table, "the request").get("timeout")
+    if timeout_us is None or timeout_us == 0:
+        return None
+    if type(timeout_us) is not int or timeout_us < 0:
+        raise InvalidInputError(
+            "parameter `timeout` is wrong",
+            expected="a whole number of microseconds, 0: none",
+            received=json_kind(timeout_us),
+        )
+    return timeout_us / 1e6
 
 
 def _parameters(table: JsonObject, where: str) -> JsonObject:

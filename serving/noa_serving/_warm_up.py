@@ -73,10 +73,11 @@ def warm(runnable: Runnable, example: Mapping[str, np.ndarray]) -> Cost:
 
 def find_batching(runnable: Runnable, example: Mapping[str, np.ndarray], cost: Cost) -> Batching:
     """Return whether and how requests may share a run of this model."""
-    refusal = _axis_refusal(runnable.signature) or _dependence(runnable, example, cost)
+    proof_items = 2 if cost.estimate_s(1) > _SLOW_RUN_S else _PROOF_ITEMS
+    refusal = _axis_refusal(runnable.signature) or _dependence(runnable, example, proof_items)
     if refusal is not None:
         return Batching(refusal=refusal)
-    return _sweep(runnable, example)
+    return _sweep(runnable, example, proof_items)
 
 
 def resize(signature: Signature, example: Mapping[str, np.ndarray], *, batch: int) -> dict[str, np.ndarray]:
@@ -106,12 +107,11 @@ def _axis_refusal(signature: Signature) -> str | None:
     return None
 
 
-def _dependence(runnable: Runnable, example: Mapping[str, np.ndarray], cost: Cost) -> str | None:
+def _dependence(runnable: Runnable, example: Mapping[str, np.ndarray], count: int) -> str | None:
     """Return why items may not be computed together, None if each comes out as it does alone."""
     from noa_conversion.comparison import compare_output
 
     signature = runnable.signature
-    count = 2 if cost.estimate_s(1) > _SLOW_RUN_S else _PROOF_ITEMS
     repeated = resize(signature, example, batch=count)
     try:
         items = {name: _vary(array, integers=True) for name, array in repeated.items()}
@@ -141,21 +141,22 @@ def _vary(array: np.ndarray, *, integers: bool) -> np.ndarray:
     return varied
 
 
-def _sweep(runnable: Runnable, example: Mapping[str, np.ndarray]) -> Batching:
+def _sweep(runnable: Runnable, example: Mapping[str, np.ndarray], proof_items: int) -> Batching:
     """Time batches of 1, 2, 4, ... items, within a budget, and return the best; each size is warm after that."""
     started = time.perf_counter()
     item_s: dict[int, float] = {}
-    compiled = 0
+    fresh: list[bool] = []  # of the sizes that were not run before: whether the first run took far longer
     size = 1
     while size <= _LARGEST_BATCH and time.perf_counter() - started < _SWEEP_BUDGET_S:
         inputs = resize(runnable.signature, example, batch=size)
         first_s, *later_s = (_time_s(runnable, inputs) for _ in range(3))
         item_s[size] = min(later_s) / size
-        compiled += first_s > _COMPILE_S + _COMPILE_RATIO * min(later_s)
+        if size not in (1, WARM_BATCH, proof_items):
+            fresh.append(first_s > _COMPILE_S + _COMPILE_RATIO * min(later_s))
         size *= 2
     enough_s = _GOOD_ENOUGH * min(item_s.values())
     best = next(size for size, seconds in item_s.items() if seconds <= enough_s)
-    is_compiled = compiled > len(item_s) // 2
+    is_compiled = sum(fresh) > len(fresh) // 2
     return Batching(best_items=best, buckets=tuple(item_s) if is_compiled else ())
 
 
