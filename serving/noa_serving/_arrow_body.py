@@ -2,18 +2,18 @@
 
 A column holds numbers for a tensor of one axis, and fixed-size lists (one in another) for one of more. A model with one
 input of two axes also takes a column per feature, in order. Compressed batches, dictionaries and nulls are refused:
-what arrives has the size that it says, and every value is there.
+what arrives has the size that it says, and every value is there. pyarrow has no types: what it makes is `Any` here.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.ipc
+from pyarrow import ipc
 
 from noa.errors import InvalidInputError, SignatureError
 from noa_serving._http import RequestRefusedError
@@ -80,17 +80,17 @@ def write_arrow(arrays: Mapping[str, np.ndarray]) -> bytes:
         )
     batch = pa.record_batch({name: _to_column(array) for name, array in arrays.items()})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
+    with ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return sink.getvalue().to_pybytes()
 
 
-def _batches(body: bytes) -> Iterator[pa.RecordBatch]:
-    reader = pa.ipc.MessageReader.open_stream(pa.BufferReader(body))
+def _batches(body: bytes) -> Iterator[Any]:
+    reader = ipc.MessageReader.open_stream(pa.BufferReader(body))
     first = next(iter(reader), None)
     if first is None or first.type != "schema":
         raise InvalidInputError("the body begins with no schema", expected="an Arrow IPC stream")
-    schema = pa.ipc.read_schema(first)
+    schema = ipc.read_schema(first)
     if len(schema) > _MOST_COLUMNS:
         raise InvalidInputError("the table has too many columns", expected=f"at most {_MOST_COLUMNS}")
     for field in schema:
@@ -102,10 +102,10 @@ def _batches(body: bytes) -> Iterator[pa.RecordBatch]:
                 expected=f"at most {_MOST_BATCHES} record batches, neither compressed nor dictionaries",
                 received=message.type,
             )
-        yield pa.ipc.read_record_batch(message, schema)
+        yield ipc.read_record_batch(message, schema)
 
 
-def _check_type(name: str, kind: pa.DataType) -> None:
+def _check_type(name: str, kind: Any) -> None:
     leaf = kind
     for _ in range(_MOST_LEVELS):
         if not pa.types.is_fixed_size_list(leaf):
@@ -147,7 +147,7 @@ def _matrix_input(generation: Generation, names: list[str]) -> TensorSpec | None
     return spec if is_matrix and spec.shape[1] == len(names) else None
 
 
-def _read_column(spec: TensorSpec, column: pa.ChunkedArray, tail: tuple[int, ...] | None) -> np.ndarray:
+def _read_column(spec: TensorSpec, column: Any, tail: tuple[int, ...] | None) -> np.ndarray:
     values = column.combine_chunks()
     sizes = [len(values)]
     while True:
@@ -168,7 +168,7 @@ def _read_column(spec: TensorSpec, column: pa.ChunkedArray, tail: tuple[int, ...
     return array.reshape(sizes)
 
 
-def _to_column(array: np.ndarray) -> pa.Array:
+def _to_column(array: np.ndarray) -> Any:
     column = pa.array(np.ascontiguousarray(array).reshape(-1))
     for size in reversed(array.shape[1:]):
         column = pa.FixedSizeListArray.from_arrays(column, size)

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from noa.errors import InvalidInputError, SignatureError
 from noa_serving._grpc_messages import schema
 from noa_serving._http import Headers, Response
-from noa_serving._oip import find_input, input_twice, must_be_writable, read_shape, read_shared
+from noa_serving._oip import asked_timeout_s, find_input, input_twice, must_be_writable, read_shape, read_shared
 from noa_serving._prepared import Prepared, check_inputs, choose_outputs
 from noa_serving._shared_memory import SharedRegions, Slice, slice_of
 from noa_serving._tensors import DATATYPE_OF, array_from_bytes, array_from_numbers, contiguous
@@ -86,7 +86,7 @@ def prepare(
                 regions.write(part, arrays[name])
         return Response(200, _encode(generation, arrays, parts, request_id=request_id, is_raw=is_raw), ())
 
-    return Prepared(generation, inputs, batch, encode)
+    return Prepared(generation, inputs, batch, encode, asked_timeout_s(_values(message.parameters)))
 
 
 def _read_inputs(

@@ -67,7 +67,7 @@ def prepare(
     def encode(outputs: Mapping[str, np.ndarray]) -> Response:
         return _encode(generation, wanted, outputs, regions)
 
-    return Prepared(generation, inputs, batch, encode, _asked_timeout_s(table))
+    return Prepared(generation, inputs, batch, encode, asked_timeout_s(_parameters(table, "the request")))
 
 
 def _header_length(headers: Headers, size: int) -> int:
@@ -231,12 +231,16 @@ def _read_wanted(generation: Generation, table: JsonObject) -> _Wanted:
     return _Wanted(tuple(zip(names, ways, strict=True)), request_id)
 
 
-def _asked_timeout_s(table: JsonObject) -> float | None:
-    """Return how long the request is ready to wait: Triton's parameter `timeout`, microseconds; 0 says nothing."""
-    timeout_us = _parameters(table, "the request").get("timeout")
+def asked_timeout_s(parameters: Mapping[str, object]) -> float | None:
+    """Return how long the request is ready to wait: Triton's parameter `timeout`, microseconds; 0 says nothing.
+
+    Raises:
+        InvalidInputError: it is no such number.
+    """
+    timeout_us = parameters.get("timeout")
     if timeout_us is None or timeout_us == 0:
         return None
-    if type(timeout_us) is not int or timeout_us < 0:
+    if not isinstance(timeout_us, int) or isinstance(timeout_us, bool) or timeout_us < 0:
         raise InvalidInputError(
             "parameter `timeout` is wrong",
             expected="a whole number of microseconds, 0: none",

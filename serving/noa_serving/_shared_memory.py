@@ -15,7 +15,6 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -242,6 +241,6 @@ def _text(value: object, what: str) -> str:
 
 
 def _whole(value: object, what: str) -> int:
-    if type(value) is not int or not 0 <= cast("int", value) < _MAX_SIZE:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MAX_SIZE:
         raise InvalidInputError(f"`{what}` is wrong", expected="a number of bytes", received=str(value)[:40])
-    return cast("int", value)
+    return value

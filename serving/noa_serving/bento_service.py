@@ -87,8 +87,8 @@ def _with_grpc(application: Application, request: LaunchRequest) -> AsgiApplicat
 
 async def _report_address(request: LaunchRequest, *, grpc_port: int | None = None) -> None:
     host, port = _listening_address()
-    table = {"host": host, "port": port, "pid": os.getppid(), "workers": request.settings.serving.workers}
-    table["grpc_port"] = grpc_port
+    workers = request.settings.serving.workers
+    table = {"host": host, "port": port, "grpc_port": grpc_port, "pid": os.getppid(), "workers": workers}
     write_file(request.ready_file, json.dumps(table))
 
 

@@ -188,6 +188,9 @@ def bad_requests() -> Iterator[tuple[str, Any, grpc.StatusCode, str]]:
     yield "negative shape", negative, code.INVALID_ARGUMENT, "malformed `shape`"
     output = request()
     output.outputs.add(name="z")
+    patience = request()
+    patience.parameters["timeout"].string_param = "soon"
+    yield "timeout", patience, code.INVALID_ARGUMENT, "parameter `timeout` is wrong"
     yield "unknown output", output, code.INVALID_ARGUMENT, "output `z` is not known"
     pixels = service_pb2.ModelInferRequest(model_name="mixed")
     pixels.inputs.add(name="pixels", datatype="UINT8", shape=[1, 2, 2]).contents.uint_contents.extend([0, 1, 2, 256])
@@ -305,6 +308,8 @@ def test_the_clients_deadline_is_kept_and_overload_says_when_to_come_back(tmp_pa
         start = time.monotonic()
         with pytest.raises(triton.InferenceServerException, match="DEADLINE_EXCEEDED"):
             client.infer("slow", inputs, client_timeout=0.01)
+        with pytest.raises(triton.InferenceServerException, match="took too long"):
+            client.infer("slow", inputs, timeout=1000)
         assert time.monotonic() - start < 5
         message = service_pb2.ModelInferRequest(
             model_name="slow", raw_input_contents=[np.ones((2, 384), "f4").tobytes()]
