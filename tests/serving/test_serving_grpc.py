@@ -17,7 +17,7 @@ from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_kit import serving_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from serving_kit import Project, ask, build_app, endpoint, make_project, slow_model
+from serving_kit import Project, ask, build_app, endpoint, make_project, slow_model, wait_until
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from noa.settings import Settings
@@ -308,9 +308,11 @@ def test_the_clients_deadline_is_kept_and_overload_says_when_to_come_back(tmp_pa
         start = time.monotonic()
         with pytest.raises(triton.InferenceServerException, match="DEADLINE_EXCEEDED"):
             client.infer("slow", inputs, client_timeout=0.01)
+        wait_until(lambda: app._application.admission.in_flight == 0)  # the place is held until the work has ended
         with pytest.raises(triton.InferenceServerException, match="took too long"):
             client.infer("slow", inputs, timeout=1000)
         assert time.monotonic() - start < 5
+        wait_until(lambda: app._application.admission.in_flight == 0)
         message = service_pb2.ModelInferRequest(
             model_name="slow", raw_input_contents=[np.ones((2, 384), "f4").tobytes()]
         )

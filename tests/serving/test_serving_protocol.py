@@ -23,6 +23,7 @@ from uvicorn.server import ServerState
 from noa.settings import Settings
 from noa_serving import Client
 from noa_serving._asgi import AsgiApplication
+from noa_serving._client_wire import Request
 from noa_serving._protocol import MAX_HOT_BODY_BYTES, hot_protocol
 
 BODY = b'{"inputs": [[1, 2, 3, 4]]}'
@@ -82,7 +83,7 @@ def read(wire: socket.socket, count: int) -> Answers:
 def test_small_requests_are_answered_without_asgi_under_bentoml(url: str) -> None:
     def fast() -> int:
         with Client(url) as client:
-            text = client._call("GET", "/metrics").body.decode()
+            text = client._call(Request("GET", "/metrics")).body.decode()
         return int(re.findall(r"^noa_fast_answers_total\{.*\} (\d+)$", text, re.MULTILINE)[0])
 
     before = fast()
