@@ -63,7 +63,7 @@ def _layout(specs: tuple[TensorSpec, ...]) -> tuple[int, int, int, bool]:
     is_whole = len(specs) == 1 and len(sizes) == len(specs[0].shape) - 1 and specs[0].dtype not in ("bool", "int8")
     if is_whole and len(sizes) == 2:
         return 1, sizes[0], sizes[1], False
-    if is_whole and len(sizes) == 3 and sizes[0] in _MODES:
+    if is_whole and len(sizes) == 3 and (sizes[0] in (1, 3) or (sizes[0] in _MODES and sizes[2] not in _MODES)):
         return sizes[0], sizes[1], sizes[2], True
     if is_whole and len(sizes) == 3 and sizes[2] in _MODES:
         return sizes[2], sizes[0], sizes[1], False

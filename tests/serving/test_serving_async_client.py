@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import html
 from collections.abc import Awaitable, Callable, Iterator
 
 import numpy as np
 import pytest
 from http_kit import serving_http
+from serving_kit import ask
 
 from noa.errors import InvalidInputError, NotFoundError, ServiceError
-from noa_serving import AsyncClient
+from noa_serving import AsyncClient, Client
 from noa_serving._asgi import AsgiApplication
+from noa_serving._client_stub import client_stub
 
 X = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], dtype=np.float32)
 
@@ -66,6 +69,20 @@ def test_errors_have_the_servers_words(address: str) -> None:
     use(address, calls, timeout_s=0.5)
     with pytest.raises(InvalidInputError, match="not the URL"):
         AsyncClient("ftp://127.0.0.1")
+
+
+def test_the_stub_on_the_servers_page_calls_the_endpoint(app: AsgiApplication, address: str) -> None:
+    application = app._application
+    names: dict[str, Callable[..., dict[str, np.ndarray]]] = {}
+    for endpoint in ("digits", "mixed"):
+        source = client_stub(application.endpoints[endpoint].require())
+        assert html.escape(source) in ask(app, "GET", "/docs").body.decode()
+        exec(source, names)
+    with Client(address) as client:
+        assert np.array_equal(names["predict_digits"](client, X)["y"], X * 3)
+        flags = np.array([True])
+        found = names["predict_mixed"](client, pixels=np.zeros((1, 2, 2), np.uint8), index=np.array([1]), flag=flags)
+        assert found["picked"].tolist() == [20.0]
 
 
 def answering(*answers: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:

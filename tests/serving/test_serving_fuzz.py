@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -43,7 +44,8 @@ requests = st.fixed_dictionaries(
     {"inputs": st.lists(tensors, max_size=3) | values},
     optional={"outputs": values, "id": values, "parameters": values, "instances": values},
 )
-relaxed = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(os.environ.get("NOA_FUZZ_EXAMPLES", "0"))  # of each test; `make fuzz` sets it
+relaxed = settings(max_examples=EXAMPLES or 150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def check(app: AsgiApplication, answer: Answer) -> None:
