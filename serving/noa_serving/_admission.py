@@ -119,6 +119,10 @@ class Place:
     def __enter__(self) -> Place:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def leave(self) -> None:
+        """Give the place back, unless work holds it."""
         if self._is_ours:
             self.give_back()
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()

@@ -7,7 +7,7 @@ in. The old generation is freed by reference counting when the last request that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +15,13 @@ import numpy as np
 from noa.errors import IntegrityError
 from noa.formats import find_adapter
 from noa_serving._statistics import ModelStatistics
-from noa_serving._warm_up import WARM_BATCH, Batching, Cost, batch_axis, find_batching, resize, warm
+from noa_serving._warm_up import WARM_BATCH, Batching, Cost, batch_axis, resize, warm
 
 if TYPE_CHECKING:
     from noa.formats import Runnable
     from noa.signatures import Signature, TensorSpec
     from noa_registry import ModelVersion, Registry
+    from noa_serving._binary_plan import BinaryPlan
     from noa_serving._http import HeaderList
 
 INLINE_LIMIT_S = 0.001
@@ -32,7 +33,7 @@ class Generation:
     """A version that is ready to compute.
 
     `example` is one item of zeros with the shape of a real input. `plain_inputs` holds name, dtype and item shape of
-    each input, and nothing for a signature with more free axes than the batch.
+    each input, and nothing for a signature with more free axes than the batch. `binary_plans` is a memo, not state.
     """
 
     endpoint: str
@@ -53,6 +54,7 @@ class Generation:
     example: Mapping[str, np.ndarray]
     plain_inputs: tuple[tuple[str, np.dtype, tuple[int, ...]], ...]
     statistics: ModelStatistics
+    binary_plans: dict[bytes, BinaryPlan] = field(default_factory=dict["bytes", "BinaryPlan"])
 
     @property
     def reference(self) -> str:
@@ -135,7 +137,7 @@ def build_generation(
     """Warm a loaded model with `example` and wrap it with everything a request needs, computed once."""
     signature = runnable.signature
     signature.validate(example)
-    cost = warm(runnable, example)
+    cost, batching = warm(runnable, example)
     statistics = ModelStatistics()
     return Generation(
         endpoint=endpoint,
@@ -156,7 +158,7 @@ def build_generation(
         ),
         cost=cost,
         inline_items=_inline_items(cost),
-        batching=find_batching(runnable, example, cost),
+        batching=batching,
         example={name: np.zeros_like(array) for name, array in resize(signature, example, batch=1).items()},
         plain_inputs=_plain_inputs(signature),
         statistics=statistics,

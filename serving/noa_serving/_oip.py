@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 
 from noa.errors import InvalidInputError, SignatureError
+from noa_serving._binary_plan import remember
 from noa_serving._http import BINARY_TYPE, JSON_TYPE, Headers, Response
 from noa_serving._json_body import JsonObject, check_content_type, json_kind, parse_object
 from noa_serving._prepared import Prepared, check_inputs, choose_outputs, too_many_items
@@ -58,7 +59,12 @@ def prepare(
     """
     check_content_type(headers, binary=True)
     header_length = _header_length(headers, len(body))
-    table = parse_object(body if header_length == len(body) else body[:header_length])
+    header = body[:header_length]
+    plan = generation.binary_plans.get(header)
+    known = None if plan is None else plan.read(body, header_length)
+    if plan is not None and known is not None:
+        return Prepared(generation, known, plan.batch, plan.encode, plan.timeout_s)
+    table = parse_object(header)
     raw = memoryview(body)[header_length:]
     inputs = _read_inputs(generation, table, raw, max_batch_items=max_batch_items, regions=regions)
     wanted = _read_wanted(generation, table)
@@ -67,7 +73,10 @@ def prepare(
     def encode(outputs: Mapping[str, np.ndarray]) -> Response:
         return _encode(generation, wanted, outputs, regions)
 
-    return Prepared(generation, inputs, batch, encode, asked_timeout_s(_parameters(table, "the request")))
+    timeout_s = asked_timeout_s(_parameters(table, "the request"))
+    if raw and wanted.request_id is None and generation.format not in _COPYING_FORMATS:
+        remember(generation, header, inputs, num_bytes=len(raw), batch=batch, encode=encode, timeout_s=timeout_s)
+    return Prepared(generation, inputs, batch, encode, timeout_s)
 
 
 def _header_length(headers: Headers, size: int) -> int:

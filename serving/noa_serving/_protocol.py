@@ -32,10 +32,14 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from noa_serving._admission import Place
     from noa_serving._batcher import Job, Outcome
 
-MAX_HOT_BODY_BYTES = 64 << 10
-"""Larger bodies arrive in many pieces; ASGI's flow control is worth its cost there."""
+MAX_HOT_BODY_BYTES = 1 << 20
+"""Larger bodies go through ASGI, whose flow control is worth its cost there."""
+
+MAX_UNPLACED_BODY_BYTES = 64 << 10
+"""A larger body needs a key and a place before it is read: idle connections cannot fill the memory with halves."""
 
 MAX_HEAD_BYTES = 64 << 10
 """Request line and headers; counted in whole reads of the socket, so a little more may pass."""
@@ -72,8 +76,10 @@ class _HotProtocol(HttpToolsProtocol):
         self._timeout_s = timeout_s
         self._route: HotRoute | None = None
         self._chunks: list[bytes] = []
+        self._place: Place | None = None
         self._line: deque[_Slot] = deque()
         self._is_pipeline_held = False
+        self._length = 0
         self._started = 0.0
         self._last_answer = 0.0
         self._is_closing = False
@@ -100,7 +106,10 @@ class _HotProtocol(HttpToolsProtocol):
             self._body_timer = self.loop.call_later(self._timeout_s, self._body_is_late)
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        # uvicorn's scope is made where it is needed, in `_leave_to_asgi`.
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
         self._is_in_head = True
         self._head_bytes = 0
 
@@ -110,7 +119,7 @@ class _HotProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
         route = self._routes.get(self.url)
-        if route is None or not self._is_hot():
+        if route is None or not self._is_hot() or not self._find_place():
             self._leave_to_asgi()
             return
         self._route = route
@@ -146,6 +155,7 @@ class _HotProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._route = None
+        self._give_place_back()
         line, self._line = self._line, deque()
         for slot in line:
             slot.drop()
@@ -180,7 +190,25 @@ class _HotProtocol(HttpToolsProtocol):
                 length = value
             elif name in _NOT_HOT:
                 return False
-        return length.isdigit() and len(length) < 10 and int(length) <= self._limit
+        if not length.isdigit() or len(length) >= 10:
+            return False
+        self._length = int(length)
+        return self._length <= self._limit
+
+    def _find_place(self) -> bool:
+        """Take a place for a body that is not small; ASGI refuses a request without one, or without a key."""
+        if self._length > MAX_UNPLACED_BODY_BYTES:
+            try:
+                self._application.keys.check(dict(self.headers))
+                self._place = self._application.computing.enter()
+            except RequestRefusedError:
+                return False
+        return True
+
+    def _give_place_back(self) -> None:
+        if self._place is not None:
+            self._place.give_back()
+            self._place = None
 
     def _has_open_cycle(self) -> bool:
         # uvicorn starts with None behind a narrower annotation.
@@ -189,6 +217,10 @@ class _HotProtocol(HttpToolsProtocol):
 
     def _leave_to_asgi(self) -> None:
         """Let uvicorn take this request, behind the slots of the connection."""
+        url, headers, expect_100_continue = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect_100_continue
+        self.headers += headers  # the list that is in the scope
         before = self.cycle
         must_wait = bool(self._line) and not self._has_open_cycle()
         if must_wait:
@@ -205,15 +237,19 @@ class _HotProtocol(HttpToolsProtocol):
         """Understand a request and have it computed; its slot is told when there is an answer."""
         application = self._application
         headers = dict(self.headers)
-        application.keys.check(headers)
-        route = slot.route
-        if route.endpoint.current is None:
-            route.require()
-        deadline = Deadline.after(self._timeout_s).within(asked_timeout_s(headers))
-        with application.computing.enter() as place:
-            prepared = route.prepare(headers, body)
+        place, self._place = self._place, None
+        try:
+            application.keys.check(headers)
+            if slot.route.endpoint.current is None:
+                slot.route.require()
+            deadline = Deadline.after(self._timeout_s).within(asked_timeout_s(headers))
+            place = place or application.computing.enter()
+            prepared = slot.route.prepare(headers, body)
             slot.encode = prepared.encode
             job = application.computing.submit(prepared, place, deadline, slot.done)
+        finally:
+            if place is not None:
+                place.leave()
         if slot.response is None:
             slot.job = job
 
@@ -261,6 +297,7 @@ class _HotProtocol(HttpToolsProtocol):
             expected=f"all of it within {self._timeout_s:g} s",
         )
         self.flow.pause_reading()  # the rest of the body belongs to nobody
+        self._give_place_back()
         slot = _Slot(self, route, self._started)
         self._line.append(slot)
         slot.done(late)

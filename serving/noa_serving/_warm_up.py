@@ -60,24 +60,23 @@ class Batching:
     buckets: tuple[int, ...] = ()
 
 
-def warm(runnable: Runnable, example: Mapping[str, np.ndarray]) -> Cost:
-    """Run the model on real inputs at batch 1 and a larger batch until its time is known."""
+def warm(runnable: Runnable, example: Mapping[str, np.ndarray]) -> tuple[Cost, Batching]:
+    """Run the model on real inputs, at batch 1 and larger ones, until its time is known, and how it may be batched."""
     signature = runnable.signature
     single_s = _median_s(runnable, resize(signature, example, batch=1))
     if batch_axis(signature) is None:
-        return Cost(fixed_s=single_s, per_item_s=0.0)
+        return Cost(fixed_s=single_s, per_item_s=0.0), Batching(refusal=_axis_refusal(signature))
     many_s = _median_s(runnable, resize(signature, example, batch=WARM_BATCH))
-    per_item_s = max(0.0, many_s - single_s) / (WARM_BATCH - 1)
-    return Cost(fixed_s=max(single_s - per_item_s, 0.0), per_item_s=per_item_s)
-
-
-def find_batching(runnable: Runnable, example: Mapping[str, np.ndarray], cost: Cost) -> Batching:
-    """Return whether and how requests may share a run of this model."""
-    proof_items = 2 if cost.estimate_s(1) > _SLOW_RUN_S else _PROOF_ITEMS
-    refusal = _axis_refusal(runnable.signature) or _dependence(runnable, example, proof_items)
+    proof_items = 2 if single_s > _SLOW_RUN_S else _PROOF_ITEMS
+    refusal = _axis_refusal(signature) or _dependence(runnable, example, proof_items)
     if refusal is not None:
-        return Batching(refusal=refusal)
-    return _sweep(runnable, example, proof_items)
+        return _cost(single_s, many_s, WARM_BATCH), Batching(refusal=refusal)
+    item_s, batching = _sweep(runnable, example, proof_items)
+    # Over the widest range of sizes: between neighbours, what an item costs drowns in what the machine does besides.
+    largest = max(item_s)
+    if largest > WARM_BATCH:
+        return _cost(single_s, item_s[largest] * largest, largest), batching
+    return _cost(single_s, many_s, WARM_BATCH), batching
 
 
 def resize(signature: Signature, example: Mapping[str, np.ndarray], *, batch: int) -> dict[str, np.ndarray]:
@@ -141,8 +140,18 @@ def _vary(array: np.ndarray, *, integers: bool) -> np.ndarray:
     return varied
 
 
-def _sweep(runnable: Runnable, example: Mapping[str, np.ndarray], proof_items: int) -> Batching:
-    """Time batches of 1, 2, 4, ... items, within a budget, and return the best; each size is warm after that."""
+def _cost(single_s: float, many_s: float, size: int) -> Cost:
+    per_item_s = max(0.0, many_s - single_s) / (size - 1)
+    return Cost(fixed_s=max(single_s - per_item_s, 0.0), per_item_s=per_item_s)
+
+
+def _sweep(
+    runnable: Runnable, example: Mapping[str, np.ndarray], proof_items: int
+) -> tuple[dict[int, float], Batching]:
+    """Time batches of 1, 2, 4, ... items, within a budget: seconds per item by size, and which size is best.
+
+    Each size is warm after that.
+    """
     started = time.perf_counter()
     item_s: dict[int, float] = {}
     fresh: list[bool] = []  # of the sizes that were not run before: whether the first run took far longer
@@ -157,7 +166,7 @@ def _sweep(runnable: Runnable, example: Mapping[str, np.ndarray], proof_items: i
     enough_s = _GOOD_ENOUGH * min(item_s.values())
     best = next(size for size, seconds in item_s.items() if seconds <= enough_s)
     is_compiled = sum(fresh) > len(fresh) // 2
-    return Batching(best_items=best, buckets=tuple(item_s) if is_compiled else ())
+    return item_s, Batching(best_items=best, buckets=tuple(item_s) if is_compiled else ())
 
 
 def _time_s(runnable: Runnable, inputs: Mapping[str, np.ndarray]) -> float:

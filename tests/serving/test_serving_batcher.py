@@ -242,18 +242,20 @@ def test_a_request_waits_for_others_only_as_long_as_is_set() -> None:
     on = slow(model)
 
     async def main() -> None:
-        room = Room(max_queue_delay_us=20_000)
+        room = Room(max_queue_delay_us=1_000_000)
         room.submit("0", prepared(on, 0.0))
-        await asyncio.sleep(0.002)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert room.computing.queue.waiting_items == 1
         room.submit("1", prepared(on, 1.0))
         await room.until("0", "1")
         assert model.runs == [2]
-        room.computing.queue._settings = ServingSettings(max_queue_delay_us=1_000_000)
         for index in range(8):
             room.submit(str(index), prepared(on, 1.0))
-        start = time.monotonic()
+        await asyncio.sleep(0)
+        assert room.computing.queue.waiting_items == 0  # a full batch does not wait
         await room.until(*map(str, range(8)))
-        assert time.monotonic() - start < 0.9  # full: it does not wait
+        await room.until_empty()
         assert model.runs == [2, 8]
         room.pool.shutdown()
 

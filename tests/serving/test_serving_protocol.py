@@ -24,7 +24,7 @@ from noa.settings import Settings
 from noa_serving import Client
 from noa_serving._asgi import AsgiApplication
 from noa_serving._client_wire import Request
-from noa_serving._protocol import MAX_HOT_BODY_BYTES, hot_protocol
+from noa_serving._protocol import MAX_HOT_BODY_BYTES, MAX_UNPLACED_BODY_BYTES, hot_protocol
 
 BODY = b'{"inputs": [[1, 2, 3, 4]]}'
 GOOD = b'"total":[30.0]'
@@ -455,6 +455,29 @@ def test_any_bytes_on_the_wire_leave_the_protocol_whole(app: AsgiApplication, da
         assert b"HTTP/1.1 500" not in pipe.written
         protocol.connection_lost(None)
         await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_a_body_that_is_not_small_has_a_place_before_it_is_read(local: Project) -> None:
+    app = shortened(local, max_in_flight=1)
+    application = app._application
+    large = message(BODY + b" " * MAX_UNPLACED_BODY_BYTES)
+
+    async def main() -> None:
+        protocol, pipe = open_pipe(app)
+        protocol.data_received(large[:-1])
+        assert application.admission.in_flight == 1
+        other, its_pipe = open_pipe(app)
+        other.data_received(large)
+        await until(its_pipe, b"HTTP/1.1 503")
+        other.connection_lost(None)
+        protocol.data_received(large[-1:])
+        await until(pipe, GOOD)
+        assert (application.admission.in_flight, application.fast_answers) == (0, 1)
+        protocol.data_received(large[:-1])
+        protocol.connection_lost(None)
+        assert application.admission.in_flight == 0
 
     asyncio.run(main())
 
