@@ -15,7 +15,7 @@ export BENTOML_DO_NOT_TRACK := True
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test check lint types frame wheel chaos bench bench-conversion conformance docs clean
+.PHONY: help setup demo test check lint types frame wheel chaos fuzz bench bench-conversion conformance docs clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -54,6 +54,11 @@ chaos: setup ## Kill the registry at every point of every operation, fill every 
 	@echo "chaos: every point of every operation, and every size of a full disk"
 	@NOA_TEST_EVERY_POINT=1 $(BIN)/python -m pytest -n $$(nproc) --dist loadscope -v \
 		tests/registry/test_registry_kill_points.py tests/registry/test_registry_full_disk.py $(PYTEST_ARGS)
+
+fuzz: setup ## Send 100,000 requests of any kind to a server: schemathesis and mutated binary frames (half an hour).
+	@echo "fuzz: every route, by its description and by mutated frames"
+	@NOA_FUZZ_EXAMPLES=$${NOA_FUZZ_EXAMPLES:-8000} $(BIN)/python -m pytest -n $$(nproc) --timeout 7200 \
+		tests/serving/test_serving_fuzz.py tests/serving/test_serving_fuzz_routes.py $(PYTEST_ARGS)
 
 bench: setup ## Measure serving, training, registry and the demo; prints a table and writes JSON.
 	@$(BIN)/python -m benchmarks

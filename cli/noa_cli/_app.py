@@ -16,8 +16,8 @@ from noa_cli._command import (
     add_command,
     keep_common,
 )
-from noa_cli.commands import config as config_commands
 from noa_cli.commands import (
+    bench,
     convert,
     demo,
     doctor,
@@ -36,6 +36,7 @@ from noa_cli.commands import (
     train,
     verify_formats,
 )
+from noa_cli.commands import config as config_commands
 
 
 def _version(value: bool) -> None:
@@ -87,6 +88,7 @@ def build() -> typer.Typer:
     add(gc.gc, "Models")
     add(serve.serve, "Serving")
     add(predict.predict, "Serving")
+    add(bench.bench, "Serving")
     add(services.up, "Operation")
     add(services.down, "Operation")
     add(services.status, "Operation")

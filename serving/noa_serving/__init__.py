@@ -1,9 +1,10 @@
 """The serving room: how is a model called?
 
 A server is a child process that runs BentoML's machinery with noa's own stack inside. `start_server` and
-`server_command` start one, `Client` calls one.
+`server_command` start one, `Client` and `AsyncClient` call one.
 """
 
+from noa_serving._client_wire import Prediction
 from noa_serving._server_process import (
     READY_PATH,
     STARTED_PATH,
@@ -16,11 +17,13 @@ from noa_serving._server_process import (
     server_command,
     start_server,
 )
-from noa_serving.client import Client, Prediction
+from noa_serving.async_client import AsyncClient
+from noa_serving.client import Client
 
 __all__ = [
     "READY_PATH",
     "STARTED_PATH",
+    "AsyncClient",
     "Client",
     "Prediction",
     "ServerAddress",

@@ -14,7 +14,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from noa.errors import DependencyMissingError, NoaError, SettingsError
+from noa.errors import ConflictError, DependencyMissingError, NoaError, SettingsError
 from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, hold, load_request
 from noa_serving._parent_death import die_with_parent
 
@@ -28,7 +28,7 @@ def main() -> int:
     """Run the server; returns the process's exit code."""
     try:
         request = load_request(_request_path())
-        require_engine()
+        require_engine(grpc=request.settings.serving.grpc_port is not None)
         if request.die_with_parent:
             die_with_parent(int(os.environ[PARENT_VARIABLE]) if PARENT_VARIABLE in os.environ else None)
         lock = hold(request)
@@ -37,13 +37,16 @@ def main() -> int:
         return 1
     try:
         return _serve(request)
+    except NoaError as exc:
+        print(f"error: {exc}", file=sys.stderr, flush=True)
+        return 1
     finally:
         shutil.rmtree(request.folder, ignore_errors=True)
         lock.close()
 
 
-def require_engine() -> None:
-    """Refuse to start without BentoML and the fast event loop and parser.
+def require_engine(*, grpc: bool = False) -> None:
+    """Refuse to start without BentoML and the fast event loop and parser, or without gRPC where it is asked for.
 
     Raises:
         DependencyMissingError: with the install command.
@@ -51,6 +54,30 @@ def require_engine() -> None:
     for package in ("bentoml", "uvloop", "httptools"):
         if find_spec(package) is None:
             raise DependencyMissingError(package, extra="serve", purpose="serving")
+    if grpc:
+        for package in ("grpc", "grpc_reflection"):
+            if find_spec(package) is None:
+                raise DependencyMissingError(package, extra="grpc", purpose="serving over gRPC")
+
+
+def reserve_port(address: str, port: int) -> socket.socket:
+    """Hold a port for the workers, which all listen on it (`SO_REUSEPORT`); 0 chooses a free one.
+
+    A socket that is bound and does not listen gets no connection.
+
+    Raises:
+        ConflictError: the port is in use.
+    """
+    holder = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        holder.bind((address, port))
+    except OSError as exc:
+        holder.close()
+        raise ConflictError(
+            f"port {port} on {address} is in use", remedy="Choose another `serving.grpc_port` (0: a free one)"
+        ) from exc
+    return holder
 
 
 def bento_environment(folder: Path) -> dict[str, str]:
@@ -74,6 +101,9 @@ def _serve(request: LaunchRequest) -> int:
     from bentoml_cli.cli import cli
 
     serving = request.settings.serving
+    reserved = None if serving.grpc_port is None else reserve_port(_address(serving.host), serving.grpc_port)
+    if reserved is not None:
+        request.grpc_file.write_text(str(reserved.getsockname()[1]))
     arguments = ["serve", SERVICE, "--host", _address(serving.host), "--port", str(serving.port)]
     arguments += ["--working-dir", str(request.folder), "--timeout-keep-alive", str(_KEEP_ALIVE_S)]
     arguments += ["--timeout-graceful-shutdown", str(math.ceil(serving.timeout_s) + _GRACE_S)]
@@ -81,6 +111,9 @@ def _serve(request: LaunchRequest) -> int:
         cli(arguments, prog_name="bentoml", standalone_mode=False)
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else 1
+    finally:
+        if reserved is not None:
+            reserved.close()
     return 0
 
 

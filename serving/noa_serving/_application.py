@@ -7,20 +7,27 @@ from a request to a response.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from noa import __version__
 from noa.errors import NotFoundError
-from noa_serving import _oip, _openapi, _plain
+from noa_serving import _invocations, _oip, _openapi, _plain
 from noa_serving._admission import Admission, KeyRing
+from noa_serving._computing import Computing
 from noa_serving._http import JSON_TYPE, RequestRefusedError, Response, json_response, refuse
 from noa_serving._json_body import json_kind, parse_object
 from noa_serving._metrics import RouteMetrics, render
+from noa_serving._models import Models, describe_model, parse_version, require_version
+from noa_serving._shared_memory import SharedRegions
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from noa.settings import ServingSettings
     from noa_serving._endpoint import Endpoint
     from noa_serving._follower import Follower
@@ -29,8 +36,9 @@ if TYPE_CHECKING:
     from noa_serving._prepared import Prepared
 
 _WHATEVER_THE_BODY = frozenset({401, 404})
-_OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/health/startup"})
-_MAX_DIGITS = 9
+_OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/health/startup", "/ping"})
+_SHARED_MEMORY = "/v2/systemsharedmemory/"
+_NAMELESS = ("predict", "invocations")  # routes that need no name where there is one endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,31 +58,42 @@ class HotRoute:
             RequestRefusedError: 503, nothing is loaded yet.
             NotFoundError: another version than the one in the path is served.
         """
-        generation = self.endpoint.require()
-        if self.version is not None and generation.number != self.version:
-            raise NotFoundError(
-                f"version `{self.version}` of endpoint `{self.endpoint.name}` is not loaded",
-                expected=f"`{generation.number}`",
-                received=f"`{self.version}`",
-            )
-        return generation
+        return require_version(self.endpoint, self.version)
 
     def prepare(self, headers: Headers, body: bytes) -> Prepared:
-        """Understand a request with the generation of this moment."""
-        return self.read(self.require(), headers, body, max_batch_items=self.max_batch_items)
+        """Understand a request with the generation of this moment; its answer is counted when it is written."""
+        generation = self.require()
+        start = time.perf_counter_ns()
+        try:
+            prepared = self.read(generation, headers, body, max_batch_items=self.max_batch_items)
+        except Exception:
+            generation.statistics.count_refused(time.perf_counter_ns() - start)
+            raise
+        return _counted(prepared, start)
 
 
 class Application:
     """Everything one worker knows. Belongs to one event loop."""
 
-    def __init__(self, settings: ServingSettings, endpoints: Sequence[Endpoint], follower: Follower) -> None:
+    def __init__(
+        self,
+        settings: ServingSettings,
+        endpoints: Sequence[Endpoint],
+        follower: Follower,
+        *,
+        regions: SharedRegions | None = None,
+    ) -> None:
         self.settings = settings
         self.follower = follower
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self.keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
         self.admission = Admission(settings.max_in_flight)
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
+        self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
         self.fast_answers = 0
+        self.regions = regions or SharedRegions(None)
+        extensions = (*_oip.EXTENSIONS, _oip.SHARED_MEMORY) if self.regions.is_on else _oip.EXTENSIONS
+        self.models = Models(self.endpoints, extensions=extensions, max_batch_items=settings.max_batch_items)
         self._metrics: list[RouteMetrics] = []
         self._hot = self._hot_routes()
 
@@ -86,12 +105,18 @@ class Application:
         """Return all hot routes by path, but for those that name a version."""
         return self._hot
 
+    def add_routes(self, name: str, read: Callable[..., Prepared]) -> dict[str, HotRoute]:
+        """Return a route for each endpoint of another front end, which reads requests with `read`."""
+        return {one.name: self._route(one, name, read) for one in self.endpoints.values()}
+
     def refuse_unknown(self, path: str, headers: Headers) -> Response | None:
         """Return the answer to `POST path` if there is no such route or the caller has no key for it, None else.
 
         It closes the connection: the body was not read to its end.
         """
-        answer = self.answer("POST", path, headers, b"")  # changes nothing: what computes has routes of its own
+        if path.startswith(_SHARED_MEMORY):  # an order there acts without a body too
+            return None
+        answer = self.answer("POST", path, headers, b"")  # nothing else acts: what computes has routes of its own
         if answer.status not in _WHATEVER_THE_BODY:
             return None
         return replace(answer, headers=(*answer.headers, (b"connection", b"close")))
@@ -111,11 +136,14 @@ class Application:
 
     def _hot_routes(self) -> dict[str, HotRoute]:
         routes: dict[str, HotRoute] = {}
+        read_tensors = partial(_oip.prepare, regions=self.regions)
         for name, endpoint in self.endpoints.items():
-            routes[f"/v2/models/{name}/infer"] = self._route(endpoint, "infer", _oip.prepare)
+            routes[f"/v2/models/{name}/infer"] = self._route(endpoint, "infer", read_tensors)
             routes[f"/predict/{name}"] = self._route(endpoint, "predict", _plain.prepare)
+            routes[f"/invocations/{name}"] = self._route(endpoint, "invocations", _invocations.prepare)
         if len(self.endpoints) == 1:
-            routes["/predict"] = routes[f"/predict/{next(iter(self.endpoints))}"]
+            for path in _NAMELESS:
+                routes[f"/{path}"] = routes[f"/{path}/{next(iter(self.endpoints))}"]
         return routes
 
     def _route(self, endpoint: Endpoint, name: str, read: Callable[..., Prepared]) -> HotRoute:
@@ -128,15 +156,10 @@ class Application:
         if len(parts) != 7 or parts[4] != "versions" or parts[6] != "infer":
             return None
         route = self._hot.get(f"/v2/models/{parts[3]}/infer") if parts[1:3] == ["v2", "models"] else None
-        if route is None or not _is_number(parts[5]):
+        try:
+            return None if route is None else replace(route, version=parse_version(parts[3], parts[5]))
+        except NotFoundError:
             return None
-        return HotRoute(
-            endpoint=route.endpoint,
-            metrics=route.metrics,
-            read=route.read,
-            max_batch_items=route.max_batch_items,
-            version=int(parts[5]),
-        )
 
     def _answer(self, method: str, path: str, body: bytes) -> Response:
         parts = path.strip("/").split("/")
@@ -147,14 +170,18 @@ class Application:
         if parts[:2] == ["v2", "repository"]:
             _require_method(method, "POST")
             return self._answer_repository(parts[2:], body)
-        if parts[0] == "predict" and len(parts) <= 2:
+        if parts[:2] == ["v2", "systemsharedmemory"]:
+            return self._answer_shared_memory(method, parts[2:], body)
+        if parts[0] in _NAMELESS and len(parts) <= 2:
             raise self._no_predict_route(parts)
         answer = {
             "": self._index,
-            "v2": self._server,
+            "v2": lambda: json_response(self.models.server()),
             "v2/health/live": lambda: json_response({"live": True}),
             "v2/health/ready": self._ready,
             "health/startup": self._startup,
+            "ping": self._ready,
+            "version": lambda: Response(200, __version__.encode(), ((b"content-type", b"text/plain"),)),
             "status": self._status,
             "metrics": self._render_metrics,
             "openapi.json": lambda: json_response(_openapi.document(list(self.endpoints.values()))),
@@ -172,11 +199,8 @@ class Application:
         }
         return json_response({"name": "noa", "version": __version__, "endpoints": rows, "docs": "/docs"})
 
-    def _server(self) -> Response:
-        return json_response({"name": "noa", "version": __version__, "extensions": _oip.EXTENSIONS})
-
     def _ready(self) -> Response:
-        waiting = [name for name, one in self.endpoints.items() if one.current is None]
+        waiting = self.models.waiting()
         table: dict[str, object] = {"ready": not waiting, "live": True}
         if waiting:
             table["error"] = "not ready: " + ", ".join(f"`{name}`" for name in waiting)
@@ -204,36 +228,39 @@ class Application:
             self.endpoints.values(),
             admission=self.admission,
             follower=self.follower,
+            computing=self.computing,
             fast_answers=self.fast_answers,
             worker=os.getpid(),
         )
         return Response(200, text, ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),))
 
     def _answer_model(self, method: str, parts: list[str]) -> Response:
-        endpoint = self._endpoint(parts[0])
-        rest = parts[1:]
-        version: int | None = None
-        if len(rest) >= 2 and rest[0] == "versions":
-            if not _is_number(rest[1]):
-                raise NotFoundError(f"no version `{rest[1][:40]}` of endpoint `{endpoint.name}`")
-            version, rest = int(rest[1]), rest[2:]
-        if rest in ([], ["ready"]):
+        name, version, rest = parts[0], "", parts[1:]
+        if parts == ["stats"] and "stats" not in self.endpoints:
             _require_method(method, "GET")
-        else:
+            return json_response(self.models.statistics())
+        endpoint = self.models.find(name)
+        if len(rest) >= 2 and rest[0] == "versions":
+            version, rest = rest[1], rest[2:]
+        answer: Callable[[], Response] | None = {
+            "": lambda: self._model_metadata(name, version),
+            "ready": lambda: self._model_ready(name, version),
+            "stats": lambda: json_response(self.models.statistics(name, version)),
+            "config": lambda: json_response(self.models.config(name, version)),
+        }.get("/".join(rest))
+        if answer is None:
             raise NotFoundError(f"no route `{'/'.join(rest)[:80]}` below model `{endpoint.name}`")
-        route = HotRoute(
-            endpoint=endpoint,
-            metrics=RouteMetrics(endpoint.name, "metadata"),
-            read=_oip.prepare,
-            max_batch_items=self.settings.max_batch_items,
-            version=version,
-        )
-        if rest == ["ready"] and endpoint.current is None:
-            return json_response({"name": endpoint.name, "ready": False}, status=503)
-        generation = route.require()
-        if rest == ["ready"]:
-            return json_response({"name": endpoint.name, "ready": True}, headers=generation.headers)
-        return json_response(_oip.metadata(generation), headers=generation.headers)
+        _require_method(method, "GET")
+        return answer()
+
+    def _model_metadata(self, name: str, version: str) -> Response:
+        generation = self.models.require(name, version)
+        return json_response(describe_model(generation), headers=generation.headers)
+
+    def _model_ready(self, name: str, version: str) -> Response:
+        if not self.models.is_ready(name, version):
+            return json_response({"name": name, "ready": False}, status=503)
+        return json_response({"name": name, "ready": True}, headers=self.models.require(name).headers)
 
     def _answer_repository(self, parts: list[str], body: bytes) -> Response:
         if parts == ["index"]:
@@ -242,29 +269,48 @@ class Application:
                 raise RequestRefusedError(
                     "`ready` is no flag", status=400, expected="true or false", received=json_kind(only_ready)
                 )
-            rows = [_index_row(one) for one in self.endpoints.values() if one.current is not None or not only_ready]
-            return json_response(rows)
+            return json_response(self.models.index(only_ready=only_ready))
         if len(parts) == 3 and parts[0] == "models" and parts[2] in ("load", "unload"):
-            self._endpoint(parts[1])
-            raise RequestRefusedError(
-                "models are not loaded or unloaded by hand here",
-                status=400,
-                remedy="Endpoints follow the registry: promote or roll back a version",
-            )
+            raise self.models.refuse_change(parts[1])
         raise NotFoundError(f"no route `{'/'.join(parts)[:80]}` below the repository")
 
-    def _endpoint(self, name: str) -> Endpoint:
-        endpoint = self.endpoints.get(name)
-        if endpoint is None:
-            known = ", ".join(f"`{one}`" for one in self.endpoints)
-            raise NotFoundError(f"no model `{name[:128]}` is served here", expected=known, received=f"`{name[:128]}`")
-        return endpoint
+    def _answer_shared_memory(self, method: str, parts: list[str], body: bytes) -> Response:
+        name, call = (parts[1], parts[2:]) if len(parts) == 3 and parts[0] == "region" else ("", parts)
+        if call == ["status"]:
+            _require_method(method, "GET")
+            return json_response(self.regions.status(name))
+        if call == ["unregister"]:
+            _require_method(method, "POST")
+            self.regions.unregister(name)
+            return json_response({})
+        if call == ["register"] and name:
+            _require_method(method, "POST")
+            table = parse_object(body)
+            self.regions.register(name, key=table.get("key"), offset=table.get("offset"), size=table.get("byte_size"))
+            return json_response({})
+        raise NotFoundError(f"no route `{'/'.join(parts)[:80]}` for shared memory")
 
     def _no_predict_route(self, parts: list[str]) -> NotFoundError:
-        known = ", ".join(f"`/predict/{one}`" for one in self.endpoints)
+        known = ", ".join(f"`/{parts[0]}/{one}`" for one in self.endpoints)
         if len(parts) == 2:
             return NotFoundError(f"no endpoint `{parts[1][:128]}`", expected=known, received=f"`{parts[1][:128]}`")
-        return NotFoundError("`/predict` names no endpoint, and there are several", expected=known)
+        return NotFoundError(f"`/{parts[0]}` names no endpoint, and there are several", expected=known)
+
+
+def _counted(prepared: Prepared, start: int) -> Prepared:
+    read_ns = time.perf_counter_ns() - start
+    encode_answer = prepared.encode
+
+    def encode(outputs: Mapping[str, np.ndarray]) -> Response:
+        begun = time.perf_counter_ns()
+        response = encode_answer(outputs)
+        ended = time.perf_counter_ns()
+        prepared.generation.statistics.count_answered(
+            read_ns=read_ns, write_ns=ended - begun, total_ns=ended - start, items=prepared.batch
+        )
+        return response
+
+    return replace(prepared, encode=encode)
 
 
 def describe(endpoint: Endpoint) -> dict[str, object]:
@@ -274,6 +320,9 @@ def describe(endpoint: Endpoint) -> dict[str, object]:
     if now is not None:
         row |= {"version": now.number, "digest": now.digest, "format": now.format, "swaps": endpoint.swaps}
         row["run_ms"] = round(now.cost.estimate_s(1) * 1000, 4)
+        row["batch_items"] = now.batching.best_items
+        if now.batching.refusal is not None:
+            row["not_batched"] = now.batching.refusal
     if endpoint.waiting_for is not None:
         row["waiting_for"] = endpoint.waiting_for
     if failure is not None:
@@ -297,21 +346,9 @@ def compute_threads(settings: ServingSettings) -> int:
     return settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.workers)
 
 
-def _index_row(endpoint: Endpoint) -> dict[str, object]:
-    now = endpoint.current
-    if now is not None:
-        return {"name": endpoint.name, "version": str(now.number), "state": "READY", "reason": ""}
-    reason = endpoint.waiting_for or ("its model could not be loaded" if endpoint.failure else "loading")
-    return {"name": endpoint.name, "version": "", "state": "UNAVAILABLE", "reason": reason}
-
-
 def _require_method(method: str, allowed: str) -> None:
     if method != allowed and not (method == "HEAD" and allowed == "GET"):
         raise RequestRefusedError("the route takes another method", status=405, expected=allowed, received=method[:20])
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS
 
 
 __all__ = ["JSON_TYPE", "Application", "HotRoute", "compute_threads", "describe", "pool_size"]

@@ -61,16 +61,14 @@ def json_response(value: object, *, status: int = 200, headers: HeaderList = ())
 def refuse(error: BaseException) -> Response:
     """Return the answer for an error. What noa did not raise on purpose is logged and answered with a bare 500."""
     headers: list[tuple[bytes, bytes]] = []
+    status = status_of(error)
     if isinstance(error, RequestRefusedError):
-        status = error.status
         if error.retry_after_s is not None:
             headers.append((b"retry-after", str(error.retry_after_s).encode()))
         if error.close:
             headers.append((b"connection", b"close"))
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-    else:
-        status = _status_of(error)
     if status == 500:
         log.error("a request failed inside the server", exc_info=error)
         return json_response({"error": "the server failed on this request; its log has the reason"}, status=500)
@@ -84,7 +82,10 @@ def public_text(error: BaseException) -> str:
     return str(NoaError(error.what, expected=error.expected, received=error.received, remedy=error.remedy))
 
 
-def _status_of(error: BaseException) -> int:
+def status_of(error: BaseException) -> int:
+    """Return the HTTP status that an error is answered with."""
+    if isinstance(error, RequestRefusedError):
+        return error.status
     table: tuple[tuple[type[NoaError], int], ...] = (
         (InvalidInputError, 400),
         (NotFoundError, 404),

@@ -36,13 +36,15 @@ def parse_object(body: bytes, *, names: Iterable[bytes] = ()) -> JsonObject:
         raise InvalidInputError(
             "the body is not what it should be", expected="a JSON object", received=json_kind(value)
         )
-    if b"\\u" in body or any(body.count(name) > 1 for name in names):
+    if (b"\\" in body and b"\\u" in body) or any(body.count(name) > 1 for name in names):
         _refuse_twins(body)
     return cast("JsonObject", value)
 
 
-def check_content_type(headers: Headers, *, binary: bool) -> None:
-    """Refuse a body that says it is something else, or is compressed.
+def check_content_type(headers: Headers, *, binary: bool = False, also: bool = False) -> None:
+    """Refuse a body that says it is something else than JSON, or is compressed.
+
+    `binary` allows bytes as well; `also` says that the caller knows the type as one of its own.
 
     Raises:
         RequestRefusedError: 415.
@@ -53,7 +55,7 @@ def check_content_type(headers: Headers, *, binary: bool) -> None:
             "compressed bodies are not read", status=415, expected="no content-encoding", received=_shown(encoding)
         )
     kind = headers.get(b"content-type", b"")
-    if kind == b"application/json":
+    if also or kind == b"application/json":
         return
     kind = kind.partition(b";")[0].strip().lower()
     if kind in _JSON_TYPES or (binary and kind == b"application/octet-stream"):

@@ -29,6 +29,8 @@ REQUEST_VARIABLE = "NOA_SERVING_REQUEST"
 
 _REQUEST_FILE = "request.json"
 _READY_FILE = "ready.json"
+_GRPC_FILE = "grpc_port"
+_REGIONS_FOLDER = "regions"
 _STALE_AFTER_S = 120.0  # a start that takes longer has failed; a killed server's keys must not lie about
 
 
@@ -50,9 +52,21 @@ class LaunchRequest:
         """The file in which the server writes where it listens."""
         return self.folder / _READY_FILE
 
+    @property
+    def grpc_file(self) -> Path:
+        """The file that holds the port on which the workers answer gRPC, written before they start."""
+        return self.folder / _GRPC_FILE
+
+    @property
+    def regions_folder(self) -> Path | None:
+        """The folder of registered shared-memory regions, None where the settings do not allow them."""
+        return self.folder / _REGIONS_FOLDER if self.settings.serving.shared_memory else None
+
     def save(self) -> None:
         """Write the file, readable by this user only."""
         self.folder.mkdir(parents=True, mode=0o700)
+        if self.regions_folder is not None:
+            self.regions_folder.mkdir(mode=0o700)
         table = {"settings": _reveal(self.settings.model_dump()), "die_with_parent": self.die_with_parent}
         write_file(self.path, json.dumps(table), private=True)
 
@@ -90,6 +104,7 @@ def serving_settings(
     host: str | None,
     port: int | None,
     workers: int | None,
+    grpc_port: int | None = None,
 ) -> Settings:
     """Return the settings with what a caller overrides, checked again as a whole.
 
@@ -98,7 +113,7 @@ def serving_settings(
     """
     table = cast("dict[str, object]", _reveal(settings.model_dump()))
     serving = cast("dict[str, object]", table["serving"])
-    overrides: dict[str, object] = {"host": host, "port": port, "workers": workers}
+    overrides: dict[str, object] = {"host": host, "port": port, "workers": workers, "grpc_port": grpc_port}
     serving.update({key: value for key, value in overrides.items() if value is not None})
     if endpoints is not None:
         table["endpoints"] = {name: endpoint.model_dump() for name, endpoint in endpoints.items()}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from noa_serving._admission import Admission
+    from noa_serving._computing import Computing
     from noa_serving._endpoint import Endpoint
     from noa_serving._follower import Follower
 
@@ -42,6 +43,7 @@ def render(
     *,
     admission: Admission,
     follower: Follower,
+    computing: Computing,
     fast_answers: int,
     worker: int,
 ) -> bytes:
@@ -53,6 +55,8 @@ def render(
         *_endpoints(endpoints, worker),
         *_gauge("noa_requests_in_flight", "Requests being computed or waiting.", admission.in_flight, worker),
         *_counter("noa_requests_refused_total", "Requests refused because of overload.", admission.refused, worker),
+        *_gauge("noa_queue_items", "Items that wait for slow models.", computing.queue.waiting_items, worker),
+        *_batches(computing, worker),
         *_counter("noa_fast_answers_total", "Requests answered without ASGI.", fast_answers, worker),
         *_counter("noa_registry_failed_polls_total", "Look-ups that failed.", follower.failed_polls, worker),
         *_gauge("noa_registry_reachable", "Whether the last look-up worked.", int(follower.problem is None), worker),
@@ -100,6 +104,18 @@ def _endpoints(endpoints: list[Endpoint], worker: int) -> Iterator[str]:
     yield "# TYPE noa_endpoint_refused_versions_total counter"
     for one in endpoints:
         yield f'noa_endpoint_refused_versions_total{{endpoint="{one.name}",worker="{worker}"}} {one.refusals}'
+
+
+def _batches(computing: Computing, worker: int) -> Iterator[str]:
+    ways = (("loop", computing.ticks), ("queue", computing.queue))
+    yield "# HELP noa_batches_total Runs of models: on the event loop, or in the pool from the queue."
+    yield "# TYPE noa_batches_total counter"
+    for name, batcher in ways:
+        yield f'noa_batches_total{{way="{name}",worker="{worker}"}} {batcher.batches}'
+    yield "# HELP noa_batched_requests_total Requests computed by these runs."
+    yield "# TYPE noa_batched_requests_total counter"
+    for name, batcher in ways:
+        yield f'noa_batched_requests_total{{way="{name}",worker="{worker}"}} {batcher.requests}'
 
 
 def _gauge(name: str, text: str, value: int, worker: int) -> tuple[str, ...]:

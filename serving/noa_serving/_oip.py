@@ -1,4 +1,4 @@
-"""The Open Inference Protocol (KServe v2) over REST: reading and writing inference, and the model's metadata.
+"""The Open Inference Protocol (KServe v2) over REST: reading and writing inference.
 
 JSON tensors may be flat or nested; raw tensors (the binary extension) follow the JSON header in the order of the
 inputs. Both directions may mix the two.
@@ -14,15 +14,18 @@ import numpy as np
 import orjson
 
 from noa.errors import InvalidInputError, SignatureError
+from noa_serving._binary_plan import remember
 from noa_serving._http import BINARY_TYPE, JSON_TYPE, Headers, Response
 from noa_serving._json_body import JsonObject, check_content_type, json_kind, parse_object
 from noa_serving._prepared import Prepared, check_inputs, choose_outputs, too_many_items
+from noa_serving._shared_memory import SharedRegions, Slice, slice_of
 from noa_serving._tensors import (
     DATATYPE_OF,
     DATATYPES,
     array_from_bytes,
     array_from_json,
     check_shape,
+    check_size,
     contiguous,
     reshape_flat,
 )
@@ -32,31 +35,22 @@ if TYPE_CHECKING:
     from noa_serving._generation import Generation
 
 HEADER_LENGTH = b"inference-header-content-length"
-EXTENSIONS = ("binary_tensor_data", "model_repository")
-_PLATFORMS = {"onnx": "onnxruntime_onnx", "torch": "pytorch_exported_program", "jax": "jax_stablehlo"}
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+SHARED_MEMORY = "system_shared_memory"
 _COPYING_FORMATS = frozenset({"torch"})  # its tensors share memory with ours and must be writable
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What the answer shall hold: the outputs in order, and whether each is written as raw bytes."""
+    """What the answer shall hold: the outputs in order, and whether each is written as raw bytes, or where to."""
 
-    outputs: tuple[tuple[str, bool], ...]
+    outputs: tuple[tuple[str, bool | Slice], ...]
     request_id: str | None
 
 
-def metadata(generation: Generation) -> JsonObject:
-    """Return the model metadata; a free axis is written -1."""
-    return {
-        "name": generation.endpoint,
-        "versions": [str(generation.number)],
-        "platform": _PLATFORMS.get(generation.format, f"noa_{generation.format}"),
-        "inputs": [_tensor_metadata(spec) for spec in generation.signature.inputs],
-        "outputs": [_tensor_metadata(spec) for spec in generation.signature.outputs],
-    }
-
-
-def prepare(generation: Generation, headers: Headers, body: bytes, *, max_batch_items: int) -> Prepared:
+def prepare(
+    generation: Generation, headers: Headers, body: bytes, *, max_batch_items: int, regions: SharedRegions
+) -> Prepared:
     """Understand one inference request.
 
     Raises:
@@ -65,16 +59,24 @@ def prepare(generation: Generation, headers: Headers, body: bytes, *, max_batch_
     """
     check_content_type(headers, binary=True)
     header_length = _header_length(headers, len(body))
-    table = parse_object(body if header_length == len(body) else body[:header_length])
+    header = body[:header_length]
+    plan = generation.binary_plans.get(header)
+    known = None if plan is None else plan.read(body, header_length)
+    if plan is not None and known is not None:
+        return Prepared(generation, known, plan.batch, plan.encode, plan.timeout_s)
+    table = parse_object(header)
     raw = memoryview(body)[header_length:]
-    inputs = _read_inputs(generation, table, raw, max_batch_items=max_batch_items)
+    inputs = _read_inputs(generation, table, raw, max_batch_items=max_batch_items, regions=regions)
     wanted = _read_wanted(generation, table)
     batch = check_inputs(generation, inputs, max_batch_items=max_batch_items)
 
     def encode(outputs: Mapping[str, np.ndarray]) -> Response:
-        return _encode(generation, wanted, outputs)
+        return _encode(generation, wanted, outputs, regions)
 
-    return Prepared(generation, inputs, batch, encode)
+    timeout_s = asked_timeout_s(_parameters(table, "the request"))
+    if raw and wanted.request_id is None and generation.format not in _COPYING_FORMATS:
+        remember(generation, header, inputs, num_bytes=len(raw), batch=batch, encode=encode, timeout_s=timeout_s)
+    return Prepared(generation, inputs, batch, encode, timeout_s)
 
 
 def _header_length(headers: Headers, size: int) -> int:
@@ -91,7 +93,7 @@ def _header_length(headers: Headers, size: int) -> int:
 
 
 def _read_inputs(
-    generation: Generation, table: JsonObject, raw: memoryview, *, max_batch_items: int
+    generation: Generation, table: JsonObject, raw: memoryview, *, max_batch_items: int, regions: SharedRegions
 ) -> dict[str, np.ndarray]:
     rows = table.get("inputs")
     if not isinstance(rows, list) or not rows:
@@ -99,14 +101,19 @@ def _read_inputs(
     inputs: dict[str, np.ndarray] = {}
     start = 0
     for row in cast("list[object]", rows):
-        spec, tensor = _known_input(generation, row)
+        if not isinstance(row, dict):
+            raise InvalidInputError("an entry of `inputs` is no tensor", expected="an object", received=json_kind(row))
+        tensor = cast("JsonObject", row)
+        spec = find_input(generation, tensor.get("name"), tensor.get("datatype"))
         if spec.name in inputs:
-            raise SignatureError(f"input `{spec.name}` stands twice", expected="each input once", field=spec.name)
-        shape = check_shape(spec, tensor.get("shape"))
-        if shape and isinstance(spec.shape[0], str) and shape[0] > max_batch_items:
-            raise too_many_items(shape[0], max_batch_items)
-        size = _binary_size(spec, tensor)
-        if size is None:
+            raise input_twice(spec)
+        shape = read_shape(spec, tensor.get("shape"), max_batch_items=max_batch_items)
+        parameters = _parameters(tensor, f"input `{spec.name}`")
+        part = slice_of(parameters, f"input `{spec.name}`") if parameters else None
+        size = _binary_size(spec, tensor, parameters)
+        if part is not None:
+            inputs[spec.name] = read_shared(spec, tensor, part, shape, regions)
+        elif size is None:
             data = tensor.get("data")
             if not isinstance(data, list):
                 raise SignatureError(
@@ -115,7 +122,7 @@ def _read_inputs(
             inputs[spec.name] = reshape_flat(spec, array_from_json(spec, cast("object", data)), shape)
         else:
             end = start + size
-            writable = generation.format in _COPYING_FORMATS
+            writable = must_be_writable(generation)
             inputs[spec.name] = array_from_bytes(spec, _slice(spec, raw, start, end), shape, writable=writable)
             start = end
     if start != len(raw):
@@ -123,27 +130,68 @@ def _read_inputs(
     return inputs
 
 
-def _known_input(generation: Generation, row: object) -> tuple[TensorSpec, JsonObject]:
-    if not isinstance(row, dict):
-        raise InvalidInputError("an entry of `inputs` is no tensor", expected="an object", received=json_kind(row))
-    tensor = cast("JsonObject", row)
-    name = tensor.get("name")
+def find_input(generation: Generation, name: object, datatype: object) -> TensorSpec:
+    """Return the input that a tensor of a request is for.
+
+    Raises:
+        SignatureError: the model has no such input, or it has another datatype.
+    """
     spec = generation.specs.get(name) if isinstance(name, str) else None
     if spec is None:
         known = ", ".join(f"`{one}`" for one in generation.input_names)
         shown = name[:80] if isinstance(name, str) else json_kind(name)
         raise SignatureError(f"input `{shown}` is not known", expected=known, received=f"`{shown}`", field=shown)
-    datatype = tensor.get("datatype")
     if datatype != DATATYPES[spec.dtype]:
         shown = datatype[:40] if isinstance(datatype, str) else "nothing" if datatype is None else json_kind(datatype)
         raise SignatureError(
             f"input `{spec.name}` has the wrong datatype", expected=DATATYPES[spec.dtype], received=shown, field=name
         )
-    return spec, tensor
+    return spec
 
 
-def _binary_size(spec: TensorSpec, tensor: JsonObject) -> int | None:
-    size = _parameters(tensor, f"input `{spec.name}`").get("binary_data_size")
+def read_shape(spec: TensorSpec, value: object, *, max_batch_items: int) -> tuple[int, ...]:
+    """Return the shape that a tensor of a request claims, before anything of its size is made.
+
+    Raises:
+        SignatureError: it is malformed or does not fit.
+        RequestRefusedError: 413, the batch is larger than the server accepts.
+    """
+    shape = check_shape(spec, value)
+    if shape and isinstance(spec.shape[0], str) and shape[0] > max_batch_items:
+        raise too_many_items(shape[0], max_batch_items)
+    return shape
+
+
+def must_be_writable(generation: Generation) -> bool:
+    """Tell whether the format's library needs arrays of its own, not views of a request."""
+    return generation.format in _COPYING_FORMATS
+
+
+def input_twice(spec: TensorSpec) -> SignatureError:
+    """Return the refusal of an input that stands twice in a request."""
+    return SignatureError(f"input `{spec.name}` stands twice", expected="each input once", field=spec.name)
+
+
+def read_shared(
+    spec: TensorSpec, tensor: Mapping[str, object], part: Slice, shape: tuple[int, ...], regions: SharedRegions
+) -> np.ndarray:
+    """Return an input that a request left in shared memory; `tensor` is the rest of it.
+
+    Raises:
+        InvalidInputError, SignatureError: the part does not hold exactly this tensor, or there is `data` as well.
+        NotFoundError: no such region.
+    """
+    if "data" in tensor:
+        raise SignatureError(
+            f"input `{spec.name}` has both `data` and shared memory", expected="one of them", field=spec.name
+        )
+    check_size(spec, part.size, shape)
+    # A copy of our own, so it is writable as it is.
+    return array_from_bytes(spec, memoryview(regions.read(part)), shape, writable=False)
+
+
+def _binary_size(spec: TensorSpec, tensor: JsonObject, parameters: JsonObject) -> int | None:
+    size = parameters.get("binary_data_size")
     if size is None:
         return None
     if type(size) is not int or size < 0:
@@ -179,15 +227,35 @@ def _read_wanted(generation: Generation, table: JsonObject) -> _Wanted:
     if not isinstance(rows, list):
         raise InvalidInputError("`outputs` is no list", expected="a list of objects", received=json_kind(rows))
     names: list[str] = []
-    flags: list[bool] = []
+    ways: list[bool | Slice] = []
     for row in cast("list[object]", rows):
         name = cast("JsonObject", row).get("name") if isinstance(row, dict) else None
         if not isinstance(name, str):
             raise InvalidInputError("an entry of `outputs` has no name", expected='{"name": ...}')
         names.append(name)
-        flags.append(_flag(_parameters(cast("JsonObject", row), f"output `{name[:80]}`"), "binary_data", all_binary))
+        where = f"output `{name[:80]}`"
+        parameters = _parameters(cast("JsonObject", row), where)
+        ways.append(slice_of(parameters, where) or _flag(parameters, "binary_data", all_binary))
     choose_outputs(generation, names)
-    return _Wanted(tuple(zip(names, flags, strict=True)), request_id)
+    return _Wanted(tuple(zip(names, ways, strict=True)), request_id)
+
+
+def asked_timeout_s(parameters: Mapping[str, object]) -> float | None:
+    """Return how long the request is ready to wait: Triton's parameter `timeout`, microseconds; 0 says nothing.
+
+    Raises:
+        InvalidInputError: it is no such number.
+    """
+    timeout_us = parameters.get("timeout")
+    if timeout_us is None or timeout_us == 0:
+        return None
+    if not isinstance(timeout_us, int) or isinstance(timeout_us, bool) or timeout_us < 0:
+        raise InvalidInputError(
+            "parameter `timeout` is wrong",
+            expected="a whole number of microseconds, 0: none",
+            received=json_kind(timeout_us),
+        )
+    return timeout_us / 1e6
 
 
 def _parameters(table: JsonObject, where: str) -> JsonObject:
@@ -210,13 +278,18 @@ def _flag(parameters: JsonObject, name: str, default: bool = False) -> bool:
     return value
 
 
-def _encode(generation: Generation, wanted: _Wanted, outputs: Mapping[str, np.ndarray]) -> Response:
+def _encode(
+    generation: Generation, wanted: _Wanted, outputs: Mapping[str, np.ndarray], regions: SharedRegions
+) -> Response:
     rows: list[JsonObject] = []
     chunks: list[bytes] = []
-    for name, is_binary in wanted.outputs:
+    for name, way in wanted.outputs:
         array = contiguous(outputs[name])
         row: JsonObject = {"name": name, "datatype": DATATYPE_OF[array.dtype], "shape": array.shape}
-        if is_binary:
+        if isinstance(way, Slice):
+            regions.write(way, array)
+            row["parameters"] = {"shared_memory_region": way.region, "shared_memory_byte_size": array.nbytes}
+        elif way:
             raw = array.tobytes()
             row["parameters"] = {"binary_data_size": len(raw)}
             chunks.append(raw)
@@ -233,8 +306,3 @@ def _encode(generation: Generation, wanted: _Wanted, outputs: Mapping[str, np.nd
         return Response(200, head, (JSON_TYPE, *generation.headers))
     length = (HEADER_LENGTH, str(len(head)).encode())
     return Response(200, b"".join((head, *chunks)), (BINARY_TYPE, length, *generation.headers))
-
-
-def _tensor_metadata(spec: TensorSpec) -> JsonObject:
-    shape = [axis if isinstance(axis, int) else -1 for axis in spec.shape]
-    return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": shape}

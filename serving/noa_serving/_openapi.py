@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-import orjson
-
 from noa import __version__
+from noa_serving._client_stub import client_stub, curl_examples
 from noa_serving._http import Response
+from noa_serving._media import ARROW_TYPE
+from noa_serving._npy_body import NPY_TYPE, NPZ_TYPE
 
 if TYPE_CHECKING:
     from noa.signatures import Signature, TensorSpec
@@ -26,10 +27,56 @@ _MAX_EXAMPLE_ELEMENTS = 4096
 _ERRORS: dict[str, str] = {
     "400": "The request does not fit the model; the text names the field, what was expected and what was received.",
     "401": "A key is missing or wrong.",
+    "403": "The server does not allow it.",
+    "404": "There is no such endpoint or version.",
+    "406": "The answer cannot be written in a type that `accept` names.",
     "413": "The body or the batch is too large.",
-    "415": "The body is not JSON.",
+    "415": "The body is in a type that is not read here.",
     "503": "Busy or not ready; `Retry-After` says when to come back.",
     "504": "The answer took too long.",
+}
+_READ_PATHS = ("/", "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/status", "/metrics", "/ping")
+_INFERENCE: Json = {
+    "title": "Open Inference Protocol",
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "parameters": {"type": "object"},
+        "inputs": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["name", "datatype", "shape"],
+                "properties": {
+                    "name": {"type": "string"},
+                    "datatype": {"type": "string"},
+                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+                    "data": {"type": "array"},
+                    "parameters": {"type": "object"},
+                },
+            },
+        },
+        "outputs": {
+            "type": "array",
+            "items": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
+        },
+    },
+}
+_SCORING: Json = {
+    "title": "MLflow scoring protocol",
+    "type": "object",
+    "properties": {
+        "inputs": {},
+        "instances": {"type": "array"},
+        "dataframe_split": {
+            "type": "object",
+            "required": ["columns", "data"],
+            "properties": {"columns": {"type": "array"}, "data": {"type": "array"}, "index": {"type": "array"}},
+        },
+        "dataframe_records": {"type": "array", "items": {"type": "object"}},
+    },
 }
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}"
@@ -40,13 +87,18 @@ _STYLE = (
 
 def document(endpoints: Sequence[Endpoint]) -> Json:
     """Return the OpenAPI document of all endpoints; one that is not ready has a path without a schema."""
-    paths: Json = {f"/predict/{one.name}": {"post": _operation(one)} for one in endpoints}
+    paths: Json = {path: {"get": _reading()} for path in _READ_PATHS}
+    for one in endpoints:
+        paths[f"/predict/{one.name}"] = {"post": _operation(one)}
+        paths[f"/invocations/{one.name}"] = {"post": _other_way(one, _SCORING)}
+        paths[f"/v2/models/{one.name}/infer"] = {"post": _other_way(one, _INFERENCE)}
+        paths |= {f"/v2/models/{one.name}{end}": {"get": _reading()} for end in ("", "/ready", "/stats", "/config")}
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "noa",
             "version": __version__,
-            "description": "Plain JSON prediction. The Open Inference Protocol is served below /v2.",
+            "description": "Plain prediction, MLflow's scoring protocol, and the Open Inference Protocol below /v2.",
         },
         "paths": paths,
         "components": {
@@ -82,10 +134,7 @@ def example_body(generation: Generation) -> Json | None:
 
 
 def _operation(endpoint: Endpoint) -> Json:
-    answers: Json = {
-        code: {"description": text, "content": _json_content({"$ref": "#/components/schemas/Error"})}
-        for code, text in _ERRORS.items()
-    }
+    answers = _refusals()
     operation: Json = {
         "operationId": f"predict_{endpoint.name}",
         "summary": f"Predict with {endpoint.settings.model}",
@@ -100,6 +149,26 @@ def _operation(endpoint: Endpoint) -> Json:
     success["content"] = _json_content(_answer_schema(generation.signature))
     operation["responses"] = {"200": success, **answers}
     return operation
+
+
+def _other_way(endpoint: Endpoint, schema: Json) -> Json:
+    """Return an operation of a public protocol, whose own pages say more than its outline here."""
+    return {
+        "summary": f"{schema['title']}: {endpoint.settings.model}",
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "responses": {"200": {"description": "The outputs.", "content": _json_content({})}, **_refusals()},
+    }
+
+
+def _reading() -> Json:
+    return {"responses": {"200": {"description": "What is asked for."}, **_refusals()}}
+
+
+def _refusals() -> Json:
+    return {
+        code: {"description": text, "content": _json_content({"$ref": "#/components/schemas/Error"})}
+        for code, text in _ERRORS.items()
+    }
 
 
 def _request_content(generation: Generation) -> Json:
@@ -126,7 +195,9 @@ def _request_content(generation: Generation) -> Json:
     media: Json = {"schema": schema}
     if example is not None:
         media["example"] = example
-    return {"application/json": media}
+    binary: Json = {"schema": {"type": "string", "format": "binary"}}
+    kinds = (NPY_TYPE, NPZ_TYPE, ARROW_TYPE)
+    return {"application/json": media, **{kind.decode(): binary for kind in kinds}}
 
 
 def _answer_schema(signature: Signature) -> Json:
@@ -196,11 +267,7 @@ def _describe_html(generation: Generation) -> str:
         for side, specs in (("input", generation.signature.inputs), ("output", generation.signature.outputs))
         for spec in specs
     )
-    example = example_body(generation)
-    command = ""
-    if example is not None:
-        body = orjson.dumps(example).decode()
-        line = f"curl -H 'content-type: application/json' -d '{body}' http://HOST:PORT/predict/{generation.endpoint}"
-        command = f"<pre>{escape(line)}</pre>"
+    commands = "".join(f"<pre>{escape(one)}</pre>" for one in curl_examples(generation, example_body(generation)))
+    commands += f"<p>From Python:<pre>{escape(client_stub(generation))}</pre>"
     digest = escape(generation.digest)
-    return f"<p>serves <b>{escape(generation.reference)}</b> <code>{digest}</code><table>{rows}</table>{command}"
+    return f"<p>serves <b>{escape(generation.reference)}</b> <code>{digest}</code><table>{rows}</table>{commands}"

@@ -6,7 +6,7 @@
 
 Optional: `"outputs": ["probabilities"]`. The answer is `{"outputs": {...}, "model": "digits", "version": 3, "digest":
 ...}`; for one item without batch axis the outputs have none either. A NaN or infinity in an output is `null`: JSON has
-neither.
+neither. Arrays also come and go as `.npy`, `.npz` and Arrow streams (`_media`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 
 from noa.errors import InvalidInputError, SignatureError
 from noa_serving._http import Headers, Response, json_response
-from noa_serving._json_body import JsonObject, check_content_type, json_kind, parse_object
+from noa_serving._json_body import JsonObject, json_kind, parse_object
+from noa_serving._media import media_of_answer, media_of_body, output_names, read_inputs, write_answer
 from noa_serving._prepared import Prepared, check_inputs, choose_outputs, too_many_items
 from noa_serving._tensors import array_from_json, contiguous
 
@@ -35,19 +36,20 @@ def prepare(generation: Generation, headers: Headers, body: bytes, *, max_batch_
         InvalidInputError, SignatureError: the request is malformed or does not fit the model.
         RequestRefusedError: another content type, or too large a batch.
     """
-    check_content_type(headers, binary=False)
-    table = parse_object(body, names=(*generation.quoted_inputs, b'"inputs"', b'"instances"', b'"outputs"'))
-    _refuse_strangers(table)
-    names = _read_output_names(table)
-    wanted = choose_outputs(generation, names)
-    if "instances" in table:
-        inputs, is_single = _from_rows(generation, table["instances"], max_batch_items=max_batch_items), False
+    media = media_of_body(headers)
+    if media == "json":
+        inputs, names, is_single = _read_json(generation, body, max_batch_items=max_batch_items)
     else:
-        inputs, is_single = _from_columns(generation, table["inputs"], max_batch_items=max_batch_items)
+        inputs, is_single = read_inputs(generation, media, body, max_batch_items=max_batch_items), False
+        names = output_names(headers)
+    wanted = choose_outputs(generation, names)
+    answer_media = media_of_answer(headers, media)
     batch = check_inputs(generation, inputs, max_batch_items=max_batch_items)
 
     def encode(outputs: Mapping[str, np.ndarray]) -> Response:
         arrays = {name: contiguous(outputs[name][0] if is_single else outputs[name]) for name in wanted}
+        if answer_media != "json":
+            return write_answer(answer_media, generation, arrays)
         return json_response(
             {
                 "outputs": {name: array.item() if array.ndim == 0 else array for name, array in arrays.items()},
@@ -59,6 +61,19 @@ def prepare(generation: Generation, headers: Headers, body: bytes, *, max_batch_
         )
 
     return Prepared(generation, inputs, batch, encode)
+
+
+def _read_json(
+    generation: Generation, body: bytes, *, max_batch_items: int
+) -> tuple[dict[str, np.ndarray], list[str], bool]:
+    """Return the inputs, the outputs that are asked for, and whether it is one item without a batch axis."""
+    table = parse_object(body, names=(*generation.quoted_inputs, b'"inputs"', b'"instances"', b'"outputs"'))
+    _refuse_strangers(table)
+    names = _read_output_names(table)
+    if "instances" in table:
+        return read_rows(generation, table["instances"], max_batch_items=max_batch_items), names, False
+    inputs, is_single = read_columns(generation, table["inputs"], max_batch_items=max_batch_items)
+    return inputs, names, is_single
 
 
 def _refuse_strangers(table: JsonObject) -> None:
@@ -79,7 +94,13 @@ def _read_output_names(table: JsonObject) -> list[str]:
     return cast("list[str]", value)
 
 
-def _from_columns(generation: Generation, value: object, *, max_batch_items: int) -> tuple[dict[str, np.ndarray], bool]:
+def read_columns(generation: Generation, value: object, *, max_batch_items: int) -> tuple[dict[str, np.ndarray], bool]:
+    """Return inputs that are named (or bare, for a model with one), and whether they are one item without a batch axis.
+
+    Raises:
+        InvalidInputError, SignatureError: they are malformed or do not fit.
+        RequestRefusedError: too large a batch.
+    """
     columns = _name_columns(generation, value)
     inputs: dict[str, np.ndarray] = {}
     for name, column in columns.items():
@@ -109,7 +130,8 @@ def _name_columns(generation: Generation, value: object) -> JsonObject:
     raise InvalidInputError("`inputs` names no fields", expected=f"an object with {names}", received=json_kind(value))
 
 
-def _from_rows(generation: Generation, value: object, *, max_batch_items: int) -> dict[str, np.ndarray]:
+def read_rows(generation: Generation, value: object, *, max_batch_items: int) -> dict[str, np.ndarray]:
+    """Return inputs that are given item by item. Errors as in `read_columns`."""
     if not isinstance(value, list) or not value:
         raise InvalidInputError("`instances` holds no rows", expected="a list of rows", received=json_kind(value))
     rows = cast("list[object]", value)

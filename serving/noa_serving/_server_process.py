@@ -35,18 +35,23 @@ _LOG_TAIL_BYTES = 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerAddress:
-    """Where a server listens. `pid` is the process to signal."""
+    """Where a server listens. `pid` is the process to signal; `grpc_port` is None without gRPC."""
 
     host: str
     port: int
     pid: int
     workers: int
+    grpc_port: int | None = None
 
     @property
     def url(self) -> str:
         """The base URL; a server on all addresses is called on loopback."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"http://{_join(self.host, self.port)}"
+
+    @property
+    def grpc_target(self) -> str | None:
+        """What gRPC clients connect to, e.g. `127.0.0.1:8001`."""
+        return None if self.grpc_port is None else _join(self.host, self.grpc_port)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,7 @@ def server_command(
     host: str | None = None,
     port: int | None = None,
     workers: int | None = None,
+    grpc_port: int | None = None,
     die_with_parent: bool = False,
 ) -> ServerCommand:
     """Check everything, write the launch request, and return the command that starts the server.
@@ -93,8 +99,10 @@ def server_command(
         ConflictError: the port is in use; names the process if it can be found.
         StorageError: the project's state folder cannot be written.
     """
-    whole = serving_settings(settings, endpoints=endpoints, host=host, port=port, workers=workers)
+    whole = serving_settings(settings, endpoints=endpoints, host=host, port=port, workers=workers, grpc_port=grpc_port)
     check_port(whole.serving.host, whole.serving.port)
+    if whole.serving.grpc_port is not None:
+        check_port(whole.serving.host, whole.serving.grpc_port)
     request = new_request(whole, die_with_parent=die_with_parent)
     with translate_disk_errors(request.folder):
         request.save()
@@ -189,6 +197,7 @@ def start_server(
     host: str | None = None,
     port: int | None = None,
     workers: int | None = None,
+    grpc_port: int | None = None,
     log_file: Path | None = None,
     die_with_parent: bool = True,
 ) -> ServerProcess:
@@ -198,7 +207,13 @@ def start_server(
         SettingsError, ConflictError, StorageError: see `server_command`; nothing was started.
     """
     command = server_command(
-        settings, endpoints=endpoints, host=host, port=port, workers=workers, die_with_parent=die_with_parent
+        settings,
+        endpoints=endpoints,
+        host=host,
+        port=port,
+        workers=workers,
+        grpc_port=grpc_port,
+        die_with_parent=die_with_parent,
     )
     environment = {**os.environ, **command.env}
     if die_with_parent:
@@ -277,7 +292,13 @@ def read_address(ready_file: Path) -> ServerAddress | None:
         port=int(str(table["port"])),
         pid=int(str(table["pid"])),
         workers=int(str(table["workers"])),
+        grpc_port=None if table.get("grpc_port") is None else int(str(table["grpc_port"])),
     )
+
+
+def _join(host: str, port: int) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _port_in_use(host: str, port: int) -> ConflictError:

@@ -91,21 +91,41 @@ def array_from_bytes(spec: TensorSpec, data: memoryview, shape: Sequence[int], *
     Raises:
         SignatureError: the number of bytes is not what `shape` needs, or a boolean byte is neither 0 nor 1.
     """
+    check_size(spec, len(data), shape)
     dtype = np.dtype(spec.dtype).newbyteorder("<")
-    needed = math.prod(shape) * dtype.itemsize
-    if len(data) != needed:
-        raise _misfit(
-            spec,
-            "has the wrong number of bytes",
-            f"{needed} bytes for {spec.dtype}{tuple(shape)}",
-            f"{len(data)} bytes",
-        )
     if spec.dtype == "bool" and len(data) and int(np.frombuffer(data, dtype=np.uint8).max()) > 1:
         raise _misfit(spec, "holds a byte that is no boolean", "0 or 1", "another byte")
     array = np.frombuffer(data, dtype=dtype).reshape(shape)
     if writable or not array.flags.aligned or not array.dtype.isnative:
         return array.astype(spec.dtype, copy=True)
     return array
+
+
+def array_from_numbers(spec: TensorSpec, values: Sequence[float]) -> np.ndarray:
+    """Return a flat array of numbers of the right kind, e.g. of a protobuf field that is wider than the dtype.
+
+    Raises:
+        SignatureError: a number is out of range.
+    """
+    wide = {"f": np.float64, "b": np.bool_, "u": np.uint64, "i": np.int64}[np.dtype(spec.dtype).kind]
+    array = np.fromiter(values, dtype=wide, count=len(values))
+    with np.errstate(over="ignore"):
+        narrow = array.astype(spec.dtype)
+    if array.dtype.kind in "iu" and not np.array_equal(narrow, array):
+        raise _does_not_fit(spec)
+    return narrow
+
+
+def check_size(spec: TensorSpec, size: int, shape: Sequence[int]) -> None:
+    """Check that `size` bytes are what `shape` needs.
+
+    Raises:
+        SignatureError: they are not.
+    """
+    needed = math.prod(shape) * np.dtype(spec.dtype).itemsize
+    if size != needed:
+        expected = f"{needed} bytes for {spec.dtype}{tuple(shape)}"
+        raise _misfit(spec, "has the wrong number of bytes", expected, f"{size} bytes")
 
 
 def check_shape(spec: TensorSpec, value: object) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, load_re
 from noa_serving._leases import LeaseKeeper
 from noa_serving._parent_death import die_with_parent
 from noa_serving._protocol import hot_protocol
+from noa_serving._shared_memory import SharedRegions
 
 _LEASE_PATIENCE_S = 5.0
 
@@ -44,7 +45,9 @@ class NoaService(Service[Any]):
         application = build_application(_REQUEST)
         # The worker makes its uvicorn configuration after this call and looks the protocol up in this table.
         HTTP_PROTOCOLS["auto"] = hot_protocol(application)  # pyright: ignore[reportArgumentType]  # uvicorn takes classes too
-        return AsgiApplication(application, on_startup=lambda: _report_address(_REQUEST))
+        if _REQUEST.settings.serving.grpc_port is None:
+            return AsgiApplication(application, on_startup=lambda: _report_address(_REQUEST))
+        return _with_grpc(application, _REQUEST)
 
 
 def build_application(request: LaunchRequest) -> Application:
@@ -66,12 +69,26 @@ def build_application(request: LaunchRequest) -> Application:
 
     leases = LeaseKeeper(endpoints, open_for_leases, lease_s=settings.serving.lease_s)
     follower = Follower(endpoints, open_registry, poll_interval_s=settings.serving.poll_interval_s, leases=leases)
-    return Application(settings.serving, endpoints, follower)
+    return Application(settings.serving, endpoints, follower, regions=SharedRegions(request.regions_folder))
 
 
-def _report_address(request: LaunchRequest) -> None:
+def _with_grpc(application: Application, request: LaunchRequest) -> AsgiApplication:
+    from noa_serving._grpc_server import GrpcServer
+
+    grpc_port = int(request.grpc_file.read_text())
+    server = GrpcServer(application, host=_listening_address()[0], port=grpc_port)
+
+    async def start() -> None:
+        await server.start()
+        await _report_address(request, grpc_port=grpc_port)
+
+    return AsgiApplication(application, on_startup=start, on_shutdown=server.stop)
+
+
+async def _report_address(request: LaunchRequest, *, grpc_port: int | None = None) -> None:
     host, port = _listening_address()
-    table = {"host": host, "port": port, "pid": os.getppid(), "workers": request.settings.serving.workers}
+    workers = request.settings.serving.workers
+    table = {"host": host, "port": port, "grpc_port": grpc_port, "pid": os.getppid(), "workers": workers}
     write_file(request.ready_file, json.dumps(table))
 
 

@@ -21,6 +21,7 @@ from noa_serving._application import Application
 from noa_serving._asgi import AsgiApplication
 from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
+from noa_serving._shared_memory import SharedRegions
 
 DATASET = "sha256:" + "0" * 64
 
@@ -168,12 +169,15 @@ def endpoint(model: str) -> EndpointSettings:
     return EndpointSettings(model=model)
 
 
-def build_app(settings: Settings, **endpoints: str) -> AsgiApplication:
-    """Build the application of one worker in this process, with every endpoint looked up once."""
+def build_app(settings: Settings, *, regions: Path | None = None, **endpoints: str) -> AsgiApplication:
+    """Build the application of one worker in this process, with every endpoint looked up once.
+
+    `regions` is the folder of its shared-memory regions, which are off without one.
+    """
     rows = [Endpoint(name, endpoint(model), threads=1) for name, model in endpoints.items()]
     follower = Follower(rows, lambda: Registry.open(settings.registry), poll_interval_s=0.05)
     follower.poll()
-    return AsgiApplication(Application(settings.serving, rows, follower))
+    return AsgiApplication(Application(settings.serving, rows, follower, regions=SharedRegions(regions)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,18 @@ def test_the_public_triton_client_reads_health_metadata_and_index(public: triton
     assert {row["name"] for row in public.get_model_repository_index()} == {"digits", "first", "mixed"}
 
 
+def test_the_public_triton_client_reads_statistics_and_configuration(public: triton.InferenceServerClient) -> None:
+    tensor = triton.InferInput("x", [2, 4], "FP32")
+    tensor.set_data_from_numpy(X)
+    public.infer("first", [tensor])
+    row = public.get_inference_statistics("first")["model_stats"][0]
+    assert (row["version"], row["inference_count"], row["inference_stats"]["success"]["count"]) == ("1", 2, 1)
+    assert len(public.get_inference_statistics()["model_stats"]) == 3
+    assert public.get_model_config("first", "1")["input"][0]["dims"] == [4]
+    with pytest.raises(triton.InferenceServerException, match="promote"):
+        public.load_model("first")
+
+
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False])
 def test_the_public_triton_client_infers_json_and_binary(

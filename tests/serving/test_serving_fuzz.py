@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 
 import pytest
 from hypothesis import HealthCheck, find, given, settings
@@ -60,7 +61,8 @@ fitting = st.fixed_dictionaries(
         )
     }
 )
-relaxed = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(os.environ.get("NOA_FUZZ_EXAMPLES", "0"))  # of each test; `make fuzz` sets it
+relaxed = settings(max_examples=EXAMPLES or 150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def check(app: AsgiApplication, answer: Answer) -> None:

@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from noa.signatures import TensorSpec
 
 _MOST_INPUT_BYTES = 1 << 30
+_IMAGES = (".png", ".jpg", ".jpeg")
 
 
 def predict(
     what: Annotated[str, typer.Argument(help="An endpoint by name, or a version: `name@alias`, `name/number`.")],
     source: Annotated[
-        str, typer.Option("--input", "-i", help="A file .json, .npy or .npz, or `-` for JSON on standard input.")
+        str,
+        typer.Option(
+            "--input", "-i", help="A file .json, .npy, .npz, .png or .jpg, or `-` for JSON on standard input."
+        ),
     ],
     url: Annotated[str | None, typer.Option("--url", help="The server (default: this project's, if it runs).")] = None,
     format: Annotated[
@@ -36,7 +40,8 @@ def predict(
 ) -> None:
     """Predict. An endpoint is asked over HTTP; a version is verified, loaded and computed in this process.
 
-    JSON input is `{"name": [...], ...}`, or just the values for a model with one input, always with a batch axis.
+    JSON input is `{"name": [...], ...}`, or just the values for a model with one input, always with a batch axis. An
+    image is brought to the size of a model with one image as its input.
     """
     from noa.references import parse_reference
 
@@ -141,6 +146,10 @@ def read_inputs(source: str, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndar
         except UnicodeDecodeError as exc:
             raise InvalidInputError("the input is not UTF-8 text", where=source) from exc
         return _from_json(text, source, specs)
+    if suffix in _IMAGES:
+        from noa_cli._image_input import read_image
+
+        return read_image(Path(source), specs)
     return _from_numpy(Path(source), specs)
 
 
@@ -158,9 +167,12 @@ def _check_source(source: str) -> str:
         raise InvalidInputError(
             "the input file is too large", where=source, expected=f"at most {_MOST_INPUT_BYTES} bytes", received=size
         )
-    if path.suffix.lower() not in (".json", ".npy", ".npz"):
+    if path.suffix.lower() not in (".json", ".npy", ".npz", *_IMAGES):
         raise InvalidInputError(
-            "the input's kind is not known", where=source, expected=".json, .npy, .npz or -", received=path.suffix
+            "the input's kind is not known",
+            where=source,
+            expected=".json, .npy, .npz, .png, .jpg or -",
+            received=path.suffix,
         )
     return path.suffix.lower()
 

@@ -28,6 +28,9 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0: a free one.")] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option("--grpc-port", min=0, max=65535, help="Port for gRPC as well; 0: a free one.")
+    ] = None,
     workers: Annotated[int | None, typer.Option("--workers", "-w", min=1, help="Worker processes.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -40,13 +43,22 @@ def serve(
         check_endpoints(settings, endpoints)
     log_file = settings.state_dir / "logs" / "serve.log"
     with console.step("Starting the server"):
-        server = start_server(settings, endpoints=endpoints, host=host, port=port, workers=workers, log_file=log_file)
+        server = start_server(
+            settings,
+            endpoints=endpoints,
+            host=host,
+            port=port,
+            workers=workers,
+            grpc_port=grpc_port,
+            log_file=log_file,
+        )
         address = server.wait_ready(settings.flows.start_timeout_s)
     _forward_signals(server.pid)
     if as_json:
-        console.print_json({"url": address.url, "pid": address.pid, "endpoints": list(endpoints)})
+        table: dict[str, object] = {"url": address.url, "pid": address.pid, "endpoints": list(endpoints)}
+        console.print_json(table if address.grpc_target is None else {**table, "grpc": address.grpc_target})
     else:
-        _tell(address.url, endpoints, log_file)
+        _tell(address.url, address.grpc_target, endpoints, log_file)
     raise typer.Exit(server.wait())
 
 
@@ -86,12 +98,14 @@ def choose_endpoints(settings: Settings, what: list[str]) -> dict[str, EndpointS
     return chosen
 
 
-def _tell(url: str, endpoints: dict[str, EndpointSettings], log_file: Path) -> None:
+def _tell(url: str, grpc: str | None, endpoints: dict[str, EndpointSettings], log_file: Path) -> None:
     console.print_line(f"Serving on {url}  (Ctrl-C ends it; log: {log_file})")
     for name, rule in endpoints.items():
         console.print_line(f"  {name}: {rule.model} as {rule.format}")
         console.print_line(f"    POST {url}/predict/{name}")
         console.print_line(f"    POST {url}/v2/models/{name}/infer")
+    if grpc is not None:
+        console.print_line(f"  gRPC: {grpc}")
     console.print_line(f"  docs: {url}/docs   metrics: {url}/metrics")
 
 

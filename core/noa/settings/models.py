@@ -280,6 +280,14 @@ class ServingSettings(Section):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; anything but loopback needs `api_keys`.")
     port: Port = Field(default=3000, description="Port to listen on; 0: a free one.")
+    grpc_port: Port | None = Field(
+        default=None, description="Port for gRPC beside HTTP, on the same host (needs `noa[grpc]`); 0: a free one."
+    )
+    shared_memory: StrictBool = Field(
+        default=False,
+        description="Let clients on this machine pass tensors in /dev/shm; only on loopback, and any caller may then "
+        "name any object there that belongs to the server's user.",
+    )
     workers: StrictInt = Field(default=1, ge=1, le=256, description="Worker processes.")
     threads: StrictInt = Field(default=0, ge=0, description="Compute threads per worker; 0: cores divided by workers.")
     api_keys: tuple[SecretStr, ...] = Field(
@@ -303,6 +311,28 @@ class ServingSettings(Section):
     max_batch_items: StrictInt = Field(
         default=4096, ge=1, description="Largest accepted size of the batch axis of one request."
     )
+    batching: StrictBool = Field(
+        default=True,
+        description="Run requests that come at the same time as one batch, where that is measured to change no answer.",
+    )
+    p99_target_ms: StrictFloat = Field(
+        default=100.0,
+        gt=0,
+        description="A batch in the queue is kept so small that waiting for one and running in the next takes no "
+        "longer, milliseconds.",
+    )
+    max_queue_delay_us: StrictInt = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="How long a request waits for others while its model is free, microseconds.",
+    )
+    max_queue_items: StrictInt = Field(
+        default=8192, ge=1, description="Items that may wait for slow models; more get 503 and Retry-After."
+    )
+    max_queue_bytes: StrictInt = Field(
+        default=256 << 20, ge=1, description="Bytes of inputs that may wait for slow models; more get 503."
+    )
 
     @model_validator(mode="after")
     def _public_needs_keys(self) -> Self:
@@ -311,6 +341,8 @@ class ServingSettings(Section):
                 f"host `{self.host}` is reachable from other machines and `serving.api_keys` is empty; "
                 "set at least one key or use 127.0.0.1"
             )
+        if self.shared_memory and not is_loopback(self.host):
+            raise ValueError(f"`serving.shared_memory` needs a loopback address; host is `{self.host}`")
         if any(len(key.get_secret_value()) < 16 for key in self.api_keys):
             raise ValueError("every key in `serving.api_keys` must have at least 16 characters")
         return self

@@ -1,0 +1,238 @@
+"""What noa's clients send and read, apart from how the bytes travel: the same for the synchronous and the async one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+
+from noa.errors import InvalidInputError, NotFoundError, ServiceError
+from noa.signatures import DType, TensorSpec
+
+DTYPES = {
+    "BOOL": "bool",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "UINT64": "uint64",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+}
+_DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
+_HEADER_LENGTH = "inference-header-content-length"
+_RETRIED = (429, 503)
+_LONGEST_WAIT_S = 60.0
+
+Inputs = Mapping[str, np.ndarray] | np.ndarray
+Row = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What an endpoint answered, and which version computed it."""
+
+    outputs: Mapping[str, np.ndarray]
+    model: str
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server is. `url` has no path."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, apart from the headers that every request of a client has."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    body: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer; the names of its headers are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def parse_address(url: str) -> Address:
+    """Return the parts of a server's URL.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidInputError("not the URL of a server", expected="http://HOST:PORT", received=url)
+    return Address(f"{parts.scheme}://{parts.netloc}", parts.scheme, parts.hostname, parts.port)
+
+
+def needs_specs(inputs: Inputs) -> bool:
+    """Tell whether the model's metadata must be known to send `inputs`: a name is missing, or a cast may be due."""
+    if not isinstance(inputs, Mapping):
+        return True
+    return any(np.asarray(array).dtype.name not in ("float32", "uint8") for array in inputs.values())
+
+
+def metadata_request(endpoint: str) -> Request:
+    """Return the request for a model's metadata."""
+    return Request("GET", f"/v2/models/{quote(endpoint, safe='')}")
+
+
+def json_request(endpoint: str, body: object) -> Request:
+    """Return a plain JSON prediction request with `body` as it is."""
+    headers = {"content-type": "application/json"}
+    content = json.dumps(body, allow_nan=False).encode()
+    return Request("POST", f"/predict/{quote(endpoint, safe='')}", content, headers)
+
+
+def infer_request(endpoint: str, inputs: Inputs, *, specs: Mapping[str, Row], outputs: Sequence[str]) -> Request:
+    """Return an inference request with raw tensors. Without `specs`, arrays are sent in the dtypes they have.
+
+    Raises:
+        InvalidInputError: an array is no tensor, would lose values as the model's dtype, or has no name.
+    """
+    arrays = inputs if isinstance(inputs, Mapping) else _name_single(specs, inputs)
+    rows: list[dict[str, object]] = []
+    chunks: list[bytes] = []
+    for name, array in arrays.items():
+        array = _contiguous(name, np.asarray(array), specs.get(name))
+        chunks.append(array.tobytes())
+        rows.append(
+            {
+                "name": name,
+                "datatype": _DATATYPES[array.dtype.name],
+                "shape": list(array.shape),
+                "parameters": {"binary_data_size": len(chunks[-1])},
+            }
+        )
+    table: dict[str, object] = {"inputs": rows, "parameters": {"binary_data_output": True}}
+    if outputs:
+        table["outputs"] = [{"name": name} for name in outputs]
+    head = json.dumps(table).encode()
+    headers = {"content-type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
+    return Request("POST", f"/v2/models/{quote(endpoint, safe='')}/infer", b"".join((head, *chunks)), headers)
+
+
+def read_object(answer: Answer) -> dict[str, object]:
+    """Return an answer's JSON object."""
+    return cast("dict[str, object]", json.loads(answer.body))
+
+
+def read_inputs(metadata: Mapping[str, object]) -> dict[str, Row]:
+    """Return the rows of a model's inputs in its metadata by name."""
+    rows = cast("list[dict[str, object]]", metadata["inputs"])
+    return {str(row["name"]): row for row in rows}
+
+
+def read_specs(metadata: Mapping[str, object]) -> tuple[TensorSpec, ...]:
+    """Return a model's inputs; a free axis is called `batch`."""
+    return tuple(
+        TensorSpec(
+            name=name,
+            dtype=cast("DType", DTYPES[str(row["datatype"])]),
+            shape=tuple("batch" if size == -1 else size for size in cast("list[int]", row["shape"])),
+        )
+        for name, row in read_inputs(metadata).items()
+    )
+
+
+def read_prediction(answer: Answer) -> Prediction:
+    """Return the arrays of an answer with raw tensors, as copies of their own."""
+    length = int(answer.headers.get(_HEADER_LENGTH, len(answer.body)))
+    table = cast("dict[str, object]", json.loads(answer.body[:length]))
+    outputs: dict[str, np.ndarray] = {}
+    start = length
+    for row in cast("list[dict[str, object]]", table["outputs"]):
+        dtype = np.dtype(DTYPES[str(row["datatype"])]).newbyteorder("<")
+        shape = cast("list[int]", row["shape"])
+        size = math.prod(shape)
+        array = np.frombuffer(answer.body, dtype=dtype, count=size, offset=start).reshape(shape)
+        outputs[str(row["name"])] = array.astype(dtype.newbyteorder("="))
+        start += size * dtype.itemsize
+    return Prediction(
+        outputs=outputs,
+        model=answer.headers.get("noa-model", ""),
+        version=int(answer.headers.get("noa-version", "0")),
+        digest=answer.headers.get("noa-digest", ""),
+    )
+
+
+def wait_before_retry(answer: Answer) -> float | None:
+    """Return how long to wait before the request is sent again, seconds; None if that would not help."""
+    if answer.status not in _RETRIED:
+        return None
+    text = answer.headers.get("retry-after", "1")
+    return min(float(text), _LONGEST_WAIT_S) if text.isdigit() else 1.0
+
+
+def error_of(answer: Answer, url: str) -> Exception:
+    """Return the error that an answer other than 200 is."""
+    try:
+        text = str(read_object(answer)["error"])
+    except (ValueError, KeyError, TypeError):
+        text = f"the server answered {answer.status}"
+    if answer.status == 404:
+        return NotFoundError(text, where=url, status=answer.status)
+    if answer.status in (400, 401, 403, 405, 406, 413, 415):
+        return InvalidInputError(text, where=url, status=answer.status)
+    return ServiceError(text, where=url, status=answer.status)
+
+
+def no_answer(error: Exception, url: str) -> ServiceError:
+    """Return the error for a server that does not answer."""
+    reason = "timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    return ServiceError(f"the server does not answer: {reason}", where=url)
+
+
+def _name_single(specs: Mapping[str, Row], array: np.ndarray) -> dict[str, np.ndarray]:
+    if len(specs) != 1:
+        names = ", ".join(f"`{name}`" for name in specs)
+        raise InvalidInputError("the model has several inputs", expected=f"arrays named {names}", received="one array")
+    return {next(iter(specs)): array}
+
+
+def _contiguous(name: str, array: np.ndarray, spec: Row | None) -> np.ndarray:
+    wanted = DTYPES.get(str(spec["datatype"])) if spec is not None else None
+    if wanted is not None and array.dtype.name != wanted:
+        with np.errstate(all="ignore"):
+            cast_array = array.astype(wanted)
+        if not _is_same(array, cast_array):
+            raise InvalidInputError(
+                f"input `{name}` loses values as {wanted}", expected=wanted, received=array.dtype.name
+            )
+        array = cast_array
+    if array.dtype.name not in _DATATYPES:
+        raise InvalidInputError(f"input `{name}` has no tensor dtype", expected="numbers", received=array.dtype.name)
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+
+
+def _is_same(before: np.ndarray, after: np.ndarray) -> bool:
+    if before.dtype.kind not in "biuf":
+        return False
+    if after.dtype.kind == "f" and before.dtype.kind == "f":
+        return bool((np.isfinite(after) == np.isfinite(before)).all())  # precision may go, magnitude may not
+    if after.dtype.kind == "b":
+        return before.dtype.kind == "b"
+    return bool((after.astype(before.dtype) == before).all())
