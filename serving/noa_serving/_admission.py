@@ -56,13 +56,18 @@ class Admission:
         self._finished = 0.0
         self._busy_since = clock()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the next one would be refused."""
+        return self.in_flight >= self.limit
+
     def enter(self) -> None:
         """Take a place.
 
         Raises:
             RequestRefusedError: 503 with `Retry-After`; all places are taken.
         """
-        if self.in_flight >= self.limit:
+        if self.is_full:
             self.refused += 1
             raise RequestRefusedError(
                 "the server is busy",
@@ -89,3 +94,31 @@ class Admission:
             self._busy_since += busy_s / 2
             self._finished /= 2
         return min(max(1, math.ceil(wait_s)), _LONGEST_WAIT_S)
+
+
+class Place:
+    """One place among the requests in flight. Leaving its `with` block gives it back, unless work holds it by then."""
+
+    __slots__ = ("_admission", "_is_held", "_is_ours")
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._is_held = True
+        self._is_ours = True
+
+    def hand_over(self) -> None:
+        """Leave the place to work that goes on; whoever runs it calls `give_back` at its end."""
+        self._is_ours = False
+
+    def give_back(self) -> None:
+        """Free the place, once; called on the event loop."""
+        if self._is_held:
+            self._is_held = False
+            self._admission.leave()
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            self.give_back()

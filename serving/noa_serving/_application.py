@@ -16,6 +16,7 @@ from noa import __version__
 from noa.errors import NotFoundError
 from noa_serving import _oip, _openapi, _plain
 from noa_serving._admission import Admission, KeyRing
+from noa_serving._computing import Computing
 from noa_serving._http import JSON_TYPE, RequestRefusedError, Response, json_response, refuse
 from noa_serving._json_body import json_kind, parse_object
 from noa_serving._metrics import RouteMetrics, render
@@ -73,6 +74,7 @@ class Application:
         self.keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
         self.admission = Admission(settings.max_in_flight)
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
+        self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
         self.fast_answers = 0
         self._metrics: list[RouteMetrics] = []
         self._hot = self._hot_routes()

@@ -1,26 +1,18 @@
-"""The ASGI side: reads bodies within limits, holds a place per request, keeps the deadline, and sends.
-
-Small models compute on the event loop itself; larger ones in a bounded pool. A place is given back when the compute has
-really ended, also if its client was told 504 before that.
-"""
+"""The ASGI side: reads bodies within limits, holds a place per request, keeps the deadline, and sends."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeAlias, TypeVar, cast
 
 from noa_serving._application import Application, HotRoute
+from noa_serving._deadline import Deadline, asked_timeout_s
 from noa_serving._http import Headers, RequestRefusedError, Response, refuse
-from noa_serving._prepared import Prepared, compute
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    import numpy as np
-
+T = TypeVar("T")
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
@@ -75,48 +67,14 @@ class AsgiApplication:
             route.require()
         limit = application.settings.max_body_bytes
         _check_length(headers, limit)
-        deadline = time.monotonic() + self._timeout_s
-        admission = application.admission
-        admission.enter()
-        is_ours = True  # the place is given back here, or by the pool once the work there has ended
-        try:
+        deadline = Deadline.after(self._timeout_s).within(asked_timeout_s(headers))
+        with application.computing.enter() as place:
             body = await self._read_body(receive, limit)
             prepared = route.prepare(headers, body)
+            work = application.computing.run(prepared, place, deadline)
             if prepared.generation.runs_inline(prepared.batch):
-                outputs = compute(prepared)
-            else:
-                is_ours = False
-                outputs = await self._run_in_pool(prepared, deadline)
-            return prepared.encode(outputs)
-        finally:
-            if is_ours:
-                admission.leave()
-
-    async def _run_in_pool(self, prepared: Prepared, deadline: float) -> Mapping[str, np.ndarray]:
-        loop = asyncio.get_running_loop()
-        leave = self._application.admission.leave
-        try:
-            work = self._application.pool.submit(compute, prepared)
-        except BaseException:
-            leave()
-            raise
-
-        def release(_: Future[Mapping[str, np.ndarray]]) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(leave)
-
-        work.add_done_callback(release)
-        waiter = asyncio.wrap_future(work, loop=loop)
-        done, _ = await asyncio.wait((waiter,), timeout=max(0.0, deadline - time.monotonic()))
-        if not done:
-            waiter.cancel()  # takes it out of the queue if it has not begun
-            raise RequestRefusedError(
-                "the answer took too long",
-                status=504,
-                expected=f"at most {self._timeout_s:g} s",
-                remedy="Send a smaller batch, or raise `serving.timeout_s`",
-            )
-        return waiter.result()
+                return prepared.encode(await work)
+            return prepared.encode(await _unless_gone(work, receive))
 
     async def _read_body(self, receive: Receive, limit: int) -> bytes:
         try:
@@ -164,6 +122,24 @@ class AsgiApplication:
                 await loop.run_in_executor(None, self._application.close)
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+async def _unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """Return the result of `work`, and cancel it if the client goes away before that."""
+
+    async def wait_gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(wait_gone())
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _DisconnectedError
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
 
 
 async def _receive_body(receive: Receive, limit: int) -> bytes:

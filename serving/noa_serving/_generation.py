@@ -6,8 +6,6 @@ in. The old generation is freed by reference counting when the last request that
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +14,7 @@ import numpy as np
 
 from noa.errors import IntegrityError
 from noa.formats import find_adapter
+from noa_serving._warm_up import WARM_BATCH, Batching, Cost, batch_axis, find_batching, resize, warm
 
 if TYPE_CHECKING:
     from noa.formats import Runnable
@@ -26,24 +25,8 @@ if TYPE_CHECKING:
 INLINE_LIMIT_S = 0.001
 """Compute below this runs on the event loop: handing it to a thread and back costs more than half of that."""
 
-_WARM_BATCH = 8
-_WARM_RUNS = 5
-_WARM_BUDGET_S = 2.0
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What one run takes, seconds: `fixed_s` per call and `per_item_s` per item of the batch axis."""
-
-    fixed_s: float
-    per_item_s: float
-
-    def estimate_s(self, batch: int) -> float:
-        """Return the expected time of one run of `batch` items, seconds."""
-        return self.fixed_s + self.per_item_s * batch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Generation:
     """A version that is ready to compute.
 
@@ -65,6 +48,7 @@ class Generation:
     headers: HeaderList
     cost: Cost
     inline_items: int
+    batching: Batching
     example: Mapping[str, np.ndarray]
     plain_inputs: tuple[tuple[str, np.dtype, tuple[int, ...]], ...]
 
@@ -90,6 +74,16 @@ class Generation:
             else:
                 return batch
         return self.signature.validate(inputs)
+
+    def compute(self, inputs: Mapping[str, np.ndarray], batch: int) -> Mapping[str, np.ndarray]:
+        """Run the model on inputs that were checked, filled up to a bucket where its runtime compiles each size."""
+        filled = next((size for size in self.batching.buckets if size >= batch), batch)
+        if filled == batch:
+            return self.run(inputs)
+        # The last item again: its values are ones that the model takes.
+        rows = np.minimum(np.arange(filled), batch - 1)
+        outputs = self.run({name: array[rows] for name, array in inputs.items()})
+        return {name: array[:batch] for name, array in outputs.items()}
 
     def runs_inline(self, batch: int) -> bool:
         """Tell whether a batch is small enough to compute on the event loop."""
@@ -159,38 +153,15 @@ def build_generation(
         ),
         cost=cost,
         inline_items=_inline_items(cost),
+        batching=find_batching(runnable, example, cost),
         example={name: np.zeros_like(array) for name, array in resize(signature, example, batch=1).items()},
         plain_inputs=_plain_inputs(signature),
     )
 
 
-def warm(runnable: Runnable, example: Mapping[str, np.ndarray]) -> Cost:
-    """Run the model on real inputs at batch 1 and a larger batch until its time is known."""
-    signature = runnable.signature
-    single_s = _median_s(runnable, resize(signature, example, batch=1))
-    if _batch_axis(signature) is None:
-        return Cost(fixed_s=single_s, per_item_s=0.0)
-    many_s = _median_s(runnable, resize(signature, example, batch=_WARM_BATCH))
-    per_item_s = max(0.0, many_s - single_s) / (_WARM_BATCH - 1)
-    return Cost(fixed_s=max(single_s - per_item_s, 0.0), per_item_s=per_item_s)
-
-
-def resize(signature: Signature, example: Mapping[str, np.ndarray], *, batch: int) -> dict[str, np.ndarray]:
-    """Return `example` with `batch` items along the batch axis (the first free one), repeating what there is."""
-    axis = _batch_axis(signature)
-    resized: dict[str, np.ndarray] = {}
-    for spec in signature.inputs:
-        array = example[spec.name]
-        if axis is not None and axis in spec.shape:
-            place = spec.shape.index(axis)
-            array = np.take(array, [index % array.shape[place] for index in range(batch)], axis=place)
-        resized[spec.name] = array
-    return resized
-
-
 def _plain_inputs(signature: Signature) -> tuple[tuple[str, np.dtype, tuple[int, ...]], ...]:
     """Return name, dtype and item shape of each input if the batch axis comes first and is the only free one."""
-    axis = _batch_axis(signature)
+    axis = batch_axis(signature)
     rows: list[tuple[str, np.dtype, tuple[int, ...]]] = []
     for spec in signature.inputs:
         tail = tuple(size for size in spec.shape[1:] if isinstance(size, int))
@@ -200,23 +171,9 @@ def _plain_inputs(signature: Signature) -> tuple[tuple[str, np.dtype, tuple[int,
     return tuple(rows)
 
 
-def _batch_axis(signature: Signature) -> str | None:
-    return next((axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)), None)
-
-
-def _median_s(runnable: Runnable, inputs: Mapping[str, np.ndarray]) -> float:
-    times: list[float] = []
-    runnable.run(inputs)  # the first run allocates and compiles
-    while len(times) < _WARM_RUNS and sum(times) < _WARM_BUDGET_S:
-        start = time.perf_counter()
-        runnable.run(inputs)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def _inline_items(cost: Cost) -> int:
     if cost.estimate_s(1) >= INLINE_LIMIT_S:
         return 0
     if cost.per_item_s <= 0.0:
-        return _WARM_BATCH
+        return WARM_BATCH
     return max(1, int((INLINE_LIMIT_S - cost.fixed_s) / cost.per_item_s))

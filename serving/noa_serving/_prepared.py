@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One unit of compute. `encode` turns all outputs of the model into the answer."""
+    """One unit of compute. `encode` turns all outputs of the model into the answer.
+
+    `timeout_s` is how long the request itself is ready to wait, if it says so in its body.
+    """
 
     generation: Generation
     inputs: Mapping[str, np.ndarray]
     batch: int
     encode: Callable[[Mapping[str, np.ndarray]], Response]
+    timeout_s: float | None = None
 
 
 def compute(prepared: Prepared) -> Mapping[str, np.ndarray]:
@@ -36,7 +40,7 @@ def compute(prepared: Prepared) -> Mapping[str, np.ndarray]:
             paths and goes to the log only.
     """
     try:
-        return prepared.generation.run(prepared.inputs)
+        return prepared.generation.compute(prepared.inputs, prepared.batch)
     except InvalidInputError as exc:
         log.warning("%s refused an input that fits its signature: %s", prepared.generation.reference, exc)
         raise RequestRefusedError(

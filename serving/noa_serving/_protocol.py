@@ -1,10 +1,13 @@
-"""The fast way: small inference requests are answered in the HTTP protocol class itself, without ASGI.
+"""The fast way: inference requests are answered in the HTTP protocol class itself, without ASGI.
 
 `hot_protocol` makes a subclass of uvicorn's httptools protocol for one application. It takes a request only if it can
-answer at once and in order: a known path, a small body of known length, keep-alive, nobody waiting before it on the
-connection, and a model that is quick. Everything else goes the ordinary way through ASGI; a request that turns out to
-be slow after its body was read is replayed there, so that waiting, pipelining and back-pressure have one
-implementation, uvicorn's.
+answer in order: a known path, a small body of known length, keep-alive, and nothing before it on the connection that
+went through ASGI. Everything else goes the ordinary way through ASGI and there waits for the answers before it, so that
+streaming, pipelining and back-pressure have one implementation, uvicorn's.
+
+A request that was read is a slot in its connection's line. It is computed with what other connections brought in the
+same turn of the event loop (`_batcher`), and written when all slots before it are. A client that goes away drops the
+slots that have not begun.
 
 Measured with a perceptron: ASGI with its tasks, events and per-header checks costs more than twice what the model does.
 """
@@ -14,13 +17,22 @@ from __future__ import annotations
 import asyncio
 import http
 import time
-from typing import Any, cast
+from collections import deque
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from noa_serving._application import Application, HotRoute
+from noa_serving._deadline import Deadline, asked_timeout_s
 from noa_serving._http import HeaderList, RequestRefusedError, Response, refuse
-from noa_serving._prepared import compute
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+
+    from noa_serving._batcher import Job, Outcome
 
 MAX_HOT_BODY_BYTES = 64 << 10
 """Larger bodies arrive in many pieces; ASGI's flow control is worth its cost there."""
@@ -29,7 +41,12 @@ MAX_HEAD_BYTES = 64 << 10
 """Request line and headers; counted in whole reads of the socket, so a little more may pass."""
 
 _MAX_CACHED_HEADS = 1024
+_MAX_LINE = 32
+"""Unanswered requests of one connection; more wait in uvicorn's pipeline, which stops reading."""
+
 _NOT_HOT = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
+_LINE = cast("RequestResponseCycle", SimpleNamespace(response_complete=False))
+"""Stands for the slots of a connection where uvicorn looks for the request before a new one."""
 
 
 def hot_protocol(application: Application) -> type[HttpToolsProtocol]:
@@ -55,6 +72,8 @@ class _HotProtocol(HttpToolsProtocol):
         self._timeout_s = timeout_s
         self._route: HotRoute | None = None
         self._chunks: list[bytes] = []
+        self._line: deque[_Slot] = deque()
+        self._is_pipeline_held = False
         self._started = 0.0
         self._last_answer = 0.0
         self._is_closing = False
@@ -92,7 +111,7 @@ class _HotProtocol(HttpToolsProtocol):
             self._head_timer = None
         route = self._routes.get(self.url)
         if route is None or not self._is_hot():
-            super().on_headers_complete()
+            self._leave_to_asgi()
             return
         self._route = route
         self._chunks = []
@@ -115,35 +134,45 @@ class _HotProtocol(HttpToolsProtocol):
             self._body_timer = None
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = []
+        slot = _Slot(self, route, self._started)
+        self._line.append(slot)
         try:
-            response = self._answer(route, body)
+            self._begin(slot, body)
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
-            response = refuse(exc)
-        if response is None:
-            self._replay(body)
-            return
-        route.metrics.observe(response.status, time.perf_counter() - self._started)
-        self._write(response)
+            slot.done(exc)
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._body_timer, self._idle_timer, self._head_timer):
             if timer is not None:
                 timer.cancel()
         self._route = None
+        line, self._line = self._line, deque()
+        for slot in line:
+            slot.drop()
         super().connection_lost(exc)
 
+    def eof_received(self) -> None:
+        """Answer at once what waits only for the end of this turn: the transport closes itself after this."""
+        if self._line:
+            self._application.computing.ticks.flush()
+        super().eof_received()
+
     def shutdown(self) -> None:
-        """End gracefully: a request whose body is still arriving is answered first."""
-        if self._route is None:
+        """End gracefully: a request that is computed or whose body is still arriving is answered first."""
+        if self._route is None and not self._line:
             super().shutdown()
         else:
             self._is_closing = True
+            if self._has_open_cycle():
+                self.cycle.keep_alive = False
 
     def _is_hot(self) -> bool:
         parser = self.parser
         if parser is None or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
             return False
         if not parser.should_keep_alive() or self.flow.write_paused or self._has_open_cycle():
+            return False
+        if len(self._line) >= _MAX_LINE:
             return False
         length = b""
         for name, value in self.headers:
@@ -158,42 +187,61 @@ class _HotProtocol(HttpToolsProtocol):
         cycle = cast("RequestResponseCycle | None", self.cycle)
         return cycle is not None and not cycle.response_complete
 
-    def _answer(self, route: HotRoute, body: bytes) -> Response | None:
-        """Return the answer, or None if the compute must not hold up the event loop."""
+    def _leave_to_asgi(self) -> None:
+        """Let uvicorn take this request, behind the slots of the connection."""
+        before = self.cycle
+        must_wait = bool(self._line) and not self._has_open_cycle()
+        if must_wait:
+            self.cycle = _LINE
+        super().on_headers_complete()
+        if self.cycle is _LINE:  # an upgrade, which makes no cycle
+            self.cycle = before
+            return
+        self._is_pipeline_held |= must_wait
+        if self._is_closing and self.cycle is not before:
+            self.cycle.keep_alive = False
+
+    def _begin(self, slot: _Slot, body: bytes) -> None:
+        """Understand a request and have it computed; its slot is told when there is an answer."""
         application = self._application
         headers = dict(self.headers)
         application.keys.check(headers)
-        generation = route.require()
-        if generation.inline_items == 0:
-            return None
-        application.admission.enter()
-        try:
+        route = slot.route
+        if route.endpoint.current is None:
+            route.require()
+        deadline = Deadline.after(self._timeout_s).within(asked_timeout_s(headers))
+        with application.computing.enter() as place:
             prepared = route.prepare(headers, body)
-            if not prepared.generation.runs_inline(prepared.batch):
-                return None
-            return prepared.encode(compute(prepared))
-        finally:
-            application.admission.leave()
+            slot.encode = prepared.encode
+            job = application.computing.submit(prepared, place, deadline, slot.done)
+        if slot.response is None:
+            slot.job = job
 
-    def _replay(self, body: bytes) -> None:
-        super().on_headers_complete()
-        if self._is_closing:
-            self.cycle.keep_alive = False
-        if body:
-            super().on_body(body)
-        super().on_message_complete()
+    def write_line(self) -> None:
+        """Write the answers that are ready, up to the first slot that is not."""
+        line = self._line
+        while line and (response := line[0].response) is not None:
+            line.popleft()
+            self._write(response)
+        if not line and self._is_pipeline_held:
+            self._is_pipeline_held = False
+            self.server_state.total_requests -= 1  # uvicorn counts a request where it takes the next
+            self.on_response_complete()
 
     def _write(self, response: Response) -> None:
         if self.transport.is_closing():
             return
+        is_last = (b"connection", b"close") in response.headers
+        if self._is_closing and not self._line and self._route is None and not self._is_pipeline_held:
+            is_last = True
         dates = [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
-        close = b"connection: close\r\n" if self._is_closing else b""
+        close = b"connection: close\r\n" if is_last else b""
         length = b"content-length: %d\r\n\r\n" % len(response.body)
         head = _head(response.status, response.headers)
         self.transport.write(b"".join((head, *dates, close, length, response.body)))
         self.server_state.total_requests += 1
         self._application.fast_answers += 1
-        if self._is_closing or (b"connection", b"close") in response.headers:
+        if is_last:
             self.transport.close()
             return
         self._last_answer = self.loop.time()
@@ -212,8 +260,10 @@ class _HotProtocol(HttpToolsProtocol):
             status=408,
             expected=f"all of it within {self._timeout_s:g} s",
         )
-        route.metrics.observe(408, time.perf_counter() - self._started)
-        self._write(refuse(late))
+        self.flow.pause_reading()  # the rest of the body belongs to nobody
+        slot = _Slot(self, route, self._started)
+        self._line.append(slot)
+        slot.done(late)
 
     def _head_is_late(self) -> None:
         self._head_timer = None
@@ -223,7 +273,7 @@ class _HotProtocol(HttpToolsProtocol):
         """Answer a head that is not there yet, and close; behind an answer that is still being made, only close."""
         if self.transport.is_closing():
             return
-        if self._has_open_cycle() or not self._is_in_head:
+        if self._line or self._has_open_cycle() or not self._is_in_head:
             self.transport.close()
             return
         self._is_closing = True
@@ -235,12 +285,46 @@ class _HotProtocol(HttpToolsProtocol):
         self._idle_timer = None
         if self.transport.is_closing():
             return
-        is_busy = self._route is not None or self._has_open_cycle()
+        is_busy = self._route is not None or bool(self._line) or self._has_open_cycle()
         left_s = self._last_answer + self.timeout_keep_alive - self.loop.time()
         if not is_busy and left_s <= 0 and self.timeout_keep_alive_task is None:
             self.transport.close()
             return
         self._idle_timer = self.loop.call_later(max(left_s, 1.0), self._check_idle)
+
+
+class _Slot:
+    """One request in the line of its connection, from the end of its body to its answer."""
+
+    __slots__ = ("encode", "job", "protocol", "response", "route", "started")
+
+    def __init__(self, protocol: _HotProtocol, route: HotRoute, started: float) -> None:
+        self.protocol = protocol
+        self.route = route
+        self.started = started
+        self.job: Job | None = None
+        self.encode: Callable[[Mapping[str, np.ndarray]], Response] | None = None
+        self.response: Response | None = None
+
+    def done(self, outcome: Outcome) -> None:
+        """Take the outputs or the refusal, and write what can be written."""
+        self.job = None
+        try:
+            if isinstance(outcome, BaseException):
+                response = refuse(outcome)
+            else:
+                assert self.encode is not None  # set before the request was handed to be computed
+                response = self.encode(outcome)
+        except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
+            response = refuse(exc)
+        self.response = response
+        self.route.metrics.observe(response.status, time.perf_counter() - self.started)
+        self.protocol.write_line()
+
+    def drop(self) -> None:
+        """Nobody waits for the answer any more."""
+        if self.job is not None:
+            self.job.drop()
 
 
 _heads: dict[tuple[int, HeaderList], bytes] = {}

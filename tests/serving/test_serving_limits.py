@@ -74,6 +74,49 @@ def test_compute_beyond_the_deadline_is_504_and_keeps_its_place_until_it_ends(st
     app._application.close()
 
 
+def test_a_client_of_asgi_that_goes_away_takes_its_work_out_of_the_queue(stocked: Project) -> None:
+    app = limited(stocked)
+    is_gone = asyncio.Event()
+
+    async def main() -> None:
+        busy = asyncio.create_task(call(app, "POST", "/predict/slow", SLOW, JSON))
+        await asyncio.sleep(0.01)
+        messages = [{"type": "http.request", "body": SLOW, "more_body": False}]
+        sent: list[object] = []
+
+        async def receive() -> dict[str, object]:
+            if messages:
+                return messages.pop()
+            await is_gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: object) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/predict/slow", "headers": headers, "query_string": b""}
+        leaving = asyncio.create_task(app(scope, receive, send))
+        await asyncio.sleep(0.01)
+        assert app._application.computing.queue.waiting_items == 32
+        is_gone.set()
+        await leaving
+        assert (sent, app._application.computing.queue.waiting_items) == ([], 0)
+        assert app._application.admission.in_flight == 1
+        assert (await busy).status == 200
+
+    asyncio.run(main())
+    app._application.close()
+
+
+def test_a_request_may_ask_for_a_sooner_deadline_than_the_server_has(stocked: Project) -> None:
+    app = limited(stocked)
+    answer = ask(app, "POST", "/predict/slow", SLOW, {**JSON, "noa-timeout-ms": "20"})
+    assert (answer.status, "at most 0.02 s" in answer.error) == (504, True)
+    assert ask(app, "POST", "/predict/digits", ROW, {**JSON, "noa-timeout-ms": "-1"}).status == 400
+    assert ask(app, "POST", "/predict/digits", ROW, {**JSON, "noa-timeout-ms": "9000"}).status == 200
+    app._application.close()
+
+
 def test_a_body_that_does_not_arrive_is_408_and_its_place_is_free_again(stocked: Project) -> None:
     app = limited(stocked, timeout_s=0.05)
     answer = asyncio.run(call(app, "POST", "/predict/digits", ROW[:5], JSON, stall=True))

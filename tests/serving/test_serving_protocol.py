@@ -261,7 +261,7 @@ def test_a_head_without_end_is_431_and_closed(wire: socket.socket) -> None:
     assert answer.startswith(b"HTTP/1.1 431") or answer == b""
 
 
-def test_a_slow_model_is_replayed_through_asgi_and_later_requests_wait_their_turn(local: Project) -> None:
+def test_requests_behind_a_slow_model_wait_their_turn(local: Project) -> None:
     app = shortened(local)
     slow = json.dumps({"inputs": np.ones((1, 384)).tolist()}).encode()
 
@@ -278,6 +278,108 @@ def test_a_slow_model_is_replayed_through_asgi_and_later_requests_wait_their_tur
     app._application.close()
 
 
+CHUNKED = message(b"", "transfer-encoding: chunked", length=False) + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+SLOW = json.dumps({"inputs": np.ones((1, 384)).tolist()}).encode()
+
+
+def test_what_two_connections_send_in_one_turn_is_one_batch(local: Project) -> None:
+    app = shortened(local)
+
+    async def main() -> None:
+        pipes = [open_pipe(app) for _ in range(3)]
+        for number, (protocol, _) in enumerate(pipes):
+            protocol.data_received(message(b'{"inputs": [[%d, 2, 3, 4]]}' % number) * 2)
+        assert all(pipe.written == b"" for _, pipe in pipes)
+        await asyncio.sleep(0)
+        ticks = app._application.computing.ticks
+        assert (ticks.batches, ticks.requests) == (1, 6)
+        for number, (protocol, pipe) in enumerate(pipes):
+            assert pipe.written.count(b'"total":[%d.0]' % (3 * (number + 9))) == 2
+            protocol.connection_lost(None)
+
+    asyncio.run(main())
+
+
+def test_any_mix_of_ways_on_one_connection_is_answered_in_order(local: Project) -> None:
+    app = shortened(local)
+    ways = [
+        (message(SLOW, path="/predict/slow"), b"noa-model: slow"),
+        (message(), b"noa-model: digits"),
+        (b"GET /v2/health/live HTTP/1.1\r\nhost: here\r\n\r\n", b'{"live":true}'),
+        (CHUNKED, b"noa-model: digits"),
+    ]
+
+    async def main(order: list[int]) -> None:
+        protocol, pipe = open_pipe(app)
+        protocol.data_received(b"".join(ways[index][0] for index in order))
+        answers = Answers()
+        async with asyncio.timeout(60):
+            while pipe.written.count(b"HTTP/1.1 ") < len(order):
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.01)
+        answers.parser.feed_data(pipe.written)
+        places = [pipe.written.split(b"HTTP/1.1 ")[1 + place] for place in range(len(order))]
+        assert all(ways[index][1] in text for index, text in zip(order, places, strict=True))
+        assert answers.statuses == [200] * len(order)
+        protocol.connection_lost(None)
+        await asyncio.sleep(0)
+
+    for order in ([0, 1, 2, 3, 1], [1, 2, 0, 1, 0], [3, 1, 0, 2], [0, 0, 2, 2, 1], [1] * 80):
+        asyncio.run(main(order))
+    assert app._application.admission.in_flight == 0
+    app._application.close()
+
+
+def test_a_client_that_goes_away_takes_its_work_out_of_the_queue(local: Project) -> None:
+    app = shortened(local)
+
+    async def main() -> None:
+        protocol, _ = open_pipe(app)
+        protocol.data_received(message(SLOW, path="/predict/slow"))
+        await asyncio.sleep(0.01)  # it runs
+        other, _ = open_pipe(app)
+        other.data_received(message(SLOW, path="/predict/slow") * 3)
+        assert app._application.computing.queue.waiting_items == 3
+        other.connection_lost(None)
+        assert app._application.computing.queue.waiting_items == 0
+        assert app._application.admission.in_flight == 1
+        protocol.connection_lost(None)
+        assert app._application.admission.in_flight == 1  # the run has not ended
+        async with asyncio.timeout(20):
+            while app._application.admission.in_flight:
+                await asyncio.sleep(0.005)
+
+    asyncio.run(main())
+    app._application.close()
+
+
+def test_a_request_before_a_half_close_is_answered(wire: socket.socket) -> None:
+    wire.sendall(message())
+    wire.shutdown(socket.SHUT_WR)
+    assert read(wire, 1).statuses == [200]
+
+
+def test_a_deadline_of_the_request_is_kept_whatever_way_it_goes(local: Project) -> None:
+    app = shortened(local)
+
+    async def main() -> None:
+        protocol, pipe = open_pipe(app)
+        protocol.data_received(
+            message(BODY, "noa-timeout-ms: 0")
+            + message(SLOW, "noa-timeout-ms: 1", path="/predict/slow")
+            + message(BODY, "noa-timeout-ms: soon")
+            + message(BODY, "noa-timeout-ms: 20000")
+        )
+        await until(pipe, GOOD)
+        answers = Answers()
+        answers.parser.feed_data(pipe.written)
+        assert answers.statuses == [504, 504, 400, 200]
+        protocol.connection_lost(None)
+
+    asyncio.run(main())
+    app._application.close()
+
+
 def test_a_graceful_end_answers_the_request_whose_body_is_arriving(local: Project) -> None:
     app = shortened(local)
 
@@ -287,7 +389,7 @@ def test_a_graceful_end_answers_the_request_whose_body_is_arriving(local: Projec
         protocol.shutdown()
         assert not pipe.is_closed
         protocol.data_received(message()[-3:])
-        assert GOOD in pipe.written
+        await until(pipe, GOOD)
         assert b"connection: close" in pipe.written
         assert pipe.is_closed
         protocol.connection_lost(None)
@@ -331,6 +433,7 @@ def test_any_cut_of_any_requests_gives_the_answers_of_asgi(
             if data:
                 protocol.data_received(data[:cut])
             data = data[cut:]
+        await asyncio.sleep(0)
         answers = Answers()
         answers.parser.feed_data(pipe.written)
         for index, body in enumerate(bodies):

@@ -294,6 +294,28 @@ class ServingSettings(Section):
     max_batch_items: int = Field(
         default=4096, ge=1, description="Largest accepted size of the batch axis of one request."
     )
+    batching: bool = Field(
+        default=True,
+        description="Run requests that come at the same time as one batch, where that is measured to change no answer.",
+    )
+    p99_target_ms: float = Field(
+        default=100.0,
+        gt=0,
+        description="A batch in the queue is kept so small that waiting for one and running in the next takes no "
+        "longer, milliseconds.",
+    )
+    max_queue_delay_us: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="How long a request waits for others while its model is free, microseconds.",
+    )
+    max_queue_items: int = Field(
+        default=8192, ge=1, description="Items that may wait for slow models; more get 503 and Retry-After."
+    )
+    max_queue_bytes: int = Field(
+        default=256 << 20, ge=1, description="Bytes of inputs that may wait for slow models; more get 503."
+    )
 
     @model_validator(mode="after")
     def _public_needs_keys(self) -> Self:

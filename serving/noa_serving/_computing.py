@@ -1,0 +1,90 @@
+"""Computing a `Prepared` for any front end (ASGI, gRPC): within a deadline, on a place held until the work has ended.
+
+A front end takes a `Place` before it reads a body, and hands it over with `Computing.run` (awaited) or
+`Computing.submit` (a callback). Both batch: quick models on the event loop, the others in a queue before a bounded pool
+(`_batcher`). A place is given back when the compute has really ended, also if its client was told 504, or went away,
+before that.
+
+    with computing.enter() as place:
+        prepared = route.prepare(headers, body)
+        outputs = await computing.run(prepared, place, Deadline.after(30.0))
+    response = prepared.encode(outputs)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from noa_serving._admission import Place
+from noa_serving._batcher import Job, Outcome, Outputs, QueueBatcher, TickBatcher
+from noa_serving._deadline import Deadline
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from noa.settings import ServingSettings
+    from noa_serving._admission import Admission
+    from noa_serving._prepared import Prepared
+
+
+class Computing:
+    """Where all front ends of one worker compute. Belongs to one event loop."""
+
+    def __init__(self, admission: Admission, pool: ThreadPoolExecutor, settings: ServingSettings, threads: int) -> None:
+        self.ticks = TickBatcher(settings)
+        self.queue = QueueBatcher(admission, pool, settings, threads)
+        self._admission = admission
+
+    def enter(self) -> Place:
+        """Take a place.
+
+        Raises:
+            RequestRefusedError: 503 with `Retry-After`; all places are taken.
+        """
+        if self._admission.is_full:
+            self.ticks.flush()  # what waits only for the end of this turn holds places that can be free
+        self._admission.enter()
+        return Place(self._admission)
+
+    def submit(self, prepared: Prepared, place: Place, deadline: Deadline, done: Callable[[Outcome], None]) -> Job:
+        """Have a request computed; `done` is told the outputs or the refusal, now or later, on the event loop.
+
+        Raises:
+            RequestRefusedError: 504, the deadline has passed; 503, the queue is full or too long for it.
+        """
+        deadline = deadline.within(prepared.timeout_s)
+        job = Job(prepared, place, deadline, done)
+        if prepared.generation.runs_inline(prepared.batch):
+            place.hand_over()
+            self.ticks.add(job)
+            return job
+        if deadline.left_s() <= 0.0:
+            raise deadline.missed()
+        self.queue.add(job)
+        place.hand_over()
+        return job
+
+    async def run(self, prepared: Prepared, place: Place, deadline: Deadline) -> Outputs:
+        """Return the outputs of the model. If the caller is cancelled, work that has not begun is dropped.
+
+        Raises:
+            RequestRefusedError: 504, the deadline passed; 503, the queue is full or too long for it; 400, the model
+                refused the values.
+        """
+        waiter: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Outcome) -> None:
+            if not waiter.done():  # cancelled in this very turn
+                waiter.set_result(outcome)
+
+        job = self.submit(prepared, place, deadline, done)
+        try:
+            outcome = await waiter
+        except asyncio.CancelledError:
+            job.drop()
+            raise
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome

@@ -1,0 +1,174 @@
+"""Warming a loaded model on its example: what runs cost, which batch is best, and whether requests may share a run.
+
+Requests of different callers are run together only where that was shown to change no answer: all tensors have the
+batch axis in front, and items computed together are what they are alone, within the tolerance of their dtype
+(`noa_conversion.comparison`). What depends on its batch mates (a statistic over the batch, dynamic quantisation with
+one scale for the batch, randomness) is never batched.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from noa.errors import InvalidInputError
+from noa.settings import ConversionSettings
+
+if TYPE_CHECKING:
+    from noa.formats import Runnable
+    from noa.signatures import Signature
+
+WARM_BATCH = 8
+
+_WARM_RUNS = 5
+_WARM_BUDGET_S = 2.0
+_PROOF_ITEMS = 4
+_SLOW_RUN_S = 0.25
+_LARGEST_BATCH = 256
+_SWEEP_BUDGET_S = 1.0
+_GOOD_ENOUGH = 1.05  # a smaller batch that is this near to the best answers sooner
+_COMPILE_S = 0.02
+_COMPILE_RATIO = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one run takes, seconds: `fixed_s` per call and `per_item_s` per item of the batch axis."""
+
+    fixed_s: float
+    per_item_s: float
+
+    def estimate_s(self, batch: int) -> float:
+        """Return the expected time of one run of `batch` items, seconds."""
+        return self.fixed_s + self.per_item_s * batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """How requests may share a run: `best_items` have the most items per second; `refusal` says why they never do.
+
+    `buckets` are the sizes to which a batch is filled up, for a runtime that compiles each size once; else empty.
+    """
+
+    best_items: int = 1
+    refusal: str | None = None
+    buckets: tuple[int, ...] = ()
+
+
+def warm(runnable: Runnable, example: Mapping[str, np.ndarray]) -> Cost:
+    """Run the model on real inputs at batch 1 and a larger batch until its time is known."""
+    signature = runnable.signature
+    single_s = _median_s(runnable, resize(signature, example, batch=1))
+    if batch_axis(signature) is None:
+        return Cost(fixed_s=single_s, per_item_s=0.0)
+    many_s = _median_s(runnable, resize(signature, example, batch=WARM_BATCH))
+    per_item_s = max(0.0, many_s - single_s) / (WARM_BATCH - 1)
+    return Cost(fixed_s=max(single_s - per_item_s, 0.0), per_item_s=per_item_s)
+
+
+def find_batching(runnable: Runnable, example: Mapping[str, np.ndarray], cost: Cost) -> Batching:
+    """Return whether and how requests may share a run of this model."""
+    proof_items = 2 if cost.estimate_s(1) > _SLOW_RUN_S else _PROOF_ITEMS
+    refusal = _axis_refusal(runnable.signature) or _dependence(runnable, example, proof_items)
+    if refusal is not None:
+        return Batching(refusal=refusal)
+    return _sweep(runnable, example, proof_items)
+
+
+def resize(signature: Signature, example: Mapping[str, np.ndarray], *, batch: int) -> dict[str, np.ndarray]:
+    """Return `example` with `batch` items along the batch axis (the first free one), repeating what there is."""
+    axis = batch_axis(signature)
+    resized: dict[str, np.ndarray] = {}
+    for spec in signature.inputs:
+        array = example[spec.name]
+        if axis is not None and axis in spec.shape:
+            place = spec.shape.index(axis)
+            array = np.take(array, [index % array.shape[place] for index in range(batch)], axis=place)
+        resized[spec.name] = array
+    return resized
+
+
+def batch_axis(signature: Signature) -> str | None:
+    """Return the name of the first free axis, None if there is none."""
+    return next((axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)), None)
+
+
+def _axis_refusal(signature: Signature) -> str | None:
+    axis = batch_axis(signature)
+    for kind, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        for spec in specs:
+            if axis is None or spec.shape[:1] != (axis,) or axis in spec.shape[1:]:
+                return f"{kind} `{spec.name}` has no batch axis in front"
+    return None
+
+
+def _dependence(runnable: Runnable, example: Mapping[str, np.ndarray], count: int) -> str | None:
+    """Return why items may not be computed together, None if each comes out as it does alone."""
+    from noa_conversion.comparison import compare_output
+
+    signature = runnable.signature
+    repeated = resize(signature, example, batch=count)
+    try:
+        items = {name: _vary(array, integers=True) for name, array in repeated.items()}
+        together = runnable.run(items)
+    except InvalidInputError:  # a whole number out of its range, e.g. an index
+        items = {name: _vary(array, integers=False) for name, array in repeated.items()}
+        together = runnable.run(items)
+    for index in range(count):
+        alone = runnable.run({name: array[index : index + 1] for name, array in items.items()})
+        for spec in signature.outputs:
+            found = compare_output(
+                spec, alone[spec.name], together[spec.name][index : index + 1], batch=1, settings=ConversionSettings()
+            )
+            if not found.passed:
+                return f"output `{spec.name}` of an item depends on the items beside it"
+    return None
+
+
+def _vary(array: np.ndarray, *, integers: bool) -> np.ndarray:
+    """Make the items of a batch differ: numbers are scaled; whole numbers trade places within their item."""
+    varied = array.copy()
+    for index in range(1, len(array)):
+        if array.dtype.kind == "f":
+            varied[index] = array[index] * array.dtype.type(1.0 + index / len(array))
+        elif integers:
+            varied[index] = np.roll(array[index].reshape(-1), index).reshape(array[index].shape)
+    return varied
+
+
+def _sweep(runnable: Runnable, example: Mapping[str, np.ndarray], proof_items: int) -> Batching:
+    """Time batches of 1, 2, 4, ... items, within a budget, and return the best; each size is warm after that."""
+    started = time.perf_counter()
+    item_s: dict[int, float] = {}
+    fresh: list[bool] = []  # of the sizes that were not run before: whether the first run took far longer
+    size = 1
+    while size <= _LARGEST_BATCH and time.perf_counter() - started < _SWEEP_BUDGET_S:
+        inputs = resize(runnable.signature, example, batch=size)
+        first_s, *later_s = (_time_s(runnable, inputs) for _ in range(3))
+        item_s[size] = min(later_s) / size
+        if size not in (1, WARM_BATCH, proof_items):
+            fresh.append(first_s > _COMPILE_S + _COMPILE_RATIO * min(later_s))
+        size *= 2
+    enough_s = _GOOD_ENOUGH * min(item_s.values())
+    best = next(size for size, seconds in item_s.items() if seconds <= enough_s)
+    is_compiled = sum(fresh) > len(fresh) // 2
+    return Batching(best_items=best, buckets=tuple(item_s) if is_compiled else ())
+
+
+def _time_s(runnable: Runnable, inputs: Mapping[str, np.ndarray]) -> float:
+    start = time.perf_counter()
+    runnable.run(inputs)
+    return time.perf_counter() - start
+
+
+def _median_s(runnable: Runnable, inputs: Mapping[str, np.ndarray]) -> float:
+    times: list[float] = []
+    runnable.run(inputs)  # the first run allocates and compiles
+    while len(times) < _WARM_RUNS and sum(times) < _WARM_BUDGET_S:
+        times.append(_time_s(runnable, inputs))
+    return statistics.median(times)
