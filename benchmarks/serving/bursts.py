@@ -94,8 +94,8 @@ def measure(subjects: Sequence[Subject], *, seconds: float, rounds: int, seed: i
         order = [subject for subject in subjects if subject not in faults]
         random.Random(seed + turn).shuffle(order)
         for number, subject in enumerate(order):
-            say(f"round {turn} of {rounds}, {number + 1} of {len(order)}: {subject.model}, {subject.peer}, {subject.way}, "
-                f"{subject.connections} connections")  # fmt: skip
+            place = f"round {turn} of {rounds}, {number + 1} of {len(order)}"
+            say(f"{place}: {subject.model}, {subject.peer}, {subject.way}, {subject.connections} connections")
             try:
                 burst = subject.burst(seconds if turn else min(_WARM_S, seconds))
             except PeerFailedError as exc:

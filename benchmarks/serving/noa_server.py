@@ -56,7 +56,7 @@ def make_project(root: Path, models: Sequence[ServedModel], **serving: object) -
 
 
 def start_noa(project: Project, model: ServedModel, folder: Path, *, cores: frozenset[int]) -> Server:
-    """Start noa's server with one endpoint and wait for its first right answer."""
+    """Start noa's server with one endpoint and wait for its first answer."""
     log = folder / "noa.log"
     settings = project.settings
     begun = time.monotonic()
@@ -67,7 +67,7 @@ def start_noa(project: Project, model: ServedModel, folder: Path, *, cores: froz
     try:
         address = process.wait_ready()
         server = Server(
-            name=NOA, pid=process.pid, port=address.port, grpc_port=grpc_port(settings), log=log, on_stop=process.stop
+            name=NOA, pid=process.pid, port=address.port, grpc_port=grpc_port(settings), log=log, end=process.stop
         )
         wait_answering(server, model, noa_ways(model)[0], has_ended=lambda: process.poll() is not None)
     except BaseException:

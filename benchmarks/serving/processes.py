@@ -39,7 +39,7 @@ def run_on(cores: frozenset[int]) -> Iterator[None]:
 
 @dataclass(slots=True, kw_only=True)
 class Server:
-    """A running server. `start_s` is the time from its start to the first right answer."""
+    """A running server. `start_s` is the time from its start to its first answer."""
 
     name: str
     pid: int
@@ -48,7 +48,8 @@ class Server:
     log: Path | None = None
     start_s: float = 0.0
     is_freezable: bool = True
-    on_stop: Callable[[], object] = lambda: None
+    end: Callable[[], object] = lambda: None  # a gentler way to end it than SIGTERM
+    reap: Callable[[], object] = lambda: None
     _counted: dict[tuple[int, float], float] = field(default_factory=dict[tuple[int, float], float])
 
     def processes(self) -> list[psutil.Process]:
@@ -85,7 +86,7 @@ class Server:
         """End the tree and wait for it."""
         self.thaw()
         tree = self.processes()
-        self.on_stop()
+        self.end()
         for process in tree[:1]:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
@@ -94,6 +95,7 @@ class Server:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(alive, timeout=10)
+        self.reap()
 
     def _signal(self, number: int) -> None:
         for process in self.processes():

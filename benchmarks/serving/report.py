@@ -192,13 +192,17 @@ def _draw_throughput(record: Record) -> Any:
     )
     for axis, model in zip(axes[:, 0], models, strict=True):
         rows = bars[model]
+        # Points, not bars: a logarithmic axis has no zero for a bar to stand on.
         for place, (label, encoding, rate) in enumerate(rows):
-            axis.barh(place, rate, color=_COLOURS.get(encoding, _QUIET), height=0.7)
+            colour = _COLOURS.get(encoding, _QUIET)
+            axis.plot([rate], [place], marker="o", ms=6, color=colour)
             weight = "bold" if label.startswith(NOA + ",") else "normal"
-            axis.text(rate * 1.06, place, f"{rate:,.0f}", va="center", fontsize=8, color=_INK, weight=weight)
+            axis.text(rate * 1.12, place, f"{rate:,.0f}", va="center", fontsize=8, color=_INK, weight=weight)
+        axis.grid(axis="x", color="#e4e4e4", lw=0.6)
+        axis.set_axisbelow(True)
         axis.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         axis.set_xscale("log")
-        axis.set_xlim(right=max(rate for _, _, rate in rows) * 2.5)
+        axis.set_xlim(min(rate for _, _, rate in rows) / 1.5, max(rate for _, _, rate in rows) * 3)
         axis.set_title(titles[model], loc="left", fontsize=9.5, weight="bold")
     axes[-1, 0].set_xlabel("rows per second of the server's CPU time, best of all connection counts")
     figure.tight_layout()
@@ -217,7 +221,7 @@ def _bars(figures: Sequence[Figure], model: str) -> list[tuple[str, str, float]]
 
 
 def _draw_latency(record: Record) -> Any:
-    """p50 (line) and p99 (dashes) over the number of connections, for the servers that answered the MLP quickest."""
+    """p50 (line) and p99 (dotted) over the number of connections, for the servers that answered the MLP quickest."""
     rows = [
         one for one in record.figures if one.model == "mlp" and not one.fault and one.encoding in ("binary", "JSON")
     ]
@@ -256,12 +260,12 @@ def _draw_overload(record: Record) -> Any:
         times = [tick / 10 for tick in range(len(one.timeline))]
         axis.plot(times, [count * 10 for count in one.timeline], color=_COLOURS["binary"], lw=1.2)
         axis.axhline(one.saturation, color=_QUIET, lw=1, ls="--")
-        axis.text(0, one.saturation, " saturation over 64 connections", va="bottom", fontsize=7.5, color=_QUIET)
+        place = (1.01, one.saturation)
+        axis.annotate("saturation", place, xycoords=("axes fraction", "data"), fontsize=7.5, color=_QUIET, va="center")
         axis.set_ylim(0, max([one.saturation, *(count * 10 for count in one.timeline)]) * 1.25)
         who = "wait as told" if one.is_patient else "come back at once"
-        axis.set_title(
-            f"{one.model}: {one.connections} connections that {who}; {one.refused:,} refused", loc="left", fontsize=9
-        )
+        title = f"{one.peer}, {one.model}: {one.connections} connections that {who}; {one.refused:,} refused"
+        axis.set_title(title, loc="left", fontsize=9)
         axis.set_ylabel("right answers/s")
     axes[-1, 0].set_xlabel("seconds")
     figure.tight_layout()

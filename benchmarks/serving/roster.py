@@ -58,7 +58,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """One server of the comparison. `environment` names a file of `peers/`; without one noa's own interpreter is used."""
+    """One server of the comparison. `environment` names a file of `peers/`: what pip installs for it."""
 
     name: str
     environment: str
@@ -72,10 +72,10 @@ def start_peer(
     peer: Peer, model: ServedModel, folder: Path, *, cores: frozenset[int], env: Mapping[str, str] | None = None,
     python: Path | None = None,
 ) -> Server:  # fmt: skip
-    """Start a peer and wait for its first right answer.
+    """Start a peer and wait for its first answer; whether answers are right is seen in every burst.
 
     Raises:
-        PeerFailedError: it cannot be installed, does not start, or answers wrongly.
+        PeerFailedError: it cannot be installed or does not start.
     """
     site = Site(
         model=model,
@@ -107,7 +107,7 @@ def start_peer(
         grpc_port=site.grpc_port if peer.has_grpc else None,
         log=log,
         is_freezable=peer.is_freezable,
-        on_stop=process.poll,
+        reap=process.wait,
     )
     try:
         wait_answering(server, model, peer.ways(model)[0], has_ended=lambda: process.poll() is not None)
@@ -118,7 +118,7 @@ def start_peer(
 
 
 def wait_answering(server: Server, model: ServedModel, way: Way, *, has_ended: Callable[[], bool]) -> None:
-    """Wait until the server gives a right answer.
+    """Wait until the server answers with status 200.
 
     Raises:
         PeerFailedError: it ended or did not in time; with what it said last.

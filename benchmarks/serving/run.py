@@ -169,8 +169,7 @@ def _tensor(place: Bench, plan: Plan, record: Record) -> None:
     """Raw bytes only: a quarter of a megabyte as JSON is another question."""
     model = model_of(place, "tensor")
     with servers(place, record, model, chosen(plan, (ECHO_PEER, FASTAPI, TRITON, PYTRITON))) as up:
-        raw = [(server, tuple(way for way in ways if way.encoding == "binary"), peer) for server, ways, peer in up]
-        _measure(place, plan, record, model, raw)
+        _measure(place, plan, record, model, up)
 
 
 def _grpc(place: Bench, plan: Plan, record: Record) -> None:
@@ -224,6 +223,12 @@ _CASE: dict[str, Callable[[Bench, Plan, Record], None]] = {
 }
 
 
+def _essential(model: ServedModel, ways: tuple[Way, ...]) -> tuple[Way, ...]:
+    """Return what is measured of a server: both encodings of the perceptron, else raw tensors where it takes them."""
+    raw = tuple(way for way in ways if way.encoding == "binary")
+    return ways if model.name == "mlp" or not raw else raw
+
+
 def _measure(
     place: Bench,
     plan: Plan,
@@ -235,7 +240,7 @@ def _measure(
     subjects: list[Subject] = [
         http_subject(place, server, model, way, count)
         for server, ways, _ in up
-        for way in ways
+        for way in _essential(model, ways)
         for count in connections
     ]
     batches = _LIMIT_BATCHES.get(model.name, ())
@@ -273,7 +278,7 @@ def _under_stress(
                         rounds=plan.rounds,
                     )
                 )
-            for is_patient in (False, True):
+            for is_patient in (False,) if plan.quick else (False, True):
                 record.overloads.append(
                     overload(place, server, model, way, seconds=plan.overload_s, is_patient=is_patient)
                 )

@@ -1,4 +1,4 @@
-"""The cases that are more than bursts: half of saturation, overload with recovery, and memory over requests and swaps."""
+"""The cases that are more than bursts: half of saturation, overload with recovery, memory over requests and swaps."""
 
 from __future__ import annotations
 
