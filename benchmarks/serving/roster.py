@@ -92,6 +92,7 @@ def start_peer(
         "NOA_BENCH_PORT": str(site.port),
         "NOA_BENCH_GRPC_PORT": str(site.grpc_port),
         "PYTHONPATH": str(PEERS),
+        "HOME": str(folder),  # some leave files there
         "OMP_NUM_THREADS": "1",
         "PATH": f"{site.python.parent}:/usr/local/bin:/usr/bin:/bin",
         **started.env,
@@ -241,7 +242,15 @@ def _mlserver(site: Site) -> Started:
     return Started(command=[str(site.python.parent / "mlserver"), "start", str(site.folder)], env={})
 
 
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    # Ray Serve gives its proxy 5 s to start and counts the time for which it is frozen.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "180",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "180",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "600",
+}
 
 
 def _oip_path(model: ServedModel) -> str:
