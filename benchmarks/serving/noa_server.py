@@ -9,17 +9,18 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.models import register_folder
-from benchmarks.serving.processes import Server, run_on
+from benchmarks.serving.processes import Server, free_port, run_on
 from benchmarks.serving.roster import NOA, noa_ways, wait_answering
-from noa.settings import EndpointSettings, Settings
+from noa.settings import EndpointSettings, ServingSettings, Settings
 from noa_registry import Registry
 from noa_serving import start_server
 
@@ -67,7 +68,7 @@ def start_noa(project: Project, model: ServedModel, folder: Path, *, cores: froz
     try:
         address = process.wait_ready()
         server = Server(
-            name=NOA, pid=process.pid, port=address.port, grpc_port=grpc_port(settings), log=log, end=process.stop
+            name=NOA, pid=process.pid, port=address.port, grpc_port=_grpc_port(settings), log=log, end=process.stop
         )
         wait_answering(server, model, noa_ways(model)[0], has_ended=lambda: process.poll() is not None)
     except BaseException:
@@ -77,10 +78,14 @@ def start_noa(project: Project, model: ServedModel, folder: Path, *, cores: froz
     return server
 
 
-def grpc_port(settings: Settings) -> int | None:
-    """Return where noa's gRPC listens, None for a noa that has none."""
-    table: Mapping[str, object] = settings.serving.model_dump()
-    port = table.get("grpc_port")
+def grpc_settings() -> dict[str, object]:
+    """Return the settings that switch gRPC on, nothing where this noa has none or grpcio is not installed."""
+    is_there = "grpc_port" in ServingSettings.model_fields and find_spec("grpc") is not None
+    return {"grpc_port": free_port()} if is_there else {}
+
+
+def _grpc_port(settings: Settings) -> int | None:
+    port = settings.serving.model_dump().get("grpc_port")
     return port if isinstance(port, int) and port else None
 
 

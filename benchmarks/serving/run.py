@@ -14,7 +14,7 @@ from benchmarks.serving.bursts import Bench, Subject, grpc_subject, http_subject
 from benchmarks.serving.environments import CACHE, python_of
 from benchmarks.serving.goals import best
 from benchmarks.serving.load import build
-from benchmarks.serving.noa_server import make_project, start_noa
+from benchmarks.serving.noa_server import grpc_settings, make_project, start_noa
 from benchmarks.serving.processes import PeerFailedError, Server
 from benchmarks.serving.report import Record
 from benchmarks.serving.roster import (
@@ -116,14 +116,14 @@ def chosen(plan: Plan, among: Sequence[Peer]) -> list[Peer]:
 
 @contextmanager
 def servers(
-    place: Bench, record: Record, model: ServedModel, peers: Sequence[Peer]
+    place: Bench, record: Record, model: ServedModel, peers: Sequence[Peer], **serving: object
 ) -> Iterator[list[tuple[Server, tuple[Way, ...], Peer | None]]]:
     """Start noa and the peers, all frozen; one that does not start is named with its reason and left out."""
     up: list[tuple[Server, tuple[Way, ...], Peer | None]] = []
     try:
         say(f"{model.name}: starting {NOA}")
-        project = make_project(place.folder / f"project-{model.name}", [model])
-        server = start_noa(project, model, place.folder / f"noa-{model.name}", cores=place.server_cores)
+        folder = Path(tempfile.mkdtemp(prefix=f"noa-{model.name}-", dir=place.folder))
+        server = start_noa(make_project(folder, [model], **serving), model, folder, cores=place.server_cores)
         up.append((server, noa_ways(model), None))
         server.freeze()
         for peer in peers:
@@ -182,9 +182,9 @@ def _grpc(place: Bench, plan: Plan, record: Record) -> None:
     except PeerFailedError as exc:
         record.absent["gRPC"] = f"no client to check answers with: {exc}"
         return
-    with servers(place, record, model, chosen(plan, (TRITON, PYTRITON, MLSERVER))) as up:
+    with servers(place, record, model, chosen(plan, (TRITON, PYTRITON, MLSERVER)), **grpc_settings()) as up:
         if up[0][0].grpc_port is None:
-            record.absent[f"gRPC: {NOA}"] = "this noa does not serve gRPC"
+            record.absent[f"gRPC: {NOA}"] = "this noa has no gRPC, or grpcio is not installed in its environment"
         subjects = [
             grpc_subject(place, server, model, connections, python=python)
             for server, _, _ in up
