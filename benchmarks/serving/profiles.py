@@ -51,7 +51,7 @@ def _profile_way(place: Bench, server: Server, model: ServedModel, way: Way, py_
     path = plan(model, way, place.folder / "profile.plan")
     found = place.folder / "profile.txt"
     command = [str(py_spy), "record", "--pid", str(server.worker().pid), "--duration", str(SECONDS), "--rate", "200"]
-    command += ["--format", "raw", "--output", str(found), "--native", "--nonblocking"]
+    command += ["--format", "raw", "--output", str(found), "--native"]
     say(f"profile of {model.name}, {way.name}")
     server.thaw()
     with run_on(place.load_cores):

@@ -176,6 +176,8 @@ def _pyplot() -> Any:
 
 def _draw_throughput(record: Record) -> Any:
     """One panel per model: the best rate of every server and encoding, on a logarithmic axis."""
+    from matplotlib import ticker
+
     titles = {
         "mlp": "MLP, one row a request",
         "cnn": "CNN, one image a request",
@@ -192,17 +194,26 @@ def _draw_throughput(record: Record) -> Any:
     )
     for axis, model in zip(axes[:, 0], models, strict=True):
         rows = bars[model]
-        # Points, not bars: a logarithmic axis has no zero for a bar to stand on.
+        lowest, highest = min(rate for _, _, rate in rows), max(rate for _, _, rate in rows)
+        is_log = highest > 30 * lowest
+        # Points where the axis is logarithmic: it has no zero for a bar to stand on.
         for place, (label, encoding, rate) in enumerate(rows):
             colour = _COLOURS.get(encoding, _QUIET)
-            axis.plot([rate], [place], marker="o", ms=6, color=colour)
+            if is_log:
+                axis.plot([rate], [place], marker="o", ms=6, color=colour)
+            else:
+                axis.barh(place, rate, color=colour, height=0.65)
             weight = "bold" if label.startswith(NOA + ",") else "normal"
-            axis.text(rate * 1.12, place, f"{rate:,.0f}", va="center", fontsize=8, color=_INK, weight=weight)
+            axis.annotate(f"{rate:,.0f}", (rate, place), xytext=(6, 0), textcoords="offset points", va="center",
+                          fontsize=8, color=_INK, weight=weight)  # fmt: skip
         axis.grid(axis="x", color="#e4e4e4", lw=0.6)
         axis.set_axisbelow(True)
         axis.set_yticks(range(len(rows)), [label for label, _, _ in rows])
-        axis.set_xscale("log")
-        axis.set_xlim(min(rate for _, _, rate in rows) / 1.5, max(rate for _, _, rate in rows) * 3)
+        if is_log:
+            axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axis.set_xlim(lowest / 1.5 if is_log else 0, highest * (3 if is_log else 1.15))
+        axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axis.set_title(titles[model], loc="left", fontsize=9.5, weight="bold")
     axes[-1, 0].set_xlabel("rows per second of the server's CPU time, best of all connection counts")
     figure.tight_layout()
