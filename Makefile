@@ -7,6 +7,9 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
+# Half as many again as cores: tests that wait for a server or a process leave theirs to others.
+TEST_WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 PACKAGES := core registry conversion training serving flows cli
 
 # It makes every import slow: the environment is compiled once at installation.
@@ -15,7 +18,7 @@ export BENTOML_DO_NOT_TRACK := True
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test check lint types frame wheel chaos fuzz bench bench-conversion conformance docs clean
+.PHONY: help setup demo test check lint types frame wheel chaos fuzz bench bench-conversion bench-serving conformance docs clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -27,8 +30,8 @@ demo: setup ## Train, register, convert, promote, serve, retrain and roll back a
 	@$(BIN)/noa demo
 
 test: setup ## Run the whole test suite.
-	@echo "test: running the suite on $$(nproc) cores"
-	@$(BIN)/python -m pytest -n $$(nproc) --dist loadfile $(PYTEST_ARGS)
+	@echo "test: running the suite in $(TEST_WORKERS) processes"
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	@echo "check: ruff lint"
@@ -65,6 +68,13 @@ bench: setup ## Measure serving, training, registry and the demo; prints a table
 
 bench-conversion: setup ## Measure imported models against natively written ones, and the import itself.
 	@$(BIN)/python -m benchmarks conversion --output benchmarks/results/conversion.json
+
+bench-serving: setup ## Measure the server against all others that pip installs (half an hour; BENCH_ARGS=--quick: 6 minutes).
+	@command -v cc >/dev/null && command -v h2load >/dev/null || { \
+		echo "bench-serving: installing a C compiler and h2load"; \
+		as_root=$$([ $$(id -u) = 0 ] || echo sudo); \
+		$$as_root apt-get install -y -q gcc libc6-dev nghttp2-client >/dev/null; }
+	@$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
 
 conformance: setup ## Run the ONNX backend test suite through both importers and compare with the record.
 	@$(BIN)/python -m benchmarks.conformance --jobs $$(nproc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,25 +54,34 @@ def register_version(registry: Registry, name: str, *, seed: int) -> ModelVersio
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "onnx"
         write_mlp(folder, seed=seed)
-        digest = build_manifest(folder).digest
-        draft = VersionDraft(
-            name=name,
-            formats={"onnx": folder},
-            native="onnx",
-            input_example={"x": np.zeros((2, FEATURES), np.float32)},
-            dataset_digest="sha256:" + "0" * 64,
-            evidence=(
-                metrics_evidence(
-                    format="onnx",
-                    digest=digest,
-                    dataset_digest="sha256:" + "0" * 64,
-                    split="test",
-                    values={"accuracy": 1.0},
-                ),
-            ),
-            run_id=None,
-            git_commit=None,
-            environment={},
-            params={"seed": seed},
+        return register_folder(
+            registry, name, folder, example={"x": np.zeros((2, FEATURES), np.float32)}, params={"seed": seed}
         )
-        return registry.register(draft, actor="bench")
+
+
+def register_folder(
+    registry: Registry, name: str, folder: Path, *, example: Mapping[str, np.ndarray], params: Mapping[str, int]
+) -> ModelVersion:
+    """Register a folder in the format `onnx` with the evidence that a promotion needs."""
+    dataset = "sha256:" + "0" * 64
+    draft = VersionDraft(
+        name=name,
+        formats={"onnx": folder},
+        native="onnx",
+        input_example=dict(example),
+        dataset_digest=dataset,
+        evidence=(
+            metrics_evidence(
+                format="onnx",
+                digest=build_manifest(folder).digest,
+                dataset_digest=dataset,
+                split="test",
+                values={"accuracy": 1.0},
+            ),
+        ),
+        run_id=None,
+        git_commit=None,
+        environment={},
+        params=dict(params),
+    )
+    return registry.register(draft, actor="bench")
