@@ -28,7 +28,7 @@ class Case:
     dtypes: tuple[str, ...] = ()
     params: dict[str, tuple[int, ...]] = field(default_factory=dict)
     tolerance: float = 1e-5
-    batches: tuple[int, ...] = (1, 2, 5)
+    batches: tuple[int, ...] = (1, 5)
     draw: Callable[[np.random.Generator, int], list[np.ndarray]] | None = None
     """Draws the inputs where any numbers will not do."""
 

@@ -160,13 +160,13 @@ class GraphBuilder:
         if text not in self._sizes:
             outer, self._scope = self._scope, self._sizes_scope
             try:
-                self._sizes[text] = self._evaluate(ast.parse(text, mode="eval").body, text)
+                self._sizes[text] = self._evaluate(ast.parse(text.replace("^", "**"), mode="eval").body, text)
             finally:
                 self._scope = outer
         return self._sizes[text]
 
     def _evaluate(self, node: ast.expr, text: str) -> str:
-        """Translate the text of a symbolic size: JAX prints what it parses, `2*batch + 1`, `floordiv(batch, 2)`."""
+        """Translate the text of a symbolic size: `2*batch + 1`, `floordiv(batch, 2)`, and `batch^2` for a power."""
         match node:
             case ast.Constant(value=int(value)):
                 return self.integers([value])
