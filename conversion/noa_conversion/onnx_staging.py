@@ -32,7 +32,7 @@ def stage_onnx(
     import onnx
 
     from noa_conversion.imports.onnx_import import read_inputs, read_signature
-    from noa_conversion.imports.onnx_output_shapes import complete_outputs
+    from noa_conversion.imports.onnx_outputs import complete_outputs
 
     model = parse_model(read_bytes(source.parent, source.name), source)
     if has_external_data(model, source):

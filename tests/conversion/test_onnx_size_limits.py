@@ -133,7 +133,8 @@ def test_the_growth_that_is_foreseen_is_what_onnx_infers(case: str) -> None:
         for entry in given
     ]  # fmt: skip
     names = ["" if entry is None else f"i{index}" for index, entry in enumerate(given)]
-    proto = helper.make_node(node.kind, names, ["y"], **node.attributes)
+    attributes: dict[str, Any] = dict(node.attributes)
+    proto = helper.make_node(node.kind, names, ["y"], **attributes)
     arrays = {name: e for name, e in zip(names, given, strict=True) if isinstance(e, np.ndarray)}
     inputs = [value(n, FLOAT, e) for n, e in zip(names, given, strict=True) if isinstance(e, tuple)]
     graph = helper.make_graph(

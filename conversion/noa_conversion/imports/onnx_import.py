@@ -12,7 +12,7 @@ from noa.signatures import Axis, DType, Signature, TensorSpec
 from noa_conversion.files import MAX_GRAPH_BYTES, read_bytes
 from noa_conversion.formats.onnx_check import has_external_data, parse_model
 from noa_conversion.formats.onnx_format import MODEL_FILE
-from noa_conversion.imports.onnx_output_shapes import complete_outputs
+from noa_conversion.imports.onnx_outputs import complete_outputs
 
 if TYPE_CHECKING:
     import onnx
