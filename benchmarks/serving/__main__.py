@@ -7,6 +7,7 @@ environment of its own below `.cache/`. Prints tables with each goal and whether
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("--profile", action="store_true", help="print where noa's time goes in each case instead")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serving"), help="a folder")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the servers, some of them frozen, would stay
     if arguments.profile:
         from benchmarks.serving.profiles import profile
 

@@ -1,7 +1,9 @@
 """Where the time of noa's worker goes in each case: `python -m benchmarks.serving --profile`.
 
 py-spy, in an environment of its own, looks at the running worker 200 times a second from outside while it is loaded
-over 64 connections; what is printed is each function's own share of the samples in which the worker had the processor.
+over 64 connections; what is printed is each Python function's own share of the samples in which the worker had the
+processor. Time in C (onnxruntime, orjson, the kernel's reads and writes) is that of the function that called it; `run`
+of the event loop has what no function called: polling and reading sockets.
 Tracing another process needs the right to do so: root, or `kernel.yama.ptrace_scope=0`.
 """
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from benchmarks.serving.served_models import ServedModel
 
 SECONDS, TOP = 5, 14
+_WAITS = ("_worker (concurrent/futures", "Condition.wait (threading")
+"""Where threads sleep; on a busy core py-spy takes one that was just woken for one that works."""
 
 
 def profile(cases: tuple[str, ...]) -> int:
@@ -51,7 +55,7 @@ def _profile_way(place: Bench, server: Server, model: ServedModel, way: Way, py_
     path = plan(model, way, place.folder / "profile.plan")
     found = place.folder / "profile.txt"
     command = [str(py_spy), "record", "--pid", str(server.worker().pid), "--duration", str(SECONDS), "--rate", "200"]
-    command += ["--format", "raw", "--output", str(found), "--native"]
+    command += ["--format", "raw", "--output", str(found), "--function", "--nonblocking"]
     say(f"profile of {model.name}, {way.name}")
     server.thaw()
     with run_on(place.load_cores):
@@ -67,11 +71,15 @@ def _profile_way(place: Bench, server: Server, model: ServedModel, way: Way, py_
 
 
 def own_times(raw: str) -> list[tuple[str, float]]:
-    """Return each function's own share of py-spy's raw stacks, `outer;...;inner count` a line, the largest first."""
+    """Return each function's own share of py-spy's raw stacks (`outer;...;inner count` a line), the largest first.
+
+    Threads that wait are left out.
+    """
     counts: collections.Counter[str] = collections.Counter()
     for line in raw.splitlines():
         stack, _, count = line.rpartition(" ")
-        if stack and count.isdigit():
-            counts[stack.rsplit(";", 1)[-1]] += int(count)
+        inner = stack.rsplit(";", 1)[-1]
+        if stack and count.isdigit() and not inner.startswith(_WAITS):
+            counts[inner] += int(count)
     total = sum(counts.values())
     return [(name, count / total) for name, count in counts.most_common()]

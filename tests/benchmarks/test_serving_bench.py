@@ -18,6 +18,7 @@ from benchmarks.serving.goals import judge
 from benchmarks.serving.load import build, run_load
 from benchmarks.serving.noa_server import make_project, start_noa
 from benchmarks.serving.processes import PeerFailedError, Server
+from benchmarks.serving.profiles import own_times
 from benchmarks.serving.report import Record, plot, show, write_json
 from benchmarks.serving.roster import BENTOML, FASTAPI, NOA, TRITON, noa_ways, start_peer
 from benchmarks.serving.served_models import ServedModel, make_model
@@ -303,6 +304,12 @@ def test_h2load_counts_only_answers_that_have_their_bytes() -> None:
         read_h2load(text(10_000, 10_000 * 87, failed=1), 1.0, answer_bytes=87)
     assert holds_numbers(b"abc" + np.arange(3, dtype="<f4").tobytes() + b"z", np.arange(3, dtype=np.float32))
     assert not holds_numbers(b"abc" + np.ones(3, "<f4").tobytes(), np.arange(3, dtype=np.float32))
+
+
+def test_a_profile_counts_a_function_once_per_sample_and_no_thread_that_waits() -> None:
+    raw = "main (a.py:1);run (b.py:2) 6\nmain (a.py:1) 2\nboot (t.py:1);_worker (concurrent/futures/thread.py:69) 90\n"
+    assert own_times(raw) == [("run (b.py:2)", 0.75), ("main (a.py:1)", 0.25)]
+    assert own_times("") == []
 
 
 @contextmanager
