@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Value
 from noa_conversion.importers.torch.dtypes import torch_dtype_of
@@ -141,7 +142,7 @@ def _scan(
     if not is_static(rounds):
         op.refuse(
             f"it is unrolled, and its number of rounds is a free axis: {rounds}",
-            remedy=f"Fix it: sizes={{'{rounds}': size}}",
+            remedy=fixing(rounds),
         )
     if rounds > _MOST_ROUNDS or rounds == 0:
         op.refuse(f"it is unrolled, which takes from 1 to {_MOST_ROUNDS} rounds, and has {rounds}")
@@ -163,7 +164,7 @@ def _scan_8(op: Op, body: OnnxGraph, count: int, values: tuple[Value, ...]) -> t
     tensors = [op.tensor(value) for value in rest]
     batch = tensors[0].shape[0]
     if not isinstance(batch, int):
-        op.refuse(f"its batch is written out, and is a free axis: {batch}", remedy=f"Fix it: sizes={{'{batch}': size}}")
+        op.refuse(f"its batch is written out, and is a free axis: {batch}", remedy=fixing(batch))
     split = len(tensors) - count
     turned = op.attribute("directions", [0] * count)
     runs = [

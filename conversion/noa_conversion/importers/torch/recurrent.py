@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Value
 from noa_conversion.importers.torch.operands import is_static
@@ -189,7 +190,7 @@ def _written_out(op: Op, layer: _Layer) -> tuple[torch.Tensor, list[torch.Tensor
     if not is_static(steps):
         op.refuse(
             f"with these options it is written out step by step, and its number of steps is a free axis: {steps}",
-            remedy=f"Fix it: sizes={{'{steps}': size}}",
+            remedy=fixing(steps),
         )
     functions = activations_of(op, len(layer.weights))
     outputs: list[torch.Tensor] = []

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
 from noa_conversion.importers.torch.operands import is_integer, is_static
@@ -135,7 +136,7 @@ def _by_weights(op: Op, x: torch.Tensor, rule: ResizeRule, request: _Request) ->
         if not is_static(size) or not (wanted is None or isinstance(wanted, int)):
             op.refuse(
                 f"axis {axis}, which is free, is resized in a way that PyTorch has no operator for",
-                remedy="Fix the free axis: sizes={'name': size}",
+                remedy=fixing(size if not is_static(size) else wanted),
             )
         new_size = math.floor(size * factor) if wanted is None and factor is not None else int(wanted or 0)
         scale = float(factor) if factor is not None else new_size / size

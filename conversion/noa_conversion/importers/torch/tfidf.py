@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import torch
 
+from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.torch.operands import is_static
 from noa_conversion.importers.torch.table import register
@@ -20,7 +21,7 @@ def tfidf_vectorizer(op: Op, x: torch.Tensor) -> torch.Tensor:
         op.refuse("its pool holds texts, which PyTorch has no tensors of")
     rows = x.unsqueeze(0) if x.ndim == 1 else x
     if not is_static(rows.shape[1]):
-        op.refuse("the length of its sequences is a free axis", remedy="Fix it: sizes={'name': size}")
+        op.refuse("the length of its sequences is a free axis", remedy=fixing(rows.shape[1]))
     columns = op.attribute("ngram_indexes")
     width = max(columns) + 1
     counts: list[torch.Tensor | None] = [None] * width
