@@ -61,6 +61,7 @@ COMMANDS: dict[str, tuple[list[str] | None, list[str] | None]] = {
     "optimize": (None, ["nothing"]),
     "serve": (None, ["nothing"]),
     "predict": (["digits@champion", "--input", "in.json"], ["numbers", "--input", "in.json", "-o", "serving.port=1"]),
+    "bench": (None, ["digits", "--connections", "none"]),
     "flows list": (None, []),
     "flows run": (None, ["noisy"]),
     "flows schedule": (None, ["noisy", "--cron", "0 3 * * *"]),

@@ -35,6 +35,7 @@ EXTRAS = {
     "flax": ("flax", *_JAX, *_ONNX),
     "equinox": ("equinox", *_JAX, *_ONNX),
     "serve": (*_SERVE, *_ONNX),
+    "grpc": ("grpcio", "grpcio-reflection", "protobuf", *_SERVE, *_ONNX),
     "flows": (*_FLOWS, *_ONNX),
     "demo": ("scikit-learn", *_TORCH, *_JAX, *_SERVE, *_FLOWS, *_ONNX),
     "optimize": ("onnxslim", *_ONNX),
@@ -48,6 +49,7 @@ EXTRAS = {
     "scan": ("picklescan",),
     "signing": ("model-signing", "pyopenssl"),
     "plots": ("matplotlib",),
+    "images": ("pillow",),
 }
 _LEAST_FREE_BYTES = 1 << 30
 
