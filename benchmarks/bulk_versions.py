@@ -21,10 +21,12 @@ from noa.digests import FileDigest, Manifest, sha256_bytes
 from noa.signatures import Signature, TensorSpec
 from noa_registry.artifacts import UnitKey
 from noa_registry.database import to_text
+from noa_registry.evidence_sets import EvidenceSet
 from noa_registry.mlflow_rows import WORKSPACE
-from noa_registry.records import to_json, version_digest
+from noa_registry.records import to_json, version_digest, with_record
 from noa_registry.tables import (
     evidence,
+    evidence_sets,
     formats,
     mlflow_models,
     mlflow_version_tags,
@@ -56,6 +58,7 @@ _TABLES: Mapping[str, Table] = {
         versions,
         formats,
         evidence,
+        evidence_sets,
         version_labels,
         version_metrics,
         outbox,
@@ -149,27 +152,31 @@ def _append(rows: _Rows, bulk: _Bulk, source: str) -> None:
     moment = to_text(bulk.created_at)
     made = {"created_at": moment, "created_by": ACTOR}
     rows["noa_versions"].append(
-        {
-            **here,
-            "uid": bulk.uid,
-            "digest": bulk.digest,
-            "native": "torch",
-            "signature": _SIGNATURE_TEXT,
-            "wrapper": _manifest_text(bulk.wrapper),
-            "dataset_digest": bulk.dataset_digest,
-            "run_id": None,
-            "git_commit": None,
-            "environment": "{}",
-            "params": "{}",
-            "tags": json.dumps(bulk.tags),
-            "description": "",
-            **made,
-        }
+        with_record(
+            {
+                **here,
+                "uid": bulk.uid,
+                "digest": bulk.digest,
+                "native": "torch",
+                "signature": _SIGNATURE_TEXT,
+                "wrapper": _manifest_text(bulk.wrapper),
+                "dataset_digest": bulk.dataset_digest,
+                "run_id": None,
+                "git_commit": None,
+                "environment": "{}",
+                "params": "{}",
+                "tags": json.dumps(bulk.tags),
+                "description": "",
+                **made,
+            }
+        )
     )
     for format_name, manifest in bulk.manifests.items():
         text = _manifest_text(manifest)
         rows["noa_formats"].append(
-            {**here, "format": format_name, "uid": bulk.uid, "digest": manifest.digest, "manifest": text, **made}
+            with_record(
+                {**here, "format": format_name, "uid": bulk.uid, "digest": manifest.digest, "manifest": text, **made}
+            )
         )
     labels = [("native", "torch"), ("format", "torch"), ("format", "onnx"), ("by", ACTOR)]
     labels += [("dataset", bulk.dataset_digest), *((f"tag.{key}", value) for key, value in bulk.tags.items())]
@@ -189,8 +196,8 @@ def _append(rows: _Rows, bulk: _Bulk, source: str) -> None:
 def _append_evidence(rows: _Rows, bulk: _Bulk, here: Mapping[str, object], moment: str) -> None:
     measured = {"dataset_digest": bulk.dataset_digest, "split": "test", "metrics": bulk.metrics}
     compared = {"max_difference": 0.0, "source": "torch", "source_digest": bulk.manifests["torch"].digest}
-    for kind, passed, content in (("metrics", None, measured), ("equivalence", True, compared)):
-        rows["noa_evidence"].append(
+    facts = [
+        with_record(
             {
                 **here,
                 "kind": kind,
@@ -201,6 +208,12 @@ def _append_evidence(rows: _Rows, bulk: _Bulk, here: Mapping[str, object], momen
                 "created_at": moment,
             }
         )
+        for kind, passed, content in (("metrics", None, measured), ("equivalence", True, compared))
+    ]
+    rows["noa_evidence"] += facts
+    rows["noa_evidence_sets"].append(
+        {**here, **EvidenceSet().extended(str(fact["record"]) for fact in facts).to_dict()}
+    )
     rows["noa_version_metrics"] += [
         {
             **here,
