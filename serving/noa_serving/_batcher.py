@@ -41,6 +41,7 @@ _Done: TypeAlias = "tuple[list[Job], list[Outcome], float]"
 
 _MAX_PACES = 256
 _PACE_WEIGHT = 0.2
+_KNOWN_AFTER_RUNS = 3
 
 
 class Job:
@@ -168,13 +169,20 @@ class TickBatcher:
 
 @dataclass(slots=True)
 class _Pace:
-    """How much longer runs take now than when the model was warmed."""
+    """How much longer runs take now than when the model was warmed; known after a few, as warming may be disturbed."""
 
     factor: float = 1.0
+    runs: int = 0
+
+    @property
+    def is_known(self) -> bool:
+        return self.runs >= _KNOWN_AFTER_RUNS
 
     def observe(self, expected_s: float, seconds: float) -> None:
         if expected_s > 0.0:
-            self.factor += _PACE_WEIGHT * (seconds / expected_s - self.factor)
+            self.runs += 1
+            weight = max(_PACE_WEIGHT, 1.0 / self.runs)  # the mean of the first ones
+            self.factor += weight * (seconds / expected_s - self.factor)
 
 
 @dataclass(slots=True)
@@ -324,6 +332,8 @@ class QueueBatcher:
                 expected=f"at most {settings.max_queue_items} items and {settings.max_queue_bytes} bytes that wait",
                 retry_after_s=self._admission.retry_after_s(),
             )
+        if not lane.pace.is_known:
+            return
         wait_s = lane.wait_s(time.monotonic(), lane.limit(self._target_s))
         # Behind an empty queue it is tried: the estimate of its own run may be wrong.
         if wait_s > 0.0 and wait_s + lane.estimate_s(job.prepared.batch) > job.deadline.left_s():

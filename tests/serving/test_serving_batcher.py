@@ -333,25 +333,57 @@ def test_the_queue_is_bounded_in_items_and_bytes() -> None:
     asyncio.run(main())
 
 
+class SlowModel(Model):
+    """Takes 50 ms a run."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        time.sleep(0.05)
+        return super().run(inputs)
+
+
 def test_a_deadline_that_the_queue_cannot_meet_is_refused_at_once() -> None:
-    model = Model()
-    cost = generation(model).cost
-    on = slow(model, cost=type(cost)(fixed_s=0.1, per_item_s=0.1))
+    model = SlowModel()
+    on = slow(model, best=2)
 
     async def main() -> None:
         room = Room()
+        for index in range(3):  # how fast it is must have been seen
+            room.submit(str(index), prepared(on, 0.0))
+            await room.until(str(index))
         model.gate.clear()
+        model.began.clear()
         room.submit("running", prepared(on, 0.0))
         await asyncio.sleep(0)
         assert model.began.wait(20)
-        room.submit("waits", prepared(on, *[1.0] * 8))
+        for index in range(10):
+            room.submit(f"waits{index}", prepared(on, 1.0))
+        refusals = room.admission.refused
         with pytest.raises(RequestRefusedError) as refused:
-            room.submit("hopeless", prepared(on, 1.0), Deadline.after(0.5))
+            room.submit("hopeless", prepared(on, 1.0), Deadline.after(0.1))
         assert (refused.value.status, refused.value.retry_after_s is not None) == (503, True)
-        room.submit("patient", prepared(on, 1.0), Deadline.after(19.0))
+        assert (room.admission.refused, room.admission.in_flight) == (refusals + 1, 11)
+        room.submit("patient", prepared(on, 1.0), Deadline.after(1000.0))
         model.gate.set()
-        await room.until("running", "waits", "patient")
+        await room.until("running", "patient")
         assert "hopeless" not in room.told
+        await room.until_empty()
+        room.pool.shutdown()
+
+    asyncio.run(main())
+
+
+def test_what_was_measured_at_warm_up_alone_refuses_nothing() -> None:
+    model = Model()
+    cost = generation(model).cost
+    on = slow(model, cost=type(cost)(fixed_s=60.0, per_item_s=60.0))
+
+    async def main() -> None:
+        room = Room(p99_target_ms=10e6)
+        for index in range(20):
+            room.submit(str(index), prepared(on, 0.0), Deadline.after(20.0))
+            await asyncio.sleep(0)
+        await room.until(*map(str, range(20)))
+        assert room.admission.refused == 0
         room.pool.shutdown()
 
     asyncio.run(main())

@@ -75,12 +75,12 @@ def test_compute_beyond_the_deadline_is_504_and_keeps_its_place_until_it_ends(st
 
 
 def test_a_client_of_asgi_that_goes_away_takes_its_work_out_of_the_queue(stocked: Project) -> None:
-    app = limited(stocked)
+    app = limited(stocked, p99_target_ms=60_000)  # one run at a time, however busy the machine is
     is_gone = asyncio.Event()
 
     async def main() -> None:
         busy = asyncio.create_task(call(app, "POST", "/predict/slow", SLOW, JSON))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         messages = [{"type": "http.request", "body": SLOW, "more_body": False}]
         sent: list[object] = []
 
@@ -96,7 +96,8 @@ def test_a_client_of_asgi_that_goes_away_takes_its_work_out_of_the_queue(stocked
         headers = [(b"content-type", b"application/json")]
         scope = {"type": "http", "method": "POST", "path": "/predict/slow", "headers": headers, "query_string": b""}
         leaving = asyncio.create_task(app(scope, receive, send))
-        await asyncio.sleep(0.01)
+        for _ in range(3):
+            await asyncio.sleep(0)
         assert app._application.computing.queue.waiting_items == 32
         is_gone.set()
         await leaving
