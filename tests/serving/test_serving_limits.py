@@ -42,9 +42,8 @@ def test_more_than_the_limit_in_flight_is_refused_at_once_with_retry_after(stock
     async def main() -> None:
         busy = [asyncio.create_task(call(app, "POST", "/predict/slow", SLOW, JSON)) for _ in range(2)]
         await asyncio.sleep(0)
-        start = time.perf_counter()
         refused = await call(app, "POST", "/predict/slow", SLOW, JSON)
-        assert time.perf_counter() - start < 0.05
+        assert not any(task.done() for task in busy)  # it did not wait for them
         assert refused.status == 503
         assert "at most 2 requests at once" in refused.error
         assert 1 <= int(refused.headers["retry-after"]) <= 60
