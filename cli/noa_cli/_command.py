@@ -50,7 +50,8 @@ def keep_common(
     invocation = current()
     invocation.overrides += tuple(override or ())
     invocation.config_files += tuple(config or ())
-    invocation.directory = directory or invocation.directory
+    # One name for one folder, however it was spelled: paths below it are recorded and compared.
+    invocation.directory = invocation.directory if directory is None else directory.resolve()
     invocation.profile = profile or invocation.profile
     invocation.debug = invocation.debug or debug
 

@@ -5,7 +5,7 @@ undoes it. Rows are compared by joins of whole tables, tags page by page in the 
 grows with the number of versions and no faster, a few seconds for 100,000.
 
 What MLflow's clients add of their own is theirs and left alone: versions that they register, models, further tags. A
-description or a tag that noa wrote is compared.
+description or a tag that noa wrote is compared. A project that was moved is told apart (`mirror_moves.py`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from noa.errors import IntegrityError
 from noa_registry.artifacts import ArtifactStore, UnitKey
 from noa_registry.events.outbox import WHOLE_REGISTRY
 from noa_registry.json_columns import parse_table
+from noa_registry.mirror_moves import Places, Relocation, moved_runs, moved_versions, root_of
 from noa_registry.mlflow_rows import DELETED_STAGE, WORKSPACE
 from noa_registry.tables import (
     aliases,
@@ -50,7 +51,9 @@ from noa_registry.tables import (
 )
 from noa_registry.triggers import missing_triggers
 
-MirrorField: TypeAlias = Literal["row", "stage", "source", "run_id", "description", "tag", "alias", "model", "guard"]
+MirrorField: TypeAlias = Literal[
+    "row", "stage", "source", "run_id", "description", "tag", "alias", "model", "guard", "moved"
+]
 DIGEST_TAG: Final = "noa.digest"
 FORMATS_TAG: Final = "noa.formats"
 MAX_RUN_ID: Final = 32
@@ -64,6 +67,7 @@ class Discrepancy:
     """One place where MLflow's rows differ from noa's.
 
     `subject` is e.g. `alias champion` or `version 3`, `field` what of it differs; `key` is the tag, alias or trigger.
+    `moved` is one finding for all files that are recorded below another folder: `expected` and `received` are the two.
     """
 
     name: str
@@ -75,7 +79,7 @@ class Discrepancy:
     key: str = ""
 
     def __str__(self) -> str:
-        what = self.field if self.field not in ("alias", "model", "guard") else ""
+        what = self.field if self.field not in ("alias", "model", "guard", "moved") else ""
         place = " ".join(part for part in (self.name, self.subject) if part != WHOLE_REGISTRY)
         detail = f", {what}{f' {self.key}' if self.field == 'tag' else ''}" if what else ""
         return f"{place}{detail}: expected {self.expected}; received {self.received}"
@@ -83,7 +87,7 @@ class Discrepancy:
 
 def find_discrepancies(connection: Connection, store: ArtifactStore) -> list[Discrepancy]:
     """Compare everything that noa wrote into MLflow's tables with what is there, and look for dropped triggers."""
-    base = base_uri(store)
+    places = Places(base_uri(store))
     lost = _lost_models(connection)
     return [
         *_dropped_triggers(connection),
@@ -92,9 +96,10 @@ def find_discrepancies(connection: Connection, store: ArtifactStore) -> list[Dis
             for name in sorted(lost)
         ),
         *_alias_discrepancies(connection),
-        *(found for found in _version_discrepancies(connection, base) if found.name not in lost),
+        *(found for found in _version_discrepancies(connection, store, places) if found.name not in lost),
+        *_moves("experiment", moved_runs(connection, places)),
         *(found for found in _tag_discrepancies(connection) if found.name not in lost),
-        *_strangers(connection, base),
+        *_strangers(connection, places),
     ]
 
 
@@ -165,9 +170,35 @@ def _alias_discrepancies(connection: Connection) -> Iterator[Discrepancy]:
         )
 
 
-def _version_discrepancies(connection: Connection, base: str) -> Iterator[Discrepancy]:
-    for row in connection.execute(_differing_versions(base)):
-        yield from _differing_fields(row, base)
+def _version_discrepancies(connection: Connection, store: ArtifactStore, places: Places) -> Iterator[Discrepancy]:
+    rows = connection.execute(_differing_versions(places.base)).all()
+    elsewhere = [row for row in rows if _is_shown(row) and not _is_right(row, places)]
+    moves = moved_versions(connection, store, places, elsewhere) if elsewhere else []
+    yield from _moves("version", moves)
+    for row in rows:
+        yield from _differing_fields(row, places, is_moved=bool(moves))
+
+
+def _moves(what: str, moves: list[Relocation]) -> Iterator[Discrepancy]:
+    for move in moves:
+        yield Discrepancy(
+            name=WHOLE_REGISTRY,
+            subject=f"files of {move.count} {what}{'' if move.count == 1 else 's'}",
+            field="moved",
+            expected=move.new,
+            received=move.old,
+            key=what,
+        )
+
+
+def _is_shown(row: Row[Any]) -> bool:
+    return row.trash_state is None and row.found is not None and row.current_stage != DELETED_STAGE
+
+
+def _is_right(row: Row[Any], places: Places) -> bool:
+    """Tell whether a row's source means the folder of the version, however it is spelled."""
+    root = root_of(row.source, row.name, row.uid)
+    return row.source == row.storage_location and root is not None and places.is_here(root)
 
 
 def _differing_versions(base: str) -> Select[*tuple[Any, ...]]:
@@ -187,6 +218,7 @@ def _differing_versions(base: str) -> Select[*tuple[Any, ...]]:
             versions.c.number,
             versions.c.uid,
             versions.c.description,
+            versions.c.created_at,
             mirrored_run_id().label("run_id"),
             trash.c.state.label("trash_state"),
             mlflow_versions.c.version.label("found"),
@@ -202,16 +234,17 @@ def _differing_versions(base: str) -> Select[*tuple[Any, ...]]:
     )
 
 
-def _differing_fields(row: Row[Any], base: str) -> Iterator[Discrepancy]:
-    source = f"{base}{row.name}/{row.uid}"
+def _differing_fields(row: Row[Any], places: Places, *, is_moved: bool) -> Iterator[Discrepancy]:
+    source = f"{places.base}{row.name}/{row.uid}"
     if row.trash_state is not None:
         yield _of_version(row, "stage", f"{_DELETED}: it is in noa's trash", f"stage {row.current_stage}")
         return
     if row.found is None or row.current_stage == DELETED_STAGE:
         yield _of_version(row, "row", source, _DELETED)
         return
+    received = row.source if row.source != source else row.storage_location
     compared: tuple[tuple[MirrorField, object, object], ...] = (
-        ("source", source, row.source if row.source != source else row.storage_location),
+        ("source", source, source if is_moved or _is_right(row, places) else received),
         ("run_id", row.run_id, row.found_run_id),
         ("description", row.description, row.found_description or ""),
     )
@@ -323,7 +356,7 @@ def _between(place: Tuple, first: _Place, last: _Place) -> ColumnElement[bool]:
     return and_(place >= tuple_(*map(literal, first)), place <= tuple_(*map(literal, last)))
 
 
-def _strangers(connection: Connection, base: str) -> Iterator[Discrepancy]:
+def _strangers(connection: Connection, places: Places) -> Iterator[Discrepancy]:
     """Find rows of noa's under another name or number, as a renamed model leaves them: our files, and our tag."""
     tagged = select(mlflow_version_tags.c.key).where(
         mlflow_version_tags.c.workspace == WORKSPACE,
@@ -336,13 +369,14 @@ def _strangers(connection: Connection, base: str) -> Iterator[Discrepancy]:
         select(mlflow_versions.c.name, mlflow_versions.c.version, mlflow_versions.c.source)
         .where(
             mlflow_versions.c.workspace == WORKSPACE,
-            func.substr(mlflow_versions.c.source, 1, len(base)) == base,
             ~exists(ours),
             exists(tagged),
         )
         .order_by(mlflow_versions.c.name, mlflow_versions.c.version)
     )
     for row in connection.execute(query):
+        if not _is_unit_here(row.source, places):
+            continue
         yield Discrepancy(
             name=row.name,
             subject=f"version {row.version}",
@@ -351,6 +385,12 @@ def _strangers(connection: Connection, base: str) -> Iterator[Discrepancy]:
             received=row.source,
             number=row.version,
         )
+
+
+def _is_unit_here(source: str | None, places: Places) -> bool:
+    root, _, uid = (source or "").rpartition("/")
+    root, _, name = root.rpartition("/")
+    return bool(uid and name) and places.is_here(f"{root}/")
 
 
 def _number_text(number: int | None) -> str:

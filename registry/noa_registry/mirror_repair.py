@@ -18,6 +18,7 @@ from noa_registry.mirror import (
     mirrored_run_id,
     sealed_formats,
 )
+from noa_registry.mirror_moves import Places, Relocation, rewrite_moved_runs, rewrite_moved_versions, root_of
 from noa_registry.mlflow_rows import DELETED_STAGE, WORKSPACE
 from noa_registry.tables import (
     aliases,
@@ -37,6 +38,7 @@ def repair_mirror(connection: Connection, store: ArtifactStore) -> list[Discrepa
     if not found:
         return []
     drop_guards(connection)
+    _follow_moves(connection, store, [one for one in found if one.field == "moved"])
     for name in [one.name for one in found if one.field == "model" and one.number is None]:
         _restore_model(connection, store, name)
     for name, number in sorted({(one.name, one.number) for one in found if one.field == "model" and one.number}):
@@ -63,7 +65,8 @@ def show_version(connection: Connection, store: ArtifactStore, name: str, number
     uid = connection.execute(
         select(versions.c.uid).where(versions.c.name == name, versions.c.number == number)
     ).scalar_one()
-    if row is not None and row.source == f"{base_uri(store)}{name}/{uid}":
+    root = None if row is None else root_of(row.source, name, uid)
+    if root is not None and Places(base_uri(store)).is_here(root):
         values = {"current_stage": "None", "last_updated_time": _now_ms()}
         connection.execute(update(mlflow_versions).where(_at(name, number)).values(**values))
         return
@@ -106,6 +109,13 @@ def rewrite_version(connection: Connection, store: ArtifactStore, name: str, num
     connection.execute(
         insert(mlflow_version_tags), [{**place, "key": key, "value": allowed[0]} for key, allowed in tags.items()]
     )
+
+
+def _follow_moves(connection: Connection, store: ArtifactStore, found: list[Discrepancy]) -> None:
+    moves = [Relocation(old=one.received, new=one.expected, count=0) for one in found if one.key == "version"]
+    rewrite_moved_versions(connection, moves)
+    if found:
+        rewrite_moved_runs(connection, Places(base_uri(store)))
 
 
 def _damaged_versions(found: Iterable[Discrepancy]) -> list[tuple[str, int]]:

@@ -377,6 +377,28 @@ mlflow_aliases = Table(
     Column("version", Integer),
 )
 
+mlflow_experiments = Table(
+    "experiments",
+    mlflow_metadata,
+    Column("experiment_id", Integer, primary_key=True),
+    Column("artifact_location", String(256)),
+)
+
+mlflow_runs = Table(
+    "runs",
+    mlflow_metadata,
+    Column("run_uuid", String(32), primary_key=True),
+    Column("experiment_id", Integer),
+    Column("artifact_uri", String(200)),
+)
+
+mlflow_logged_models = Table(
+    "logged_models",
+    mlflow_metadata,
+    Column("model_id", String(36), primary_key=True),
+    Column("artifact_location", String(1000)),
+)
+
 alembic_version = Table("alembic_version", mlflow_metadata, Column("version_num", String(32), primary_key=True))
 
 APPEND_ONLY = (versions, formats, evidence, ledger, attachments, signatures, outbox)

@@ -264,19 +264,3 @@ def test_what_a_live_alias_needs_cannot_be_deleted_by_stock_clients(
 def test_the_source_of_a_sealed_version_cannot_be_changed(execute: Any, version: ModelVersion) -> None:
     with pytest.raises(sqlalchemy.exc.IntegrityError, match="sealed"):
         execute("UPDATE model_versions SET storage_location = 'file:///evil'")
-
-
-@pytest.mark.local_files
-def test_a_moved_project_is_repaired_for_mlflow(
-    registry: Registry, version: ModelVersion, settings: RegistrySettings, tmp_path: Path
-) -> None:
-    registry.close()
-    (tmp_path / "state").rename(tmp_path / "moved here")
-    moved = RegistrySettings(
-        database_url=settings.database_url.replace(f"{tmp_path}/state/", f"{tmp_path}/moved here/"),
-        artifact_dir=tmp_path / "moved here" / "artifacts",
-    )
-    with Registry.open(moved) as opened:
-        assert [d.subject for d in opened.mirror_discrepancies()] == ["version 1"]
-        opened.repair_mirror()
-        assert opened.mirror_discrepancies() == []

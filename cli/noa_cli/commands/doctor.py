@@ -193,7 +193,7 @@ def _registry(settings: Settings) -> Finding:
             for number in registry.numbers(model.name)
             for problem in registry.find_record_problems(model.name, number)
         ]
-        moved = registry.mirror_discrepancies()
+        differing = registry.mirror_discrepancies()
     if changed:
         more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
         return Finding(
@@ -202,8 +202,12 @@ def _registry(settings: Settings) -> Finding:
             detail=f"{changed[0]}{more}",
             remedy="See all with: noa models verify; then restore a backup",
         )
-    if moved:
-        detail = f"{len(moved)} rows of MLflow were changed behind noa's back: {moved[0].name}, {moved[0].subject}"
+    rows = [found for found in differing if found.field != "moved"]
+    if rows:
+        detail = f"{len(rows)} rows of MLflow were changed behind noa's back: {rows[0].name}, {rows[0].subject}"
+        return Finding(name="registry", state="warning", detail=detail, remedy="noa models verify --repair")
+    if differing:
+        detail = f"the project was moved or copied: MLflow's rows name its files below {differing[0].received}"
         return Finding(name="registry", state="warning", detail=detail, remedy="noa models verify --repair")
     if settings.registry.artifact_url:
         return Finding(name="registry", state="ok", detail=f"{len(models)} models, the ledger's chain holds")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,13 +22,17 @@ _MOST_LINES = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Finding:
-    """One thing that differs: where, what, what was expected and received, and what helps."""
+    """One thing that differs: where, what, what was expected and received, and what helps.
+
+    `moved` is no harm done: the project lies elsewhere than MLflow's rows say.
+    """
 
     subject: str
     what: str
     expected: str | None = None
     received: str | None = None
     remedy: str | None = None
+    kind: Literal["changed", "moved"] = "changed"
 
     def __str__(self) -> str:
         text = f"{self.subject}: {self.what}"
@@ -42,6 +46,7 @@ class _Finding:
 
     def to_dict(self) -> dict[str, str | None]:
         return {
+            "kind": self.kind,
             "subject": self.subject,
             "what": self.what,
             "expected": self.expected,
@@ -137,6 +142,15 @@ def _of_error(subject: str, error: NoaError) -> _Finding:
 
 
 def _of_mirror(found: Discrepancy) -> _Finding:
+    if found.field == "moved":
+        return _Finding(
+            subject="project",
+            what=f"was moved or copied: MLflow's rows name the old place of the {found.subject}",
+            expected=found.expected,
+            received=found.received,
+            remedy="noa uses the files where they are now; let MLflow do so too with: noa models verify --repair",
+            kind="moved",
+        )
     if found.field == "guard":
         subject, what = "database", f"{found.subject} was dropped"
     else:

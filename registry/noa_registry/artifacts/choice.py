@@ -28,7 +28,7 @@ def open_artifacts(settings: RegistrySettings, *, seals: Seals) -> ArtifactStore
     cache_dir = _cache_dir(settings)
     verified = VerifiedFiles(cache_dir)
     if not settings.artifact_url:
-        return LocalArtifacts(settings.artifact_dir, seals=seals, verified=verified)
+        return LocalArtifacts(artifact_root(settings), seals=seals, verified=verified)
     for package in ("boto3", "botocore"):
         if find_spec(package) is None:
             raise DependencyMissingError(package, extra="s3", purpose="keeping model files in S3")
@@ -64,7 +64,12 @@ def runs_uri(settings: RegistrySettings) -> str:
     """Return where MLflow's runs put their artifacts."""
     if settings.artifact_url:
         return f"{settings.artifact_url.rstrip('/')}/{RUNS_FOLDER}"
-    return (settings.artifact_dir / RUNS_FOLDER).as_uri()
+    return (artifact_root(settings) / RUNS_FOLDER).as_uri()
+
+
+def artifact_root(settings: RegistrySettings) -> Path:
+    """Return the one name of the folder of all units: what is recorded must not depend on how somebody spelled it."""
+    return settings.artifact_dir.resolve()
 
 
 def s3_environment(settings: RegistrySettings) -> dict[str, str]:
