@@ -22,6 +22,7 @@ from noa.errors import ConflictError, InvalidInputError, NotFoundError, ServiceE
 from noa.references import check_alias, check_name
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
+from noa_registry.json_columns import parse_time
 from noa_registry.records import require_version
 from noa_registry.tables import aliases, generations, replicas, versions
 
@@ -223,8 +224,8 @@ def load_replicas(
         Replica(
             replica=row.replica,
             generation=to_generation(row),
-            acknowledged_at=datetime.fromisoformat(row.acknowledged_at),
-            expires_at=datetime.fromisoformat(row.expires_at),
+            acknowledged_at=_lease_time(row, "acknowledged_at"),
+            expires_at=_lease_time(row, "expires_at"),
         )
         for row in connection.execute(query)
     ]
@@ -240,7 +241,20 @@ def to_generation(row: Row[Any]) -> EndpointGeneration:
         digest=row.digest,
         alias=row.alias,
         format=row.format,
-        created_at=datetime.fromisoformat(row.created_at),
+        created_at=parse_time(
+            row.created_at,
+            of=f"generation {row.generation} of endpoint `{row.endpoint}`",
+            column="noa_generations.created_at",
+        ),
+    )
+
+
+def _lease_time(row: Row[Any], column: str) -> datetime:
+    return parse_time(
+        getattr(row, column),
+        of=f"replica `{row.replica}` of endpoint `{row.endpoint}`",
+        column=f"noa_replicas.{column}",
+        remedy="A server that runs writes it anew with its next lease; start the server again",
     )
 
 

@@ -24,8 +24,8 @@ def parse_table(text: str, *, of: str, column: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def parse_time(text: object, *, of: str, column: str) -> datetime:
-    """Return the time that a cell holds; `of` and `column` as in `parse_table`.
+def parse_time(text: object, *, of: str, column: str, remedy: str | None = None) -> datetime:
+    """Return the time that a cell holds; `of` and `column` as in `parse_table`, `remedy` if there is a better one.
 
     Raises:
         IntegrityError: it holds no time with its zone.
@@ -33,18 +33,18 @@ def parse_time(text: object, *, of: str, column: str) -> datetime:
     try:
         moment = datetime.fromisoformat(cast("str", text))
     except (ValueError, TypeError) as exc:
-        raise unreadable(of, column, received=str(text)[:80]) from exc
+        raise unreadable(of, column, received=str(text)[:80], remedy=remedy) from exc
     if moment.tzinfo is None:
-        raise unreadable(of, column, received=str(text)[:80])
+        raise unreadable(of, column, received=str(text)[:80], remedy=remedy)
     return moment
 
 
-def unreadable(of: str, column: str, *, received: str) -> IntegrityError:
+def unreadable(of: str, column: str, *, received: str, remedy: str | None = None) -> IntegrityError:
     """Return the error about a cell that cannot be read."""
     table, _, name = column.partition(".")
     return IntegrityError(
         f"the record of {of} was changed: `{name}` of {table} cannot be read",
         received=received,
-        remedy="It is refused wherever it would be used; restore a backup of the database",
+        remedy=remedy or "It is refused wherever it would be used; restore a backup of the database",
         file=table,
     )

@@ -60,6 +60,7 @@ from noa_registry.sealed_files import SealedFiles
 from noa_registry.seals import DatabaseSeals
 from noa_registry.search.pages import SearchPage, search
 from noa_registry.signing import Signatures, load_signatures
+from noa_registry.time_problems import find_time_problems
 from noa_registry.versions import ModelSummary, ModelVersion, VersionDraft
 
 if TYPE_CHECKING:
@@ -311,6 +312,11 @@ class Registry:
         with self._database.snapshot() as connection:
             return find_record_problems(connection, check_name(name), number)
 
+    def find_time_problems(self) -> list[IntegrityError]:
+        """Return what times of the trash, the approvals, the events and their consumers cannot be read."""
+        with self._database.snapshot() as connection:
+            return find_time_problems(connection)
+
     def find_problems(self, version: ModelVersion, *, format: str | None = None) -> list[FileProblem]:  # our word
         """Do as `verify` does, and return what it found instead of raising."""
         return self._files.find_problems(version, format=format)
@@ -499,7 +505,12 @@ class Registry:
     @property
     def retention(self) -> Retention:
         """Deleting and restoring versions, and removing for good what nothing needs."""
-        return Retention(database=self._database, store=self._artifacts, checkpoint=self._checkpoint)
+        return Retention(
+            database=self._database,
+            store=self._artifacts,
+            approvals=self._approvals,
+            checkpoint=self._checkpoint,
+        )
 
     @property
     def endpoints(self) -> Endpoints:

@@ -23,6 +23,7 @@ from noa.digests import Manifest, digest_json, sha256_bytes
 from noa.errors import IntegrityError, InvalidInputError
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
+from noa_registry.json_columns import parse_time
 from noa_registry.records import require_version, version_record
 from noa_registry.tables import signatures
 
@@ -362,7 +363,9 @@ def load_signatures(connection: Connection, name: str, number: int) -> list[Stor
             digest=row.digest,
             identity=row.identity,
             bundle=row.bundle,
-            created_at=datetime.fromisoformat(row.created_at),
+            created_at=parse_time(
+                row.created_at, of=f"the signature {row.id} of `{name}/{number}`", column="noa_signatures.created_at"
+            ),
         )
         for row in connection.execute(query)
     ]

@@ -246,7 +246,7 @@ def collect(place: Place) -> set[str]:
     deadline = time.monotonic() + _DEADLINE_S
     while True:
         with Registry.open(place.settings, gates=GATES) as registry:
-            registry.retention.apply(registry.retention.plan_gc(orphan_age=NOW))
+            registry.retention.apply(registry.retention.plan_gc(orphan_age=NOW), actor="ada")
         left = unexplained_files(place.settings, place.state)
         if not left or not place.settings.artifact_url or time.monotonic() > deadline:
             return left

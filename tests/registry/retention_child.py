@@ -25,7 +25,7 @@ def main(command: str, request: dict[str, object]) -> dict[str, object]:
                 plan = registry.retention.plan_gc(orphan_age=timedelta(0))
                 _kill_at_removal(int(str(request.get("kill_at_removal", 0))))
                 _wait_for_the_gun(request)
-                report = registry.retention.apply(plan)
+                report = registry.retention.apply(plan, actor="ada")
                 return {"removed": [item.key for item in report.removed], "skipped": [s.reason for s in report.skipped]}
             case "delete":
                 _wait_for_the_gun(request)

@@ -145,6 +145,53 @@ def test_an_approval_expires(guarded: Registry) -> None:
     assert "approval 1 by ada expired at" in refusal(guarded)
 
 
+def states(registry: Registry, number: int = 1) -> list[str]:
+    return [one.state(datetime.now(UTC)) for one in registry.approvals.list("digits", number)]
+
+
+def test_an_approval_that_can_never_be_used_is_void_and_holds_nothing(guarded: Registry, tamper: Any) -> None:
+    guarded.approvals.grant("digits", 1, principal="ada", reason="r")
+    assert states(guarded) == ["open"]
+    with pytest.raises(ConflictError, match="take it back with `noa models revoke 1`"):
+        guarded.retention.delete("digits", 1, reason="r", actor="carl")
+    tamper(f"UPDATE noa_approvals SET digest = 'sha256:{'0' * 64}'")
+    assert states(guarded) == ["void"]
+    assert str(guarded.approvals.list("digits")[0].void).startswith("is for other bytes, sha256:000")
+    assert guarded.retention.holds("digits", 1) == []
+    guarded.retention.delete("digits", 1, reason="r", actor="carl")
+
+
+def test_an_approval_of_a_deleted_version_is_void(guarded: Registry, tamper: Any) -> None:
+    expires = guarded.approvals.grant("digits", 1, principal="ada", reason="r").expires_at
+    tamper("UPDATE noa_approvals SET expires_at = '2020-01-01T00:00:00.000000+00:00'")
+    assert states(guarded) == ["expired"]
+    guarded.retention.delete("digits", 1, reason="r", actor="carl", grace=timedelta())
+    tamper(f"UPDATE noa_approvals SET expires_at = '{expires.isoformat(timespec='microseconds')}'")
+    assert [one.void for one in guarded.approvals.list("digits")] == ["is for a version that is in the trash"]
+    guarded.retention.apply(guarded.retention.plan_gc(), actor="ada")
+    assert [one.void for one in guarded.approvals.list("digits")] == ["is for a version that was purged"]
+
+
+def test_an_approval_that_the_ledger_says_was_used_is_used_once(guarded: Registry, tamper: Any) -> None:
+    guarded.approvals.grant("digits", 1, principal="ada", reason="r")
+    guarded.promote("digits", 1, reason="r", actor="carl")
+    guarded.approvals.grant("digits", 2, principal="ada", reason="r")
+    guarded.promote("digits", 2, reason="r", actor="carl")
+    tamper("UPDATE noa_approvals SET used_by = NULL WHERE number = 1")
+    assert states(guarded) == ["void"]
+    assert "was used by ledger row 1; its own row was changed since" in refusal(guarded)
+
+
+def test_an_approval_whose_signature_counts_for_nothing_is_void(
+    signed: Registry, keys: dict[str, KeyPair], tamper: Any
+) -> None:
+    signed.approvals.grant("digits", 1, key=keys["ada"].private_file, reason="r")
+    tamper("UPDATE noa_approvals SET principal = 'bob'")
+    assert states(signed) == ["void"]
+    assert signed.approvals.list("digits")[0].void == "has a signature that does not verify"
+    signed.retention.delete("digits", 1, reason="r", actor="carl")
+
+
 def test_an_approval_can_be_revoked_until_it_is_used(guarded: Registry) -> None:
     granted = guarded.approvals.grant("digits", 1, principal="ada", reason="r")
     revoked = guarded.approvals.revoke(granted.id, reason="saw a problem", actor="ada")
@@ -289,7 +336,7 @@ def test_an_approval_of_another_registry_is_worth_nothing(
 
 
 def test_a_used_approval_that_is_used_again_behind_our_back_is_found(
-    signed: Registry, keys: dict[str, KeyPair], tamper: Any
+    signed: Registry, keys: dict[str, KeyPair], tamper: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signed.approvals.grant("digits", 1, reason="r", key=keys["ada"].private_file)
     signed.promote("digits", 1, reason="r", actor="carl")
@@ -299,6 +346,7 @@ def test_a_used_approval_that_is_used_again_behind_our_back_is_found(
     assert [(p.sequence, p.received) for p in signed.ledger.verify().problems] == [
         (1, "it is marked as used by row None")
     ]
+    monkeypatch.setattr("noa_registry.approvals.desk._used_statements", lambda verdict: [])  # an older noa did not look
     signed.promote("digits", 1, reason="again", actor="carl")
     problems = {(p.sequence, p.received) for p in signed.ledger.verify().problems}
     assert problems == {(1, "it is marked as used by row 3"), (3, "it was used by row 1 already")}

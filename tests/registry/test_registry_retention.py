@@ -112,7 +112,7 @@ def test_the_number_of_a_deleted_version_is_never_used_again(
     registry: Registry, retention: Any, version: object, formats: Any
 ) -> None:
     retention.delete("digits", 1, reason="r", actor="ada", grace=NOW)
-    retention.apply(retention.plan_gc())
+    retention.apply(retention.plan_gc(), actor="ada")
     assert registry.register(formats.draft(), actor="ada").number == 2
 
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_restored_is_refused(registry: Registry, retention: Any, 
     with pytest.raises(NotFoundError, match="no model"):
         retention.restore("nobody", 1, actor="ada")
     retention.delete("digits", 1, reason="r", actor="ada", grace=NOW)
-    retention.apply(retention.plan_gc())
+    retention.apply(retention.plan_gc(), actor="ada")
     with pytest.raises(NotFoundError, match=r"gone for good.*files were removed"):
         retention.restore("digits", 1, actor="ada")
     with pytest.raises(NotFoundError, match=r"gone for good.*noa models import"):
@@ -193,7 +193,8 @@ def test_a_version_with_an_open_approval_cannot_be_deleted(
 ) -> None:
     tamper(
         "INSERT INTO noa_approvals (name, number, alias, digest, principal, reason, created_at, expires_at) VALUES "
-        f"('digits', 1, 'champion', '{version.digest}', 'eve', 'r', '2020-01-01T00:00:00', '2999-01-01T00:00:00')"
+        f"('digits', 1, 'champion', '{version.digest}', 'eve', 'r', '2020-01-01T00:00:00+00:00', "
+        "'2999-01-01T00:00:00+00:00')"
     )
     with pytest.raises(ConflictError, match="approval of `eve` for `digits@champion`"):
         retention.delete("digits", 1, reason="r", actor="ada")
@@ -257,7 +258,7 @@ def test_deleting_restoring_and_purging_are_told_as_events(
     retention.delete("digits", 1, reason="why", actor="bob")
     retention.restore("digits", 1, actor="ada")
     retention.delete("digits", 1, reason="again", actor="bob", grace=NOW)
-    retention.apply(retention.plan_gc())
+    retention.apply(retention.plan_gc(), actor="carl")
     rows = execute("SELECT kind, payload FROM noa_outbox WHERE name = 'digits' ORDER BY id")
     told = [(kind, json.loads(payload)) for kind, payload in rows if kind in TOLD]
     assert [kind for kind, _ in told] == [
@@ -266,7 +267,8 @@ def test_deleting_restoring_and_purging_are_told_as_events(
         "version.trashed",
         "version.purged",
     ]
-    assert (told[0][1]["reason"], told[0][1]["actor"], told[3][1]["number"]) == ("why", "bob", 1)
+    assert (told[0][1]["reason"], told[3][1]["number"]) == ("why", 1)
+    assert [payload["actor"] for _, payload in told] == ["bob", "ada", "bob", "carl"]
 
 
 TOLD = ("version.trashed", "version.restored", "version.purged")
@@ -299,7 +301,7 @@ def test_a_purge_removes_files_and_keeps_the_record(
 ) -> None:
     kept = registry.register(formats.draft(), actor="ada")
     retention.delete("digits", 1, reason="r", actor="bob", grace=NOW)
-    report = retention.apply(retention.plan_gc())
+    report = retention.apply(retention.plan_gc(), actor="ada")
     assert [item.key for item in report.removed] == ["digits/1"]
     assert stored.paths("digits", version.uid) == set()
     assert retention.trashed() == []
@@ -327,7 +329,7 @@ def test_a_file_that_a_live_version_shares_stays_readable(
     plan = retention.plan_gc()
     if shared:
         assert plan.size_bytes < 1 << 16, "bytes that stay are no bytes that are given back"
-    retention.apply(plan)
+    retention.apply(plan, actor="ada")
     assert not one.exists()
     assert two.read_bytes() == big
     registry.verify("digits", second.number)
@@ -345,7 +347,7 @@ def test_a_version_that_became_needed_in_the_trash_is_kept_and_said_so(
     plan = retention.plan_gc()
     assert plan.items == ()
     assert [(kept.reference, kept.holds[0].kind) for kept in plan.kept] == [("digits/1", "replica")]
-    report = retention.apply(stale)
+    report = retention.apply(stale, actor="ada")
     assert report.removed == ()
     assert "something needs it: replica `host:1`" in report.skipped[0].reason
     assert stored.paths("digits", version.uid)
@@ -357,9 +359,9 @@ def test_a_version_that_was_restored_after_the_plan_is_kept(
     retention.delete("digits", 1, reason="r", actor="ada", grace=NOW)
     plan = retention.plan_gc()
     retention.restore("digits", 1, actor="ada")
-    assert retention.apply(plan).skipped[0].reason == "it was restored meanwhile"
+    assert retention.apply(plan, actor="ada").skipped[0].reason == "it was restored meanwhile"
     retention.delete("digits", 1, reason="r", actor="ada")
-    assert "grace period lasts until" in retention.apply(plan).skipped[0].reason
+    assert "grace period lasts until" in retention.apply(plan, actor="ada").skipped[0].reason
     assert stored.paths("digits", version.uid)
 
 
@@ -379,7 +381,7 @@ def test_orphans_and_leftovers_go_only_when_old_and_unclaimed(
     assert sorted((item.kind, item.key, item.size_bytes) for item in plan.items if item.kind == "orphan") == [
         ("orphan", f"digits/{orphan.name}", 100)
     ]
-    report = retention.apply(plan)
+    report = retention.apply(plan, actor="ada")
     assert report.skipped == ()
     assert not orphan.exists()
     assert list((artifact_dir / "_staging").iterdir()) == []
@@ -398,7 +400,7 @@ def test_a_collection_never_follows_a_link_and_goes_on_with_the_rest(
     folder.rename(tmp_path / "moved")
     folder.symlink_to(tmp_path / "moved")
     kept = sorted((tmp_path / "moved").rglob("*"))
-    report = retention.apply(retention.plan_gc())
+    report = retention.apply(retention.plan_gc(), actor="ada")
     assert sorted((tmp_path / "moved").rglob("*")) == kept
     assert not other.folder.exists()
     if level == "unit":
@@ -408,7 +410,7 @@ def test_a_collection_never_follows_a_link_and_goes_on_with_the_rest(
     else:
         assert "symbolic link" in report.skipped[0].reason
         folder.unlink()
-        assert retention.apply(retention.plan_gc()).skipped == ()
+        assert retention.apply(retention.plan_gc(), actor="ada").skipped == ()
 
 
 def test_a_live_writers_files_are_never_touched(settings: RegistrySettings, formats: Any) -> None:
@@ -443,10 +445,10 @@ def test_attachments_go_with_the_last_version_that_refers_to_them(
     )
     plan = retention.plan_gc()
     assert [(item.kind, item.key, item.size_bytes) for item in plan.items] == [("attachment", unused, 5)]
-    assert [item.key for item in retention.apply(plan).removed] == [unused]
+    assert [item.key for item in retention.apply(plan, actor="ada").removed] == [unused]
     retention.delete("digits", 1, reason="r", actor="ada", grace=NOW)
-    retention.apply(retention.plan_gc())
-    assert [item.key for item in retention.apply(retention.plan_gc()).removed] == [used]
+    retention.apply(retention.plan_gc(), actor="ada")
+    assert [item.key for item in retention.apply(retention.plan_gc(), actor="ada").removed] == [used]
 
 
 def test_attachments_can_still_not_be_deleted_by_others_after_a_collection(
@@ -458,7 +460,7 @@ def test_attachments_can_still_not_be_deleted_by_others_after_a_collection(
         "INSERT INTO noa_attachments (digest, media_type, content, created_at) "
         f"VALUES ('sha256:{'b' * 64}', 'text/plain', '12345', '2020-01-01T00:00:00.000000+00:00')"
     )
-    assert len(retention.apply(retention.plan_gc()).removed) == 1
+    assert len(retention.apply(retention.plan_gc(), actor="ada").removed) == 1
     execute(
         "INSERT INTO noa_attachments (digest, media_type, content, created_at) "
         f"VALUES ('sha256:{'c' * 64}', 'text/plain', '12345', '2020-01-01T00:00:00.000000+00:00')"
@@ -474,7 +476,7 @@ def test_leases_of_dead_servers_are_forgotten(registry: Registry, retention: Any
     endpoints.acknowledge("first", "alive", generation, lease_s=60)
     long_ago = type(endpoints)(database=endpoints.database, clock=lambda: datetime(2020, 1, 1, tzinfo=UTC))
     long_ago.acknowledge("first", "dead", generation, lease_s=60)
-    report = retention.apply(retention.plan_gc())
+    report = retention.apply(retention.plan_gc(), actor="ada")
     assert [item.kind for item in report.removed] == ["lease"]
     assert [one.replica for one in endpoints.live_replicas()] == ["alive"]
 
@@ -510,7 +512,7 @@ def test_a_collection_killed_in_whatever_store_is_continued_by_the_next(
         registry.retention.delete("digits", 1, reason="r", actor="ada", grace=NOW)
     assert run_child("gc", settings, kill_at=step).returncode == -signal.SIGKILL
     with Registry.open(settings) as registry:
-        registry.retention.apply(registry.retention.plan_gc())
+        registry.retention.apply(registry.retention.plan_gc(), actor="ada")
         assert [one.state for one in registry.retention.trashed(with_purged=True)] == ["purged"]
         assert stored.paths("digits", first.uid) == set()
         registry.verify("digits", second.number)
@@ -542,7 +544,7 @@ def test_a_collection_killed_among_its_removals_is_continued_by_the_next(
 def finish_and_check(settings: RegistrySettings, orphan: Path, stray: Path, execute: Callable[..., Any]) -> None:
     with Registry.open(settings) as registry:
         retention = registry.retention
-        assert retention.apply(retention.plan_gc(orphan_age=NOW)).skipped == ()
+        assert retention.apply(retention.plan_gc(orphan_age=NOW), actor="ada").skipped == ()
         assert retention.plan_gc(orphan_age=NOW).items == ()
         assert [one.state for one in retention.trashed(with_purged=True)] == ["purged"]
         assert execute("SELECT kind FROM noa_outbox WHERE kind = 'version.purged'") == [("version.purged",)]
@@ -590,7 +592,10 @@ def test_the_policy_proposes_old_versions_that_were_never_promoted(
     for _ in range(4):
         registry.register(formats.draft(), actor="ada")  # 4 to 7
     later = type(retention)(
-        database=retention.database, store=retention.store, clock=lambda: datetime.now(UTC) + timedelta(days=100)
+        database=retention.database,
+        store=retention.store,
+        approvals=registry.approvals,
+        clock=lambda: datetime.now(UTC) + timedelta(days=100),
     )
     policy = RetentionPolicy(keep_newest=2, keep_age=timedelta(days=90))
     proposals = later.propose(policy)

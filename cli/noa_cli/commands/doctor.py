@@ -193,6 +193,7 @@ def _registry(settings: Settings) -> Finding:
             for number in registry.numbers(model.name)
             for problem in registry.find_record_problems(model.name, number)
         ]
+        changed += [problem.what for problem in registry.find_time_problems()]
         differing = registry.mirror_discrepancies()
     if changed:
         more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""

@@ -70,7 +70,7 @@ def _collect(registry: Registry, settings: Settings, apply: bool, as_json: bool)
         return
     with console.step(f"Removing {console.count(len(plan.items), 'item')}") as tell:
         report = registry.retention.apply(
-            plan, endpoints=pinned, tell=lambda item: tell(f"{item.kind} {item.key[:60]}")
+            plan, actor=actor(), endpoints=pinned, tell=lambda item: tell(f"{item.kind} {item.key[:60]}")
         )
     _print_report(plan, report, as_json)
 

@@ -85,7 +85,7 @@ def approvals(
                 f"{one.name}/{one.number}",
                 one.alias,
                 one.principal,
-                one.state(now) if one.used_by is None else f"used by row {one.used_by}",
+                _shown_state(one, now),
                 "yes" if one.signature else "no",
                 console.short_time(one.expires_at),
                 console.short_digest(one.digest),
@@ -111,6 +111,16 @@ def revoke(
     console.print_line(f"approval {revoked.id} of {version} as @{revoked.alias} by {revoked.principal} is revoked")
 
 
+def _shown_state(approval: Approval, moment: datetime) -> str:
+    match approval.state(moment):
+        case "used":
+            return f"used by row {approval.used_by}"
+        case "void":
+            return f"void: {approval.void}"
+        case state:
+            return state
+
+
 def approval_to_dict(approval: Approval) -> dict[str, object]:
     """Return an approval as plain JSON values."""
     return {
@@ -121,6 +131,7 @@ def approval_to_dict(approval: Approval) -> dict[str, object]:
         "principal": approval.principal,
         "reason": approval.reason,
         "state": approval.state(datetime.now(UTC)),
+        "void": approval.void,
         "created_at": approval.created_at,
         "expires_at": approval.expires_at,
         "statement": approval.statement,

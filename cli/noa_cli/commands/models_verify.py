@@ -83,6 +83,7 @@ def verify(
                 problems += [*found, *(one for one in _check_records(registry, target) if str(one) not in told)]
                 repaired += put_back
         problems += _check_ledger(registry)
+        problems += [_of_error("database", exc) for exc in registry.find_time_problems()]
         problems += [_of_mirror(found) for found in registry.mirror_discrepancies()]
     _print(len(targets), problems, repaired, as_json)
     if problems:

@@ -7,26 +7,29 @@ use it; what the row says beside it does not count. A promotion marks what it us
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection, Row, insert, select, update
 
 from noa.actors import is_same_user
 from noa.digests import canonical_json, sha256_bytes
-from noa.errors import ConflictError, InvalidInputError, NotFoundError
+from noa.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from noa.references import check_alias, check_name
 from noa_registry.approvals.keys import is_signed_by, load_principals, load_private_key, principal_of, sign
 from noa_registry.approvals.values import Approval, ValidApproval
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
 from noa_registry.identity import find_registry_id, registry_id
+from noa_registry.json_columns import parse_time
 from noa_registry.records import newest_number, require_version
 from noa_registry.registration import check_actor
-from noa_registry.tables import approvals, versions
+from noa_registry.tables import approvals, ledger, trash, versions
 from noa_registry.versions import ModelVersion
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ _TYPE = "noa-approval-1"
 _SAID = ("name", "number", "digest", "alias", "principal", "reason", "created_at", "expires_at")
 DEFAULT_LIFETIME = timedelta(hours=24)
 _LONGEST = timedelta(days=366)
+_IN_TRASH = "is for a version that is in the trash"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +122,30 @@ class ApprovalDesk:
             query = query.where(approvals.c.alias == check_alias(alias))
         with self._database.read() as connection:
             newest_number(connection, name)  # says so if there is no such model
-            registry = find_registry_id(connection)
-            return [_to_approval(row, registry) for row in connection.execute(query)]
+            facts = self._facts(connection, name)
+            return [self._judged(row, facts) for row in connection.execute(query)]
+
+    def usable(
+        self, connection: Connection, moment: datetime, *, name: str | None = None, number: int | None = None
+    ) -> Sequence[Approval]:
+        """Return the approvals that a promotion could use at `moment`: of a version, of a model or all.
+
+        A row that cannot be read is none of them.
+        """
+        unused = (approvals.c.used_by.is_(None), approvals.c.revoked_at.is_(None))
+        query = select(approvals).where(*unused).order_by(approvals.c.id)
+        if name is not None:
+            query = query.where(approvals.c.name == name)
+        if number is not None:
+            query = query.where(approvals.c.number == number)
+        facts: dict[str, _Facts] = {}
+        found: list[Approval] = []
+        for row in connection.execute(query).all():
+            if row.name not in facts:
+                facts[row.name] = self._facts(connection, row.name)
+            with suppress(IntegrityError):
+                found.append(self._judged(row, facts[row.name]))
+        return [approval for approval in found if approval.state(moment) == "open"]
 
     def revoke(self, approval: int, *, reason: str, actor: str) -> Approval:
         """Take an approval back before it is used; the event tells who did and why.
@@ -156,12 +182,17 @@ class ApprovalDesk:
             .where(approvals.c.name == version.name, approvals.c.number == version.number, approvals.c.alias == alias)
             .order_by(approvals.c.id)
         )
-        registry = find_registry_id(connection)
+        rows = connection.execute(query).all()
+        facts = self._facts(connection, version.name) if rows else None
         valid: dict[str, ValidApproval] = {}
         problems: list[str] = []
-        for row in connection.execute(query):
-            approval = _to_approval(row, registry)
-            problem = self._problem(approval, row, registry, version.digest, actor)
+        for row in rows:
+            try:
+                approval = self._judged(row, facts)
+            except IntegrityError as exc:  # it counts for nothing, and hinders no other one
+                problems.append(f"approval {row.id} by {row.principal} cannot be read: {exc.what}")
+                continue
+            problem = _problem(approval, version.digest, actor)
             if problem is not None:
                 problems.append(f"approval {approval.id} by {approval.principal} {problem}")
             elif approval.principal not in valid:
@@ -180,7 +211,10 @@ class ApprovalDesk:
         registry = find_registry_id(connection)
         if row is None:
             return "it is gone"
-        approval = _to_approval(row, registry)
+        try:
+            approval = _to_approval(row, registry)
+        except IntegrityError as exc:
+            return exc.what
         if approval.used_by != sequence:
             return f"it is marked as used by row {approval.used_by}"
         if (approval.statement, approval.principal) != (used.get("statement"), used.get("principal")):
@@ -204,23 +238,33 @@ class ApprovalDesk:
             if connection.execute(change).rowcount != 1:  # cannot be: writers go one after the other
                 raise ConflictError(f"approval {approval.id} was used by somebody else", received=approval.principal)
 
-    def _problem(
-        self, approval: Approval, row: Row[Any], registry: str | None, digest: str, actor: str | None
-    ) -> str | None:
-        match approval.state(now()):
-            case "used":
-                return f"was used by ledger row {approval.used_by}"
-            case "revoked":
-                return "was revoked"
-            case "expired":
-                return f"expired at {approval.expires_at:%Y-%m-%d %H:%M:%S} UTC"
-            case "open":
-                pass
-        if approval.digest != digest:
-            return f"is for other bytes, {approval.digest}"
-        if actor is not None and is_same_user(approval.principal, actor):
-            return "is by the actor: somebody else must approve"
-        return self._signature_problem(approval, row, registry)
+    def _judged(self, row: Row[Any], facts: _Facts | None) -> Approval:
+        """Return the approval of a row with what makes it void now."""
+        approval = _to_approval(row, None if facts is None else facts.registry)
+        if facts is None or approval.used_by is not None or approval.revoked_at is not None:
+            return approval
+        void = facts.problem(approval) or self._signature_problem(approval, row, facts.registry)
+        return approval if void is None else replace(approval, void=void)
+
+    @staticmethod
+    def _facts(connection: Connection, name: str) -> _Facts:
+        """Read what decides whether approvals of a model can be used; the ledger's rows only where there are any."""
+        named = select(approvals.c.number).where(approvals.c.name == name)
+        digests = select(versions.c.number, versions.c.digest).where(
+            versions.c.name == name, versions.c.number.in_(named)
+        )
+        states = select(trash.c.number, trash.c.state).where(trash.c.name == name, trash.c.number.in_(named))
+        moves = select(ledger.c.sequence, ledger.c.verdict).where(ledger.c.name == name, ledger.c.to_number.in_(named))
+        used: dict[object, int] = {}
+        for sequence, verdict in connection.execute(moves).all():
+            for statement in _used_statements(verdict):
+                used[statement] = int(sequence)
+        return _Facts(
+            registry=find_registry_id(connection),
+            digests={int(row[0]): str(row[1]) for row in connection.execute(digests)},
+            deleted={int(row[0]): str(row[1]) for row in connection.execute(states)},
+            used=used,
+        )
 
     def _signature_problem(self, approval: Approval, row: Row[Any], registry: str | None) -> str | None:
         keys = self._keys()
@@ -270,12 +314,66 @@ class ApprovalDesk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Facts:
+    """What decides whether approvals of one model can be used: its versions, its trash and its ledger."""
+
+    registry: str | None
+    digests: Mapping[int, str]
+    deleted: Mapping[int, str]
+    used: Mapping[object, int]
+
+    def problem(self, approval: Approval) -> str | None:
+        """Return why an approval cannot be used as things are, or None."""
+        digest = self.digests.get(approval.number)
+        if digest is None:
+            return "is for a version that is not there"
+        if approval.number in self.deleted:
+            return "is for a version that was purged" if self.deleted[approval.number] != "trashed" else _IN_TRASH
+        if approval.digest != digest:
+            return f"is for other bytes, {approval.digest}"
+        if approval.statement in self.used:
+            return f"was used by ledger row {self.used[approval.statement]}; its own row was changed since"
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Signer:
     principal: str
     key: Ed25519PrivateKey | None
 
     def sign(self, statement: bytes) -> str | None:
         return None if self.key is None else sign(self.key, statement)
+
+
+def _problem(approval: Approval, digest: str, actor: str | None) -> str | None:
+    """Return why an approval does not count for a promotion by `actor` of the version with `digest`, or None."""
+    match approval.state(now()):
+        case "used":
+            return f"was used by ledger row {approval.used_by}"
+        case "revoked":
+            return "was revoked"
+        case "expired":
+            return f"expired at {approval.expires_at:%Y-%m-%d %H:%M:%S} UTC"
+        case "void":
+            return approval.void
+        case "open":
+            pass
+    if approval.digest != digest:
+        return f"is for other bytes, {approval.digest}"
+    if actor is not None and is_same_user(approval.principal, actor):
+        return "is by the actor: somebody else must approve"
+    return None
+
+
+def _used_statements(verdict: str) -> list[object]:
+    """Return the approvals that a row of the ledger used up; one that is not readable is found by its verification."""
+    try:
+        table: object = json.loads(verdict)
+    except (ValueError, RecursionError):
+        return []
+    used: object = cast("dict[str, object]", table).get("approvals", []) if isinstance(table, dict) else []
+    entries = cast("list[object]", used) if isinstance(used, list) else []
+    return [cast("dict[str, object]", one).get("statement") for one in entries if isinstance(one, dict)]
 
 
 def _statement(registry: str | None, values: Mapping[str, object]) -> bytes:
@@ -308,10 +406,24 @@ def _to_approval(row: Row[Any], registry: str | None) -> Approval:
         digest=row.digest,
         principal=row.principal,
         reason=row.reason,
-        created_at=datetime.fromisoformat(row.created_at),
-        expires_at=datetime.fromisoformat(row.expires_at),
+        created_at=approval_time(row, "created_at"),
+        expires_at=approval_time(row, "expires_at"),
         statement=sha256_bytes(_statement(registry, _plain(row))),
         signature=row.signature,
         used_by=row.used_by,
-        revoked_at=None if row.revoked_at is None else datetime.fromisoformat(row.revoked_at),
+        revoked_at=None if row.revoked_at is None else approval_time(row, "revoked_at"),
+    )
+
+
+def approval_time(row: Row[Any], column: str) -> datetime:
+    """Return a time of a row of `noa_approvals`.
+
+    Raises:
+        IntegrityError: it cannot be read.
+    """
+    return parse_time(
+        getattr(row, column),
+        of=f"approval {row.id} of `{row.name}/{row.number}`",
+        column=f"noa_approvals.{column}",
+        remedy="It counts for nothing; approve anew with `noa models approve`, or restore a backup of the database",
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TypeAlias
 
-ApprovalState: TypeAlias = Literal["open", "used", "revoked", "expired"]
+ApprovalState: TypeAlias = Literal["open", "used", "revoked", "expired", "void"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +14,8 @@ class Approval:
     """One principal's word that version `name`/`number` with `digest` may become `alias`, once, until `expires_at`.
 
     `statement` names what was said (and signed) by its SHA-256; `signature` is None where no principals are configured.
-    `used_by` is the ledger row of the promotion that used it up.
+    `used_by` is the ledger row of the promotion that used it up. `void` says why it cannot be used as things are,
+    although nobody used or revoked it: its version is deleted or has another digest, its signature counts for nothing.
     """
 
     id: int
@@ -30,6 +31,7 @@ class Approval:
     signature: str | None
     used_by: int | None
     revoked_at: datetime | None
+    void: str | None = None
 
     def state(self, moment: datetime) -> ApprovalState:
         """Return what the approval is worth at a moment; `open` is what a promotion can use."""
@@ -37,7 +39,9 @@ class Approval:
             return "used"
         if self.revoked_at is not None:
             return "revoked"
-        return "expired" if self.expires_at <= moment else "open"
+        if self.expires_at <= moment:
+            return "expired"
+        return "open" if self.void is None else "void"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

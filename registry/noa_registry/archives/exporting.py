@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, select
 
 from noa.atomic_write import sync_folder, translate_disk_errors
 from noa.digests import FileDigest, Manifest, sha256_file
@@ -27,6 +27,7 @@ from noa_registry.attachments import load_attachment
 from noa_registry.database import Database
 from noa_registry.evidence import attachment_digests
 from noa_registry.identity import registry_id
+from noa_registry.json_columns import parse_time
 from noa_registry.records import load_evidence, load_moves_of, load_version
 from noa_registry.sealed_files import SealedFiles
 from noa_registry.signing import load_signatures
@@ -91,12 +92,15 @@ def write_archive(
     )
 
 
+def _sealed_at(row: Row[Any]) -> datetime:
+    of = f"`{row.name}/{row.number}` in format `{row.format}`"
+    return parse_time(row.created_at, of=of, column="noa_formats.created_at")
+
+
 def _collect(connection: Connection, version: ModelVersion, origin: str) -> ArchivedVersion:
     facts = tuple(load_evidence(connection, version.name, version.number))
     rows = select(formats).where(formats.c.name == version.name, formats.c.number == version.number)
-    sealed = {
-        row.format: (datetime.fromisoformat(row.created_at), str(row.created_by)) for row in connection.execute(rows)
-    }
+    sealed = {row.format: (_sealed_at(row), str(row.created_by)) for row in connection.execute(rows)}
     named = sorted({digest for fact in facts for digest in attachment_digests(fact)})
     types = select(attachments.c.digest, attachments.c.media_type).where(attachments.c.digest.in_(named))
     media = {str(row.digest): str(row.media_type) for row in connection.execute(types)}

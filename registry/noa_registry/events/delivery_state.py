@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, u
 from noa.errors import NotFoundError
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.log import Event, load_event, set_offset
+from noa_registry.json_columns import parse_time
 from noa_registry.tables import consumers, dead_letters, webhook_cursors
 
 
@@ -57,7 +58,7 @@ def load_cursors(connection: Connection, consumer: str) -> dict[str, Cursor]:
         row.name: Cursor(
             last_id=row.last_id,
             attempts=row.attempts,
-            next_attempt_at=_moment(row.next_attempt_at),
+            next_attempt_at=None if row.next_attempt_at is None else cursor_time(row, "next_attempt_at"),
             error=row.error,
         )
         for row in rows
@@ -163,10 +164,34 @@ def _to_letter(row: Row[Any]) -> DeadLetter:
         event_id=row.event_id,
         attempts=row.attempts,
         error=row.error,
-        created_at=datetime.fromisoformat(row.created_at),
-        next_attempt_at=_moment(row.next_attempt_at),
+        created_at=letter_time(row, "created_at"),
+        next_attempt_at=None if row.next_attempt_at is None else letter_time(row, "next_attempt_at"),
     )
 
 
-def _moment(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+def letter_time(row: Row[Any], column: str) -> datetime:
+    """Return a time of a row of `noa_dead_letters`.
+
+    Raises:
+        IntegrityError: it cannot be read.
+    """
+    return parse_time(
+        getattr(row, column),
+        of=f"the dead letter of event {row.event_id} for `{row.consumer}`",
+        column=f"noa_dead_letters.{column}",
+        remedy=f"Send it again with `noa events dead-letters --redeliver --event {row.event_id}`",
+    )
+
+
+def cursor_time(row: Row[Any], column: str) -> datetime:
+    """Return a time of a row of `noa_webhook_cursors`.
+
+    Raises:
+        IntegrityError: it cannot be read.
+    """
+    return parse_time(
+        getattr(row, column),
+        of=f"`{row.consumer}` at model `{row.name}`",
+        column=f"noa_webhook_cursors.{column}",
+        remedy=f"Set its place anew: noa events seek {row.consumer} {row.last_id}",
+    )

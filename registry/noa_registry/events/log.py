@@ -21,7 +21,7 @@ from noa.errors import InvalidInputError, NotFoundError
 from noa.references import check_name
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import WHOLE_REGISTRY
-from noa_registry.json_columns import parse_table
+from noa_registry.json_columns import parse_table, parse_time
 from noa_registry.tables import consumers, dead_letters, outbox, webhook_cursors
 from noa_registry.triggers import lifted_removal
 
@@ -180,7 +180,7 @@ class EventLog:
                 consumer=row.consumer,
                 last_id=row.last_id,
                 lag=row.lag,
-                updated_at=datetime.fromisoformat(row.updated_at),
+                updated_at=consumer_time(row, "updated_at"),
             )
             for row in rows
         ]
@@ -274,5 +274,33 @@ def _to_event(row: Row[Any]) -> Event:
         name=row.name,
         kind=row.kind,
         payload=parse_table(row.payload, of=f"event {row.id} of `{row.name}`", column="noa_outbox.payload"),
-        created_at=datetime.fromisoformat(row.created_at),
+        created_at=event_time(row, "created_at"),
+    )
+
+
+def event_time(row: Row[Any], column: str) -> datetime:
+    """Return a time of a row of `noa_outbox`.
+
+    Raises:
+        IntegrityError: it cannot be read.
+    """
+    return parse_time(
+        getattr(row, column),
+        of=f"event {row.id} of `{row.name}`",
+        column=f"noa_outbox.{column}",
+        remedy=f"Skip it with `noa events seek CONSUMER {row.id}`, or restore a backup of the database",
+    )
+
+
+def consumer_time(row: Row[Any], column: str) -> datetime:
+    """Return a time of a row of `noa_consumers`.
+
+    Raises:
+        IntegrityError: it cannot be read.
+    """
+    return parse_time(
+        getattr(row, column),
+        of=f"consumer `{row.consumer}`",
+        column=f"noa_consumers.{column}",
+        remedy=f"Set its place anew: noa events seek {row.consumer} {row.last_id}",
     )

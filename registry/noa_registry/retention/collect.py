@@ -16,6 +16,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from noa.errors import IntegrityError, StorageError
 from noa.references import parse_reference
+from noa_registry.approvals.desk import ApprovalDesk
 from noa_registry.artifacts import ArtifactStore, UnitKey
 from noa_registry.database import Database, to_text
 from noa_registry.events.outbox import WHOLE_REGISTRY, append_event
@@ -32,7 +33,7 @@ from noa_registry.retention.plan import (
     unit_of,
 )
 from noa_registry.retention.reach import find_holds
-from noa_registry.retention.trash import find_trashed
+from noa_registry.retention.trash import find_trashed, trash_time
 from noa_registry.tables import attachments, replicas, trash
 from noa_registry.triggers import lifted_removal
 
@@ -67,6 +68,8 @@ class Collector:
     database: Database
     store: ArtifactStore
     checkpoint: Checkpoint
+    approvals: ApprovalDesk
+    actor: str
     endpoints: Mapping[str, str]
     clock: Callable[[], datetime]
     tell: Callable[[GcItem], None]
@@ -128,9 +131,8 @@ class Collector:
             here = (trash.c.name == name) & (trash.c.number == number) & (trash.c.state == "purging")
             done = connection.execute(update(trash).where(here).values(state="purged", purged_at=moment))
             if done.rowcount == 1:  # else another collection was faster with the very same
-                append_event(
-                    connection, "version.purged", name=name, payload={"number": number, "bytes": item.size_bytes}
-                )
+                payload = {"number": number, "bytes": item.size_bytes, "actor": self.actor}
+                append_event(connection, "version.purged", name=name, payload=payload)
             self.checkpoint("purge written")
         self.checkpoint("purge committed")
         return None
@@ -144,9 +146,9 @@ class Collector:
         if row.state == "purged":
             return "another collection has purged it already"
         moment = self.clock()
-        if row.purge_after > to_text(moment):
+        if trash_time(row, "purge_after") > moment:
             return f"its grace period lasts until {shown_time(row.purge_after)}"
-        holds = find_holds(connection, name, number, endpoints=self.endpoints, moment=moment)
+        holds = find_holds(connection, name, number, approvals=self.approvals, endpoints=self.endpoints, moment=moment)
         if holds:
             return "something needs it: " + "; ".join(str(hold) for hold in holds)
         here = (trash.c.name == name) & (trash.c.number == number)
@@ -184,7 +186,11 @@ class Collector:
                 for item in going:
                     connection.execute(delete(attachments).where(attachments.c.digest == item.key))
             if going:
-                payload = {"digests": [item.key for item in going], "bytes": sum(item.size_bytes for item in going)}
+                payload = {
+                    "digests": [item.key for item in going],
+                    "bytes": sum(item.size_bytes for item in going),
+                    "actor": self.actor,
+                }
                 append_event(connection, "attachments.removed", name=WHOLE_REGISTRY, payload=payload)
             self.checkpoint("attachments removed")
         self.checkpoint("attachments committed")

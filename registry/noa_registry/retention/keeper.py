@@ -10,6 +10,7 @@ from typing import Final
 
 from noa.errors import InvalidInputError
 from noa.references import check_name
+from noa_registry.approvals.desk import ApprovalDesk
 from noa_registry.artifacts import ArtifactStore
 from noa_registry.database import Database, now
 from noa_registry.faults import Checkpoint, no_checkpoint
@@ -49,6 +50,7 @@ class Retention:
 
     database: Database
     store: ArtifactStore
+    approvals: ApprovalDesk
     checkpoint: Checkpoint = no_checkpoint
     clock: Callable[[], datetime] = now
 
@@ -60,7 +62,9 @@ class Retention:
         """
         with self.database.snapshot() as connection:
             require_version(connection, check_name(name), number)
-            return find_holds(connection, name, number, endpoints=endpoints, moment=self.clock())
+            return find_holds(
+                connection, name, number, approvals=self.approvals, endpoints=endpoints, moment=self.clock()
+            )
 
     def delete(
         self,
@@ -89,10 +93,11 @@ class Retention:
                 reason=reason,
                 actor=actor,
                 grace=grace,
+                approvals=self.approvals,
                 endpoints=endpoints,
                 moment=self.clock(),
             )
-            return next(found for found in load_trash(connection, name, with_purged=False) if found.number == number)
+            return load_trash(connection, name, with_purged=False, number=number)[0]
 
     def restore(self, name: str, number: int, *, actor: str) -> None:
         """Take a version out of the trash; it is as it was before, also for stock MLflow clients.
@@ -114,7 +119,7 @@ class Retention:
     def propose(self, policy: RetentionPolicy, *, endpoints: Mapping[str, str] = _NO_ENDPOINTS) -> list[Proposal]:
         """Return old versions that `policy` would move to the trash; moves nothing."""
         with self.database.snapshot() as connection:
-            return propose(connection, policy, endpoints=endpoints, moment=self.clock())
+            return propose(connection, policy, approvals=self.approvals, endpoints=endpoints, moment=self.clock())
 
     def plan_gc(
         self,
@@ -129,7 +134,7 @@ class Retention:
         """
         moment = self.clock()
         with self.database.snapshot() as connection:
-            items, kept = plan_versions(connection, self.store, moment, endpoints)
+            items, kept = plan_versions(connection, self.store, moment, approvals=self.approvals, endpoints=endpoints)
             items += plan_files(connection, self.store, moment, orphan_age=orphan_age, cache_age=cache_age)
             items += plan_attachments(connection, moment, orphan_age)
             items += plan_leases(connection, moment)
@@ -139,17 +144,22 @@ class Retention:
         self,
         plan: GcPlan,
         *,
+        actor: str,
         endpoints: Mapping[str, str] = _NO_ENDPOINTS,
         tell: Callable[[GcItem], None] = _ignore,
     ) -> GcReport:
         """Remove what a plan names, if it is still not needed. Safe beside other collections, writers and readers.
 
-        A collection that is killed is continued by the next one. `tell` is called with each item before it goes.
+        A collection that is killed is continued by the next one. `actor` is who asked for it, for the events. `tell` is
+        called with each item before it goes.
         """
+        check_actor(actor)
         return Collector(
             database=self.database,
             store=self.store,
             checkpoint=self.checkpoint,
+            approvals=self.approvals,
+            actor=actor,
             endpoints=endpoints,
             clock=self.clock,
             tell=tell,

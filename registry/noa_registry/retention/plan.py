@@ -9,14 +9,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import Connection, Row, and_, func, select
 
+from noa.errors import IntegrityError
+from noa_registry.approvals.desk import ApprovalDesk
 from noa_registry.artifacts import ArtifactStore, UnitFacts, UnitKey
 from noa_registry.database import to_text
 from noa_registry.records import shown_time, to_json
 from noa_registry.retention.reach import Hold, find_holds
+from noa_registry.retention.trash import trash_time
 from noa_registry.tables import attachments, evidence, formats, replicas, trash, versions
 
 GcKind: TypeAlias = Literal["version", "leftover", "orphan", "attachment", "cache", "lease"]
@@ -63,7 +66,12 @@ class GcPlan:
 
 
 def plan_versions(
-    connection: Connection, store: ArtifactStore, moment: datetime, endpoints: Mapping[str, str]
+    connection: Connection,
+    store: ArtifactStore,
+    moment: datetime,
+    *,
+    approvals: ApprovalDesk,
+    endpoints: Mapping[str, str],
 ) -> tuple[list[GcItem], list[KeptVersion]]:
     """Return deleted versions whose files may go, and those that something needs against all expectation."""
     due = (trash.c.state == "purging") | ((trash.c.state == "trashed") & (trash.c.purge_after <= to_text(moment)))
@@ -75,13 +83,23 @@ def plan_versions(
         if row.state == "purging":
             items.append(GcItem(kind="version", key=reference, reason="its purge was interrupted", size_bytes=size))
             continue
-        holds = find_holds(connection, row.name, row.number, endpoints=endpoints, moment=moment)
+        holds = _unreadable_times(row) or find_holds(
+            connection, row.name, row.number, approvals=approvals, endpoints=endpoints, moment=moment
+        )
         if holds:
             kept.append(KeptVersion(reference=reference, holds=tuple(holds)))
             continue
         reason = f"deleted by {row.deleted_by} ({row.reason}); its grace period ended at {shown_time(row.purge_after)}"
         items.append(GcItem(kind="version", key=reference, reason=reason, size_bytes=size))
     return items, kept
+
+
+def _unreadable_times(row: Row[Any]) -> list[Hold]:
+    try:
+        trash_time(row, "purge_after")
+    except IntegrityError as exc:
+        return [Hold(kind="record", holder="in the trash, whose end cannot be read", release=exc.remedy or exc.what)]
+    return []
 
 
 def plan_files(

@@ -9,7 +9,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, and_, exists, func, select
 
 from noa.errors import InvalidInputError
+from noa_registry.approvals.desk import ApprovalDesk
 from noa_registry.database import to_text
+from noa_registry.json_columns import parse_time
 from noa_registry.records import not_trashed
 from noa_registry.retention.reach import held_versions
 from noa_registry.tables import ledger, versions
@@ -43,7 +45,12 @@ class Proposal:
 
 
 def propose(
-    connection: Connection, policy: RetentionPolicy, *, endpoints: Mapping[str, str], moment: datetime
+    connection: Connection,
+    policy: RetentionPolicy,
+    *,
+    approvals: ApprovalDesk,
+    endpoints: Mapping[str, str],
+    moment: datetime,
 ) -> list[Proposal]:
     """Return old versions that were never promoted and that nothing needs, the oldest first."""
     if policy.keep_newest < 1 or policy.keep_age < timedelta(0):
@@ -70,7 +77,7 @@ def propose(
         )
         .order_by(ranked.c.created_at, ranked.c.name, ranked.c.number)
     )
-    held = held_versions(connection, endpoints=endpoints, moment=moment)
+    held = held_versions(connection, approvals=approvals, endpoints=endpoints, moment=moment)
     days = policy.keep_age / timedelta(days=1)
     reason = f"retention policy: never promoted, older than {days:g} days, not among the newest {policy.keep_newest}"
     return [
@@ -78,7 +85,7 @@ def propose(
             name=row.name,
             number=row.number,
             digest=row.digest,
-            created_at=datetime.fromisoformat(row.created_at),
+            created_at=parse_time(row.created_at, of=f"`{row.name}/{row.number}`", column="noa_versions.created_at"),
             reason=reason,
         )
         for row in connection.execute(query).all()

@@ -5,6 +5,7 @@
     approval          an approval that may still be used names it
     replica           a running server has it loaded, and its lease has not run out
     endpoint          an endpoint of the settings names it by its number
+    record            its row in the trash cannot be read, so nobody knows for how long it should be kept
 
 Holds are read inside the transaction that deletes or purges. Every move of an alias is such a transaction too, so of a
 deletion and a promotion at the same moment one comes first, and the other one sees it.
@@ -21,11 +22,13 @@ from sqlalchemy import Connection, Select, and_, select
 
 from noa.references import ModelReference, parse_reference
 from noa_registry.alias_stack import below_holder
+from noa_registry.approvals.desk import ApprovalDesk
+from noa_registry.approvals.values import Approval
 from noa_registry.database import to_text
 from noa_registry.records import shown_time
-from noa_registry.tables import aliases, approvals, generations, replicas
+from noa_registry.tables import aliases, generations, replicas
 
-HoldKind: TypeAlias = Literal["alias", "rollback target", "approval", "replica", "endpoint"]
+HoldKind: TypeAlias = Literal["alias", "rollback target", "approval", "replica", "endpoint", "record"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,25 +44,33 @@ class Hold:
 
 
 def find_holds(
-    connection: Connection, name: str, number: int, *, endpoints: Mapping[str, str], moment: datetime
+    connection: Connection,
+    name: str,
+    number: int,
+    *,
+    approvals: ApprovalDesk,
+    endpoints: Mapping[str, str],
+    moment: datetime,
 ) -> list[Hold]:
     """Return all that needs a version at `moment`. `endpoints` maps names of endpoints to the references they serve."""
     return [
         *_alias_holds(connection, name, number),
-        *_approval_holds(connection, name, number, moment),
+        *map(_approval_hold, approvals.usable(connection, moment, name=name, number=number)),
         *_replica_holds(connection, name, number, moment),
         *_endpoint_holds(name, number, endpoints),
     ]
 
 
-def held_versions(connection: Connection, *, endpoints: Mapping[str, str], moment: datetime) -> set[tuple[str, int]]:
+def held_versions(
+    connection: Connection, *, approvals: ApprovalDesk, endpoints: Mapping[str, str], moment: datetime
+) -> set[tuple[str, int]]:
     """Return every version that anything needs at `moment`: what `find_holds` says, for all versions at once."""
     held: set[tuple[str, int]] = set()
     for name, alias, number in connection.execute(select(aliases.c.name, aliases.c.alias, aliases.c.number)).all():
         below = below_holder(connection, name, alias, number)
         held |= {(name, number)} if below is None else {(name, number), (name, below)}
-    for query in (_open_approvals(moment), _live_generations(moment)):
-        held |= {(str(row.name), int(row.number)) for row in connection.execute(query)}
+    held |= {(approval.name, approval.number) for approval in approvals.usable(connection, moment)}
+    held |= {(str(row.name), int(row.number)) for row in connection.execute(_live_generations(moment))}
     for reference in map(parse_reference, endpoints.values()):
         if reference.number is not None:
             held.add((reference.name, reference.number))
@@ -81,14 +92,13 @@ def _alias_holds(connection: Connection, name: str, number: int) -> Iterator[Hol
             )
 
 
-def _approval_holds(connection: Connection, name: str, number: int, moment: datetime) -> Iterator[Hold]:
-    query = _open_approvals(moment).where(approvals.c.name == name, approvals.c.number == number)
-    for row in connection.execute(query.order_by(approvals.c.id)):
-        yield Hold(
-            kind="approval",
-            holder=f"of `{row.principal}` for `{name}@{row.alias}`",
-            release=f"Use or revoke it; it expires at {shown_time(row.expires_at)}",
-        )
+def _approval_hold(approval: Approval) -> Hold:
+    return Hold(
+        kind="approval",
+        holder=f"of `{approval.principal}` for `{approval.name}@{approval.alias}`",
+        release=f"Use it or take it back with `noa models revoke {approval.id}`; it expires at "
+        f"{shown_time(to_text(approval.expires_at))}",
+    )
 
 
 def _replica_holds(connection: Connection, name: str, number: int, moment: datetime) -> Iterator[Hold]:
@@ -99,12 +109,6 @@ def _replica_holds(connection: Connection, name: str, number: int, moment: datet
             holder=f"`{row.replica}` of endpoint `{row.endpoint}`",
             release=f"Stop that server, or wait: its lease ends at {shown_time(row.expires_at)} unless it is renewed",
         )
-
-
-def _open_approvals(moment: datetime) -> Select[*tuple[Any, ...]]:
-    return select(approvals).where(
-        approvals.c.used_by.is_(None), approvals.c.revoked_at.is_(None), approvals.c.expires_at > to_text(moment)
-    )
 
 
 def _live_generations(moment: datetime) -> Select[*tuple[Any, ...]]:

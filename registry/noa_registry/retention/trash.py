@@ -15,8 +15,10 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from noa.errors import ConflictError, InvalidInputError
 from noa_registry import mlflow_rows
+from noa_registry.approvals.desk import ApprovalDesk
 from noa_registry.database import to_text
 from noa_registry.events.outbox import append_event
+from noa_registry.json_columns import parse_time
 from noa_registry.records import newest_number, require_version, version_deleted, version_not_found
 from noa_registry.retention.reach import Hold, find_holds
 from noa_registry.tables import models, trash, versions
@@ -52,6 +54,7 @@ def move_to_trash(
     reason: str,
     actor: str,
     grace: timedelta,
+    approvals: ApprovalDesk,
     endpoints: Mapping[str, str],
     moment: datetime,
 ) -> None:
@@ -64,7 +67,9 @@ def move_to_trash(
     if grace < timedelta(0):
         raise InvalidInputError("the grace period is negative", expected="0 or more days", received=str(grace))
     require_version(connection, name, number)
-    refuse_held(name, number, find_holds(connection, name, number, endpoints=endpoints, moment=moment))
+    refuse_held(
+        name, number, find_holds(connection, name, number, approvals=approvals, endpoints=endpoints, moment=moment)
+    )
     purge_after = to_text(moment + grace)
     connection.execute(
         insert(trash).values(
@@ -104,8 +109,14 @@ def take_from_trash(connection: Connection, name: str, number: int, *, actor: st
     append_event(connection, "version.restored", name=name, payload={"number": number, "actor": actor})
 
 
-def load_trash(connection: Connection, name: str | None, *, with_purged: bool) -> list[TrashedVersion]:
-    """Return deleted versions, the newest deletion first."""
+def load_trash(
+    connection: Connection, name: str | None, *, with_purged: bool, number: int | None = None
+) -> list[TrashedVersion]:
+    """Return deleted versions, the newest deletion first: all, of one model, or one version of it.
+
+    Raises:
+        IntegrityError: a time of one cannot be read.
+    """
     query = (
         select(trash, versions.c.digest)
         .join(versions, (versions.c.name == trash.c.name) & (versions.c.number == trash.c.number))
@@ -113,6 +124,8 @@ def load_trash(connection: Connection, name: str | None, *, with_purged: bool) -
     )
     if name is not None:
         query = query.where(trash.c.name == name)
+    if number is not None:
+        query = query.where(trash.c.number == number)
     if not with_purged:
         query = query.where(trash.c.state != "purged")
     return [_to_trashed(row) for row in connection.execute(query)]
@@ -144,7 +157,21 @@ def _to_trashed(row: Row[Any]) -> TrashedVersion:
         state=cast("TrashState", row.state),
         reason=row.reason,
         deleted_by=row.deleted_by,
-        deleted_at=datetime.fromisoformat(row.deleted_at),
-        purge_after=datetime.fromisoformat(row.purge_after),
-        purged_at=None if row.purged_at is None else datetime.fromisoformat(row.purged_at),
+        deleted_at=trash_time(row, "deleted_at"),
+        purge_after=trash_time(row, "purge_after"),
+        purged_at=None if row.purged_at is None else trash_time(row, "purged_at"),
     )
+
+
+def trash_time(row: Row[Any], column: str) -> datetime:
+    """Return a time of a row of the trash.
+
+    Raises:
+        IntegrityError: it cannot be read; the files stay as long as nobody knows for how long they should.
+    """
+    reference = f"{row.name}/{row.number}"
+    remedy = f"Nothing of it is removed; take it out with `noa models restore {reference}` and delete it anew"
+    if row.state != "trashed":
+        remedy = "Its files are gone; restore a backup of the database if you need to know when"
+    of = f"`{reference}` in the trash"
+    return parse_time(getattr(row, column), of=of, column=f"noa_trash.{column}", remedy=remedy)
