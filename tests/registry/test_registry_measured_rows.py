@@ -10,7 +10,7 @@ import pytest
 
 from gate_kit import ONNX, candidate, judge, logits_that_are_right, measured, verdict
 from noa.settings import GateSettings, RegistrySettings
-from noa_registry import GateReport, Registry, metrics_evidence
+from noa_registry import Attachment, GateReport, Registry, metrics_evidence
 from noa_registry.gates import Candidate
 from noa_registry.gates.known_policy import policy_digest
 
@@ -50,6 +50,31 @@ def test_rows_are_known_by_kept_predictions_the_versions_own_data_or_the_holder(
         assert judge(subject, LEAST, holder).warnings == ()
         assert judge(subject, LEAST.model_copy(update={"known_dataset": True}), holder).passed
     assert judge(claimed(INVENTED, accuracy=1.0), LEAST, really_measured(KNOWN)).warnings
+
+
+def test_predictions_of_other_rows_than_the_record_says_explain_nothing() -> None:
+    """The digest is the holder's, the rows were made up: other targets, or another number than the metrics name."""
+    right = np.ones(30, bool)
+    holder = really_measured(KNOWN)
+    other = (TARGETS + 1) % 3
+    made_up = candidate(*measured(logits_that_are_right(other, right), other, dataset=KNOWN))
+    metrics, _ = measured(logits_that_are_right(TARGETS, right), TARGETS, dataset=KNOWN)
+    _, fewer = measured(logits_that_are_right(TARGETS[:9], right[:9]), TARGETS[:9], dataset=KNOWN)
+    for subject, said in ((made_up, "the same targets"), (candidate(metrics, fewer), "for the 30 rows that")):
+        for policy in (LEAST, LEAST.model_copy(update={"known_dataset": True, "datasets": (KNOWN,)})):
+            refused = verdict(judge(subject, policy, holder), "dataset")
+            assert (refused.state, said in refused.expected) == ("refused", True), refused
+    assert judge(really_measured(KNOWN, "digits/2"), LEAST, holder).passed
+
+
+def test_predictions_that_cannot_be_read_explain_nothing() -> None:
+    (metrics, predictions) = measured(logits_that_are_right(TARGETS, np.ones(30, bool)), TARGETS, dataset=KNOWN)
+    lie = Attachment(media_type="application/octet-stream", content=b"nothing")
+    empty = replace(predictions, values={**predictions.values, "attachment": lie.digest}, attachments=(lie,))
+    unheard = replace(metrics, values={**metrics.values, "metrics": {"oddness": 1.0}})
+    policy = GateSettings(min_metrics={"oddness": 0.9}, known_dataset=True)  # a metric that nobody can compute anew
+    refused = verdict(judge(candidate(unheard, empty), policy), "dataset")
+    assert (refused.state, refused.received.startswith("nothing")) == ("refused", False)
 
 
 def test_a_policy_can_refuse_rows_that_nobody_knows() -> None:

@@ -39,7 +39,7 @@ def _evaluate(gate_input: GateInput, work: GateWork) -> GateReport:
     verdicts += known_policy_verdicts(policy, gate_input.alias, gate_input.known_policy)
     verdicts += runnable_verdicts(candidate, policy if is_guarded else None)
     if policy is not None and is_guarded:
-        verdicts += measured_rows_verdicts(gate_input, policy)
+        verdicts += measured_rows_verdicts(gate_input, policy, work)
         verdicts += metric_verdicts(gate_input, policy, work)
         verdicts += evidence_verdicts(gate_input, policy)
         if policy.check:

@@ -39,6 +39,11 @@ class GateWork:
         self._decoded: dict[str, Predictions] = {}
         self._values: dict[tuple[str, str, str | None], float] = {}
 
+    @property
+    def can_read(self) -> bool:
+        """Whether attachments can be read here."""
+        return self._read is not _no_attachments
+
     def remember(self, gate_input: GateInput, judge: Callable[[], GateReport]) -> GateReport:
         """Return the report about these facts, and compute it only if it is not known."""
         if self._last is None or self._last[0] != gate_input:
@@ -111,7 +116,7 @@ class GateWork:
         """
         evidence = candidate.test_metrics(dataset)
         described = None if evidence is None else _all_predictions(candidate, evidence)
-        if described is None or self._read is _no_attachments:
+        if described is None or not self.can_read:
             return
         found = self._value(described, metric, slice_name)
         if found is not None:
