@@ -89,7 +89,7 @@ def _what_there_is(registry: Registry, references: Sequence[str]) -> str | None:
     from noa.references import parse_reference
 
     models = {model.name: model for model in registry.models()}
-    for reference in map(parse_reference, references):
+    for reference in (parse_reference(text) for text in references if not text.lower().startswith("sha256:")):
         model = models.get(reference.name)
         if model is None:
             close = difflib.get_close_matches(reference.name, models, n=1)

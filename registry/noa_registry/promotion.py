@@ -39,6 +39,7 @@ from noa_registry.records import (
     load_evidence,
     load_version,
     newest_number,
+    shown_time,
 )
 from noa_registry.registration import candidate_of, check_actor
 from noa_registry.sealed_files import SealedFiles
@@ -296,13 +297,12 @@ def _check_holder(connection: Connection, move: _Move, holder: _Holder | None) -
     """Compare the holder with what the caller and what MLflow's row say."""
     number = None if holder is None else holder.number
     if not isinstance(move.expect, _Expect) and number != move.expect:
-        winner = "nobody" if holder is None else _winner(load_entry(connection, holder.sequence))
+        reference = f"{move.name}@{move.alias}"
+        other = "is held already" if move.expect is None else f"is not held by version {move.expect}"
         raise ConflictError(
-            f"`{move.name}@{move.alias}` was moved by somebody else"
-            if holder is not None
-            else f"nobody holds `{move.name}@{move.alias}`",
+            f"nobody holds `{reference}`" if holder is None else f"`{reference}` {other}",
             expected="no holder" if move.expect is None else f"version {move.expect}",
-            received="no holder" if number is None else f"version {number}, put there by {winner}",
+            received="no holder" if holder is None else _put_there(load_entry(connection, holder.sequence)),
             remedy=f"Look at it with: noa models history {move.name}",
             holder=number,
         )
@@ -317,8 +317,11 @@ def _check_holder(connection: Connection, move: _Move, holder: _Holder | None) -
         )
 
 
-def _winner(entry: LedgerEntry) -> str:
-    return f"{entry.actor} at {to_text(entry.created_at)} ({entry.reason})"
+def _put_there(entry: LedgerEntry) -> str:
+    """Return which version holds an alias, and who moved it there when, from where and why."""
+    before = "" if entry.from_number is None else f" in place of version {entry.from_number}"
+    moment = shown_time(to_text(entry.created_at))
+    return f"version {entry.to_number}, put there by {entry.actor} at {moment}{before} ({entry.reason})"
 
 
 def _previous(connection: Connection, move: _Move, holder: _Holder | None) -> int:

@@ -27,6 +27,7 @@ from noa_registry.attachments import load_attachment
 from noa_registry.bootstrap import open_database
 from noa_registry.cards import Card, CardFacts
 from noa_registry.database import Database, now
+from noa_registry.digest_prefix import DIGEST, find_version
 from noa_registry.endpoints import Endpoints
 from noa_registry.events.log import DEFAULT_KEEP, EventLog
 from noa_registry.evidence import Attachment, Evidence
@@ -231,12 +232,15 @@ class Registry:
     def resolve(self, reference: str | ModelReference) -> ModelVersion:
         """Return the version that `name@alias`, `name/3` or `name` (the newest) means now.
 
+        Also `sha256:` and eight or more digits, if only one version has such a digest, or a format with one.
+
         Raises:
             NotFoundError: there is no such model, version or alias; the message says what there is.
+            InvalidInputError: it is no reference, or a digest of several versions; the message names them.
             IntegrityError: its records were changed.
         """
-        parsed = parse_reference(reference) if isinstance(reference, str) else reference
         with self._database.read() as connection:
+            parsed = _parsed(connection, reference)
             held = load_aliases(connection, parsed.name)
             number = _number_of(connection, parsed, held)
             if parsed.alias is not None:
@@ -573,6 +577,15 @@ class Registry:
         newest = next(kept, None)
         if newest is None or newest.values != fact.values:
             self.attach(name, number, fact)
+
+
+def _parsed(connection: Connection, reference: str | ModelReference) -> ModelReference:
+    if not isinstance(reference, str):
+        return reference
+    if not reference.lower().startswith(DIGEST):
+        return parse_reference(reference)
+    name, number = find_version(connection, reference)
+    return ModelReference(name=name, number=number)
 
 
 def _number_of(connection: Connection, reference: ModelReference, held: dict[str, int]) -> int:

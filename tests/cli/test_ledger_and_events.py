@@ -107,7 +107,12 @@ def test_events_are_listed_and_consumers_kept(project: Path, capfd: Capture) -> 
     assert "ci" in noa(capfd, "events", "consumers")
     tried = as_json(capfd, "events", "seek", "ci", "0", "--dry-run")
     assert tried == {"consumer": "ci", "last_id": 0, "before": events[0]["id"], "dry_run": True}
-    assert "would go on after event 0" in noa(capfd, "events", "seek", "ci", "0", "--dry-run")
+    text = noa(capfd, "events", "seek", "ci", "0", "--dry-run")
+    assert "ci would go on with the oldest event that is kept: events up to" in text
+    assert "nothing changes" in noa(capfd, "events", "seek", "ci", str(events[0]["id"]))
+    assert f"event {events[1]['id']} is skipped" in noa(
+        capfd, "events", "seek", "ci", str(events[1]["id"]), "--dry-run"
+    )
     assert as_json(capfd, "events", "consumers")[0]["last_id"] == events[0]["id"]
     assert noa(capfd, "events", "seek", "ci", "99999", "--dry-run", code=1)
     assert as_json(capfd, "events", "trim", "--keep-days", "0", "--dry-run") == {

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from noa.settings import load_settings
 from noa_cli.__main__ import run
+from noa_registry import Registry
 
 
 def test_search_prints_a_table_json_and_pages(registered: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,14 +146,19 @@ def test_reproducing_what_was_not_trained_here_says_what_is_missing(
 def test_the_programs_on_a_card_run_as_they_are_printed(registered: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "card", "digits@champion", "--directory", str(registered)]) == 0
     programs = re.findall(r"```python\n(.*?)```", capsys.readouterr().out, re.DOTALL)
-    assert ["mlflow" in program for program in programs] == [False, True]
+    assert ["mlflow" in program for program in programs] == [False, True, False]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     for program in programs:
         subprocess.run(
-            [sys.executable, "-c", program + "assert outputs\n"],
+            [sys.executable, "-c", program + ("" if "input.json" in program else "assert outputs\n")],
             cwd=registered,
             env=environment,
             check=True,
             capture_output=True,
             timeout=120,
         )
+    request = registered / "input.json"  # what the card sends over HTTP
+    with Registry.open(load_settings(registered).settings) as registry:
+        example = registry.input_example(registry.resolve("digits@champion"))
+    assert json.loads(request.read_text()) == {"inputs": example["x"].tolist()}
+    request.unlink()

@@ -115,7 +115,7 @@ def test_a_job_that_finished_but_was_never_registered_is_not_trained_again(
 
 
 def test_promotion_is_refused_if_another_holder_came_meanwhile(champion: PipelineResult, project: Settings) -> None:
-    with pytest.raises(ConflictError, match="moved by somebody else"):
+    with pytest.raises(ConflictError, match="is not held by"):
         promote_best(project, champion.best, "champion", expect=999, reason="too late", actor="tester")
 
 

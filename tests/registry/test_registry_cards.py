@@ -259,7 +259,7 @@ def test_hostile_records_stay_text_in_a_whole_card(registry: Registry, formats: 
 
 def test_the_code_of_a_card_runs_as_it_is_written(registered: Registry) -> None:
     code = re.findall(r"```python\n(.*?)```", registered.card("digits/1").to_markdown(), re.DOTALL)
-    assert len(code) == 2
+    assert len(code) == 3
     for block in code:
         compile(block, "card", "exec")
     example = code[0].partition("model.run(")[2].rpartition(")")[0]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import sqlalchemy.exc
 
 from noa.errors import GateRefusedError, InvalidInputError, NotFoundError
 from noa_registry import Event, ModelVersion, Registry
+from noa_registry.events.outbox import EventKind
 
 # Nothing here is about files: a local folder on both databases.
 pytestmark = pytest.mark.usefixtures("artifact_dir")
@@ -145,3 +148,10 @@ def test_a_consumers_name_is_checked(registry: Registry, name: str) -> None:
 def test_pages_of_events_are_bounded(registry: Registry, limit: int) -> None:
     with pytest.raises(InvalidInputError, match="a page"):
         registry.events.read("ci", limit=limit)
+
+
+def test_the_page_about_events_names_every_kind_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    told = [kind for row in rows for kind in re.findall(r"`([a-z]+\.[a-z_]+)`", row)]
+    assert sorted(told) == sorted(get_args(EventKind))

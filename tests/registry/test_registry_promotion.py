@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,6 +54,21 @@ def test_rollback_walks_back_one_version_at_a_time_and_then_refuses(
     assert (newest.action, newest.from_number, newest.to_number, newest.reason) == ("rollback", 2, 1, "still worse")
     assert newest.verdict["passed"] is True
     registry.verify_ledger()
+
+
+def test_a_holder_that_was_not_expected_is_told_with_who_put_it_there_and_when(
+    registry: Registry, promoted: list[ModelVersion]
+) -> None:
+    """Also to somebody who moved the alias alone: it was not moved by somebody else."""
+    with pytest.raises(ConflictError) as caught:
+        registry.promote("digits", 3, reason="r", actor="ada", expect=1)
+    assert caught.value.what == "`digits@champion` is not held by version 1"
+    told = r"version 3, put there by ada at [\d-]{10} [\d:]{8} UTC in place of version 2 \(.*\)"
+    assert re.fullmatch(told, str(caught.value.received))
+    with pytest.raises(ConflictError, match="is held already"):
+        registry.promote("digits", 3, reason="r", actor="ada", expect=None)
+    with pytest.raises(ConflictError, match="nobody holds `digits@staging`; expected version 1; received no holder"):
+        registry.promote("digits", 3, alias="staging", reason="r", actor="ada", expect=1)
 
 
 def test_a_rollback_for_which_somebody_else_was_faster_names_them_also_at_the_oldest_version(
@@ -276,7 +292,7 @@ def test_of_fifty_processes_that_expect_the_same_holder_exactly_one_wins(
     losers = [answer for answer in answers if answer.get("error") == "ConflictError"]
     assert (len(winners), len(losers)) == (1, 49), answers
     winner = winners[0]
-    moved_at = registry.history("digits")[0].created_at.isoformat(timespec="microseconds")
+    moved_at = f"{registry.history('digits')[0].created_at:%Y-%m-%d %H:%M:%S} UTC in place of version 1"
     put_there = f"version {winner['to']}, put there by {winner['actor']} at {moved_at} (race of {winner['to']})"
     assert {(loser["holder"], loser["received"]) for loser in losers} == {(winner["to"], put_there)}
     assert registry.resolve("digits@champion").number == winner["to"]

@@ -176,8 +176,19 @@ def seek(
     if as_json:
         console.print_json({"consumer": consumer, "last_id": to, "before": before, "dry_run": dry_run})
     else:
-        goes_on = "would go on" if dry_run else "goes on"
-        console.print_line(f"{consumer} {goes_on} after event {to} instead of {before}")
+        console.print_line(_seek_text(consumer, to, before, dry_run=dry_run))
+
+
+def _seek_text(consumer: str, to: int, before: int, *, dry_run: bool) -> str:
+    """Return where a consumer goes on, and what that means for what it reads."""
+    if to == before:
+        return f"{consumer} {'would stay' if dry_run else 'stays'} after event {to}: nothing changes"
+    goes_on = "would go on" if dry_run else "goes on"
+    begins = f"after event {to}" if to else "with the oldest event that is kept"
+    if to < before:
+        return f"{consumer} {goes_on} {begins}: events up to {before}, which it was done with, come again"
+    skipped = f"event {to} is" if to == before + 1 else f"events {before + 1} to {to} are"
+    return f"{consumer} {goes_on} {begins}: {skipped} skipped"
 
 
 def forget(consumer: ConsumerArgument, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:

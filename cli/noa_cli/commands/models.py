@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from noa.errors import IntegrityError
     from noa_registry import GateReport, LedgerEntry, Registry, Replica
 
-ReferenceArgument = Annotated[str, typer.Argument(help="`name`, `name@alias` or `name/number`.")]
+ReferenceArgument = Annotated[str, typer.Argument(help="`name`, `name@alias`, `name/number`, or a digest.")]
 ExpectOption = Annotated[
     int | None,
     typer.Option("--expect", help="Move only if the alias is at this version now; 0: only if it is not set."),

@@ -168,6 +168,12 @@ def _usage(version: ModelVersion) -> list[Block]:
         f"outputs = model.predict({given})\n"
     )
     served = shlex.quote(f"{version.name}@{version.aliases[0]}" if version.aliases else reference)
+    example = (
+        "from pathlib import Path\n\nfrom noa.settings import load_settings\nfrom noa_registry import Registry\n\n"
+        'with Registry.open(load_settings(Path(".")).settings) as registry:\n'
+        f"    folder = registry.open_wrapper(registry.resolve({json.dumps(reference)}))\n"
+        '    Path("input.json").write_text((folder / "serving_input_example.json").read_text())\n'
+    )
     http = (
         f"noa serve {served}\n"
         "curl -s http://127.0.0.1:3000/predict -H 'content-type: application/json' -d @input.json\n"
@@ -178,6 +184,8 @@ def _usage(version: ModelVersion) -> list[Block]:
         Code("python", mlflow),
         Text("Over HTTP (also as the Open Inference Protocol, under /v2):"),
         Code("bash", http),
+        Text("The file input.json is a request; this writes the one of real inputs that was sealed with the version:"),
+        Code("python", example),
     ]
 
 

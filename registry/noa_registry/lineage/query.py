@@ -19,6 +19,7 @@ from noa.digests import Manifest, short_digest
 from noa.errors import IntegrityError, InvalidInputError, NotFoundError
 from noa.references import parse_reference
 from noa_registry.database import to_text
+from noa_registry.digest_prefix import DIGEST, complete_digest
 from noa_registry.evidence import EQUIVALENCE
 from noa_registry.json_columns import parse_table
 from noa_registry.lineage.graph import Direction, GraphBuilder, LineageGraph
@@ -38,7 +39,6 @@ from noa_registry.tables import (
 
 DEFAULT_LIMIT: Final = 10
 MAX_LIMIT: Final = 1000
-_DIGEST = "sha256:"
 _JOB_TAG = "noa.job_id"
 _RECIPE_TAG = "noa.recipe"
 _GENERATIONS_PER_VERSION = 5
@@ -72,8 +72,8 @@ def load_lineage(
 def _understand(connection: Connection, question: str) -> _Question:
     if "@" in question or "/" in question:
         return _of_version(connection, question)
-    if question.startswith(_DIGEST):
-        return _of_digest(connection, question)
+    if question.lower().startswith(DIGEST):
+        return _of_digest(connection, complete_digest(connection, question))
     if connection.execute(select(models.c.name).where(models.c.name == question)).first() is not None:
         return _Question(versions.c.name == question, ("model", question))
     for label, kind in (("run", "run"), (f"tag.{_JOB_TAG}", "job")):
@@ -115,14 +115,7 @@ def _of_digest(connection: Connection, digest: str) -> _Question:
     if _matches(connection, of_version):
         return _Question(of_version, None)
     holders = select(formats.c.name, formats.c.number).where(formats.c.digest == digest)
-    of_format = tuple_(versions.c.name, versions.c.number).in_(holders)
-    if _matches(connection, of_format):
-        return _Question(of_format, None)
-    raise NotFoundError(
-        "no dataset, version or format has this digest",
-        received=digest[:80],
-        remedy="Digests are shown by: noa models show NAME/NUMBER",
-    )
+    return _Question(tuple_(versions.c.name, versions.c.number).in_(holders), None)
 
 
 def _labelled(key: str, value: str) -> ColumnElement[bool]:

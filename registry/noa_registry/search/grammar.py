@@ -1,9 +1,9 @@
 """The language of search: terms that must all hold, e.g. `name:digits tag.team=vision metric.accuracy>=0.98`.
 
-A term is a key, an operator and a value; a word alone is a part of a model's name; `-` before a term negates it; a
-value or key with spaces stands in double quotes (`tag."cost center"="a b"`). A text that ends in `*` is a beginning,
-`*` alone is any value. `created` compares with a day, an instant or an age: `created>2026-01-31`, `created<7d` (younger
-than that).
+A term is a key, an operator and a value; a word alone is a part of a model's name, or the beginning of a digest
+(`sha256:ab12`); `-` before a term negates it; a value or key with spaces stands in double quotes
+(`tag."cost center"="a b"`). A text that ends in `*` is a beginning, `*` alone is any value. `created` compares with a
+day, an instant or an age: `created>2026-01-31`, `created<7d` (younger than that).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _TERM = re.compile(
     re.VERBOSE,
 )
 _WORD = re.compile(r'(?P<minus>-?)(?P<value>"(?:[^"\\]|\\.)*"|[^\s"]+)(?=\s|$)')
+_DIGEST_WORD = re.compile(r"(?P<minus>-?)(?P<value>sha256:[0-9a-fA-F]+\*?)(?=\s|$)")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TICK = timedelta(microseconds=1)
 
@@ -164,9 +165,12 @@ def _tokens(text: str) -> Iterator[_Token]:
             position += 1
             continue
         found = _TERM.match(text, position)
-        word = None if found else _WORD.match(text, position)
+        digest = None if found else _DIGEST_WORD.match(text, position)
+        word = None if found else digest or _WORD.match(text, position)
         if found is not None:
             yield _keyed(found)
+        elif digest is not None:
+            yield _Token(position + 1, digest[0], "digest", None, ":", digest["value"], False, bool(digest["minus"]))
         elif word is not None and not re.search(r"[:=<>]", word["value"].split('"')[0]):
             value, is_quoted = _unquote(word["value"])
             yield _Token(position + 1, word[0], "", None, ":", value, is_quoted, bool(word["minus"]))
