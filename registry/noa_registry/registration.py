@@ -324,6 +324,7 @@ def _insert_version(connection: Connection, content: _Content, unit: StagedUnit)
         run_id=draft.run_id,
         git_commit=draft.git_commit,
         tags=draft.tags,
+        params=draft.params,
     )
     for format_name, manifest in content.manifests.items():
         _insert_format(

@@ -23,7 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 metadata = MetaData()
 mlflow_metadata = MetaData()
@@ -301,7 +301,7 @@ replicas = Table(
     Column("expires_at", String(40), nullable=False),
 )
 
-# What search finds versions by: one row per label (`tag.KEY`, `format`, `native`, `dataset`, `by`, `run`, `commit`).
+# What search finds versions by: one row per label (`tag.KEY`, `param.KEY`, `format`, ...).
 # The version's time is in the row, so that the newest versions with a label are read in order from the index alone.
 version_labels = Table(
     "noa_version_labels",

@@ -126,6 +126,62 @@ def test_a_query_finds_what_it_says(shelf: Registry) -> None:
     assert {query: found(shelf, query) for query, _ in FINDS} == dict(FINDS)
 
 
+PARAMS = {
+    "lr": 0.01,
+    "epochs": 3,
+    "optimizer": {"name": "adamw", "beta": 0.9},
+    "amp": True,
+    "note": "1e-2",
+    "sizes": [4],
+}
+
+
+@pytest.mark.parametrize(
+    ("query", "is_found"),
+    [
+        ("param.lr:0.01", True),
+        ("param.lr=1e-2", True),
+        ("param.lr:0.010", True),
+        ("param.lr:0.1", False),
+        ("param.epochs:3", True),
+        ("param.epochs:3.0", True),
+        ("-param.epochs:3", False),
+        ("param.optimizer.name:ada*", True),
+        ("param.optimizer.beta:*", True),
+        ("param.amp:true", True),
+        ("param.note:0.01", True),
+        ('param.sizes:"[4]"', True),
+        ("param.optimizer:adamw", False),
+    ],
+)
+def test_a_version_is_found_by_its_parameters(
+    registry: Registry, formats: Formats, query: str, *, is_found: bool
+) -> None:
+    registry.register(formats.draft(params=PARAMS), actor="ada")
+    assert found(registry, query) == (["digits/1"] if is_found else [])
+    with registry._database.write() as connection:
+        assert rebuild_index(connection) == 1
+    assert found(registry, query) == (["digits/1"] if is_found else [])
+
+
+@pytest.mark.parametrize(
+    ("query", "hint"),
+    [
+        ("metric.acuracy>0.5", "No version has a metric `acuracy`: did you mean `metric.accuracy`?"),
+        ("sort:metric.zzz", "No version has a metric `zzz`: there are `metric.accuracy`"),
+        ("tag.taem=vision", "No version has a tag `taem`: did you mean `tag.team`?"),
+        ("param.epoch:3", "No version has a parameter `epoch`: did you mean `param.epochs`?"),
+        ("metric.accuracy>2", None),
+        ("-tag.nothing:1 name:none", None),
+    ],
+)
+def test_a_name_that_no_version_has_is_told_where_nothing_is_found(
+    shelf: Registry, query: str, hint: str | None
+) -> None:
+    page = shelf.search(query)
+    assert (page.hits, page.hint) == ((), hint)
+
+
 def test_a_hit_shows_what_a_list_needs(shelf: Registry) -> None:
     (hit,) = shelf.search("alias:champion").hits
     whole = shelf.resolve("digits@champion")

@@ -20,7 +20,7 @@ def search(
     query: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Terms that must all hold, e.g. `digits tag.team=vision 'metric.accuracy>=0.98' alias:champion`; "
+            help="Terms that must all hold, e.g. `digits tag.team=vision param.lr:0.01 'metric.accuracy>=0.98'`; "
             "put terms with < or > in quotes. Nothing: every version."
         ),
     ] = None,
@@ -38,10 +38,11 @@ def search(
         if hit.problem is not None:
             console.note(hit.problem, "red")
     if as_json:
-        console.print_json({"hits": [_hit_to_dict(hit) for hit in page.hits], "next_cursor": page.next_cursor})
+        hits = [_hit_to_dict(hit) for hit in page.hits]
+        console.print_json({"hits": hits, "next_cursor": page.next_cursor, "hint": page.hint})
         return
     if not page.hits:
-        console.note("No version matches.")
+        console.note("No version matches." if page.hint is None else f"No version matches. {page.hint}")
         return
     metrics = list(dict.fromkeys(name for hit in page.hits for name in hit.metrics))[:_MOST_METRICS]
     console.print_table(

@@ -12,7 +12,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias, cast
 
@@ -20,15 +20,28 @@ from noa.digests import sha256_bytes
 from noa.durations import find_duration
 from noa.errors import InvalidInputError
 from noa_registry.database import to_text
+from noa_registry.search.parameters import PARAM_PREFIX, parameter_text
 
 Comparison: TypeAlias = Literal["=", ">", ">=", "<", "<="]
 TextMatch: TypeAlias = Literal["exact", "prefix", "part", "any"]
 TextField: TypeAlias = Literal["name", "alias", "digest", "label"]
 LABELS: Final = ("format", "native", "dataset", "by", "run", "commit")
-"""Keys whose values are labels of the version; each tag is one more, `tag.KEY`."""
+"""Keys whose values are labels of the version; each tag is one more, `tag.KEY`, each parameter too, `param.KEY`."""
 _PREFIXED: Final = ("digest", "dataset", "commit")
 """Names of bytes, which nobody types in full: their beginning is enough."""
-_KEYS: Final = ("name", "number", "tag.KEY", "metric.NAME", "digest", *LABELS, "alias", "created", "is", "sort")
+_KEYS: Final = (
+    "name",
+    "number",
+    "tag.KEY",
+    "param.KEY",
+    "metric.NAME",
+    "digest",
+    *LABELS,
+    "alias",
+    "created",
+    "is",
+    "sort",
+)
 _STATES: Final = ("trashed", "live")
 _TERM = re.compile(
     r"""(?P<minus>-?)
@@ -203,6 +216,8 @@ def _term(token: _Token, now: datetime) -> Term:
             return _text(token, token.key, default="prefix" if token.key == "digest" else "exact")
         case "tag":
             return _text(token, "label", key=f"tag.{_sub(token)}")
+        case "param":
+            return _param(token)
         case "metric":
             return _metric(token)
         case "number":
@@ -243,6 +258,11 @@ def _text(token: _Token, field: TextField, *, key: str = "", default: TextMatch 
     if field == "digest" or key == "dataset":
         text = _digest_text(token, text) if match != "any" else text
     return TextTerm(field=field, key=key, match=match, text=text, negated=token.negated)
+
+
+def _param(token: _Token) -> TextTerm:
+    term = _text(token, "label", key=f"{PARAM_PREFIX}{_sub(token)}")
+    return replace(term, text=parameter_text(term.text)) if term.match == "exact" else term
 
 
 def _digest_text(token: _Token, text: str) -> str:

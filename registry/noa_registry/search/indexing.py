@@ -1,7 +1,8 @@
 """The rows by which versions are found: written in the transaction of what they tell of, so that search never lags.
 
-Labels hold what a version is (`tag.KEY`, `format`, `native`, `dataset`, `by`, `run`, `commit`), metrics what was
-measured on it. Both can be made anew from the records at any time (`rebuild_index`); they are no record themselves.
+Labels hold what a version is (`tag.KEY`, `param.KEY`, `format`, `native`, `dataset`, `by`, `run`, `commit`), metrics
+what was measured on it. Both can be made anew from the records at any time (`rebuild_index`); they are no record
+themselves.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Connection, Row, delete, insert, select, tuple_
+from sqlalchemy import Connection, Row, Select, delete, insert, select, tuple_
 
 from noa.digests import sha256_bytes
 from noa.errors import IntegrityError
 from noa_registry.evidence import METRICS, Evidence
 from noa_registry.json_columns import parse_table
+from noa_registry.search.parameters import parameter_labels
 from noa_registry.tables import evidence, formats, version_labels, version_metrics, versions
 
 TAG_PREFIX = "tag."
@@ -36,12 +38,14 @@ def index_version(
     run_id: str | None,
     git_commit: str | None,
     tags: Mapping[str, str],
+    params: Mapping[str, object],
 ) -> None:
     """Index what a version is, in the transaction that registers it. Its formats and metrics are indexed with them."""
     labels = [("native", native), ("dataset", dataset_digest), ("by", created_by)]
     labels += [("run", run_id)] if run_id else []
     labels += [("commit", git_commit)] if git_commit else []
     labels += [(f"{TAG_PREFIX}{key}", str(value)) for key, value in tags.items()]
+    labels += parameter_labels(params).items()
     _insert_labels(connection, name, number, created_at, labels)
 
 
@@ -103,7 +107,7 @@ def label_key(key: str) -> str:
     return key if len(key) <= MAX_KEY_CHARS else key[:_KEPT_CHARS] + sha256_bytes(key.encode())
 
 
-def _index_row(connection: Connection, row: Row[Any, Any, Any, Any, Any, Any, Any, Any, Any]) -> None:
+def _index_row(connection: Connection, row: Row[Any]) -> None:
     index_version(
         connection,
         row.name,
@@ -115,6 +119,7 @@ def _index_row(connection: Connection, row: Row[Any, Any, Any, Any, Any, Any, An
         run_id=row.run_id,
         git_commit=row.git_commit,
         tags=_readable(row.tags),
+        params=_readable(row.params),
     )
     held = select(formats.c.format).where(formats.c.name == row.name, formats.c.number == row.number)
     found = [("format", str(entry.format)) for entry in connection.execute(held)]
@@ -139,10 +144,19 @@ def _readable(text: str) -> dict[str, Any]:
         return {}
 
 
-def _pages(connection: Connection) -> Iterator[Sequence[Row[Any, Any, Any, Any, Any, Any, Any, Any, Any]]]:
+def _pages(connection: Connection) -> Iterator[Sequence[Row[Any]]]:
     c = versions.c
-    query = select(
-        c.name, c.number, c.created_at, c.native, c.dataset_digest, c.created_by, c.run_id, c.git_commit, c.tags
+    query: Select[*tuple[Any, ...]] = select(
+        c.name,
+        c.number,
+        c.created_at,
+        c.native,
+        c.dataset_digest,
+        c.created_by,
+        c.run_id,
+        c.git_commit,
+        c.tags,
+        c.params,
     ).order_by(c.name, c.number)
     last: tuple[str, int] | None = None
     while True:

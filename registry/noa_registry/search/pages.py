@@ -19,6 +19,7 @@ from noa.errors import IntegrityError, InvalidInputError
 from noa_registry.database import Database, now, to_text
 from noa_registry.json_columns import parse_table, parse_time
 from noa_registry.search.grammar import Query, parse_query
+from noa_registry.search.hints import unknown_name_hint
 from noa_registry.search.planning import plan
 from noa_registry.tables import aliases, formats, trash, version_metrics, versions
 
@@ -57,10 +58,14 @@ class SearchHit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPage:
-    """Some hits in order. `next_cursor` gives the page after this one to the same query; None: that was all."""
+    """Some hits in order. `next_cursor` gives the page after this one to the same query; None: that was all.
+
+    `hint` says, where nothing was found, which name in the query no version has.
+    """
 
     hits: tuple[SearchHit, ...]
     next_cursor: str | None
+    hint: str | None = None
 
 
 def search(database: Database, text: str, *, limit: int, cursor: str | None) -> SearchPage:
@@ -76,11 +81,12 @@ def search(database: Database, text: str, *, limit: int, cursor: str | None) -> 
         rows = connection.execute(plan(connection, query, after=after, limit=limit + 1)).all()
         keys = [(str(row[0]), int(row[1])) for row in rows[:limit]]
         hits = _load_hits(connection, keys)
+        hint = None if keys or cursor is not None else unknown_name_hint(connection, query)
     following = None
     if len(rows) > limit:
         name, number, value = rows[limit - 1]
         following = _write_cursor(query, moment, [value, name, number])
-    return SearchPage(hits=tuple(hits[key] for key in keys), next_cursor=following)
+    return SearchPage(hits=tuple(hits[key] for key in keys), next_cursor=following, hint=hint)
 
 
 def _load_hits(connection: Connection, keys: Sequence[_Key]) -> dict[_Key, SearchHit]:
