@@ -18,6 +18,7 @@ from noa import __version__
 from noa.errors import NotFoundError
 from noa_serving import _invocations, _oip, _openapi, _plain
 from noa_serving._admission import Admission, KeyRing
+from noa_serving._breath import Breaths
 from noa_serving._computing import Computing
 from noa_serving._http import JSON_TYPE, RequestRefusedError, Response, json_response, refuse
 from noa_serving._json_body import json_kind, parse_object
@@ -90,6 +91,7 @@ class Application:
         self.admission = Admission(settings.max_in_flight)
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
         self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
+        self.breaths = Breaths()
         self.fast_answers = 0
         self.regions = regions or SharedRegions(None)
         extensions = (*_oip.EXTENSIONS, _oip.SHARED_MEMORY) if self.regions.is_on else _oip.EXTENSIONS

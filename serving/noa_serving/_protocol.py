@@ -149,6 +149,13 @@ class _HotProtocol(HttpToolsProtocol):
             self._begin(slot, body)
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
             slot.done(exc)
+            if isinstance(exc, RequestRefusedError) and exc.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+                self._application.breaths.take(self.loop, self.flow.pause_reading, self._end_breath)
+
+    def _end_breath(self) -> None:
+        # A request in ASGI's hands, or one that waits behind it, resumes reading when its turn ends.
+        if not self.transport.is_closing() and not self.pipeline and not self._has_open_cycle():
+            self.flow.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._body_timer, self._idle_timer, self._head_timer):
