@@ -24,6 +24,7 @@ from noa_serving._http import JSON_TYPE, RequestRefusedError, Response, json_res
 from noa_serving._json_body import json_kind, parse_object
 from noa_serving._metrics import RouteMetrics, render
 from noa_serving._models import Models, describe_model, parse_version, require_version
+from noa_serving._prepared import Prepared
 from noa_serving._shared_memory import SharedRegions
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from noa_serving._follower import Follower
     from noa_serving._generation import Generation
     from noa_serving._http import Headers
-    from noa_serving._prepared import Prepared
 
 _WHATEVER_THE_BODY = frozenset({401, 404})
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/health/startup", "/ping"})
@@ -121,7 +121,7 @@ class Application:
         answer = self.answer("POST", path, headers, b"")  # nothing else acts: what computes has routes of its own
         if answer.status not in _WHATEVER_THE_BODY:
             return None
-        return replace(answer, headers=(*answer.headers, (b"connection", b"close")))
+        return answer._replace(headers=(*answer.headers, (b"connection", b"close")))
 
     def answer(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
         """Answer a request that needs no compute."""
@@ -312,7 +312,7 @@ def _counted(prepared: Prepared, start: int) -> Prepared:
         )
         return response
 
-    return replace(prepared, encode=encode)
+    return Prepared(prepared.generation, prepared.inputs, prepared.batch, encode, prepared.timeout_s)
 
 
 def describe(endpoint: Endpoint) -> dict[str, object]:

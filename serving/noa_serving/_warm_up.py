@@ -31,8 +31,8 @@ _PROOF_ITEMS = 4
 _SLOW_RUN_S = 0.25
 _LARGEST_BATCH = 256
 _SWEEP_BUDGET_S = 1.0
-_GOOD_ENOUGH = 1.03  # a smaller batch that is this near to the best answers sooner
-_HANDOVER_S = 1e-4  # what a run costs the server besides the model: to the pool and back, on cold caches
+_GOOD_ENOUGH = 1.02  # a smaller batch that is this near to the best answers sooner
+_HANDOVER_S = 2e-4  # what a run costs the server besides the model: to the pool and back, on cold caches
 _COMPILE_S = 0.02
 _COMPILE_RATIO = 5.0
 

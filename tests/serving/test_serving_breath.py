@@ -132,7 +132,9 @@ SLOW = json.dumps({"inputs": np.ones((32, 384)).tolist()}).encode()  # a good pa
 
 
 def message(path: str, body: bytes = SMALL) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body
 
 
