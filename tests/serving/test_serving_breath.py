@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def app(tmp_path_factory: pytest.TempPathFactory, empty_state: Path) -> Iterator
     app._application.close()
 
 
-def connect(application: Application, app: AsgiApplication) -> tuple[asyncio.Protocol, Pipe]:
+def connect(application: Application, app: AsgiApplication) -> tuple[Any, Pipe]:
     config = Config(app=app, http="httptools", log_config=None)
     protocol = hot_protocol(application)(config, ServerState(), {}, asyncio.get_running_loop())
     pipe = Pipe()
@@ -175,9 +176,10 @@ def test_a_breath_does_not_read_past_a_request_that_asgi_still_answers(app: Asgi
     async def main() -> None:
         busy, slow_pipe = connect(application, app)
         busy.data_received(message("/predict/slow", SLOW))
-        for _ in range(400):
-            protocol, pipe = connect(application, app)
-            protocol.data_received(message("/predict/digits"))
+        others = [connect(application, app) for _ in range(400)]
+        for other, _ in others:
+            other.data_received(message("/predict/digits"))
+        protocol, pipe = others[-1]
         assert b"HTTP/1.1 503" in pipe.written
         get = b"GET /status HTTP/1.1\r\nhost: here\r\n\r\n"
         protocol.data_received(get * 3)  # in the same breath, as a pipelining client sends it
