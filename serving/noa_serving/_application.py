@@ -88,7 +88,7 @@ class Application:
         self.follower = follower
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self.keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
-        self.admission = Admission(settings.max_in_flight)
+        self.admission = Admission(settings.max_in_flight, max_bytes=settings.max_in_flight_bytes)
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
         self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
         self.breaths = Breaths()

@@ -207,7 +207,9 @@ class _HotProtocol(HttpToolsProtocol):
             try:
                 self._application.keys.check(self._head.table)
                 self._place = self._application.computing.enter()
+                self._place.reserve(self._head.length)
             except RequestRefusedError:
+                self._give_place_back()
                 return False
         return True
 
