@@ -18,11 +18,13 @@ from noa import __version__
 from noa.errors import NotFoundError
 from noa_serving import _invocations, _oip, _openapi, _plain
 from noa_serving._admission import Admission, KeyRing
+from noa_serving._breath import Breaths
 from noa_serving._computing import Computing
 from noa_serving._http import JSON_TYPE, RequestRefusedError, Response, json_response, refuse
 from noa_serving._json_body import json_kind, parse_object
 from noa_serving._metrics import RouteMetrics, render
 from noa_serving._models import Models, describe_model, parse_version, require_version
+from noa_serving._prepared import Prepared
 from noa_serving._shared_memory import SharedRegions
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from noa_serving._follower import Follower
     from noa_serving._generation import Generation
     from noa_serving._http import Headers
-    from noa_serving._prepared import Prepared
 
 _WHATEVER_THE_BODY = frozenset({401, 404})
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/health/startup", "/ping"})
@@ -87,9 +88,10 @@ class Application:
         self.follower = follower
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self.keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
-        self.admission = Admission(settings.max_in_flight)
+        self.admission = Admission(settings.max_in_flight, max_bytes=settings.max_in_flight_bytes)
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
         self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
+        self.breaths = Breaths()
         self.fast_answers = 0
         self.regions = regions or SharedRegions(None)
         extensions = (*_oip.EXTENSIONS, _oip.SHARED_MEMORY) if self.regions.is_on else _oip.EXTENSIONS
@@ -119,7 +121,7 @@ class Application:
         answer = self.answer("POST", path, headers, b"")  # nothing else acts: what computes has routes of its own
         if answer.status not in _WHATEVER_THE_BODY:
             return None
-        return replace(answer, headers=(*answer.headers, (b"connection", b"close")))
+        return answer._replace(headers=(*answer.headers, (b"connection", b"close")))
 
     def answer(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
         """Answer a request that needs no compute."""
@@ -310,7 +312,7 @@ def _counted(prepared: Prepared, start: int) -> Prepared:
         )
         return response
 
-    return replace(prepared, encode=encode)
+    return Prepared(prepared.generation, prepared.inputs, prepared.batch, encode, prepared.timeout_s)
 
 
 def describe(endpoint: Endpoint) -> dict[str, object]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeAlias, TypeVar, cast
 
+from noa_serving._admission import Place
 from noa_serving._application import Application, HotRoute
 from noa_serving._deadline import Deadline, asked_timeout_s
 from noa_serving._http import Headers, RequestRefusedError, Response, refuse
@@ -76,17 +77,20 @@ class AsgiApplication:
         _check_length(headers, limit)
         deadline = Deadline.after(self._timeout_s).within(asked_timeout_s(headers))
         with application.computing.enter() as place:
-            body = await self._read_body(receive, limit)
+            length = headers.get(b"content-length", b"")
+            if length.isdigit():
+                place.reserve(int(length))
+            body = await self._read_body(receive, limit, None if length.isdigit() else place)
             prepared = route.prepare(headers, body)
             work = application.computing.run(prepared, place, deadline)
             if prepared.generation.runs_inline(prepared.batch):
                 return prepared.encode(await work)
             return prepared.encode(await _unless_gone(work, receive))
 
-    async def _read_body(self, receive: Receive, limit: int) -> bytes:
+    async def _read_body(self, receive: Receive, limit: int, place: Place | None = None) -> bytes:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await _receive_body(receive, limit)
+                return await _receive_body(receive, limit, place)
         except TimeoutError as exc:
             raise RequestRefusedError(
                 "the request's body did not arrive in time",
@@ -152,7 +156,8 @@ async def _unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
         gone.cancel()
 
 
-async def _receive_body(receive: Receive, limit: int) -> bytes:
+async def _receive_body(receive: Receive, limit: int, place: Place | None) -> bytes:
+    """Return the body. Where nobody said how long it is, its bytes are counted with `place` as they come."""
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
         body = cast("bytes", message.get("body", b""))
@@ -168,6 +173,8 @@ async def _receive_body(receive: Receive, limit: int) -> bytes:
         size += len(chunks[-1])
         if size > limit:
             raise _too_large(limit, size)
+        if place is not None:
+            place.reserve(len(chunks[-1]))
         if not message.get("more_body", False):
             return b"".join(chunks)
         message = await receive()

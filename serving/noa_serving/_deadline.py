@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from noa.errors import InvalidInputError
 from noa_serving._http import Headers, RequestRefusedError
@@ -13,8 +13,7 @@ TIMEOUT_HEADER = b"noa-timeout-ms"
 _MAX_DIGITS = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(NamedTuple):  # made for every request, and far quicker than a frozen dataclass
     """The moment until which a request wants its answer: `at` on the monotonic clock, `limit_s` after it came."""
 
     at: float

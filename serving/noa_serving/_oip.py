@@ -14,8 +14,8 @@ import numpy as np
 import orjson
 
 from noa.errors import InvalidInputError, SignatureError
-from noa_serving._binary_plan import remember
-from noa_serving._http import BINARY_TYPE, JSON_TYPE, Headers, Response
+from noa_serving._binary_plan import MAX_PLANS, remember
+from noa_serving._http import BINARY_TYPE, JSON_TYPE, HeaderList, Headers, Response
 from noa_serving._json_body import JsonObject, check_content_type, json_kind, parse_object
 from noa_serving._prepared import Prepared, check_inputs, choose_outputs, too_many_items
 from noa_serving._shared_memory import SharedRegions, Slice, slice_of
@@ -31,6 +31,8 @@ from noa_serving._tensors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from noa.signatures import TensorSpec
     from noa_serving._generation import Generation
 
@@ -70,9 +72,7 @@ def prepare(
     wanted = _read_wanted(generation, table)
     batch = check_inputs(generation, inputs, max_batch_items=max_batch_items)
 
-    def encode(outputs: Mapping[str, np.ndarray]) -> Response:
-        return _encode(generation, wanted, outputs, regions)
-
+    encode = _encoder(generation, wanted, regions)
     timeout_s = asked_timeout_s(_parameters(table, "the request"))
     if raw and wanted.request_id is None and generation.format not in _COPYING_FORMATS:
         remember(generation, header, inputs, num_bytes=len(raw), batch=batch, encode=encode, timeout_s=timeout_s)
@@ -278,6 +278,33 @@ def _flag(parameters: JsonObject, name: str, default: bool = False) -> bool:
     return value
 
 
+def _encoder(
+    generation: Generation, wanted: _Wanted, regions: SharedRegions
+) -> Callable[[Mapping[str, np.ndarray]], Response]:
+    if wanted.request_id is None and all(way is True for _, way in wanted.outputs):
+        return _raw_encoder(generation, wanted)
+    return lambda outputs: _encode(generation, wanted, outputs, regions)
+
+
+def _raw_encoder(generation: Generation, wanted: _Wanted) -> Callable[[Mapping[str, np.ndarray]], Response]:
+    """Return an encoder for answers that are all raw: their JSON head depends on the shapes only, and is remembered."""
+    names = tuple(name for name, _ in wanted.outputs)
+    heads: dict[tuple[tuple[int, ...], ...], tuple[bytes, HeaderList]] = {}
+
+    def encode(outputs: Mapping[str, np.ndarray]) -> Response:
+        arrays = [contiguous(outputs[name]) for name in names]
+        shapes = tuple([array.shape for array in arrays])
+        known = heads.get(shapes)
+        if known is None:
+            head = _head(generation, [_row(name, array) for name, array in zip(names, arrays, strict=True)], None)
+            if len(heads) >= MAX_PLANS:
+                heads.clear()
+            known = heads[shapes] = head, (BINARY_TYPE, (HEADER_LENGTH, b"%d" % len(head)), *generation.headers)
+        return Response(200, b"".join([known[0], *[array.tobytes() for array in arrays]]), known[1])
+
+    return encode
+
+
 def _encode(
     generation: Generation, wanted: _Wanted, outputs: Mapping[str, np.ndarray], regions: SharedRegions
 ) -> Response:
@@ -285,24 +312,33 @@ def _encode(
     chunks: list[bytes] = []
     for name, way in wanted.outputs:
         array = contiguous(outputs[name])
-        row: JsonObject = {"name": name, "datatype": DATATYPE_OF[array.dtype], "shape": array.shape}
+        row = _row(name, array)
         if isinstance(way, Slice):
             regions.write(way, array)
             row["parameters"] = {"shared_memory_region": way.region, "shared_memory_byte_size": array.nbytes}
         elif way:
-            raw = array.tobytes()
-            row["parameters"] = {"binary_data_size": len(raw)}
-            chunks.append(raw)
+            chunks.append(array.tobytes())
         else:
+            del row["parameters"]
             row["data"] = array.reshape(-1)
         rows.append(row)
-    table: JsonObject = {"model_name": generation.endpoint, "model_version": str(generation.number)}
-    if wanted.request_id is not None:
-        table["id"] = wanted.request_id
-    table["parameters"] = {"digest": generation.digest}
-    table["outputs"] = rows
-    head = orjson.dumps(table, option=orjson.OPT_SERIALIZE_NUMPY)
+    head = _head(generation, rows, wanted.request_id)
     if not chunks:
         return Response(200, head, (JSON_TYPE, *generation.headers))
     length = (HEADER_LENGTH, str(len(head)).encode())
     return Response(200, b"".join((head, *chunks)), (BINARY_TYPE, length, *generation.headers))
+
+
+def _row(name: str, array: np.ndarray) -> JsonObject:
+    """Return the description of an output that is sent as raw bytes."""
+    parameters = {"binary_data_size": array.nbytes}
+    return {"name": name, "datatype": DATATYPE_OF[array.dtype], "shape": array.shape, "parameters": parameters}
+
+
+def _head(generation: Generation, rows: list[JsonObject], request_id: str | None) -> bytes:
+    table: JsonObject = {"model_name": generation.endpoint, "model_version": str(generation.number)}
+    if request_id is not None:
+        table["id"] = request_id
+    table["parameters"] = {"digest": generation.digest}
+    table["outputs"] = rows
+    return orjson.dumps(table, option=orjson.OPT_SERIALIZE_NUMPY)

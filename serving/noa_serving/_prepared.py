@@ -4,8 +4,7 @@ written."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from noa.errors import InvalidInputError
 from noa_serving._http import RequestRefusedError, log
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from noa_serving._http import Response
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):  # made for every request, and far quicker than a frozen dataclass
     """One unit of compute. `encode` turns all outputs of the model into the answer.
 
     `timeout_s` is how long the request itself is ready to wait, if it says so in its body.

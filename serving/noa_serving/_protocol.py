@@ -18,17 +18,18 @@ import asyncio
 import http
 import time
 from collections import deque
+from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from noa_serving._application import Application, HotRoute
-from noa_serving._deadline import Deadline, asked_timeout_s
+from noa_serving._deadline import TIMEOUT_HEADER, Deadline, asked_timeout_s
 from noa_serving._http import HeaderList, RequestRefusedError, Response, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     import numpy as np
 
@@ -45,6 +46,8 @@ MAX_HEAD_BYTES = 64 << 10
 """Request line and headers; counted in whole reads of the socket, so a little more may pass."""
 
 _MAX_CACHED_HEADS = 1024
+_MAX_KEPT_HEAD_BYTES = 2048
+"""Of a connection that is idle."""
 _MAX_LINE = 32
 """Unanswered requests of one connection; more wait in uvicorn's pipeline, which stops reading."""
 
@@ -75,11 +78,11 @@ class _HotProtocol(HttpToolsProtocol):
         self._limit = limit
         self._timeout_s = timeout_s
         self._route: HotRoute | None = None
+        self._head = _NO_HEAD
         self._chunks: list[bytes] = []
         self._place: Place | None = None
         self._line: deque[_Slot] = deque()
         self._is_pipeline_held = False
-        self._length = 0
         self._started = 0.0
         self._last_answer = 0.0
         self._is_closing = False
@@ -112,6 +115,9 @@ class _HotProtocol(HttpToolsProtocol):
         self.headers = []
         self._is_in_head = True
         self._head_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))  # `_Head` and `_leave_to_asgi` read names in any case
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
@@ -149,6 +155,13 @@ class _HotProtocol(HttpToolsProtocol):
             self._begin(slot, body)
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
             slot.done(exc)
+            if isinstance(exc, RequestRefusedError) and exc.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+                self._application.breaths.take(self.loop, self.flow.pause_reading, self._end_breath)
+
+    def _end_breath(self) -> None:
+        # A request in ASGI's hands, or one that waits behind it, resumes reading when its turn ends.
+        if not self.transport.is_closing() and not self.pipeline and not self._has_open_cycle():
+            self.flow.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._body_timer, self._idle_timer, self._head_timer):
@@ -184,24 +197,19 @@ class _HotProtocol(HttpToolsProtocol):
             return False
         if len(self._line) >= _MAX_LINE:
             return False
-        length = b""
-        for name, value in self.headers:
-            if name == b"content-length":
-                length = value
-            elif name in _NOT_HOT:
-                return False
-        if not length.isdigit() or len(length) >= 10:
-            return False
-        self._length = int(length)
-        return self._length <= self._limit
+        if self.headers != self._head.raw:
+            self._head = _Head.of(self.headers)
+        return 0 <= self._head.length <= self._limit
 
     def _find_place(self) -> bool:
         """Take a place for a body that is not small; ASGI refuses a request without one, or without a key."""
-        if self._length > MAX_UNPLACED_BODY_BYTES:
+        if self._head.length > MAX_UNPLACED_BODY_BYTES:
             try:
-                self._application.keys.check(dict(self.headers))
+                self._application.keys.check(self._head.table)
                 self._place = self._application.computing.enter()
+                self._place.reserve(self._head.length)
             except RequestRefusedError:
+                self._give_place_back()
                 return False
         return True
 
@@ -217,10 +225,11 @@ class _HotProtocol(HttpToolsProtocol):
 
     def _leave_to_asgi(self) -> None:
         """Let uvicorn take this request, behind the slots of the connection."""
-        url, headers, expect_100_continue = self.url, self.headers, self.expect_100_continue
+        url, headers = self.url, self.headers
         super().on_message_begin()
-        self.url, self.expect_100_continue = url, expect_100_continue
-        self.headers += headers  # the list that is in the scope
+        self.url = url
+        for name, value in headers:
+            super().on_header(name, value)  # into the list that is in the scope
         before = self.cycle
         must_wait = bool(self._line) and not self._has_open_cycle()
         if must_wait:
@@ -236,13 +245,15 @@ class _HotProtocol(HttpToolsProtocol):
     def _begin(self, slot: _Slot, body: bytes) -> None:
         """Understand a request and have it computed; its slot is told when there is an answer."""
         application = self._application
-        headers = dict(self.headers)
+        headers = self._head.table
         place, self._place = self._place, None
         try:
             application.keys.check(headers)
             if slot.route.endpoint.current is None:
                 slot.route.require()
-            deadline = Deadline.after(self._timeout_s).within(asked_timeout_s(headers))
+            deadline = Deadline.after(self._timeout_s)
+            if TIMEOUT_HEADER in headers:
+                deadline = deadline.within(asked_timeout_s(headers))
             place = place or application.computing.enter()
             prepared = slot.route.prepare(headers, body)
             slot.encode = prepared.encode
@@ -270,11 +281,10 @@ class _HotProtocol(HttpToolsProtocol):
         is_last = (b"connection", b"close") in response.headers
         if self._is_closing and not self._line and self._route is None and not self._is_pipeline_held:
             is_last = True
-        dates = [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
+        body = response.body
         close = b"connection: close\r\n" if is_last else b""
-        length = b"content-length: %d\r\n\r\n" % len(response.body)
-        head = _head(response.status, response.headers)
-        self.transport.write(b"".join((head, *dates, close, length, response.body)))
+        head, dates = _head(response.status, response.headers), _dates(self.server_state.default_headers)
+        self.transport.write(b"%b%b%bcontent-length: %d\r\n\r\n%b" % (head, dates, close, len(body), body))
         self.server_state.total_requests += 1
         self._application.fast_answers += 1
         if is_last:
@@ -363,6 +373,39 @@ class _Slot:
         if self.job is not None:
             self.job.drop()
 
+
+class _Head(NamedTuple):
+    """The headers of a request, looked at once: a client repeats them on its connection, to the byte."""
+
+    raw: list[tuple[bytes, bytes]] | None
+    table: Mapping[bytes, bytes]
+    length: int
+    """Bytes of the body; -1 if the request is not for the fast way."""
+
+    @classmethod
+    def of(cls, raw: list[tuple[bytes, bytes]]) -> _Head:
+        """Look at headers as they came, their names in any case. Of one that stands twice the last counts."""
+        table = {name.lower(): value for name, value in raw}
+        length = table.get(b"content-length", b"")
+        is_hot = length.isdigit() and len(length) < 10 and _NOT_HOT.isdisjoint(table)
+        is_small = sum(len(name) + len(value) for name, value in raw) <= _MAX_KEPT_HEAD_BYTES
+        return cls(raw if is_small else None, table, int(length) if is_hot else -1)
+
+
+_NO_HEAD = _Head(None, {}, -1)
+
+
+def _dates(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Return uvicorn's own headers (date, server) as lines; it makes a new list of them every second."""
+    global _known_dates  # noqa: PLW0603  # a memo of one pair
+    known, lines = _known_dates
+    if known is not headers:
+        lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+        _known_dates = headers, lines
+    return lines
+
+
+_known_dates: tuple[list[tuple[bytes, bytes]] | None, bytes] = (None, b"")
 
 _heads: dict[tuple[int, HeaderList], bytes] = {}
 

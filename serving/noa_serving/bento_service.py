@@ -7,6 +7,7 @@ worker.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ from noa_serving._parent_death import die_with_parent
 from noa_serving._protocol import hot_protocol
 from noa_serving._shared_memory import SharedRegions
 
+_YOUNG_OBJECTS = 20_000
 _LEASE_PATIENCE_S = 5.0
 
 
@@ -43,11 +45,23 @@ class NoaService(Service[Any]):
         die_with_parent()
         _configure_logging()
         application = build_application(_REQUEST)
+        _calm_collector()
         # The worker makes its uvicorn configuration after this call and looks the protocol up in this table.
         HTTP_PROTOCOLS["auto"] = hot_protocol(application)  # pyright: ignore[reportArgumentType]  # uvicorn takes classes too
         if _REQUEST.settings.serving.grpc_port is None:
             return AsgiApplication(application, on_startup=lambda: _report_address(_REQUEST))
         return _with_grpc(application, _REQUEST)
+
+
+def _calm_collector() -> None:
+    """Let the garbage collector look less often, and never again at what lives as long as the worker.
+
+    Requests leave no cycles. With Python's thresholds it takes 3% of a small model's time, and more of its p99. What is
+    loaded later, generations above all, stays collectable.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
 
 
 def build_application(request: LaunchRequest) -> Application:

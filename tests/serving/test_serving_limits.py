@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,3 +238,54 @@ def test_small_models_compute_on_the_loop_and_large_ones_leave_it_free(stocked: 
 
     asyncio.run(main())
     app._application.close()
+
+
+def test_bodies_together_take_no_more_than_the_limit_and_the_first_is_let_in(stocked: Project) -> None:
+    app = limited(stocked, max_in_flight_bytes=200_000)
+    application = app._application
+    large = b'{"inputs": [[1, 2, 3, 4]]}' + b" " * 300_000
+
+    async def begin(scope_headers: list[tuple[bytes, bytes]], first: bytes) -> tuple[asyncio.Task[None], Inbox]:
+        inbox = Inbox()
+        inbox.put({"type": "http.request", "body": first, "more_body": True})
+        scope = {"type": "http", "method": "POST", "path": "/predict/digits", "headers": scope_headers}
+        task = asyncio.create_task(app(scope, inbox.receive, inbox.send))
+        await asyncio.sleep(0.01)
+        return task, inbox
+
+    async def main() -> None:
+        kind = (b"content-type", b"application/json")
+        first, its_box = await begin([kind, (b"content-length", b"%d" % len(large))], large[:1000])
+        assert application.admission.num_bytes == len(large)  # alone it may, though it is larger
+        second, box = await begin([kind, (b"content-length", b"1000")], b"{")
+        await second
+        assert box.sent[0]["status"] == 503
+        assert {b"retry-after", b"connection"} <= {name for name, _ in box.sent[0]["headers"]}
+        assert b"at most 200000 bytes of bodies at once" in box.sent[1]["body"]
+        unsaid, box = await begin([kind], b"{" * 1000)
+        await unsaid
+        assert box.sent[0]["status"] == 503
+        its_box.put({"type": "http.request", "body": large[1000:], "more_body": False})
+        await first
+        assert its_box.sent[0]["status"] == 200
+        assert (application.admission.num_bytes, application.admission.in_flight) == (0, 0)
+
+    asyncio.run(main())
+    application.close()
+
+
+class Inbox:
+    """The two ends of an ASGI call that is fed by hand."""
+
+    def __init__(self) -> None:
+        self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.sent: list[dict[str, Any]] = []
+
+    def put(self, message: dict[str, Any]) -> None:
+        self._messages.put_nowait(message)
+
+    async def receive(self) -> dict[str, Any]:
+        return await self._messages.get()
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)

@@ -302,7 +302,12 @@ class ServingSettings(Section):
         description="How long a server that was killed still counts as one that needs its version, seconds.",
     )
     max_in_flight: StrictInt = Field(
-        default=256, ge=1, description="Requests computed or waiting at once; more get 503 and Retry-After."
+        default=1024, ge=1, description="Requests computed or waiting at once; more get 503 and Retry-After."
+    )
+    max_in_flight_bytes: StrictInt = Field(
+        default=512 << 20,
+        ge=1,
+        description="Bytes that the bodies of all requests at once may take, those over 64 KiB counted; more get 503.",
     )
     timeout_s: StrictFloat = Field(
         default=30.0, gt=0, description="Time after which a request is answered with 504, seconds."
