@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 from noa.digests import short_digest as short_digest
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.text import Text
 
 
 _UNBROKEN = 24
 _LINE_EVERY_S = 5.0
-_PIPED_WIDTH = 160
+_NO_LIMIT = 1_000_000
 # Controls, marks that turn the direction of writing, lone surrogates, and what some terminals take for a new line.
 _STEERING = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 _JOINERS = "\u200c\u200d"  # scripts and emoji need them, and they move nothing
@@ -67,13 +67,10 @@ def print_json(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-    """Print rows under headings. Programs read `--json` instead."""
+    """Print rows under headings, each on one line when piped. Programs read `--json` instead."""
     from rich import box
     from rich.table import Table
 
-    console = out()
-    if not sys.stdout.isatty():
-        console.width = max(console.width, _PIPED_WIDTH)
     table = Table(
         title=None if title is None else _escape(title),
         show_header=any(columns),
@@ -85,13 +82,23 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
     widths = [
         max([len(column), *(len(visible(str(row[index]))) for row in rows)]) for index, column in enumerate(columns)
     ]
-    room = console.width - 2 * (len(columns) - 1) - sum(min(width, _UNBROKEN) for width in widths)
+    width_at_most = out().width if sys.stdout.isatty() else _NO_LIMIT
+    room = width_at_most - 2 * (len(columns) - 1) - sum(min(width, _UNBROKEN) for width in widths)
     for column, width in zip(columns, widths, strict=True):
         # Numbers, names and digests stay on one line while there is room for them.
         table.add_column(column, overflow="fold", no_wrap=width <= _UNBROKEN and room >= 0)
     for row in rows:
         table.add_row(*[_escape(value) for value in row])
-    console.print(table)
+    print_whole(table)
+
+
+def print_whole(drawing: RenderableType) -> None:
+    """Print a table or tree: folded to the width of a terminal, and as wide as it is where there is none."""
+    console = out()
+    if not sys.stdout.isatty():  # rich takes 80 columns for a pipe, and cuts or folds at them
+        unlimited = console.options.update(max_width=_NO_LIMIT)
+        console.width = max(console.width, console.measure(drawing, options=unlimited).maximum)
+    console.print(drawing)
 
 
 def print_line(text: str, style: str | None = None) -> None:

@@ -1,8 +1,8 @@
 """The demo's story, told with the same functions that the commands call: nothing in it is made for the demo.
 
-Services start in the background while both backends train. Then: the better model is promoted and served, every
-held-out image goes through HTTP, a scheduled deployment retrains with more data while requests keep coming, and a
-rollback ends it.
+Services start in the background while both backends train. Then: the better model (on the validation split) is promoted
+and served, every held-out image goes through HTTP, a scheduled deployment retrains with more data while requests keep
+coming, and a rollback ends it.
 """
 
 from __future__ import annotations
@@ -103,13 +103,16 @@ class Demo:
                     [
                         candidate.version.reference,
                         candidate.backend,
+                        f"{candidate.validation['accuracy']:.4f}",
                         f"{candidate.metrics['accuracy']:.4f}",
                         f"{proof.values['max_abs_error']:.1e}",
                         "passed" if proof.passed else "FAILED",
                         console.short_digest(candidate.version.digest),
                     ]
                 )
-        self._table(["version", "backend", "test accuracy", "largest error of onnx", "equivalence", "digest"], rows)
+        columns = ["validation accuracy", "test accuracy", "largest error of onnx", "equivalence", "digest"]
+        self._table(["version", "backend", *columns], rows)
+        self._line(f"{result.best.version.reference} is the better one on the validation split.")
         self._line(f"The gate let {result.best.version.reference} through: it is {MODEL}@{ALIAS} now.")
         self._values["first"] = result.to_dict()
 

@@ -39,21 +39,25 @@ def render_summary(
     report: GateReport,
     promotion: Promotion,
     deployment: Deployment,
+    *,
+    metric: str,
 ) -> str:
-    """Return the summary of a run as Markdown."""
+    """Return the summary of a run as Markdown; `metric` on the validation split chose among the candidates."""
     names = list(dict.fromkeys(name for candidate in candidates for name in candidate.metrics))
+    columns = [f"{metric} (validation)", *(f"{name} (test)" for name in names)]
     before = f"version {promotion.previous}" if promotion.previous else "nobody"
     lines = [
         f"# {promotion.reference} is {best.version.name}@{promotion.alias}",
         "",
         f"Before: {before}. Ledger row {promotion.sequence}. Digest `{promotion.digest}`.",
         "",
-        "| backend | version | " + " | ".join(names) + " | steps | seconds |",
-        "|---" * (len(names) + 4) + "|",
+        "| backend | version | " + " | ".join(columns) + " | steps | seconds |",
+        "|---" * (len(columns) + 4) + "|",
     ]
     for candidate in candidates:
         mark = " **(chosen)**" if candidate is best else ""
-        values = " | ".join(f"{candidate.metrics[name]:.6g}" if name in candidate.metrics else "" for name in names)
+        found = [candidate.validation.get(metric), *(candidate.metrics.get(name) for name in names)]
+        values = " | ".join("" if value is None else f"{value:.6g}" for value in found)
         lines.append(
             f"| {candidate.backend}{mark} | {candidate.version.reference} | {values} "
             f"| {candidate.job.steps} | {candidate.job.seconds:.1f} |"

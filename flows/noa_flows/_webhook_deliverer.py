@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 from typing import cast
 
 from noa.errors import NoaError
 from noa.settings import Settings, WebhookSettings
+from noa.stop_signals import stop_on_signals
 from noa_flows._environment import SETTINGS_VARIABLE, carried_settings
 from noa_registry import Registry
 
@@ -41,16 +39,8 @@ def main() -> int:
     settings = carried_settings(folder, os.environ.pop(SETTINGS_VARIABLE, None))
     tables = cast("dict[str, object]", json.loads(os.environ.pop(WEBHOOKS_VARIABLE, "{}")))
     webhooks = {name: WebhookSettings.model_validate(table) for name, table in tables.items()}
-    stop = threading.Event()
-
-    def stop_on_signal(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop_on_signal)
     try:
-        with Registry.open(settings.registry) as registry:
+        with stop_on_signals() as stop, Registry.open(settings.registry) as registry:
             registry.events.deliver(webhooks, state_dir=settings.state_dir, stop=stop, tell=_tell)
     except NoaError as exc:
         _tell(str(exc))

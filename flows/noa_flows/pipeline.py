@@ -1,6 +1,7 @@
 """The whole way of a recipe, per backend and in parallel: train -> evaluate -> convert -> verify -> register; then, for
-the better one: gate -> promote -> deploy. `run_pipeline` is plain Python with one thread per backend; the Prefect flow
-calls the same steps as tasks.
+the one that is better on the validation split: gate -> promote -> deploy.
+
+`run_pipeline` is plain Python with one thread per backend; the Prefect flow calls the same steps as tasks.
 """
 
 from __future__ import annotations
@@ -133,10 +134,12 @@ def run_pipeline(
 
 
 def promotion_reason(plan: PipelinePlan, best: Candidate) -> str:
-    """Return why the ledger says that a candidate was promoted."""
+    """Return why the ledger says that a candidate was promoted: what chose it, and what the test split says of it."""
     metric = plan.recipe.primary_metric
-    rivals = f", best of {len(plan.requests)} backends" if len(plan.requests) > 1 else ""
-    return f"{metric} {best.metrics[metric]:.6g} on the test split ({best.backend}{rivals})"
+    told = f"{metric} {best.metrics[metric]:.6g} on the test split ({best.backend}"
+    if len(plan.requests) == 1:
+        return f"{told})"
+    return f"{told}, best of {len(plan.requests)} backends by {best.validation[metric]:.6g} on the validation split)"
 
 
 class StepRunner:
@@ -287,7 +290,7 @@ def check_backends(names: Sequence[str]) -> tuple[BackendName, ...]:
 
 def _result(plan: PipelinePlan, candidates: Sequence[Candidate], begun: float) -> PipelineResult:
     metric = plan.recipe.primary_metric
-    has_metric = all(metric in candidate.metrics for candidate in candidates)
+    has_metric = all(metric in candidate.validation for candidate in candidates)
     return PipelineResult(
         model=plan.model,
         candidates=tuple(candidates),

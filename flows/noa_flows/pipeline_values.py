@@ -78,12 +78,17 @@ class Verification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A backend's registered model. `metrics` are those of the served format on the test split."""
+    """A backend's registered model. `metrics` are those of the served format on the test split: told, not chosen by."""
 
     backend: str
     job: TrainedJob
     version: ModelVersion
     metrics: Mapping[str, float]
+
+    @property
+    def validation(self) -> Mapping[str, float]:
+        """Metrics of its best epoch on the validation split, which choose among candidates as they chose the epoch."""
+        return self.job.metrics
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values."""
@@ -92,6 +97,7 @@ class Candidate:
             "reference": self.version.reference,
             "digest": self.version.digest,
             "metrics": dict(self.metrics),
+            "validation": dict(self.validation),
             "job": self.job.job_id,
             "steps": self.job.steps,
             "train_seconds": self.job.seconds,
@@ -141,7 +147,7 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineResult:
-    """What a pipeline did. `best` is the candidate with the best primary metric (the only one, if there is one)."""
+    """What a pipeline did. `best` is the candidate with the best primary metric on the validation split."""
 
     model: str
     candidates: tuple[Candidate, ...]

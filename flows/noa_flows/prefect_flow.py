@@ -137,7 +137,7 @@ def retrain(
     backends: list[str] | None = None,
     root: str | None = None,
 ) -> None:
-    """Train a recipe anew and put the better of its backends live, if the gate allows it.
+    """Train a recipe anew and put the better of its backends, by the validation split, live if the gate allows it.
 
     `overrides` are dotted keys of the recipe (`epochs`, `data.fraction`); `root` is the project's folder, where the
     worker starts its runs.
@@ -157,7 +157,7 @@ def retrain(
     slug = re.sub(r"[^a-z0-9]+", "-", plan.model.lower()).strip("-")
     create_markdown_artifact(
         key=f"retrain-{slug}",
-        markdown=render_summary(candidates, best, report, promotion, deployment),
+        markdown=render_summary(candidates, best, report, promotion, deployment, metric=plan.recipe.primary_metric),
         description=f"{best.version.reference} is {plan.model}@{alias}",
     )
 

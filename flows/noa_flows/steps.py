@@ -133,24 +133,27 @@ def find_holder(settings: Settings, model: str, alias: str) -> int | None:
 
 
 def choose_best(candidates: Sequence[Candidate], metric: str) -> Candidate:
-    """Return the candidate with the best value of a metric on the test split; of equals, the first.
+    """Return the candidate with the best value of a metric on the validation split; of equals, the first.
+
+    Not on the test split: the larger of two numbers is no fair estimate of either, and the test split's are reported,
+    judged by the gate and kept as evidence.
 
     Raises:
         InvalidInputError: there is no candidate, or one has no such metric.
     """
     for candidate in candidates:
-        if metric not in candidate.metrics:
+        if metric not in candidate.validation:
             raise InvalidInputError(
                 f"the primary metric `{metric}` was not measured",
                 where=candidate.version.reference,
-                expected=", ".join(f"`{name}`" for name in candidate.metrics),
+                expected=", ".join(f"`{name}`" for name in candidate.validation),
                 received=f"`{metric}`",
                 remedy="Set `primary_metric` of the recipe in `noa.toml`, or add it to the recipe's `metrics`",
             )
     if not candidates:
         raise InvalidInputError("there is no candidate to choose from")
     sign = 1.0 if is_larger_better(metric) else -1.0
-    return max(candidates, key=lambda candidate: sign * candidate.metrics[metric])
+    return max(candidates, key=lambda candidate: sign * candidate.validation[metric])
 
 
 def check_gate(settings: Settings, candidate: Candidate, alias: str) -> GateReport:

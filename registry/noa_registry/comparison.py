@@ -31,6 +31,7 @@ from noa_registry.versions import ModelVersion
 
 if TYPE_CHECKING:
     from noa.settings import GateSettings
+    from noa_registry.gates.bootstrap import PairedDifference
 
 _T = TypeVar("_T")
 DEFAULT_PLAN = BootstrapPlan()
@@ -41,7 +42,8 @@ class MetricComparison:
     """One metric of both; `difference` is B minus A, and None where they were measured on different rows.
 
     `lower` and `upper` bound the difference with the confidence of the plan; None where there are no predictions to
-    draw from. `slice` is None for all test rows.
+    draw from. `slice` is None for all test rows. `drawn_rows` are the rows that were resampled, `differing_rows` those
+    of them in which the two differ.
     """
 
     metric: str
@@ -54,14 +56,31 @@ class MetricComparison:
     upper: float | None
     larger_is_better: bool | None
     """None: nobody knows whether more or less of it is better."""
+    drawn_rows: int | None = None
+    differing_rows: int | None = None
+
+    @property
+    def why_no_width(self) -> str | None:
+        """Return why the interval is a single number, None if it is none or there is no interval.
+
+        Such an interval does not say that the difference is known exactly, but that these rows cannot tell.
+        """
+        if self.lower is None or self.lower != self.upper:
+            return None
+        if self.drawn_rows == 1:
+            return "a single row, nothing to resample"
+        if self.differing_rows == 0:
+            return "no row differs, nothing to resample"
+        return "the same in every draw"
 
     @property
     def verdict(self) -> str:
         """Return `better` or `worse` (of B) if the interval leaves no doubt, `same` if it is 0, else `unclear`.
 
-        Where nobody knows which direction is better, it is `higher` or `lower`.
+        Where nobody knows which direction is better, it is `higher` or `lower`. Of a single row, in which they differ,
+        it is `unclear`: its interval has no width because there is nothing to resample.
         """
-        if self.lower is None or self.upper is None:
+        if self.lower is None or self.upper is None or (self.drawn_rows == 1 and self.lower != 0):
             return "unclear"
         if self.lower == self.upper == 0:
             return "same"
@@ -180,8 +199,8 @@ class _Drawn:
     policy: GateSettings | None
     notes: list[str]
 
-    def interval(self, metric: str, slice_name: str | None) -> tuple[float, float, float] | None:
-        """Return difference, lower and upper bound, None if they cannot be drawn."""
+    def interval(self, metric: str, slice_name: str | None) -> PairedDifference | None:
+        """Return the difference with its bounds, None if they cannot be drawn."""
         if self.dataset is None:
             return None
         try:
@@ -195,7 +214,7 @@ class _Drawn:
         if not math.isfinite(found.lower):
             self.notes.append(f"no interval of `{metric}`: it is not finite in every draw")
             return None
-        return found.difference, found.lower, found.upper
+        return found
 
 
 def _compare_metrics(
@@ -232,7 +251,7 @@ def _compare_metric(
     drawn: _Drawn,
 ) -> MetricComparison:
     interval = drawn.interval(metric, slice_name) if a is not None and b is not None else None
-    difference = interval[0] if interval is not None else None
+    difference = None if interval is None else interval.difference
     if difference is None and common is not None and a is not None and b is not None:
         difference = b - a
     lower_is_better = is_lower_better(metric, drawn.policy)
@@ -243,9 +262,11 @@ def _compare_metric(
         a=a,
         b=b,
         difference=difference,
-        lower=None if interval is None else interval[1],
-        upper=None if interval is None else interval[2],
+        lower=None if interval is None else interval.lower,
+        upper=None if interval is None else interval.upper,
         larger_is_better=None if lower_is_better is None else not lower_is_better,
+        drawn_rows=None if interval is None else interval.rows,
+        differing_rows=None if interval is None else interval.differing_rows,
     )
 
 
@@ -312,7 +333,7 @@ def _differences(a: Mapping[str, object], b: Mapping[str, object]) -> tuple[Valu
 
 def _metric_to_dict(entry: MetricComparison) -> dict[str, object]:
     table = {name: plain_json(value) for name, value in asdict(entry).items()}
-    return {**table, "verdict": entry.verdict}
+    return {**table, "verdict": entry.verdict, "why_no_width": entry.why_no_width}
 
 
 def _side_to_dict(side: Side) -> dict[str, object]:

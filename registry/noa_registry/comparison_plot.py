@@ -6,10 +6,12 @@ Only what was measured gets a place: a regression has no reliability and mostly 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from statistics import NormalDist
+from typing import TYPE_CHECKING, cast
 
 from noa.atomic_write import write_file
 from noa.errors import DependencyMissingError, InvalidInputError
@@ -31,6 +33,7 @@ _VERDICTS = {
     "lower": "#777777",
 }
 _ARROWS: dict[bool | None, str] = {True: "↑", False: "↓", None: ""}
+_FEW_ROWS = 10
 _MOST_SLICES = 24
 _MOST_METRICS = 6
 _MOST_PANELS = 3
@@ -81,7 +84,7 @@ def _panels(comparison: Comparison, slices: Sequence[MetricComparison]) -> list[
     if any(side.calibration for side in sides):
         panels.append(_Panel(1.0, lambda part: _draw_reliability(part.subplots(), comparison)))
     if slices:
-        panels.append(_Panel(1.2, lambda part: _draw_slices(part.subplots(), comparison, slices)))
+        panels.append(_Panel(1.5, lambda part: _draw_slices(part.subplots(), comparison, slices)))
     if len(panels) < _MOST_PANELS and any(side.latency for side in sides):
         panels.append(_Panel(1.0, lambda part: _draw_latency(part.subplots(), comparison)))
     return panels
@@ -112,12 +115,12 @@ def _draw_differences(figure: SubFigure, comparison: Comparison) -> None:
 def _draw_difference(axes: Axes, entry: MetricComparison) -> None:
     value, color = entry.difference or 0.0, _VERDICTS[entry.verdict]
     axes.axvline(0, color="#999999", linewidth=1)
-    if entry.lower is not None and entry.upper is not None:
-        errors = [[max(value - entry.lower, 0.0)], [max(entry.upper - value, 0.0)]]
-        axes.errorbar([value], [0], xerr=errors, color=color, linewidth=2, capsize=7, capthick=2)
-    axes.plot([value], [0], "o", color=color, markersize=5)
-    interval = "" if entry.lower is None else f"  [{entry.lower:+.4g}, {entry.upper:+.4g}]"
-    text = f"{value:+.4g}{interval}  {entry.verdict if entry.lower is not None else ''}"
+    _draw_interval(axes, entry, 0, color)
+    text = f"{value:+.4g}" if value else "0"
+    if (why := _why_no_interval(entry)) is not None:
+        text += f"  {'' if entry.lower is None else entry.verdict + ': '}{why}"
+    else:
+        text += f"  [{entry.lower:+.4g}, {entry.upper:+.4g}]  {entry.verdict}"
     axes.text(0.5, 0.86, text, transform=axes.transAxes, ha="center", color=color)
     name = f"{_plain(entry.metric)} {_ARROWS[entry.larger_is_better]}".rstrip()
     axes.set_yticks([0], [name])
@@ -125,17 +128,23 @@ def _draw_difference(axes: Axes, entry: MetricComparison) -> None:
     ends = [number for number in (entry.lower, entry.upper, value, 0.0) if number is not None]
     margin = 0.12 * (max(ends) - min(ends)) or 0.01
     axes.set_xlim(min(ends) - margin, max(ends) + margin)
+    axes.locator_params(axis="x", nbins=5)
 
 
 def _draw_reliability(axes: Axes, comparison: Comparison) -> None:
-    axes.set_title("Reliability: how often is it right when it is this sure?", fontsize=9)
+    interval = f"{comparison.plan.confidence * 100:g}% interval"
+    axes.set_title(
+        "Reliability: how often is it right when it is this sure?\n"
+        f"number: rows in the bin (hollow: under {_FEW_ROWS}); line: {interval}",
+        fontsize=9,
+    )
     sides = [(side, color) for side, color in ((comparison.a, _A), (comparison.b, _B)) if side.calibration]
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, linestyle="--")
     for side, color in sides:
-        _draw_curve(axes, side, color)
+        _draw_curve(axes, side, color, confidence=comparison.plan.confidence, is_left=side is comparison.a)
     axes.set_xlim(0, 1.03)
     axes.set_ylim(-0.03, 1.04)
-    axes.set_xlabel("probability of the predicted class (mean of a bin; large: many rows)")
+    axes.set_xlabel("probability of the predicted class (mean of a bin)")
     axes.set_ylabel("share that is right")
     _add_legend(axes)
 
@@ -144,41 +153,133 @@ def _add_legend(axes: Axes) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=8)
 
 
-def _draw_curve(axes: Axes, side: Side, color: str) -> None:
+def _draw_curve(axes: Axes, side: Side, color: str, *, confidence: float, is_left: bool) -> None:
+    """Draw the bins of a side; their size, depth and interval say how much they are to be believed."""
     calibration = side.calibration
     if calibration is None:
         return
-    points = [(entry.confidence, entry.accuracy, entry.rows) for entry in calibration.bins]
     label = f"{side.reference}: ECE {calibration.ece:.3f}\nBrier {calibration.brier:.3f}"
-    # Bins of few rows jump: the line is faint, and the area of a point says how many rows it stands for.
-    axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color=color, linewidth=1, alpha=0.4)
-    sizes = [10 + 220 * rows / calibration.rows for _, _, rows in points]
-    axes.scatter(
-        [x for x, _, _ in points], [y for _, y, _ in points], s=sizes, color=color, alpha=0.8, linewidths=0, label=label
-    )
+    large = [entry for entry in calibration.bins if entry.rows >= _FEW_ROWS]
+    axes.plot([one.confidence for one in large], [one.accuracy for one in large], color=color, linewidth=1, alpha=0.4)
+    for entry in calibration.bins:
+        is_few, share = entry.rows < _FEW_ROWS, entry.rows / calibration.rows
+        depth = 0.3 if is_few else 0.55 + 0.4 * share
+        lower, upper = share_interval(entry.accuracy, entry.rows, confidence=confidence)
+        axes.plot([entry.confidence] * 2, [lower, upper], color=color, linewidth=0.8, alpha=0.6 * depth)
+        area = 14 + 220 * share
+        axes.scatter(
+            [entry.confidence],
+            [entry.accuracy],
+            s=area,
+            facecolors="none" if is_few else color,
+            edgecolors=color,
+            linewidths=0.8,
+            alpha=depth,
+        )
+        beside = math.sqrt(area) / 2 + 3
+        axes.annotate(
+            f"{entry.rows:,}",
+            (entry.confidence, entry.accuracy),
+            xytext=(-beside if is_left else beside, 0),
+            textcoords="offset points",
+            ha="right" if is_left else "left",
+            va="center",
+            fontsize=6.5,
+            color=color,
+        )
+    axes.scatter([], [], color=color, s=40, label=label)
+
+
+def share_interval(share: float, rows: int, *, confidence: float) -> tuple[float, float]:
+    """Return the interval of a share that was seen in `rows` rows.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference"; right near 0 and 1 too.
+    """
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _draw_slices(axes: Axes, comparison: Comparison, slices: Sequence[MetricComparison]) -> None:
+    """Draw a row per slice: the difference with its interval, and beside it the two values."""
     metric = slices[0].metric
     hidden = sum(entry.metric == metric for entry in comparison.slices) - len(slices)
-    which = f", the {len(slices)} that differ most ({hidden} more)" if hidden else ""
-    axes.set_title(f"{_plain(metric)} per slice{which}", fontsize=9)
+    which = f"\nthe {len(slices)} that differ most ({hidden} more)" if hidden else ""
     places = list(range(len(slices)))[::-1]
-    for values, color, shift, side in (
-        ([entry.a for entry in slices], _A, 0.2, comparison.a),
-        ([entry.b for entry in slices], _B, -0.2, comparison.b),
-    ):
-        widths: list[Any] = [value if value is not None else 0.0 for value in values]
-        axes.barh([place + shift for place in places], widths, height=0.38, color=color, label=side.reference)
     names = [entry.slice or "" for entry in slices]
     rows = [f"  ({entry.rows})" if entry.rows is not None else "" for entry in slices]
     axes.set_yticks(places, [_plain(name[:28]) + count for name, count in zip(names, rows, strict=True)])
-    known = [value for entry in slices for value in (entry.a, entry.b) if value is not None]
-    if known and 0.5 <= min(known) <= max(known) <= 1:
-        # Near 1 a bar from 0 shows nothing; the axis says where it begins.
-        axes.set_xlim(max(0.0, min(known) - 0.1), 1.0)
-    axes.set_xlabel(f"{_plain(metric)}, rows in brackets")
-    _add_legend(axes)
+    axes.set_ylim(-0.6, len(slices) - 0.4)
+    axes.grid(axis="y", color="#eeeeee", linewidth=0.8)
+    if any(entry.difference is not None for entry in slices):
+        how = f"difference and its {comparison.plan.confidence * 100:g}% interval"
+        ends = _draw_slice_differences(axes, slices, places)
+        what = f"{comparison.b.reference} minus {comparison.a.reference}"
+    else:
+        how = "values, which cannot be subtracted"
+        ends = _draw_slice_values(axes, comparison, slices, places)
+        what = _plain(metric)
+        _add_legend(axes)
+    low, high = (min(ends), max(ends)) if ends else (0.0, 0.0)
+    margin = 0.08 * (high - low) or 0.01
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_title(f"{_plain(metric)} {_ARROWS[slices[0].larger_is_better]} per slice: {how}{which}", fontsize=9)
+    axes.set_xlabel(f"{what}  (axis from {low - margin:.3g} to {high + margin:.3g}; rows in brackets)")
+
+
+def _draw_slice_differences(axes: Axes, slices: Sequence[MetricComparison], places: Sequence[int]) -> list[float]:
+    """Draw dots with intervals, and return how far they reach."""
+    axes.axvline(0, color="#999999", linewidth=1)
+    ends = [0.0]
+    for entry, place in zip(slices, places, strict=True):
+        values = " → ".join("none" if value is None else f"{value:.3f}" for value in (entry.a, entry.b))
+        why = _why_no_interval(entry)
+        axes.text(
+            1.02,
+            place,
+            values + (f"\n{why}" if why else ""),
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=7,
+            linespacing=1.2,
+        )
+        if entry.difference is None:
+            continue
+        color = _VERDICTS[entry.verdict]
+        _draw_interval(axes, entry, place, color)
+        ends += [entry.difference, *(end for end in (entry.lower, entry.upper) if end is not None)]
+    return ends
+
+
+def _draw_interval(axes: Axes, entry: MetricComparison, place: float, color: str, *, size: float = 5) -> None:
+    """Draw a dot and the line of its interval; hollow where there is no interval or it has no width."""
+    value, is_hollow = entry.difference or 0.0, _why_no_interval(entry) is not None
+    if entry.lower is not None and entry.upper is not None and not is_hollow:
+        axes.plot([entry.lower, entry.upper], [place, place], color=color, linewidth=2, marker="|", markersize=8)
+    fill = "white" if is_hollow else color
+    axes.plot([value], [place], "o", color=color, markerfacecolor=fill, markersize=size, clip_on=False)
+
+
+def _why_no_interval(entry: MetricComparison) -> str | None:
+    if entry.difference is not None and entry.lower is None:
+        return "no predictions, no interval"
+    return entry.why_no_width
+
+
+def _draw_slice_values(
+    axes: Axes, comparison: Comparison, slices: Sequence[MetricComparison], places: Sequence[int]
+) -> list[float]:
+    """Draw the values of both where there is no difference, and return how far they reach."""
+    ends: list[float] = []
+    for side, color, values, shift in (
+        (comparison.a, _A, [entry.a for entry in slices], 0.12),
+        (comparison.b, _B, [entry.b for entry in slices], -0.12),
+    ):
+        known = [(value, place + shift) for value, place in zip(values, places, strict=True) if value is not None]
+        axes.plot([x for x, _ in known], [y for _, y in known], "o", color=color, markersize=5, label=side.reference)
+        ends += [x for x, _ in known]
+    return ends
 
 
 def _draw_latency(axes: Axes, comparison: Comparison) -> None:

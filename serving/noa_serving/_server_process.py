@@ -150,11 +150,14 @@ class ServerProcess:
         """
         return self._wait(READY_PATH, timeout_s)
 
+    def ask_to_end(self) -> None:
+        """Ask the server to finish what it has begun and to end, without waiting; takes no lock, so a handler may."""
+        self._process.send_signal(signal.SIGTERM)
+
     def stop(self, timeout_s: float = 40.0) -> int:
         """Let the server finish what it has begun, and return its exit code; kill what remains after `timeout_s`."""
         children = _children(self.pid)
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+        self.ask_to_end()
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 import unicodedata
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,6 +145,28 @@ def test_followed_events_come_as_they_happen(project: Path) -> None:
         finally:
             follower.send_signal(signal.SIGINT)
         assert follower.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("command", [("events", "deliver"), ("events", "list", "--follow")])
+def test_who_presses_ctrl_c_twice_ends_a_program_that_goes_on_by_itself(
+    project: Path, command: tuple[str, ...]
+) -> None:
+    with (project / "noa.toml").open("a") as file:
+        file.write(
+            '[webhooks.ci]\nurl = "http://127.0.0.1:9/"\nsecret = "a-secret-of-the-tests"\nallow_private = true\n'
+        )
+    arguments = [sys.executable, "-m", "noa_cli", *command]
+    for pause_s in (0.0, 0.0005, 0.005):
+        with subprocess.Popen(arguments, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as program:
+            try:
+                assert program.stdout is not None
+                assert b"rror" not in program.stdout.readline()  # it is at work
+                program.send_signal(signal.SIGINT)
+                time.sleep(pause_s)
+                program.send_signal(signal.SIGINT)
+                assert program.wait(timeout=30) == 0, program.stdout.read()
+            finally:
+                program.kill()
 
 
 def test_delivering_without_a_webhook_says_what_to_write(project: Path, capfd: Capture) -> None:

@@ -145,6 +145,14 @@ def _like(version: Any, folder: Path) -> Any:
     )
 
 
+def test_what_is_piped_is_neither_cut_nor_folded(project: Path, capfd: Capture) -> None:
+    reason = "why: " + " ".join(f"word{number}" for number in range(60))
+    noa(capfd, "models", "promote", "digits/3", "--reason", reason)
+    for command in (("models", "lineage", "digits/3"), ("models", "history", "digits"), ("ledger", "show")):
+        lines = noa(capfd, *command).splitlines()
+        assert [line for line in lines if reason in line], command
+
+
 def test_lineage_is_a_tree_a_picture_a_chart_and_data(project: Path, capfd: Capture) -> None:
     tree = noa(capfd, "models", "lineage", "digits/2")
     assert re.search(r"version digits/2.*\n.*made from\n.*dataset d{12}", tree)

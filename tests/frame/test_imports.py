@@ -193,3 +193,18 @@ def test_the_shop_windows_list_what_they_show() -> None:
                 listed = set(ast.literal_eval(node.value))
         public = {entry for entry in shown if not entry.startswith("_")}
         assert public <= listed, f"{name}: imported but not in __all__: {sorted(public - listed)}"
+
+
+# Handlers that take no lock: they set a plain flag, forward a signal, or (in `noa.stop_signals`) do nothing at all.
+INSTALLS_HANDLERS = {
+    "core/noa/stop_signals.py",
+    "training/noa_training/worker.py",
+    "cli/noa_cli/commands/serve.py",
+    "flows/noa_flows/_warden.py",
+}
+
+
+def test_handlers_of_signals_are_installed_where_they_are_known_to_take_no_lock() -> None:
+    """A handler that sets a `threading.Event`, or logs, can stand still for ever; use `noa.stop_signals`."""
+    found = {str(path.relative_to(ROOT)) for path in modules() if "signal.signal(" in path.read_text()}
+    assert found == INSTALLS_HANDLERS

@@ -28,6 +28,7 @@ from noa_registry import (
     SliceMetrics,
     predictions_evidence,
 )
+from noa_registry.comparison import MetricComparison
 from noa_training.metrics import compute_metrics
 
 TARGETS = np.arange(300) % 3
@@ -296,6 +297,103 @@ def test_two_versions_side_by_side(rivals: Registry, formats: Formats) -> None:
     assert (found.params, found.environment, found.signature.level, found.notes) == ((), (), "compatible", ())
     same = rivals.compare("digits/1", "digits/1")
     assert [entry.verdict for entry in same.metrics] == ["same", "same"]
+    assert {entry.why_no_width for entry in same.metrics} == {"no row differs, nothing to resample"}
+    assert (accuracy.why_no_width, accuracy.drawn_rows, accuracy.differing_rows) == (None, 300, 27)
+    rows = same.to_dict()["metrics"]
+    assert isinstance(rows, list)
+    assert rows[0]["why_no_width"] == "no row differs, nothing to resample"
+
+
+@pytest.mark.parametrize(
+    ("drawn", "differing", "at", "why", "verdict"),
+    [
+        (100, 0, 0.0, "no row differs, nothing to resample", "same"),
+        (1, 0, 0.0, "a single row, nothing to resample", "same"),
+        (1, 1, 1.0, "a single row, nothing to resample", "unclear"),
+        (50, 50, 1.0, "the same in every draw", "better"),
+    ],
+)
+def test_an_interval_without_width_says_why(drawn: int, differing: int, at: float, why: str, verdict: str) -> None:
+    entry = compared(a=0.0, b=at, lower=at, upper=at, drawn_rows=drawn, differing_rows=differing)
+    assert (entry.why_no_width, entry.verdict) == (why, verdict)
+    assert replace(entry, upper=at + 0.1).why_no_width is None
+    assert replace(entry, lower=None, upper=None).why_no_width is None
+
+
+def compared(*, a: float, b: float, lower: float | None, upper: float | None, **more: Any) -> MetricComparison:
+    values: dict[str, Any] = {"metric": "accuracy", "slice": "s", "rows": 100, "larger_is_better": True, **more}
+    return MetricComparison(a=a, b=b, difference=b - a, lower=lower, upper=upper, **values)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_slices_are_dots_with_intervals_and_no_bars_from_somewhere(rivals: Registry) -> None:
+    from matplotlib.figure import Figure
+
+    from noa_registry.comparison_plot import _draw_slices
+
+    comparison = rivals.compare("digits/1", "digits/2")
+    slices = [
+        compared(a=0.643, b=0.7, lower=-0.02, upper=0.12, drawn_rows=90, differing_rows=9),
+        compared(a=1.0, b=1.0, lower=0.0, upper=0.0, drawn_rows=90, differing_rows=0),
+        compared(a=0.0, b=1.0, lower=1.0, upper=1.0, drawn_rows=1, differing_rows=1),
+        compared(a=0.5, b=0.6, lower=None, upper=None),
+    ]
+    axes: Any = Figure().subplots()
+    _draw_slices(axes, comparison, slices)
+    assert list(axes.patches) == []
+    left, right = axes.get_xlim()
+    assert left < -0.02
+    assert right > 1.0
+    assert f"axis from {left:.3g} to {right:.3g}" in axes.get_xlabel()
+    lines = [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "|"]
+    assert lines == [[-0.02, 0.12]]  # only where there is an interval with a width
+    assert [text.get_text() for text in axes.texts] == [
+        "0.643 → 0.700",
+        "1.000 → 1.000\nno row differs, nothing to resample",
+        "0.000 → 1.000\na single row, nothing to resample",
+        "0.500 → 0.600\nno predictions, no interval",
+    ]
+    dots = [line.get_markerfacecolor() for line in axes.lines if line.get_marker() == "o"]
+    assert [colour == "white" for colour in dots] == [False, True, True, True]
+    apart: Any = Figure().subplots()
+    _draw_slices(apart, comparison, [replace(entry, difference=None, lower=None, upper=None) for entry in slices])
+    assert list(apart.patches) == []
+    assert "values, which cannot be subtracted" in apart.get_title()
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_bin_of_one_row_does_not_look_like_one_of_many(rivals: Registry, formats: Formats) -> None:
+    from matplotlib.figure import Figure
+
+    from noa_registry.comparison_plot import _draw_reliability
+
+    rivals.attach("digits", 1, side_facts(formats, 0.1))
+    comparison = rivals.compare("digits/1", "digits/2")
+    found = comparison.a.calibration
+    assert found is not None
+    single = ReliabilityBin(lower=0.6, upper=0.7, rows=1, confidence=0.65, accuracy=0.0)
+    bins = (found.bins[0], single, found.bins[1])
+    calibration = replace(found, rows=301, bins=bins)
+    comparison = replace(comparison, a=replace(comparison.a, calibration=calibration))
+    axes: Any = Figure().subplots()
+    _draw_reliability(axes, comparison)
+    points = [spot for spot in axes.collections if len(spot.get_offsets())]
+    assert [text.get_text() for text in axes.texts] == ["100", "1", "200"]
+    few, many = points[1], points[2]
+    assert few.get_sizes()[0] < 0.2 * many.get_sizes()[0]
+    assert (few.get_alpha() or 1.0) < 0.5 * (many.get_alpha() or 0.0)
+    assert len(few.get_facecolor()) == 0  # hollow
+    curve = next(line for line in axes.lines if line.get_linewidth() == 1 and line.get_linestyle() == "-")
+    assert list(curve.get_xdata()) == [0.5, 0.9]  # the line leaves the single row out
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    from noa_registry.comparison_plot import share_interval
+
+    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
+    assert share_interval(81 / 263, 263, confidence=0.95) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert share_interval(0.0, 20, confidence=0.95) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert share_interval(1.0, 1, confidence=0.95)[0] < 0.21
 
 
 def test_what_cannot_be_compared_is_said(registry: Registry, formats: Formats) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,14 +13,19 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import get_data_path
+from matplotlib.ft2font import FT2Font, LoadFlags
 
 from noa.errors import InvalidInputError, NotFoundError
 from noa_registry import LineageEdge, LineageGraph, LineageNode, ModelVersion, Registry
+from noa_registry.lineage.graph import NodeKind
 from noa_registry.lineage.labels import EDGE_FONT, NAME_FONTS, fit_name, place_labels
 from noa_registry.lineage.layout import NODE_HEIGHT, NODE_WIDTH, lay_out
 from noa_registry.lineage.mermaid import escape_label, to_mermaid
 from noa_registry.lineage.outline import OutlineItem, outline
+from noa_registry.lineage.standing import standing
 from noa_registry.lineage.svg import to_svg
+from noa_registry.lineage.text_width import text_width
 
 pytestmark = pytest.mark.local_files  # rows only; where files are kept does not matter
 SVG = "{http://www.w3.org/2000/svg}"
@@ -116,6 +123,42 @@ def test_a_deleted_version_is_shown_as_deleted(registry: Registry, version: Mode
     node = registry.lineage("digits/1").nodes["version:digits/1"]
     assert "in_trash_since" in node.facts
     assert "in the trash" in to_svg(registry.lineage("digits"), title="t")
+
+
+def test_a_purged_version_is_shown_as_purged_and_not_as_one_in_the_trash(
+    registry: Registry, version: ModelVersion
+) -> None:
+    registry.retention.delete("digits", 1, reason="r", actor="ada", grace=timedelta())
+    registry.retention.apply(registry.retention.plan_gc())
+    graph = registry.lineage("digits")
+    for node in [*graph.of_kind("version"), *graph.of_kind("format")]:
+        assert "in_trash_since" not in node.facts
+        assert str(standing(node)).startswith("purged 20")
+    for drawing in (to_svg(graph, title="t"), to_mermaid(graph)):
+        assert "purged 20" in drawing
+        assert "in the trash" not in drawing
+
+
+def test_what_an_endpoint_answered_with_before_is_marked_as_ended(
+    registry: Registry, served: ModelVersion, formats: Any, execute: Callable[..., Any]
+) -> None:
+    second = registry.register(formats.draft(), actor="ada")
+    assert [standing(node) for node in registry.lineage("digits").of_kind("generation")] == [None]
+    generation = registry.endpoints.announce("live", "digits", second.number, alias="champion", format="onnx")
+
+    def became() -> dict[str, str | None]:
+        return {node.label: standing(node) for node in registry.lineage("digits").of_kind("generation")}
+
+    assert became() == {"live #1": None, "live #2": "not served now"}  # the replica still answers with the old one
+    registry.endpoints.acknowledge("live", "host:1", generation, lease_s=60)
+    ended = became()
+    assert str(ended["live #1"]).startswith("ended 20")
+    assert ended["live #2"] is None
+    graph = registry.lineage("digits")
+    assert 'stroke-dasharray="5 3"' in to_svg(graph, title="t")
+    assert to_mermaid(graph).count(":::past") == 1
+    execute("UPDATE noa_replicas SET expires_at = '2020-01-01T00:00:00'")
+    assert became()["live #2"] == "not served now"
 
 
 def test_a_replica_whose_lease_ended_is_not_shown(
@@ -239,13 +282,50 @@ def test_the_words_at_edges_cover_neither_each_other_nor_a_node(versions: int, s
         assert words
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["0123456789abcdef" * 2, "W" * 30, "digits-torch-20261129-" + "7" * 40, "模型" * 20, "m" * 128 + "/1"],
+    ids=["run id", "wide letters", "job id", "wide script", "long name"],
+)
+@pytest.mark.parametrize("backend", ["torch", "a-backend-with-a-name-that-is-far-too-long"])
+def test_every_word_of_a_picture_stays_inside_of_its_box(name: str, backend: str) -> None:
+    kinds: list[NodeKind] = ["run", "job", "generation", "version"]
+    nodes = {
+        kind: LineageNode(id=kind, kind=kind, label=name, facts={"backend": backend, "ended_at": "2026-11-29"})
+        for kind in kinds
+    }
+    links = tuple(LineageEdge(source=a, target=b, kind=name) for a, b in itertools.pairwise(kinds))
+    picture = ElementTree.fromstring(to_svg(LineageGraph(focus=("run",), nodes=nodes, edges=links), title=name))
+    for group in picture.findall(f"{SVG}g"):
+        box = group.find(f"{SVG}rect")
+        words = group.findall(f"{SVG}text")
+        title = group.find(f"{SVG}title")
+        assert box is not None
+        assert title is not None
+        assert name in str(title.text)  # what was cut is in the tooltip
+        left, right = float(box.attrib["x"]), float(box.attrib["x"]) + float(box.attrib["width"])
+        kind, note, label = words
+        assert left < float(label.attrib["x"])
+        assert float(label.attrib["x"]) + text_width(str(label.text), float(label.attrib["font-size"])) < right
+        end_of_kind = float(kind.attrib["x"]) + 1.1 * text_width(str(kind.text), float(kind.attrib["font-size"]))
+        assert float(note.attrib["x"]) < right
+        assert float(note.attrib["x"]) - text_width(str(note.text), float(note.attrib["font-size"])) > end_of_kind
+
+
+def test_widths_are_those_of_the_font_that_is_measured() -> None:
+    font = FT2Font(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf")
+    for code in range(32, 127):
+        advance = font.load_char(code, flags=LoadFlags.NO_SCALE).horiAdvance / font.units_per_EM
+        assert advance <= text_width(chr(code), 1.0) <= advance + 0.011, chr(code)
+
+
 def test_long_names_become_smaller_and_then_lose_their_middle() -> None:
     assert fit_name("digits/3") == ("digits/3", NAME_FONTS[0])
-    assert fit_name("digits-torch-20261129-1") == ("digits-torch-20261129-1", NAME_FONTS[1])
+    assert fit_name("digits-torch-20261129-120") == ("digits-torch-20261129-120", NAME_FONTS[1])
     name, _ = fit_name("host-1.example.internal:3000-12345")
     assert name.startswith("host-1.")
     assert name.endswith("-12345")
-    assert len(name) * 0.58 * NAME_FONTS[1] <= NODE_WIDTH - 22
+    assert text_width(name, NAME_FONTS[1]) <= NODE_WIDTH - 22
 
 
 def test_the_picture_of_a_real_graph_is_whole(registry: Registry, served: ModelVersion, tmp_path: Path) -> None:

@@ -62,6 +62,24 @@ def test_identical_predictions_differ_by_exactly_nothing(name: str, objective: s
 
 
 @pytest.mark.parametrize(("name", "objective"), CASES)
+def test_rows_that_differ_are_counted(name: str, objective: str) -> None:
+    outputs, targets = of_objective(objective, 30, 1)
+    changed = outputs.copy()
+    changed[:7] = 10 * outputs[::-1][:7] + 1
+    for other, most in ((outputs.copy(), 0), (changed, 7)):
+        found = paired_difference(
+            find_metric(name),
+            Predictions(outputs=outputs, targets=targets),
+            Predictions(outputs=other, targets=targets),
+            objective=objective,
+            plan=FEW,
+        )
+        assert found.rows == 30
+        assert found.differing_rows <= most
+        assert (found.differing_rows > 0) == (found.upper > found.lower)
+
+
+@pytest.mark.parametrize(("name", "objective"), CASES)
 @settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_exchanging_the_two_exchanges_the_signs(name: str, objective: str, seed: int) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from noa.errors import ConflictError, InvalidInputError, ServiceError, SettingsError
+from noa.errors import ConflictError, InvalidInputError, ServiceError, SettingsError, StorageError
 from noa.settings import RegistrySettings, WebhookSettings
 from noa_registry import Event, Registry, heartbeat_file
+from noa_registry.events.delivery import Delivery
 from noa_registry.events.http_post import Answer, Request, post
 from noa_registry.events.public_addresses import is_public, resolve
 from noa_registry.events.webhooks import Webhook, build_webhook, event_body, sign_body
@@ -480,6 +481,26 @@ def test_an_error_that_nobody_foresaw_costs_one_attempt_and_not_the_delivery(
         wait_until(done(registry))
     assert any("unexpected RuntimeError at test_registry_webhooks.py" in line for line in lines)
     assert not any("token" in line for line in lines)
+
+
+def test_a_database_that_is_away_does_not_hold_up_the_end_and_the_event_comes_again(
+    registry: Registry, formats: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("the database is away")
+
+    happen(registry, formats)
+    with Receiver() as receiver:
+        with monkeypatch.context() as patch, delivering(registry, tmp_path, ci=hook(receiver.port)) as lines:
+            patch.setattr(Delivery, "_settle_event", refuse)
+            happen(registry, formats)
+            receiver.wait_for(1)
+            wait_until(lambda: any("away" in line for line in lines))
+        assert any("is sent again after the next start" in line for line in lines)
+        with delivering(registry, tmp_path, ci=hook(receiver.port)):
+            wait_until(done(registry))
+        assert len({request.sequence for request in receiver.received}) == 1
+        assert len(receiver.received) == 2
 
 
 def test_an_unknown_kind_of_event_is_refused_by_name(registry: Registry, tmp_path: Path) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from noa.stop_signals import stop_on_signals
 from noa_cli import _console as console
 from noa_cli._command import add_command, new_group
 from noa_cli._invocation import current
@@ -19,8 +18,6 @@ from noa_cli._options import DryRunOption, JsonOption
 from noa_cli._registry import open_registry
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from noa_registry import Event, Registry
 
 _FOLLOW_EVERY_S = 0.5
@@ -64,12 +61,12 @@ def list_events(
             _print_page(events, as_json)
             return
         last = events[-1].id if events else after or 0
-        _print_lines(events, as_json)
-        stop = _stop_on_signals()
-        while not stop.wait(_FOLLOW_EVERY_S):
-            while events := registry.events.since(last, name=name, limit=_PAGE):
-                _print_lines(events, as_json)
-                last = events[-1].id
+        with stop_on_signals() as stop:
+            _print_lines(events, as_json)
+            while not stop.wait(_FOLLOW_EVERY_S):
+                while events := registry.events.since(last, name=name, limit=_PAGE):
+                    _print_lines(events, as_json)
+                    last = events[-1].id
 
 
 def consumers(as_json: JsonOption = False) -> None:
@@ -93,10 +90,8 @@ def consumers(as_json: JsonOption = False) -> None:
 def deliver() -> None:
     """Deliver events to the webhooks of noa.toml, in the foreground, until Ctrl-C; `noa up` does so as a service."""
     settings = current().settings()
-    with open_registry(settings) as registry:
-        registry.events.deliver(
-            settings.webhooks, state_dir=settings.state_dir, stop=_stop_on_signals(), tell=console.note
-        )
+    with open_registry(settings) as registry, stop_on_signals() as stop:
+        registry.events.deliver(settings.webhooks, state_dir=settings.state_dir, stop=stop, tell=console.note)
 
 
 def dead_letters(
@@ -290,15 +285,3 @@ def _summary(event: Event) -> str:
         elif isinstance(value, (str, int, float)) and key != "hash":
             parts.append(f"{key}={value}")
     return ", ".join(parts)
-
-
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    return stop

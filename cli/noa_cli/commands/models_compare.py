@@ -99,6 +99,8 @@ def _metric_row(entry: MetricComparison) -> list[object]:
     interval = (
         None if entry.lower is None or entry.upper is None else f"{_signed(entry.lower)} .. {_signed(entry.upper)}"
     )
+    if entry.why_no_width is not None:
+        interval = f"no width: {entry.why_no_width}"
     difference = None if entry.difference is None else _signed(entry.difference)
     return [entry.metric, _number(entry.a), _number(entry.b), difference, interval, _verdict(entry)]
 

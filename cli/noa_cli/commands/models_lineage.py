@@ -73,7 +73,7 @@ def _print_tree(graph: LineageGraph) -> None:
     for item in outline(graph):
         tree = Tree(_line(item), guide_style="dim", highlight=False)
         _grow(tree, item)
-        console.out().print(tree)
+        console.print_whole(tree)
 
 
 def _grow(tree: Tree, item: OutlineItem) -> None:
@@ -84,17 +84,20 @@ def _grow(tree: Tree, item: OutlineItem) -> None:
 def _line(item: OutlineItem):  # noqa: ANN202  # rich.text.Text, which is imported late
     from rich.text import Text
 
+    from noa_registry.lineage.standing import standing
+
     if item.node is None:
         return Text(item.verb, style="dim")
     line = Text()
     if item.verb:
         line.append(f"{item.verb} ", style="dim")
     line.append(f"{item.node.kind} ", style="dim")
-    line.append(console.visible(item.node.label), style=_STYLES.get(item.node.kind, ""))
+    became = standing(item.node)
+    line.append(console.visible(item.node.label), style=_STYLES.get(item.node.kind, "") if became is None else "dim")
     if item.is_repeated:
         line.append("  (above)", style="dim")
         return line
-    details = _details(item.node.facts)
+    details = ", ".join(filter(None, (became, _details(item.node.facts))))
     if details:
         line.append(console.visible(f"  {details}"), style="dim")
     return line
@@ -105,8 +108,6 @@ def _details(facts: object) -> str:
         return ""
     table: dict[str, object] = facts  # pyright: ignore[reportUnknownVariableType]  # facts of a node have string keys
     parts: list[str] = []
-    if "in_trash_since" in table:
-        parts.append(f"in the trash since {str(table['in_trash_since'])[:10]}")
     for key, text in (
         ("equivalence", "equivalence {}"),
         ("bytes", "{:,} bytes"),

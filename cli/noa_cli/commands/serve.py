@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from noa.settings import EndpointSettings, Settings
+    from noa_serving import ServerProcess
 
 
 def serve(
@@ -53,7 +54,7 @@ def serve(
             log_file=log_file,
         )
         address = server.wait_ready(settings.flows.start_timeout_s)
-    _forward_signals(server.pid)
+    _forward_signals(server)
     if as_json:
         table: dict[str, object] = {"url": address.url, "pid": address.pid, "endpoints": list(endpoints)}
         console.print_json(table if address.grpc_target is None else {**table, "grpc": address.grpc_target})
@@ -109,12 +110,11 @@ def _tell(url: str, grpc: str | None, endpoints: dict[str, EndpointSettings], lo
     console.print_line(f"  docs: {url}/docs   metrics: {url}/metrics")
 
 
-def _forward_signals(pid: int) -> None:
-    """Let the server finish its requests when somebody ends us."""
-    import os
+def _forward_signals(server: ServerProcess) -> None:
+    """Let the server finish its requests when somebody ends us; one that has ended already is left alone."""
 
     def forward(number: int, _frame: FrameType | None) -> None:
-        os.kill(pid, signal.SIGTERM)
+        server.ask_to_end()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, forward)

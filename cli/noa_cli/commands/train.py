@@ -111,6 +111,9 @@ def show_result(result: PipelineResult, *, as_json: bool) -> None:
         ],
         title="Measured on the test split",
     )
+    if len(result.candidates) > 1:
+        best = result.best
+        console.print_line(f"best on the validation split: {best.version.reference} ({best.backend})")
     if result.promotion is not None:
         console.print_line(
             f"promoted {result.promotion.reference} to {result.promotion.alias}, ledger row {result.promotion.sequence}"

@@ -29,6 +29,7 @@ from noa_registry.evidence import (
 )
 from noa_registry.gates import GateReport
 from noa_registry.lineage.outline import OutlineItem, outline
+from noa_registry.lineage.standing import standing
 from noa_registry.lineage.svg import to_svg
 
 if TYPE_CHECKING:
@@ -374,7 +375,10 @@ def _lineage(graph: LineageGraph, version: ModelVersion) -> Block:
 
 
 def _write(item: OutlineItem, depth: int, lines: list[str]) -> None:
-    said = " ".join(filter(None, (item.verb, "" if item.node is None else f"{item.node.kind} {item.node.label}")))
+    parts = [item.verb]
+    if item.node is not None:
+        parts += [f"{item.node.kind} {item.node.label}", f"({became})" if (became := standing(item.node)) else ""]
+    said = " ".join(filter(None, parts))
     lines.append("  " * depth + " ".join(said.split()))
     for child in item.children:
         _write(child, depth + 1, lines)

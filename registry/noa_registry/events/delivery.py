@@ -90,7 +90,7 @@ class Delivery:
                     stop.wait(_POLL_S)
                     continue
                 for future in wait(under_way, timeout=_POLL_S, return_when=FIRST_COMPLETED).done:
-                    self._settle_surely(under_way.pop(future), future.result())
+                    self._settle_surely(under_way.pop(future), future.result(), stop)
 
     def _resume_when_possible(self, stop: Signal) -> None:
         while not stop.is_set():
@@ -180,14 +180,22 @@ class Delivery:
             text = f"could not be sent: unexpected {type(exc).__name__} at {Path(place.filename).name}:{place.lineno}"
             return Attempt(delivered=False, text=text)
 
-    def _settle_surely(self, job: _Job, attempt: Attempt) -> None:
-        """Remember how an attempt ended. What cannot be stored would be forgotten, so this goes on until it can."""
+    def _settle_surely(self, job: _Job, attempt: Attempt, stop: Signal) -> None:
+        """Remember how an attempt ended. What cannot be stored would be forgotten, so this goes on until it can.
+
+        Once `stop` is set one more try must do: the event is then sent again later, as after `kill -9`.
+        """
         while True:
+            is_last = stop.is_set()
             try:
                 self._settle(job, attempt)
             except StorageError as exc:
-                self._tell(f"{self._webhook.consumer}: {exc}; trying again")
-                time.sleep(_DATABASE_PAUSE_S)
+                told = f"{self._webhook.consumer}: {exc}"
+                if is_last:
+                    self._tell(f"{told}; event {job.event.id} is sent again after the next start")
+                    return
+                self._tell(f"{told}; trying again")
+                stop.wait(_DATABASE_PAUSE_S)
             else:
                 return
 

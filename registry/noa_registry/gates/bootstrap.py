@@ -34,7 +34,12 @@ class BootstrapPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
-    """Metric of the challenger minus that of the holder on the same `rows` rows, and its bootstrap interval."""
+    """Metric of the challenger minus that of the holder on the same `rows` rows, and its bootstrap interval.
+
+    `differing_rows` are those in which the two differ: in what they add to the metric where it is a mean over rows,
+    else in their outputs. Where there are none, or a single row, there is nothing to resample and the interval has no
+    width.
+    """
 
     holder: float
     challenger: float
@@ -42,6 +47,7 @@ class PairedDifference:
     lower: float
     upper: float
     rows: int
+    differing_rows: int
     plan: BootstrapPlan
 
     def to_dict(self) -> dict[str, object]:
@@ -81,11 +87,14 @@ def paired_difference(
             received=f"{holder.rows} rows",
         )
     targets = challenger.targets
+    import numpy as np
+
     left = metric.row_values(holder.outputs, targets, objective=objective)
     right = metric.row_values(challenger.outputs, targets, objective=objective)
     if left is not None and right is not None:
         draws = _draw_means(right - left, plan)
         old, new, difference = float(left.mean()), float(right.mean()), float((right - left).mean())
+        differing = np.count_nonzero(right != left)
     else:
         draws = _draw_metric(metric, holder.outputs, challenger.outputs, targets, objective, plan)
         old, new = (
@@ -93,6 +102,7 @@ def paired_difference(
             for outputs in (holder.outputs, challenger.outputs)
         )
         difference = new - old
+        differing = np.count_nonzero((holder.outputs != challenger.outputs).reshape(holder.rows, -1).any(axis=1))
     lower, upper = _interval(draws, plan)
     return PairedDifference(
         holder=old,
@@ -101,6 +111,7 @@ def paired_difference(
         lower=lower,
         upper=upper,
         rows=challenger.rows,
+        differing_rows=int(differing),
         plan=plan,
     )
 

@@ -1,4 +1,7 @@
-"""One colour per kind of node, the same in every drawing: fill and line; dark text is readable on each fill."""
+"""One colour per kind of node, the same in every drawing: fill and line; dark text is readable on each fill.
+
+What is not in use any more is pale with a broken line, so that it does not look alive without colours either.
+"""
 
 from __future__ import annotations
 
@@ -23,3 +26,5 @@ COLOURS: Final[Mapping[NodeKind, tuple[str, str]]] = MappingProxyType(
         "more": ("#f5f6f8", "#8a949e"),
     }
 )
+PAST_FILL: Final = "#f6f7f8"
+PAST_INK: Final = "#57606a"

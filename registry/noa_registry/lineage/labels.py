@@ -1,7 +1,7 @@
 """Where the words of a drawing go: names that fit into their boxes, and words at edges that cover nothing.
 
-Widths are estimated, since nobody knows the font of whoever looks. A word at an edge may stand anywhere along it; where
-everything is taken it is left out, and the edge keeps it as its tooltip.
+Widths are those of `text_width`. A word at an edge may stand anywhere along it; where everything is taken it is left
+out, and the edge keeps it as its tooltip.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from noa_registry.lineage.layout import NODE_HEIGHT, NODE_WIDTH, Layout
+from noa_registry.lineage.text_width import cut_end, cut_middle, text_width
 
 EDGE_FONT: Final = 9.5
 NAME_FONTS: Final = (13.0, 11.0)
 """The sizes in which a name is tried, the largest first."""
-_EM: Final = 0.58  # mean width of a character of common sans-serif fonts, generously
-_INSET: Final = 11.0
+KIND_FONT: Final = 10.0
+NOTE_FONT: Final = 9.5
+INSET: Final = 11.0
+_BOLDER: Final = 1.16  # bold letters are that much wider
+_NOTE_GAP: Final = 6.0
 _ALONG: Final = (0.5, 0.4, 0.6, 0.3, 0.7, 0.22, 0.78)
 _RISE: Final = 4.0  # the word stands on the line, not in it
 
@@ -36,12 +40,17 @@ class _Box:
 
 def fit_name(text: str) -> tuple[str, float]:
     """Return a name as it fits into a box, and its font size; what is too long loses its middle, not its number."""
-    room = NODE_WIDTH - 2 * _INSET
+    room = NODE_WIDTH - 2 * INSET
     for size in NAME_FONTS:
-        if _width(text, size) <= room:
+        if text_width(text, size) <= room:
             return text, size
-    kept = int(room / (_EM * NAME_FONTS[-1])) - 1
-    return f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}", NAME_FONTS[-1]
+    return cut_middle(text, NAME_FONTS[-1], room), NAME_FONTS[-1]
+
+
+def fit_note(text: str, kind: str) -> str:
+    """Return a note as it fits beside the word for a node's kind; what is too long loses its end."""
+    room = NODE_WIDTH - 2 * INSET - _BOLDER * text_width(kind, KIND_FONT) - _NOTE_GAP
+    return cut_end(text, NOTE_FONT, room)
 
 
 def place_labels(layout: Layout) -> list[tuple[float, float] | None]:
@@ -49,7 +58,7 @@ def place_labels(layout: Layout) -> list[tuple[float, float] | None]:
     taken = [_Box(x, y, x + NODE_WIDTH, y + NODE_HEIGHT) for x, y in layout.nodes.values()]
     places: list[tuple[float, float] | None] = []
     for edge, points in layout.edges:
-        half = _width(edge.kind, EDGE_FONT) / 2
+        half = text_width(edge.kind, EDGE_FONT) / 2
         found: tuple[float, float] | None = None
         for x, y in _candidates(points):
             box = _Box(x - half, y - 0.8 * EDGE_FONT, x + half, y + 0.25 * EDGE_FONT)
@@ -74,7 +83,3 @@ def _curve(start: float, end: float, part: float) -> float:
     middle = (start + end) / 2
     rest = 1 - part
     return start * rest**3 + 3 * middle * part * rest * (rest + part) + end * part**3
-
-
-def _width(text: str, size: float) -> float:
-    return len(text) * _EM * size

@@ -166,6 +166,7 @@ def _version_rows(condition: ColumnElement[bool], limit: int) -> Select[*tuple[A
         versions.c.created_by,
         trash.c.state.label("trash_state"),
         trash.c.deleted_at,
+        trash.c.purged_at,
     )
     return (
         select(*columns)
@@ -226,7 +227,8 @@ class _Drawing:
             digest=row.digest,
             created_at=row.created_at,
             created_by=row.created_by,
-            in_trash_since=row.deleted_at if row.trash_state is not None else None,
+            in_trash_since=row.deleted_at if row.trash_state is not None and row.purged_at is None else None,
+            purged_at=row.purged_at,
             problem=problem,
         )
         last = build.node("dataset", row.dataset_digest, short_digest(row.dataset_digest), digest=row.dataset_digest)
@@ -262,6 +264,7 @@ class _Drawing:
                 bytes=_size_bytes(one.manifest),
                 created_at=one.created_at,
                 equivalence=None if one.format == row.native else shown.get((one.format, one.digest)),
+                purged_at=row.purged_at,
             )
             for one in sealed
         }
@@ -289,6 +292,7 @@ class _Drawing:
             by_generation[one.endpoint, one.generation].append(one)
         for (endpoint, generation), group in by_generation.items():
             first = group[0]
+            answering = [one for one in group if one.replica is not None]
             served_as = build.node(
                 "generation",
                 f"{endpoint}#{generation}",
@@ -298,18 +302,17 @@ class _Drawing:
                 format=first.format,
                 follows=f"{row.name}@{first.alias}" if first.alias else reference,
                 announced_at=first.created_at,
+                replicas=len(answering),
+                ended_at=None if answering else first.replaced_at,
             )
             format_id = f"format:{reference}:{first.format}"
             build.edge(format_id if build.has(format_id) else version, served_as, "served by")
             alias_id = f"alias:{row.name}@{first.alias}"
             if first.alias and build.has(alias_id):
                 build.edge(alias_id, served_as, "followed by")
-            for one in group:
-                if one.replica is not None:
-                    replica = build.node(
-                        "replica", f"{endpoint}:{one.replica}", one.replica, lease_until=one.expires_at
-                    )
-                    build.edge(served_as, replica, "acknowledged by")
+            for one in answering:
+                replica = build.node("replica", f"{endpoint}:{one.replica}", one.replica, lease_until=one.expires_at)
+                build.edge(served_as, replica, "acknowledged by")
 
     def _by_version(self, table: Any, names: list[tuple[str, int]]) -> defaultdict[tuple[str, int], list[Row[Any]]]:
         found: defaultdict[tuple[str, int], list[Row[Any]]] = defaultdict(list)
@@ -342,7 +345,10 @@ class _Drawing:
         return found
 
     def _generations(self, names: list[tuple[str, int]]) -> defaultdict[tuple[str, int], list[Row[Any]]]:
-        """Return the newest generations of each version, and every one that a replica serves, with the replicas."""
+        """Return the newest generations of each version, and every one that a replica serves, with the replicas.
+
+        `replaced_at` is when the endpoint's next generation was announced.
+        """
         alive = and_(
             replicas.c.endpoint == generations.c.endpoint,
             replicas.c.generation == generations.c.generation,
@@ -351,9 +357,19 @@ class _Drawing:
         place = func.row_number().over(
             partition_by=(generations.c.name, generations.c.number), order_by=generations.c.created_at.desc()
         )
+        following = generations.alias()
+        is_next = and_(
+            following.c.endpoint == generations.c.endpoint, following.c.generation == generations.c.generation + 1
+        )
         ranked = (
-            select(generations, replicas.c.replica, replicas.c.expires_at, place.label("place"))
-            .select_from(generations.outerjoin(replicas, alive))
+            select(
+                generations,
+                replicas.c.replica,
+                replicas.c.expires_at,
+                following.c.created_at.label("replaced_at"),
+                place.label("place"),
+            )
+            .select_from(generations.outerjoin(replicas, alive).outerjoin(following, is_next))
             .where(tuple_(generations.c.name, generations.c.number).in_(names))
             .subquery()
         )

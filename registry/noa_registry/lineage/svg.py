@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import Final
 
-from noa_registry.lineage.colours import COLOURS
+from noa_registry.lineage.colours import COLOURS, PAST_FILL, PAST_INK
 from noa_registry.lineage.graph import LineageGraph, LineageNode
-from noa_registry.lineage.labels import EDGE_FONT, fit_name, place_labels
+from noa_registry.lineage.labels import EDGE_FONT, INSET, KIND_FONT, NOTE_FONT, fit_name, fit_note, place_labels
 from noa_registry.lineage.layout import NODE_HEIGHT, NODE_WIDTH, lay_out
+from noa_registry.lineage.standing import standing
 
 _FONT: Final = "font-family=\"ui-sans-serif, system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif\""
 
@@ -49,31 +50,37 @@ def to_svg(graph: LineageGraph, *, title: str) -> str:
 def _node(node: LineageNode, place: tuple[float, float], *, is_focus: bool) -> str:
     x, y = place
     fill, line = COLOURS[node.kind]
+    became = standing(node)
+    ink, dashes = "#1b1f24", ""
+    if became is not None:
+        fill, ink, dashes = PAST_FILL, PAST_INK, ' stroke-dasharray="5 3"'
     label, size = fit_name(node.label)
-    details = "\n".join([node.label, *(f"{key}: {value}" for key, value in node.facts.items())])
-    note = _note(node)
+    note = fit_note(_note(node) if became is None else became.partition(" since ")[0], node.kind)
+    said = [f"{node.kind} {node.label}", *([] if became is None else [became])]
+    details = "\n".join([*said, *(f"{key}: {value}" for key, value in node.facts.items())])
     return (
         f"<g><title>{_text(details)}</title>"
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{NODE_WIDTH:g}" height="{NODE_HEIGHT:g}" rx="7" fill="{fill}" '
-        f'stroke="{line}" stroke-width="{2.6 if is_focus else 1.2:g}"/>'
-        f'<text x="{x + 11:.1f}" y="{y + 17:.1f}" font-size="10" fill="{line}" font-weight="600">{node.kind}</text>'
-        f'<text x="{x + NODE_WIDTH - 11:.1f}" y="{y + 17:.1f}" font-size="9.5" fill="#5c6773" '
+        f'stroke="{line}" stroke-width="{2.6 if is_focus else 1.2:g}"{dashes}/>'
+        f'<text x="{x + INSET:.1f}" y="{y + 17:.1f}" font-size="{KIND_FONT:g}" fill="{line}" '
+        f'font-weight="600">{node.kind}</text>'
+        f'<text x="{x + NODE_WIDTH - INSET:.1f}" y="{y + 17:.1f}" font-size="{NOTE_FONT:g}" fill="#5c6773" '
         f'text-anchor="end">{_text(note)}</text>'
-        f'<text x="{x + 11:.1f}" y="{y + 35:.1f}" font-size="{size:g}" fill="#1b1f24">{_text(label)}</text></g>'
+        f'<text x="{x + INSET:.1f}" y="{y + 35:.1f}" font-size="{size:g}" fill="{ink}">{_text(label)}</text></g>'
     )
 
 
 def _note(node: LineageNode) -> str:
     """Return the one fact that is worth a place on the box."""
-    if "in_trash_since" in node.facts:
-        return "in the trash"
     if node.kind == "format" and "equivalence" in node.facts:
         return f"equivalence {node.facts['equivalence']}"
     if node.kind == "version":
         return str(node.facts.get("created_at", ""))[:10]
     if node.kind == "alias":
         return f"since {str(node.facts.get('since', ''))[:10]}"
-    return str(node.facts.get("backend", ""))[:16]
+    if node.kind == "generation":
+        return f"since {str(node.facts.get('announced_at', ''))[:10]}"
+    return str(node.facts.get("backend", ""))
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

@@ -1,0 +1,105 @@
+"""Which of several backends goes live: the validation split says so, and the test split only measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flows_helpers import make_project
+
+from noa.errors import InvalidInputError
+from noa.settings import Settings
+from noa_flows import PipelineResult, pipeline, plan_pipeline, run_pipeline, steps
+from noa_flows._run_log import render_summary
+from noa_flows.pipeline import promotion_reason
+from noa_flows.pipeline_values import Candidate, Deployment, Promotion
+from noa_registry import Registry
+
+if TYPE_CHECKING:
+    from noa_training import JobRequest
+
+pytestmark = [pytest.mark.torch, pytest.mark.jax]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return make_project(tmp_path_factory.mktemp("selection") / "project")
+
+
+@pytest.fixture(scope="module")
+def trained(project: Settings) -> PipelineResult:
+    """Two real candidates, `tiny/1` and `tiny/2`, one per backend."""
+    return run_pipeline(project, "tiny", backends=("torch", "jax"))
+
+
+def measured(candidate: Candidate, *, validation: Mapping[str, float], test: Mapping[str, float]) -> Candidate:
+    return replace(candidate, metrics=test, job=replace(candidate.job, metrics=validation))
+
+
+@pytest.fixture
+def disagreeing(trained: PipelineResult) -> tuple[Candidate, Candidate]:
+    """The first is better on the validation split, the second on the test split."""
+    first, second = trained.candidates
+    return (
+        measured(first, validation={"accuracy": 0.9, "loss": 0.3}, test={"accuracy": 0.7, "loss": 0.6}),
+        measured(second, validation={"accuracy": 0.8, "loss": 0.5}, test={"accuracy": 0.95, "loss": 0.1}),
+    )
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_where_validation_and_test_disagree_the_validation_split_chooses(
+    disagreeing: tuple[Candidate, Candidate], metric: str
+) -> None:
+    assert steps.choose_best(disagreeing, metric) is disagreeing[0]
+    assert steps.choose_best(disagreeing[::-1], metric) is disagreeing[0]
+
+
+def test_of_equals_the_first_is_chosen_and_a_metric_that_is_missing_is_named(
+    disagreeing: tuple[Candidate, Candidate],
+) -> None:
+    equal = [replace(each, job=replace(each.job, metrics={"loss": 0.5})) for each in disagreeing]
+    assert steps.choose_best(equal, "loss") is equal[0]
+    with pytest.raises(InvalidInputError, match=r"`accuracy` was not measured.*expected `loss`"):
+        steps.choose_best(equal, "accuracy")
+
+
+def test_the_ledger_and_the_summary_tell_what_chose_and_what_was_measured(
+    project: Settings, disagreeing: tuple[Candidate, Candidate]
+) -> None:
+    plan = plan_pipeline(project, "tiny", backends=("torch", "jax"), promote=True)
+    reason = promotion_reason(plan, disagreeing[0])
+    assert reason == "accuracy 0.7 on the test split (torch, best of 2 backends by 0.9 on the validation split)"
+    version = disagreeing[0].version
+    promotion = Promotion(
+        alias="champion", reference=version.reference, digest=version.digest, previous=None, sequence=1
+    )
+    with Registry.open(project.registry) as registry:
+        report = registry.check(version.name, version.number)
+    nobody = Deployment(reference=version.reference, endpoints=(), address=None, seconds=0.0)
+    summary = render_summary(disagreeing, disagreeing[0], report, promotion, nobody, metric="accuracy").splitlines()
+    assert "| backend | version | accuracy (validation) | accuracy (test) | loss (test) | steps | seconds |" in summary
+    assert any(line.startswith(f"| torch **(chosen)** | {version.reference} | 0.9 | 0.7 | 0.6 |") for line in summary)
+    assert any(line.startswith(f"| jax | {disagreeing[1].version.reference} | 0.8 | 0.95 | 0.1 |") for line in summary)
+
+
+def test_a_pipeline_promotes_what_the_validation_split_prefers(
+    project: Settings, disagreeing: tuple[Candidate, Candidate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The versions are real, and so are gate, promotion and ledger; only the numbers that choose are said."""
+    lanes = {candidate.backend: candidate for candidate in disagreeing}
+
+    def said(request: JobRequest, *_: object) -> Candidate:
+        return lanes[request.backend]
+
+    monkeypatch.setattr(pipeline, "run_lane", said)
+    result = run_pipeline(project, "tiny", backends=("jax", "torch"), promote=True)
+    chosen = disagreeing[0].version
+    assert result.best.version == chosen
+    assert result.promotion is not None
+    assert result.promotion.reference == chosen.reference
+    rows: Any = result.to_dict()["candidates"]
+    assert [row["validation"]["accuracy"] for row in rows] == [0.8, 0.9]
+    with Registry.open(project.registry) as registry:
+        assert registry.history("tiny")[-1].reason.endswith("best of 2 backends by 0.9 on the validation split)")
