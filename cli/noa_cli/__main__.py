@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -35,6 +36,7 @@ def run(arguments: list[str]) -> int:
     except NoaError as exc:
         return _report(invocation, exc, exc)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one, on the way out, ends at once and says nothing
         _say("interrupted")
         return 130
     except BrokenPipeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tomllib
@@ -304,3 +305,16 @@ def test_an_unreadable_folder_is_one_line(noa: Noa, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     assert ".noa" in result.stderr
+
+
+def test_a_second_ctrl_c_ends_at_once_and_prints_no_traceback(tmp_path: Path) -> None:
+    program = (
+        "import signal, sys, noa_cli.__main__ as main, noa_cli._app as app\n"
+        "def command(*_, **__):\n"
+        "    raise KeyboardInterrupt\n"
+        "app.build = lambda: command\n"
+        "main._say = lambda text: signal.raise_signal(signal.SIGINT)\n"
+        "main.main(['status'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
