@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,8 +42,6 @@ class Invocation:
             raise InvalidInputError("no such project folder", where=str(self.directory))
         return load_settings(
             self.directory,
-            environ=os.environ,
-            user_file=user_settings_file(os.environ),
             profile=self.profile,
             config_files=self.config_files,
             overrides=self.overrides,
@@ -92,12 +88,6 @@ def current() -> Invocation:
         return _CURRENT.get()
     except LookupError:
         return begin()
-
-
-def user_settings_file(environ: Mapping[str, str]) -> Path:
-    """Return where the user's own settings are, by the XDG rule."""
-    base = environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(base) / "noa" / "noa.toml"
 
 
 def actor() -> str:

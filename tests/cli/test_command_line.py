@@ -276,6 +276,30 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
         assert f'pip install "{extra}"' in result.stderr
 
 
+def test_the_library_as_documented_sees_what_the_command_line_sees(
+    noa: Noa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "noa.toml").write_text('[project]\nname = "x"\n')
+    (tmp_path / "home" / "noa").mkdir(parents=True)
+    own = '[registry.signing]\nrequired = true\ntrusted_keys = ["ada.pub.pem"]\n'
+    (tmp_path / "home" / "noa" / "noa.toml").write_text(own)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NOA__REGISTRY__DATABASE_URL", f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    program = """
+import json
+from pathlib import Path
+from noa.settings import list_values, load_settings
+loaded = load_settings(Path("."))
+assert loaded.settings.registry.signing.required
+print(json.dumps({value.key: value.value for value in list_values(loaded)}))
+"""
+    command = [sys.executable, "-c", program]
+    library = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    shown = json.loads(noa("config", "show", "--json").stdout)
+    assert json.loads(library.stdout) == shown
+    assert shown["registry.database_url"].endswith("elsewhere.db")
+
+
 def test_completion_offers_the_commands(noa: Noa) -> None:
     command = [sys.executable, "-m", "noa_cli"]
     environment = {

@@ -44,6 +44,29 @@ def test_layers_override_each_other_from_low_to_high(project: Write, tmp_path: P
     assert load_settings(root, user_file=user).settings.serving.workers == 7
 
 
+def test_the_environment_and_the_users_file_are_read_unless_they_are_given(
+    project: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = project("[serving]\nthreads = 2\n")
+    (tmp_path / "home" / "noa").mkdir(parents=True)
+    (tmp_path / "home" / "noa" / "noa.toml").write_text("[serving]\nworkers = 7\nthreads = 7\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NOA__SERVING__PORT", "5")
+    monkeypatch.setenv("NOA__FLOWS__PORT", "6")
+
+    def read(**layers: object) -> tuple[int, int, int, int]:
+        settings = load_settings(root, **layers).settings  # pyright: ignore[reportArgumentType]  # layers vary
+        return settings.serving.port, settings.flows.port, settings.serving.workers, settings.serving.threads
+
+    assert read() == (5, 6, 7, 2)
+    assert read(environ={}) == (3000, 4200, 7, 2)
+    assert read(outside=("flows.port",)) == (3000, 6, 1, 2)
+    monkeypatch.setenv("NOA__SERVING__NOTHING", "1")
+    assert read(outside=()) == (3000, 4200, 1, 2)
+    with pytest.raises(SettingsError, match="NOA__SERVING__NOTHING"):
+        read()
+
+
 def test_origin_names_file_and_line(project: Write) -> None:
     root = project('[project]\nname = "x"\n\n[serving]\nport = 2\n')
     values = {value.key: value for value in list_values(load_settings(root, environ={"NOA__SERVING__WORKERS": "2"}))}

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -96,6 +96,15 @@ def merge(base: Table, over: Table) -> Table:
         else:
             result[key] = value
     return result
+
+
+def without(table: Table, keys: Collection[str], prefix: str = "") -> Table:
+    """Return `table` less the dotted keys, each with all that is below it."""
+    return {
+        key: without(cast("Table", value), keys, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in table.items()
+        if f"{prefix}{key}" not in keys
+    }
 
 
 def leaves(table: Table, prefix: KeyPath = ()) -> dict[KeyPath, object]:
