@@ -18,7 +18,7 @@ import filelock
 
 from noa.atomic_write import translate_disk_errors
 from noa.errors import ConflictError, InvalidInputError, NoaError, ServiceError
-from noa.settings import Settings
+from noa.settings import PROJECT_FILE, Settings
 from noa_flows._loopback import claim_port
 from noa_flows._process_tree import memory_bytes
 from noa_flows._service_plans import SERVICE_NAMES, ServiceName, ServicePlan, plan_services, require_prefect
@@ -159,7 +159,6 @@ class _Launch:
             self.report(ServiceEvent(service=name, phase="already running", address=record.address))
         if any(plan.name == "mlflow" for plan in missing):
             _prepare_database(self.settings)
-        deadline = time.monotonic() + self.settings.flows.start_timeout_s
         started: dict[ServiceName, ServiceRecord] = {}
         try:
             waiting = dict(running)
@@ -168,7 +167,8 @@ class _Launch:
                     started[plan.name] = self._start(plan, ports.get(plan.name), addresses)
                     waiting[plan.name] = started[plan.name]
                 addresses |= _addresses(started)
-                self._wait(plans, waiting, started, addresses, deadline)
+                # Each stage has the whole time: a worker is not late because its server was slow.
+                self._wait(plans, waiting, started, addresses, time.monotonic() + self.settings.flows.start_timeout_s)
         except BaseException:
             self._undo(started)
             raise
@@ -230,18 +230,29 @@ class _Launch:
                     if name in started:
                         self.report(ServiceEvent(service=name, phase="healthy", address=record.address))
                 elif not self.supervisor.is_running(record):
-                    raise self._failure(record, "died while it started")
+                    remedy = "What was started with it has been stopped; correct the cause and run `noa up` again"
+                    raise self._failure(record, "died while it started", remedy)
             if waiting and time.monotonic() > deadline:
-                first = next(iter(waiting.values()))
-                raise self._failure(first, f"did not answer within {self.settings.flows.start_timeout_s:g} s")
+                raise self._lateness(next(iter(waiting.values())))
             time.sleep(_POLL_S if waiting else 0)
 
-    def _failure(self, record: ServiceRecord, what: str) -> ServiceError:
+    def _lateness(self, record: ServiceRecord) -> ServiceError:
+        limit_s = self.settings.flows.start_timeout_s
+        file, more = self.settings.root / PROJECT_FILE, f"flows.start_timeout_s={2 * limit_s:g}"
+        return self._failure(
+            record,
+            f"did not answer within {limit_s:g} s",
+            f"On a busy machine give it longer: `{more}` (in `{file}`: `start_timeout_s` of `[flows]`; for one command "
+            f"`-o {more}`). What was started with it has been stopped",
+        )
+
+    def _failure(self, record: ServiceRecord, what: str, remedy: str) -> ServiceError:
+        tail = self.supervisor.log_tail(record)
         return ServiceError(
             f"service `{record.name}` {what}",
             where=str(record.log_file),
-            received=f"its last lines:\n{self.supervisor.log_tail(record)}\n",
-            remedy="What was started with it has been stopped; correct the cause and run `noa up` again",
+            received=f"its last lines:\n{tail}\n" if tail else "it has written nothing since it was started",
+            remedy=remedy,
             service=record.name,
             log_file=str(record.log_file),
         )
@@ -310,7 +321,7 @@ def _project_lock(settings: Settings) -> Generator[None]:
     folder = settings.state_dir / "services"
     with translate_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    timeout_s = settings.flows.start_timeout_s + settings.flows.stop_timeout_s
+    timeout_s = 2 * settings.flows.start_timeout_s + settings.flows.stop_timeout_s
     lock = filelock.FileLock(folder / "lock", timeout=timeout_s)
     try:
         lock.acquire()

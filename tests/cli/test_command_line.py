@@ -300,6 +300,15 @@ print(json.dumps({value.key: value.value for value in list_values(loaded)}))
     assert shown["registry.database_url"].endswith("elsewhere.db")
 
 
+def test_init_tells_what_is_set_outside_of_the_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NOA__REGISTRY__DATABASE_URL", "sqlite:////elsewhere.db")
+    assert run(["init", str(tmp_path / "mine")]) == 0
+    told = "note: `registry.database_url` is set outside of noa.toml: environment NOA__REGISTRY__DATABASE_URL"
+    assert told in capfd.readouterr().out
+
+
 def test_completion_offers_the_commands(noa: Noa) -> None:
     command = [sys.executable, "-m", "noa_cli"]
     environment = {

@@ -74,10 +74,13 @@ def test_a_service_that_dies_takes_what_was_started_with_it_and_shows_its_log(tm
     home = tmp_path / ".noa" / "prefect"
     home.mkdir(parents=True)
     (home / "prefect.db").write_bytes(b"this is no database" * 1000)
+    (tmp_path / ".noa" / "logs").mkdir()
+    (tmp_path / ".noa" / "logs" / "prefect.log").write_text("what an older run said\n")
     seen: list[ServiceEvent] = []
     with pytest.raises(ServiceError, match=r"`prefect` died while it started") as caught:
         up(settings, services=["prefect"], on_progress=seen.append)
     assert "not a database" in str(caught.value)
+    assert "an older run" not in str(caught.value)
     assert [entry.state for entry in status(settings)] == ["stopped"] * 4
     assert [(event.service, event.phase) for event in seen] == [
         ("prefect", "starting"),
@@ -90,8 +93,10 @@ def test_a_service_that_dies_takes_what_was_started_with_it_and_shows_its_log(tm
 def test_a_service_that_does_not_answer_in_time_is_stopped_again(tmp_path: Path) -> None:
     make_project(tmp_path)
     settings: Settings = load_settings(tmp_path, overrides=["flows.start_timeout_s=0.3"]).settings
-    with pytest.raises(ServiceError, match=r"`prefect` did not answer within 0\.3 s"):
+    with pytest.raises(ServiceError, match=r"`prefect` did not answer within 0\.3 s") as caught:
         up(settings, services=["prefect"])
+    assert f"`flows.start_timeout_s=0.6` (in `{tmp_path / 'noa.toml'}`" in str(caught.value)
+    assert "it has written nothing" in str(caught.value)
     assert [entry.state for entry in status(settings)] == ["stopped"] * 4
 
 
