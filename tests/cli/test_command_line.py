@@ -116,7 +116,7 @@ def test_malformed_toml_names_line_and_column(noa: Noa, tmp_path: Path) -> None:
 def test_show_origin_and_explain(noa: Noa, tmp_path: Path) -> None:
     (tmp_path / "noa.toml").write_text("[serving]\nport = 3\n")
     shown = json.loads(noa("config", "show", "--origin", "serving.port", "--json").stdout)
-    assert shown == [{"key": "serving.port", "value": 3, "origin": f"{tmp_path / 'noa.toml'}:2"}]
+    assert shown == [{"key": "serving.port", "value": 3, "origin": f"{tmp_path / 'noa.toml'}:2:1"}]
     assert "NOA__SERVING__PORT" in noa("config", "explain", "serving.port").stdout
     assert noa("config", "explain", "serving.nope").returncode == 1
 

@@ -70,7 +70,7 @@ def test_the_environment_and_the_users_file_are_read_unless_they_are_given(
 def test_origin_names_file_and_line(project: Write) -> None:
     root = project('[project]\nname = "x"\n\n[serving]\nport = 2\n')
     values = {value.key: value for value in list_values(load_settings(root, environ={"NOA__SERVING__WORKERS": "2"}))}
-    assert values["serving.port"].origin == f"{root / 'noa.toml'}:5"
+    assert values["serving.port"].origin == f"{root / 'noa.toml'}:5:1"
     assert values["serving.workers"].origin == "environment NOA__SERVING__WORKERS"
     assert values["serving.host"].origin == "default"
 
@@ -100,7 +100,7 @@ def test_origin_names_file_and_line(project: Write) -> None:
         ('[serving]\ntimeout_s = "5"\n', ["`serving.timeout_s`", "valid number", "received '5'"]),
         ("[gates.digits]\napprovals = 1.0\n", ["`gates.digits.approvals`", "noa.toml:2", "valid integer"]),
         ("[gates.digits]\ncompatible = 1\n", ["`gates.digits.compatible`", "noa.toml:2", "valid boolean"]),
-        ("[gates.digits]\nmin_metrics = { accuracy = true }\n", ["gates.digits.min_metrics.accuracy", "noa.toml:2"]),
+        ("[gates.digits]\nmin_metrics = { accuracy = true }\n", ["gates.digits.min_metrics.accuracy", "noa.toml:2:17"]),
     ],
 )
 def test_every_mistake_names_the_place(project: Write, text: str, words: list[str]) -> None:

@@ -28,9 +28,9 @@ class Source:
     is_file: bool = True
 
     def locate(self, path: KeyPath) -> str:
-        """Return the origin of a key, with its line where the source is a file."""
-        line = None if self.text is None else _find_line(self.text, ".".join(path))
-        return self.origin if line is None else f"{self.origin}:{line}"
+        """Return the origin of a key, with its line and column where the source is a file."""
+        place = None if self.text is None else _find_place(self.text, ".".join(path))
+        return self.origin if place is None else f"{self.origin}:{place[0]}:{place[1]}"
 
 
 def read_toml(path: Path) -> Source:
@@ -136,10 +136,10 @@ def _parse_value(text: str) -> object:
         return text
 
 
-def _find_line(text: str, dotted: str) -> int | None:
-    """Find the line of a dotted key: `[section]` headers give the prefix, `key =` lines the rest."""
+def _find_place(text: str, dotted: str) -> tuple[int, int] | None:
+    """Find line and column of a dotted key: `[section]` headers give the prefix, `key =` pairs the rest."""
     section = ""
-    best: int | None = None
+    best: tuple[int, int] | None = None
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
             section = re.sub(r"[\"'\s]", "", header[1])
@@ -149,8 +149,10 @@ def _find_line(text: str, dotted: str) -> int | None:
             key = f"{section}.{key}" if section else key
         else:
             continue
+        column = len(line) - len(line.lstrip()) + 1
         if key == dotted:
-            return number
+            return number, column
         if dotted.startswith(f"{key}.") and not line.lstrip().startswith("["):
-            best = number
+            inner = re.search(rf"[{{,]\s*([\"']?{re.escape(dotted[len(key) + 1 :])}[\"']?)\s*=", line)
+            best = number, inner.start(1) + 1 if inner else column
     return best
