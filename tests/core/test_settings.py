@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from noa.database_urls import MASK
 from noa.errors import NotFoundError, SettingsError
 from noa.settings import Settings, explain, is_loopback, json_schema, list_values, load_settings
 from noa.settings.models import ServingSettings
@@ -164,6 +165,18 @@ def test_secrets_are_masked_wherever_settings_are_shown(project: Write) -> None:
     assert loaded.settings.serving.api_keys[0].get_secret_value() == secret
     assert secret not in repr(loaded.settings)
     assert secret not in json.dumps([str(value) for value in list_values(loaded)])
+
+
+def test_a_secret_that_is_not_set_is_shown_as_not_set(project: Write) -> None:
+    text = '[registry]\nartifact_url = "s3://bucket/prefix"\n'
+    shown = {value.key: value.value for value in list_values(load_settings(project(text)))}
+    assert shown["registry.s3.access_key"] == shown["registry.s3.secret_key"] == ""
+    assert shown["serving.api_keys"] == []
+    assert shown["registry.signing.private_key_pem"] is None
+    text += '[registry.s3]\naccess_key = "some"\nsecret_key = "other"\n'
+    shown = {value.key: value.value for value in list_values(load_settings(project(text)))}
+    assert shown["registry.s3.access_key"] == shown["registry.s3.secret_key"] == MASK
+    assert explain("registry.s3.access_key").default == ""
 
 
 def test_a_wrong_secret_is_not_echoed(project: Write) -> None:
