@@ -47,6 +47,7 @@ class ServiceRecord:
     """What is known about one started service. `process` is None from the moment before its start until after it.
 
     `log_start` is the size that the log had before, bytes: what comes after it is by this service alone.
+    `settings_digest` is that of what it was given of the settings, "" if nobody said.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ServiceRecord:
     started_at: datetime
     process: ProcessId | None = None
     log_start: int = 0
+    settings_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class Command:
     log_file: Path
     address: str | None = None
     grace_s: float = 10.0
+    settings_digest: str = ""
 
 
 class Supervisor:
@@ -100,6 +103,7 @@ class Supervisor:
                 address=command.address,
                 started_at=datetime.now(UTC),
                 log_start=log.tell(),
+                settings_digest=command.settings_digest,
             )
             self._write(record)
             process = _spawn(command, record.marker, log.fileno())
@@ -278,5 +282,6 @@ def _from_json(text: str) -> ServiceRecord:
         process=None
         if process is None
         else ProcessId(pid=int(process["pid"]), start_ticks=int(process["start_ticks"])),
-        log_start=int(cast("int", table.get("log_start", 0))),  # records of older releases have none
+        log_start=int(cast("int", table.get("log_start", 0))),  # records of older releases have none of these
+        settings_digest=str(table.get("settings_digest", "")),
     )

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import filelock
@@ -18,6 +19,7 @@ from noa_flows.supervisor import Supervisor
 
 _UP = """
 import sys
+import threading
 from pathlib import Path
 from noa.settings import load_settings
 from noa_flows import up
@@ -128,6 +130,31 @@ def test_an_interrupted_up_tells_what_it_stops_and_a_second_interrupt_waits_for_
     assert [(event.service, event.phase) for event in seen][-2:] == [("prefect", "stopping"), ("prefect", "stopped")]
     assert waited == [settings.flows.stop_timeout_s, 0.0]
     assert [entry.state for entry in status(settings)] == ["stopped"] * 4
+
+
+def test_services_are_stopped_side_by_side_and_the_server_after_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_project(tmp_path)
+    together, order = threading.Barrier(3, timeout=60), list[str]()
+
+    def meet(supervisor: Supervisor, name: str, *, timeout_s: float) -> bool:
+        if name != "prefect":
+            together.wait()
+        order.append(name)
+        if name == "mlflow":
+            raise ServiceError("service `mlflow` did not stop")
+        return True
+
+    monkeypatch.setattr(Supervisor, "find", lambda self, name: None if name == "webhooks" else object())
+    monkeypatch.setattr(Supervisor, "stop", meet)
+    settings.state_dir.mkdir()
+    seen: list[tuple[str, str]] = []
+    with pytest.raises(ServiceError, match="`mlflow` did not stop"):
+        down(settings, on_progress=lambda event: seen.append((event.service, event.phase)))
+    assert order.index("worker") < order.index("prefect")
+    assert {service for service, phase in seen if phase == "stopping"} == {"prefect", "mlflow", "serving", "worker"}
+    assert {service for service, phase in seen if phase == "stopped"} == {"prefect", "serving", "worker"}
 
 
 @pytest.mark.prefect
