@@ -28,6 +28,7 @@ class Invocation:
     profile: str | None = None
     config_files: tuple[Path, ...] = ()
     overrides: tuple[str, ...] = ()
+    missing_folder: Path | None = None  # where this project's state goes, if nothing was there when the command began
     typed_before: str = ""  # the part of a word that the shell holds for a word of its own while it is completed
 
     def load(self) -> LoadedSettings:
@@ -60,6 +61,9 @@ class Invocation:
                 where=str(self.directory.absolute()),
                 remedy="Make a project with `noa init`, or name its folder with `--directory`",
             )
+        state_dir = loaded.settings.state_dir
+        if not state_dir.exists():
+            self.missing_folder = state_dir
         return loaded.settings
 
     def command_line(self, *arguments: str) -> str:

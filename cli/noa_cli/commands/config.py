@@ -134,15 +134,12 @@ def _warnings(settings: Settings) -> list[str]:
     if not (settings.gates or settings.endpoints or settings.webhooks):
         return []
     from noa.errors import NoaError
-    from noa_cli._gate_remarks import gate_remarks, name_remarks, registry_is_there
+    from noa_cli._gate_remarks import gate_remarks, name_remarks
     from noa_cli._registry import open_registry
 
     try:
-        if registry_is_there(settings):
-            with open_registry(settings) as registry:
-                remarks = [*gate_remarks(settings, registry), *name_remarks(settings, registry)]
-        else:
-            remarks = [*gate_remarks(settings, None), *name_remarks(settings, None)]
+        with open_registry(settings) as registry:
+            remarks = [*gate_remarks(settings, registry), *name_remarks(settings, registry)]
     except NoaError as exc:  # the settings are valid also where the database does not answer
         return [f"the settings could not be compared with the registry: {exc}"]
     return [f"{remark.text}. {remark.remedy}" for remark in remarks]
