@@ -42,7 +42,9 @@ def _is_made(settings: Settings) -> bool:
     registry = settings.registry
     parsed = parse_database_url(registry.database_url)
     is_local = parsed.dialect == "sqlite" and not registry.artifact_url
-    return not is_local or parsed.file.exists() or registry.artifact_dir.exists()
+    if not is_local or parsed.file.exists() or registry.artifact_dir.exists():
+        return True
+    return parsed.file.parent.exists() and not parsed.file.parent.is_dir()  # opening it says what is wrong
 
 
 @contextmanager
