@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -22,8 +23,16 @@ hypothesis.settings.register_profile("noa", deadline=None, suppress_health_check
 hypothesis.settings.load_profile("noa")
 
 
-def pytest_configure() -> None:
-    """Let Ctrl-C reach what the tests start: a suite that runs in the background of a script ignores it."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the developer's own settings out of the tests, and let Ctrl-C reach what they start.
+
+    A suite that runs in the background of a script ignores Ctrl-C otherwise.
+    """
+    home = tempfile.TemporaryDirectory(prefix="noa-no-settings-")
+    config.add_cleanup(home.cleanup)
+    for name in [name for name in os.environ if name.upper().startswith("NOA__")]:
+        del os.environ[name]
+    os.environ["XDG_CONFIG_HOME"] = home.name
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

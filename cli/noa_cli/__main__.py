@@ -31,8 +31,8 @@ def run(arguments: list[str]) -> int:
             return 0
         mend_bash_words(os.environ, invocation)
         result = build()(arguments, prog_name="noa", standalone_mode=True)
-    except SystemExit as exc:
-        return exc.code if isinstance(exc.code, int) else 1
+    except SystemExit as exc:  # every command ends so
+        return _ended(invocation, exc.code)
     except NoaError as exc:
         return _report(invocation, exc, exc)
     except KeyboardInterrupt:
@@ -49,7 +49,21 @@ def run(arguments: list[str]) -> int:
     except Exception as exc:  # noqa: BLE001 - the last line of defence: people get one line, not a traceback
         remedy = "This is a mistake in noa; run again with --debug and report it"
         return _report(invocation, exc, NoaError(f"unexpected {type(exc).__name__}: {exc}", remedy=remedy))
-    return result if isinstance(result, int) else 0
+    return _ended(invocation, result)
+
+
+def _ended(invocation: _invocation.Invocation, result: object) -> int:
+    code = 0 if result is None else result if isinstance(result, int) else 1
+    if code == 0:
+        _tell_of_new_folder(invocation)
+    return code
+
+
+def _tell_of_new_folder(invocation: _invocation.Invocation) -> None:
+    """Say which folder the command has made; what only reads makes none."""
+    folder = invocation.missing_folder
+    if folder is not None and folder.exists() and not invocation.as_json:
+        sys.stderr.write(f"made {folder}: what noa writes for this project is in it\n")
 
 
 def _report(invocation: _invocation.Invocation, error: BaseException, told: NoaError) -> int:

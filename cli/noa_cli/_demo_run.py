@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from noa_cli.commands.flows import shorten_log
 
 if TYPE_CHECKING:
     from noa.settings import Settings
-    from noa_flows import PipelineResult, ServiceStatus
+    from noa_flows import PipelineResult, ServiceEvent, ServiceStatus
     from noa_registry import ModelVersion
     from noa_training import Split
 
@@ -33,6 +33,7 @@ MODEL, ENDPOINT, ALIAS = "digits", "digits", "champion"
 FIRST_FRACTION = 0.5
 LEAST_ACCURACY = 0.98
 _SWAP_TIMEOUT_S = 30.0
+_TELL_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +53,19 @@ class Demo:
         self._started = time.monotonic()
         self._values: dict[str, Any] = {}
         self._problems: list[str] = []
+        self._heard = ""
 
     def run(self) -> DemoReport:
         """Tell the whole story."""
         from noa_flows import up
 
         with ThreadPoolExecutor(max_workers=1) as pool:
-            services: Future[list[ServiceStatus]] = pool.submit(up, self._settings)
+            services: Future[list[ServiceStatus]] = pool.submit(up, self._settings, on_progress=self._hear)
             first = self._train()
             self._head("2", "Start the Prefect server, the worker, the MLflow UI and the endpoint")
-            with self._step("Waiting for the services (they were started while the models trained)"):
+            with self._step("Waiting for the services (they were started while the models trained)") as tell:
+                while not wait((services,), timeout=_TELL_EVERY_S).done:
+                    tell(self._heard)
                 statuses = services.result()
         url = next(found.address for found in statuses if found.name == "serving") or ""
         self._addresses(statuses)
@@ -71,6 +75,9 @@ class Demo:
         self._roll_back(url, test)
         self._values["seconds"] = round(time.monotonic() - self._started, 1)
         return DemoReport(values=self._values, problems=tuple(self._problems))
+
+    def _hear(self, event: ServiceEvent) -> None:
+        self._heard = f"{event.service} {event.phase}"
 
     def _train(self) -> PipelineResult:
         from noa_flows import run_pipeline

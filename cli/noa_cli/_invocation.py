@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +28,7 @@ class Invocation:
     profile: str | None = None
     config_files: tuple[Path, ...] = ()
     overrides: tuple[str, ...] = ()
+    missing_folder: Path | None = None  # where this project's state goes, if nothing was there when the command began
     typed_before: str = ""  # the part of a word that the shell holds for a word of its own while it is completed
 
     def load(self) -> LoadedSettings:
@@ -44,8 +43,6 @@ class Invocation:
             raise InvalidInputError("no such project folder", where=str(self.directory))
         return load_settings(
             self.directory,
-            environ=os.environ,
-            user_file=user_settings_file(os.environ),
             profile=self.profile,
             config_files=self.config_files,
             overrides=self.overrides,
@@ -64,6 +61,9 @@ class Invocation:
                 where=str(self.directory.absolute()),
                 remedy="Make a project with `noa init`, or name its folder with `--directory`",
             )
+        state_dir = loaded.settings.state_dir
+        if not state_dir.exists():
+            self.missing_folder = state_dir
         return loaded.settings
 
     def command_line(self, *arguments: str) -> str:
@@ -92,12 +92,6 @@ def current() -> Invocation:
         return _CURRENT.get()
     except LookupError:
         return begin()
-
-
-def user_settings_file(environ: Mapping[str, str]) -> Path:
-    """Return where the user's own settings are, by the XDG rule."""
-    base = environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(base) / "noa" / "noa.toml"
 
 
 def actor() -> str:

@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from noa.errors import NotFoundError
 from noa_cli._invocation import current
 
 if TYPE_CHECKING:
@@ -15,24 +16,56 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def open_registry(settings: Settings | None = None, *, about: Sequence[str] = ()) -> Generator[Registry]:
+def open_registry(
+    settings: Settings | None = None, *, about: Sequence[str] = (), makes: bool = False
+) -> Generator[Registry]:
     """Open the registry of the project and close it after the command.
 
-    `about` are the references that were typed: where one is not found, the error says which there are instead.
+    `about` are the references that were typed: where one is not found, the error says which there are instead. A
+    command that registers something `makes` the registry; to others one that is not there looks empty and stays unmade.
     """
-    from noa.errors import NotFoundError
+    chosen = settings or current().settings()
+    if makes or _is_made(chosen):
+        with _opened(chosen) as registry, _told_what_there_is(registry, about):
+            yield registry
+        return
+    from noa_registry.empty_registry import open_empty_registry
+
+    with open_empty_registry(chosen) as registry, _told_what_there_is(registry, about):
+        yield registry
+
+
+def _is_made(settings: Settings) -> bool:
+    """Tell whether opening the registry would make nothing: something of it is there, or a server keeps it."""
+    from noa_registry.database_url import parse_database_url
+
+    registry = settings.registry
+    parsed = parse_database_url(registry.database_url)
+    is_local = parsed.dialect == "sqlite" and not registry.artifact_url
+    if not is_local or parsed.file.exists() or registry.artifact_dir.exists():
+        return True
+    return parsed.file.parent.exists() and not parsed.file.parent.is_dir()  # opening it says what is wrong
+
+
+@contextmanager
+def _opened(settings: Settings) -> Generator[Registry]:
     from noa_registry import Registry
 
-    chosen = settings or current().settings()
-    registry = Registry.open(chosen)
+    registry = Registry.open(settings)
     try:
         yield registry
+    finally:
+        registry.close()
+
+
+@contextmanager
+def _told_what_there_is(registry: Registry, about: Sequence[str]) -> Generator[None]:
+    try:
+        yield
     except NotFoundError as exc:
         if "state" not in exc.facts:  # what is in the trash comes back otherwise
             exc.remedy = _what_there_is(registry, about) or exc.remedy
         raise
-    finally:
-        registry.close()
 
 
 def version_to_dict(version: ModelVersion) -> dict[str, object]:

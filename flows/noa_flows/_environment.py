@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from noa.settings import Settings, load_settings
+from noa.settings import RegistrySettings, Settings, load_carried_settings, load_settings
 from noa_flows._process_tree import MARKER_VARIABLE
 
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
 SETTINGS_VARIABLE = "NOA_FLOW_SETTINGS"
-"""JSON list of `section.key=value`: what the settings in force at the start differ in from the project's file."""
+"""JSON table of settings: what those in force at the start say otherwise than the project's file."""
 WORKER_PID_VARIABLE = "NOA_WORKER_PID"
 _TOOL_PREFIXES = ("PREFECT_", "MLFLOW_", "NOA__")
-_SECRET_KEYS = frozenset({"serving.api_keys", "registry.s3.access_key", "registry.s3.secret_key"})
-_SECRET_TABLES = ("webhooks.",)
+_SIGNING_SECRETS = ("private_key_pem", "private_key_password", "sigstore_token")
+# What the environment may have to complete before it is valid: of this the file alone tells nothing. `serving` and
+# `webhooks` have their own ways to the processes that need them.
+_REPLACED = (
+    *(f"registry.{name}" for name in RegistrySettings.model_fields if name != "principals"),
+    *("serving.api_keys", "serving.host", "webhooks"),
+)
 _LOOPBACK = "127.0.0.1,localhost,::1"
 
 
@@ -83,16 +92,22 @@ def settings_to_carry(settings: Settings) -> str:
     """Return the value of NOA_FLOW_SETTINGS: a later process reads the project's file and lays this on top.
 
     So a flow sees what `-o`, the environment and the user's file said when the worker started, and also what has since
-    been changed in `noa.toml` (a gate, a recipe). Secrets are left out; no flow needs them.
+    been changed in `noa.toml` (a gate, a recipe). Of secrets it holds those that sign what a flow registers, and the
+    database's password.
     """
-    base = _leaves(load_settings(settings.root).settings)
-    now = _leaves(settings)
-    pairs = [
-        f"{key}={json.dumps(value)}"
-        for key, value in now.items()
-        if _is_carried(key) and value is not None and base.get(key) != value
-    ]
-    return json.dumps(sorted(pairs))
+    now = cast("dict[str, dict[str, object]]", settings.model_dump(mode="json", exclude={"root", "webhooks"}))
+    for name in ("api_keys", "host"):
+        del now["serving"][name]
+    registry = now.pop("registry")
+    principals = registry.pop("principals")
+    s3, signing = (cast("dict[str, object]", registry[name]) for name in ("s3", "signing"))
+    del s3["access_key"], s3["secret_key"]  # these go where AWS looks for them
+    for name in _SIGNING_SECRETS:
+        secret = cast("SecretStr | None", getattr(settings.registry.signing, name))
+        signing[name] = None if secret is None else secret.get_secret_value()
+    base = load_carried_settings(settings.root, {"registry": registry}, replaced=_REPLACED).settings
+    changed = _difference({**now, "registry": {"principals": principals}}, base.model_dump(mode="json"))
+    return json.dumps({**changed, "registry": {**registry, **changed.get("registry", {})}})
 
 
 def carried_settings(root: Path, text: str | None) -> Settings:
@@ -101,23 +116,22 @@ def carried_settings(root: Path, text: str | None) -> Settings:
     Raises:
         SettingsError: the project's file is no longer valid.
     """
-    pairs = cast("list[str]", json.loads(text)) if text else []
-    return load_settings(root, overrides=pairs).settings
+    if not text:
+        return load_settings(root, outside=()).settings
+    carried = cast("dict[str, object]", json.loads(text))
+    return load_carried_settings(root, carried, replaced=_REPLACED).settings
 
 
-def _is_carried(key: str) -> bool:
-    return key not in _SECRET_KEYS and key != "root" and not key.startswith(_SECRET_TABLES)
-
-
-def _leaves(settings: Settings) -> dict[str, object]:
+def _difference(now: Mapping[str, object], base: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """Return what `now` says otherwise than `base`, as nested tables."""
     found: dict[str, object] = {}
-
-    def walk(table: dict[str, object], prefix: str) -> None:
-        for key, value in table.items():
-            if isinstance(value, dict) and value:
-                walk(cast("dict[str, object]", value), f"{prefix}{key}.")
-            elif not isinstance(value, dict):
-                found[f"{prefix}{key}"] = value
-
-    walk(cast("dict[str, object]", settings.model_dump(mode="json")), "")
-    return found
+    for key, value in now.items():
+        below = base.get(key)
+        if isinstance(value, dict):
+            table = cast("dict[str, object]", value)
+            inner = _difference(table, cast("dict[str, object]", below) if isinstance(below, dict) else {})
+            if inner:
+                found[key] = inner
+        elif key not in base or value != below:
+            found[key] = value
+    return cast("dict[str, dict[str, object]]", found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -18,10 +18,12 @@ import filelock
 
 from noa.atomic_write import translate_disk_errors
 from noa.errors import ConflictError, InvalidInputError, NoaError, ServiceError
-from noa.settings import Settings
+from noa.settings import PROJECT_FILE, Settings
 from noa_flows._loopback import claim_port
 from noa_flows._process_tree import memory_bytes
 from noa_flows._service_plans import SERVICE_NAMES, ServiceName, ServicePlan, plan_services, require_prefect
+from noa_flows._settings_digest import settings_digest
+from noa_flows._stopping import stop_together
 from noa_flows.supervisor import ServiceRecord, Supervisor
 
 State = Literal["running", "unhealthy", "stopped"]
@@ -38,7 +40,7 @@ class ServiceStatus:
     """One service now. `unhealthy`: a process is there but does not answer as it should.
 
     `detail` says why a service that was started is not running, or what one that runs cannot do yet; `memory_bytes` is
-    that of its whole process tree.
+    that of its whole process tree. `has_old_settings`: it was started with other settings than these.
     """
 
     name: ServiceName
@@ -49,6 +51,7 @@ class ServiceStatus:
     log_file: Path
     memory_bytes: int
     detail: str = ""
+    has_old_settings: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +67,16 @@ OnProgress = Callable[[ServiceEvent], None]
 
 
 def up(
-    settings: Settings, *, services: Sequence[ServiceName] | None = None, on_progress: OnProgress | None = None
+    settings: Settings,
+    *,
+    services: Sequence[ServiceName] | None = None,
+    restart: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> list[ServiceStatus]:
     """Start the project's services (or some of them) and wait until each is healthy. What runs already is kept.
+
+    What runs with other settings than these, or is no longer in them, is kept too, and its status says so; `restart`
+    stops it, and starts anew what these settings have.
 
     Raises:
         ConflictError: a port is in use, or another `up` or `down` of this project does not end.
@@ -80,8 +90,11 @@ def up(
     supervisor = Supervisor(settings.state_dir)
     with _project_lock(settings):
         launch = _Launch(settings=settings, supervisor=supervisor, report=on_progress or _say_nothing)
+        if restart:
+            launch.stop_outdated(SERVICE_NAMES if services is None else list(plans))
         launch.run(plans)
-    return [found for found in status(settings) if found.name in plans]
+    shown = [found for found in status(settings) if found.name in plans or services is None]
+    return [found for found in shown if found.name in plans or found.has_old_settings]
 
 
 def down(
@@ -95,27 +108,23 @@ def down(
     """
     report = on_progress or _say_nothing
     supervisor = Supervisor(settings.state_dir)
-    stopped: list[ServiceName] = []
-    failures: list[NoaError] = []
     if not settings.state_dir.exists():
         return []
+    failures: list[NoaError] = []
+    present: list[ServiceName] = []
+    wanted: list[ServiceName] = [name for name in SERVICE_NAMES if services is None or name in services]
     with _project_lock(settings):
-        for name in reversed(SERVICE_NAMES):
-            if services is not None and name not in services:
-                continue
+        for name in reversed(wanted):
             try:
-                if supervisor.find(name) is None:
-                    continue
-                report(ServiceEvent(service=name, phase="stopping"))
-                supervisor.stop(name, timeout_s=settings.flows.stop_timeout_s)
+                if supervisor.find(name) is not None:
+                    present.append(name)
             except NoaError as exc:
                 failures.append(exc)
-                continue
-            stopped.append(name)
-            report(ServiceEvent(service=name, phase="stopped"))
+        left = _stop(supervisor, present, timeout_s=settings.flows.stop_timeout_s, report=report)
+    failures += left.values()
     if failures:
         raise failures[0]
-    return stopped
+    return [name for name in present if name not in left]
 
 
 def status(settings: Settings) -> list[ServiceStatus]:
@@ -159,7 +168,6 @@ class _Launch:
             self.report(ServiceEvent(service=name, phase="already running", address=record.address))
         if any(plan.name == "mlflow" for plan in missing):
             _prepare_database(self.settings)
-        deadline = time.monotonic() + self.settings.flows.start_timeout_s
         started: dict[ServiceName, ServiceRecord] = {}
         try:
             waiting = dict(running)
@@ -168,22 +176,33 @@ class _Launch:
                     started[plan.name] = self._start(plan, ports.get(plan.name), addresses)
                     waiting[plan.name] = started[plan.name]
                 addresses |= _addresses(started)
-                self._wait(plans, waiting, started, addresses, deadline)
+                # Each stage has the whole time: a worker is not late because its server was slow.
+                self._wait(plans, waiting, started, addresses, time.monotonic() + self.settings.flows.start_timeout_s)
         except BaseException:
             self._undo(started)
             raise
 
+    def stop_outdated(self, names: Sequence[ServiceName]) -> None:
+        """Stop what of these runs with other settings, and a worker whose server is among it."""
+        records = {name: self.supervisor.find(name) for name in names}
+        outdated: list[ServiceName] = [name for name in names if _is_outdated(records[name], name, self.settings)]
+        if "prefect" in outdated and "worker" not in outdated and self.supervisor.find("worker") is not None:
+            outdated.append("worker")
+        failures = _stop(
+            self.supervisor, outdated[::-1], timeout_s=self.settings.flows.stop_timeout_s, report=self.report
+        )
+        for failure in failures.values():
+            raise failure
+
     def _undo(self, started: Mapping[ServiceName, ServiceRecord]) -> None:
         """Stop what was started; who interrupts once more does not want to wait for it."""
-        timeout_s = self.settings.flows.stop_timeout_s
-        for name in reversed(list(started)):
-            self.report(ServiceEvent(service=name, phase="stopping"))
-            try:
-                self.supervisor.stop(name, timeout_s=timeout_s)
-            except KeyboardInterrupt:
-                timeout_s = 0.0
-                self.supervisor.stop(name, timeout_s=timeout_s)
-            self.report(ServiceEvent(service=name, phase="stopped"))
+        names = list(started)[::-1]
+        try:
+            failures = _stop(self.supervisor, names, timeout_s=self.settings.flows.stop_timeout_s, report=self.report)
+        except KeyboardInterrupt:
+            failures = _stop(self.supervisor, names, timeout_s=0.0, report=self.report)
+        for failure in failures.values():
+            raise failure
 
     def _look(
         self, plans: Mapping[ServiceName, ServicePlan]
@@ -213,7 +232,8 @@ class _Launch:
     def _start(self, plan: ServicePlan, port: int | None, addresses: Mapping[ServiceName, str]) -> ServiceRecord:
         address = None if plan.host is None else f"http://{_reachable(plan.host)}:{port}"
         self.report(ServiceEvent(service=plan.name, phase="starting", address=address))
-        return self.supervisor.start(plan.build(address, addresses))
+        command = plan.build(address, addresses)
+        return self.supervisor.start(replace(command, settings_digest=settings_digest(self.settings, plan.name)))
 
     def _wait(
         self,
@@ -230,18 +250,29 @@ class _Launch:
                     if name in started:
                         self.report(ServiceEvent(service=name, phase="healthy", address=record.address))
                 elif not self.supervisor.is_running(record):
-                    raise self._failure(record, "died while it started")
+                    remedy = "What was started with it has been stopped; correct the cause and run `noa up` again"
+                    raise self._failure(record, "died while it started", remedy)
             if waiting and time.monotonic() > deadline:
-                first = next(iter(waiting.values()))
-                raise self._failure(first, f"did not answer within {self.settings.flows.start_timeout_s:g} s")
+                raise self._lateness(next(iter(waiting.values())))
             time.sleep(_POLL_S if waiting else 0)
 
-    def _failure(self, record: ServiceRecord, what: str) -> ServiceError:
+    def _lateness(self, record: ServiceRecord) -> ServiceError:
+        limit_s = self.settings.flows.start_timeout_s
+        file, more = self.settings.root / PROJECT_FILE, f"flows.start_timeout_s={2 * limit_s:g}"
+        return self._failure(
+            record,
+            f"did not answer within {limit_s:g} s",
+            f"On a busy machine give it longer: `{more}` (in `{file}`: `start_timeout_s` of `[flows]`; for one command "
+            f"`-o {more}`). What was started with it has been stopped",
+        )
+
+    def _failure(self, record: ServiceRecord, what: str, remedy: str) -> ServiceError:
+        tail = self.supervisor.log_tail(record)
         return ServiceError(
             f"service `{record.name}` {what}",
             where=str(record.log_file),
-            received=f"its last lines:\n{self.supervisor.log_tail(record)}\n",
-            remedy="What was started with it has been stopped; correct the cause and run `noa up` again",
+            received=f"its last lines:\n{tail}\n" if tail else "it has written nothing since it was started",
+            remedy=remedy,
             service=record.name,
             log_file=str(record.log_file),
         )
@@ -292,6 +323,24 @@ def _status_of(
         log_file=settings.state_dir / "logs" / f"{name}.log",
         memory_bytes=memory_bytes(members),
         detail=detail,
+        has_old_settings=state != "stopped" and _is_outdated(record, name, settings),
+    )
+
+
+def _is_outdated(record: ServiceRecord | None, name: ServiceName, settings: Settings) -> bool:
+    """Tell whether a service was started with other settings; nobody knows it of records of older releases."""
+    return record is not None and record.settings_digest not in ("", settings_digest(settings, name))
+
+
+def _stop(
+    supervisor: Supervisor, names: Sequence[ServiceName], *, timeout_s: float, report: OnProgress
+) -> dict[ServiceName, NoaError]:
+    return stop_together(
+        supervisor,
+        names,
+        timeout_s=timeout_s,
+        on_stopping=lambda name: report(ServiceEvent(service=name, phase="stopping")),
+        on_stopped=lambda name: report(ServiceEvent(service=name, phase="stopped")),
     )
 
 
@@ -310,7 +359,7 @@ def _project_lock(settings: Settings) -> Generator[None]:
     folder = settings.state_dir / "services"
     with translate_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    timeout_s = settings.flows.start_timeout_s + settings.flows.stop_timeout_s
+    timeout_s = 2 * settings.flows.start_timeout_s + settings.flows.stop_timeout_s
     lock = filelock.FileLock(folder / "lock", timeout=timeout_s)
     try:
         lock.acquire()

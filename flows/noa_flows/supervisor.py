@@ -44,7 +44,11 @@ _started: dict[int, subprocess.Popen[bytes]] = {}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceRecord:
-    """What is known about one started service. `process` is None from the moment before its start until after it."""
+    """What is known about one started service. `process` is None from the moment before its start until after it.
+
+    `log_start` is the size that the log had before, bytes: what comes after it is by this service alone.
+    `settings_digest` is that of what it was given of the settings, "" if nobody said.
+    """
 
     name: str
     marker: str
@@ -54,6 +58,8 @@ class ServiceRecord:
     address: str | None
     started_at: datetime
     process: ProcessId | None = None
+    log_start: int = 0
+    settings_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +73,7 @@ class Command:
     log_file: Path
     address: str | None = None
     grace_s: float = 10.0
+    settings_digest: str = ""
 
 
 class Supervisor:
@@ -82,20 +89,22 @@ class Supervisor:
             StorageError: the record or the log cannot be written; nothing was started.
             ServiceError: the system refused to start a process.
         """
-        record = ServiceRecord(
-            name=command.name,
-            marker=uuid.uuid4().hex,
-            boot=boot_id(),
-            command=command.arguments,
-            log_file=command.log_file,
-            address=command.address,
-            started_at=datetime.now(UTC),
-        )
         with translate_disk_errors(command.log_file):
             command.log_file.parent.mkdir(parents=True, exist_ok=True)
             _trim(command.log_file)
             log = command.log_file.open("ab")
         with log:
+            record = ServiceRecord(
+                name=command.name,
+                marker=uuid.uuid4().hex,
+                boot=boot_id(),
+                command=command.arguments,
+                log_file=command.log_file,
+                address=command.address,
+                started_at=datetime.now(UTC),
+                log_start=log.tell(),
+                settings_digest=command.settings_digest,
+            )
             self._write(record)
             process = _spawn(command, record.marker, log.fileno())
         _started[process.pid] = process
@@ -166,8 +175,8 @@ class Supervisor:
         return True
 
     def log_tail(self, record: ServiceRecord, *, lines: int = 15) -> str:
-        """Return the last lines that this service wrote."""
-        return read_tail(record.log_file, lines=lines)
+        """Return the last lines that this service wrote since this start."""
+        return read_tail(record.log_file, lines=lines, begin=record.log_start)
 
     def _end(self, record: ServiceRecord, *, timeout_s: float) -> list[ProcessId]:
         """TERM, wait, KILL, wait; returns what is still there. Gone means that two scans in a row found nobody."""
@@ -205,12 +214,12 @@ def warden_command(arguments: Sequence[str], *, parent: str, grace_s: float, not
     return [*head, *arguments]
 
 
-def read_tail(path: Path, *, lines: int, at_most_bytes: int = 64 << 10) -> str:
-    """Return the last lines of a text file, or nothing if it cannot be read."""
+def read_tail(path: Path, *, lines: int, at_most_bytes: int = 64 << 10, begin: int = 0) -> str:
+    """Return the last lines of a text file after its byte `begin`, or nothing if it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - at_most_bytes))
+            file.seek(max(begin, file.tell() - at_most_bytes))
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
@@ -273,4 +282,6 @@ def _from_json(text: str) -> ServiceRecord:
         process=None
         if process is None
         else ProcessId(pid=int(process["pid"]), start_ticks=int(process["start_ticks"])),
+        log_start=int(cast("int", table.get("log_start", 0))),  # records of older releases have none of these
+        settings_digest=str(table.get("settings_digest", "")),
     )

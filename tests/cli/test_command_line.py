@@ -117,7 +117,7 @@ def test_malformed_toml_names_line_and_column(noa: Noa, tmp_path: Path) -> None:
 def test_show_origin_and_explain(noa: Noa, tmp_path: Path) -> None:
     (tmp_path / "noa.toml").write_text("[serving]\nport = 3\n")
     shown = json.loads(noa("config", "show", "--origin", "serving.port", "--json").stdout)
-    assert shown == [{"key": "serving.port", "value": 3, "origin": f"{tmp_path / 'noa.toml'}:2"}]
+    assert shown == [{"key": "serving.port", "value": 3, "origin": f"{tmp_path / 'noa.toml'}:2:1"}]
     assert "NOA__SERVING__PORT" in noa("config", "explain", "serving.port").stdout
     assert noa("config", "explain", "serving.nope").returncode == 1
 
@@ -275,6 +275,39 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
     assert result.returncode == (0 if extra is None else 1), result.stderr
     if extra is not None:
         assert f'pip install "{extra}"' in result.stderr
+
+
+def test_the_library_as_documented_sees_what_the_command_line_sees(
+    noa: Noa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "noa.toml").write_text('[project]\nname = "x"\n')
+    (tmp_path / "home" / "noa").mkdir(parents=True)
+    own = '[registry.signing]\nrequired = true\ntrusted_keys = ["ada.pub.pem"]\n'
+    (tmp_path / "home" / "noa" / "noa.toml").write_text(own)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NOA__REGISTRY__DATABASE_URL", f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    program = """
+import json
+from pathlib import Path
+from noa.settings import list_values, load_settings
+loaded = load_settings(Path("."))
+assert loaded.settings.registry.signing.required
+print(json.dumps({value.key: value.value for value in list_values(loaded)}))
+"""
+    command = [sys.executable, "-c", program]
+    library = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    shown = json.loads(noa("config", "show", "--json").stdout)
+    assert json.loads(library.stdout) == shown
+    assert shown["registry.database_url"].endswith("elsewhere.db")
+
+
+def test_init_tells_what_is_set_outside_of_the_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NOA__REGISTRY__DATABASE_URL", "sqlite:////elsewhere.db")
+    assert run(["init", str(tmp_path / "mine")]) == 0
+    told = "note: `registry.database_url` is set outside of noa.toml: environment NOA__REGISTRY__DATABASE_URL"
+    assert told in capfd.readouterr().out
 
 
 def test_completion_offers_the_commands(noa: Noa) -> None:

@@ -7,13 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+from noa.errors import ServiceError
+from noa_cli.__main__ import run
+from noa_cli._demo_run import Demo, DemoReport
+from noa_cli.commands.demo import demo_settings
+from noa_cli.commands.project import write_project
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -33,6 +38,42 @@ def command(folder: Path) -> list[str]:
     return [sys.executable, "-m", "noa_cli", "demo", "--json", "--folder", str(folder)]
 
 
+def test_the_demo_takes_time_limits_from_outside_and_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_project(tmp_path, template="digits", name="noa-demo")
+    assert demo_settings(tmp_path).flows.start_timeout_s == 300
+    monkeypatch.setenv("NOA__FLOWS__START_TIMEOUT_S", "7")
+    monkeypatch.setenv("NOA__REGISTRY__DATABASE_URL", "sqlite:////of/the/user.db")
+    monkeypatch.setenv("NOA__PROJECT__STATE_DIR", "/of/the/user")
+    settings = demo_settings(tmp_path)
+    assert settings.flows.start_timeout_s == 7
+    assert settings.registry.database_url == f"sqlite:///{tmp_path / '.noa' / 'noa.db'}"
+    assert settings.registry.artifact_dir.is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize("fails", ["with an error", "with a problem", "not at all"])
+def test_the_temporary_folder_of_a_demo_stays_if_it_failed(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def play(self: Demo) -> DemoReport:
+        del self
+        if fails == "with an error":
+            raise ServiceError("service `prefect` did not answer")
+        return DemoReport(values={"seconds": 1.0}, problems=("a request failed",) if fails == "with a problem" else ())
+
+    monkeypatch.setattr(Demo, "run", play)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert run(["demo"]) == (0 if fails == "not at all" else 1)
+    kept = list(tmp_path.iterdir())
+    output = capfd.readouterr()
+    if fails == "not at all":
+        assert kept == []
+    else:
+        assert (kept[0] / "noa.toml").is_file()
+        assert f"{kept[0] / '.noa' / 'logs'}" in output.out + output.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.prefect
 @pytest.mark.bentoml
 def test_the_demo_holds_its_promises_and_leaves_no_process(tmp_path: Path) -> None:
@@ -51,6 +92,8 @@ def test_the_demo_holds_its_promises_and_leaves_no_process(tmp_path: Path) -> No
     assert processes_of(folder) == []
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.prefect
 @pytest.mark.bentoml
 def test_ctrl_c_in_the_middle_stops_everything(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from noa.database_urls import MASK
 from noa.errors import NotFoundError, SettingsError
 from noa.settings import Settings, explain, is_loopback, json_schema, list_values, load_settings
 from noa.settings.models import ServingSettings
@@ -44,10 +45,33 @@ def test_layers_override_each_other_from_low_to_high(project: Write, tmp_path: P
     assert load_settings(root, user_file=user).settings.serving.workers == 7
 
 
+def test_the_environment_and_the_users_file_are_read_unless_they_are_given(
+    project: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = project("[serving]\nthreads = 2\n")
+    (tmp_path / "home" / "noa").mkdir(parents=True)
+    (tmp_path / "home" / "noa" / "noa.toml").write_text("[serving]\nworkers = 7\nthreads = 7\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NOA__SERVING__PORT", "5")
+    monkeypatch.setenv("NOA__FLOWS__PORT", "6")
+
+    def read(**layers: object) -> tuple[int, int, int, int]:
+        settings = load_settings(root, **layers).settings  # pyright: ignore[reportArgumentType]  # layers vary
+        return settings.serving.port, settings.flows.port, settings.serving.workers, settings.serving.threads
+
+    assert read() == (5, 6, 7, 2)
+    assert read(environ={}) == (3000, 4200, 7, 2)
+    assert read(outside=("flows.port",)) == (3000, 6, 1, 2)
+    monkeypatch.setenv("NOA__SERVING__NOTHING", "1")
+    assert read(outside=()) == (3000, 4200, 1, 2)
+    with pytest.raises(SettingsError, match="NOA__SERVING__NOTHING"):
+        read()
+
+
 def test_origin_names_file_and_line(project: Write) -> None:
     root = project('[project]\nname = "x"\n\n[serving]\nport = 2\n')
     values = {value.key: value for value in list_values(load_settings(root, environ={"NOA__SERVING__WORKERS": "2"}))}
-    assert values["serving.port"].origin == f"{root / 'noa.toml'}:5"
+    assert values["serving.port"].origin == f"{root / 'noa.toml'}:5:1"
     assert values["serving.workers"].origin == "environment NOA__SERVING__WORKERS"
     assert values["serving.host"].origin == "default"
 
@@ -77,7 +101,7 @@ def test_origin_names_file_and_line(project: Write) -> None:
         ('[serving]\ntimeout_s = "5"\n', ["`serving.timeout_s`", "valid number", "received '5'"]),
         ("[gates.digits]\napprovals = 1.0\n", ["`gates.digits.approvals`", "noa.toml:2", "valid integer"]),
         ("[gates.digits]\ncompatible = 1\n", ["`gates.digits.compatible`", "noa.toml:2", "valid boolean"]),
-        ("[gates.digits]\nmin_metrics = { accuracy = true }\n", ["gates.digits.min_metrics.accuracy", "noa.toml:2"]),
+        ("[gates.digits]\nmin_metrics = { accuracy = true }\n", ["gates.digits.min_metrics.accuracy", "noa.toml:2:17"]),
     ],
 )
 def test_every_mistake_names_the_place(project: Write, text: str, words: list[str]) -> None:
@@ -141,6 +165,18 @@ def test_secrets_are_masked_wherever_settings_are_shown(project: Write) -> None:
     assert loaded.settings.serving.api_keys[0].get_secret_value() == secret
     assert secret not in repr(loaded.settings)
     assert secret not in json.dumps([str(value) for value in list_values(loaded)])
+
+
+def test_a_secret_that_is_not_set_is_shown_as_not_set(project: Write) -> None:
+    text = '[registry]\nartifact_url = "s3://bucket/prefix"\n'
+    shown = {value.key: value.value for value in list_values(load_settings(project(text)))}
+    assert shown["registry.s3.access_key"] == shown["registry.s3.secret_key"] == ""
+    assert shown["serving.api_keys"] == []
+    assert shown["registry.signing.private_key_pem"] is None
+    text += '[registry.s3]\naccess_key = "some"\nsecret_key = "other"\n'
+    shown = {value.key: value.value for value in list_values(load_settings(project(text)))}
+    assert shown["registry.s3.access_key"] == shown["registry.s3.secret_key"] == MASK
+    assert explain("registry.s3.access_key").default == ""
 
 
 def test_a_wrong_secret_is_not_echoed(project: Write) -> None:

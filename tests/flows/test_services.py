@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import filelock
@@ -18,6 +19,7 @@ from noa_flows.supervisor import Supervisor
 
 _UP = """
 import sys
+import threading
 from pathlib import Path
 from noa.settings import load_settings
 from noa_flows import up
@@ -74,10 +76,13 @@ def test_a_service_that_dies_takes_what_was_started_with_it_and_shows_its_log(tm
     home = tmp_path / ".noa" / "prefect"
     home.mkdir(parents=True)
     (home / "prefect.db").write_bytes(b"this is no database" * 1000)
+    (tmp_path / ".noa" / "logs").mkdir()
+    (tmp_path / ".noa" / "logs" / "prefect.log").write_text("what an older run said\n")
     seen: list[ServiceEvent] = []
     with pytest.raises(ServiceError, match=r"`prefect` died while it started") as caught:
         up(settings, services=["prefect"], on_progress=seen.append)
     assert "not a database" in str(caught.value)
+    assert "an older run" not in str(caught.value)
     assert [entry.state for entry in status(settings)] == ["stopped"] * 4
     assert [(event.service, event.phase) for event in seen] == [
         ("prefect", "starting"),
@@ -90,8 +95,10 @@ def test_a_service_that_dies_takes_what_was_started_with_it_and_shows_its_log(tm
 def test_a_service_that_does_not_answer_in_time_is_stopped_again(tmp_path: Path) -> None:
     make_project(tmp_path)
     settings: Settings = load_settings(tmp_path, overrides=["flows.start_timeout_s=0.3"]).settings
-    with pytest.raises(ServiceError, match=r"`prefect` did not answer within 0\.3 s"):
+    with pytest.raises(ServiceError, match=r"`prefect` did not answer within 0\.3 s") as caught:
         up(settings, services=["prefect"])
+    assert f"`flows.start_timeout_s=0.6` (in `{tmp_path / 'noa.toml'}`" in str(caught.value)
+    assert "it has written nothing" in str(caught.value)
     assert [entry.state for entry in status(settings)] == ["stopped"] * 4
 
 
@@ -123,6 +130,31 @@ def test_an_interrupted_up_tells_what_it_stops_and_a_second_interrupt_waits_for_
     assert [(event.service, event.phase) for event in seen][-2:] == [("prefect", "stopping"), ("prefect", "stopped")]
     assert waited == [settings.flows.stop_timeout_s, 0.0]
     assert [entry.state for entry in status(settings)] == ["stopped"] * 4
+
+
+def test_services_are_stopped_side_by_side_and_the_server_after_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_project(tmp_path)
+    together, order = threading.Barrier(3, timeout=60), list[str]()
+
+    def meet(supervisor: Supervisor, name: str, *, timeout_s: float) -> bool:
+        if name != "prefect":
+            together.wait()
+        order.append(name)
+        if name == "mlflow":
+            raise ServiceError("service `mlflow` did not stop")
+        return True
+
+    monkeypatch.setattr(Supervisor, "find", lambda self, name: None if name == "webhooks" else object())
+    monkeypatch.setattr(Supervisor, "stop", meet)
+    settings.state_dir.mkdir()
+    seen: list[tuple[str, str]] = []
+    with pytest.raises(ServiceError, match="`mlflow` did not stop"):
+        down(settings, on_progress=lambda event: seen.append((event.service, event.phase)))
+    assert order.index("worker") < order.index("prefect")
+    assert {service for service, phase in seen if phase == "stopping"} == {"prefect", "mlflow", "serving", "worker"}
+    assert {service for service, phase in seen if phase == "stopped"} == {"prefect", "serving", "worker"}
 
 
 @pytest.mark.prefect

@@ -10,6 +10,7 @@ from flows_helpers import wait_until
 from noa.settings import Settings, load_settings
 from noa_flows import down, status, up
 from noa_flows._environment import carried_settings, settings_to_carry
+from noa_flows._settings_digest import settings_digest
 from noa_flows._webhook_deliverer import webhooks_to_carry
 from noa_registry import Registry
 from noa_registry.events.outbox import append_event
@@ -47,6 +48,38 @@ def test_the_service_delivers_and_keeps_the_secret_to_itself(tmp_path: Path) -> 
         assert {entry.name: entry.state for entry in status(settings)}["webhooks"] == "stopped"
         written = [path for path in (tmp_path / ".noa").rglob("*") if path.is_file()]
         assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
+
+
+def test_a_service_with_old_settings_is_told_and_restarted_on_demand(tmp_path: Path) -> None:
+    settings = make_project(tmp_path, 1)
+    try:
+        (first,) = up(settings, services=["webhooks"])
+        assert not first.has_old_settings
+        with (tmp_path / "noa.toml").open("a") as file:
+            file.write("\nmax_attempts = 3\n[gates.digits]\n[training]\nthreads = 1\n")
+        changed = load_settings(tmp_path).settings
+        (kept,) = up(changed, services=["webhooks"])
+        assert (kept.pid, kept.has_old_settings) == (first.pid, True)
+        (anew,) = up(changed, services=["webhooks"], restart=True)
+        assert anew.pid != first.pid
+        assert not anew.has_old_settings
+        (same,) = up(changed, services=["webhooks"], restart=True)
+        assert same.pid == anew.pid
+        record = (tmp_path / ".noa" / "services" / "webhooks.json").read_text()
+        assert SECRET not in record
+    finally:
+        down(settings)
+
+
+def test_what_a_flow_reads_when_it_runs_makes_no_worker_old(tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text("")
+    before = settings_digest(load_settings(tmp_path, overrides=["training.threads=2"]).settings, "worker")
+    (tmp_path / "noa.toml").write_text("[gates.digits.min_metrics]\naccuracy = 0.5\n[training]\nlog_every_steps = 7\n")
+    changed = load_settings(tmp_path, overrides=["training.threads=2"]).settings
+    assert settings_digest(changed, "worker") == before
+    for pair in ("training.threads=3", "flows.parallel_runs=2", "registry.lock_timeout_s=3"):
+        other = load_settings(tmp_path, overrides=["training.threads=2", pair]).settings
+        assert settings_digest(other, "worker") != before
 
 
 def test_there_is_such_a_service_only_with_a_webhook(tmp_path: Path) -> None:

@@ -68,16 +68,16 @@ def explain(
 
 
 def validate(as_json: JsonOption = False) -> None:
-    """Check all layers and the keys they name; exit code 1 and the place of the first mistake.
+    """Check all layers and what they name: keys, kinds, formats, files; exit code 1 and the place of the first mistake.
 
-    What is odd and no mistake, such as a gate of a model that nobody knows, is a warning.
+    Nothing but the database is asked. What is odd and no mistake, such as a gate of a model that nobody knows, is a
+    warning.
     """
-    loaded = current().load()
-    signing = loaded.settings.registry.signing
-    if signing.signs or signing.checks:
-        from noa_registry import check_signing
+    from noa_cli._settings_checks import find_mistakes
 
-        check_signing(signing)
+    loaded = current().load()
+    for mistake in find_mistakes(loaded):
+        raise mistake
     where = str(loaded.project_file) if loaded.project_file else None
     warnings = _warnings(loaded.settings)
     if as_json:
@@ -131,20 +131,17 @@ def diff(
 
 
 def _warnings(settings: Settings) -> list[str]:
-    if not settings.gates:
+    if not (settings.gates or settings.endpoints or settings.webhooks):
         return []
     from noa.errors import NoaError
-    from noa_cli._gate_remarks import gate_remarks, registry_is_there
+    from noa_cli._gate_remarks import gate_remarks, name_remarks
     from noa_cli._registry import open_registry
 
     try:
-        if registry_is_there(settings):
-            with open_registry(settings) as registry:
-                remarks = gate_remarks(settings, registry)
-        else:
-            remarks = gate_remarks(settings, None)
+        with open_registry(settings) as registry:
+            remarks = [*gate_remarks(settings, registry), *name_remarks(settings, registry)]
     except NoaError as exc:  # the settings are valid also where the database does not answer
-        return [f"the gates could not be compared with the registry: {exc}"]
+        return [f"the settings could not be compared with the registry: {exc}"]
     return [f"{remark.text}. {remark.remedy}" for remark in remarks]
 
 

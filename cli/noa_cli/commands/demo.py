@@ -16,8 +16,20 @@ from noa_cli._options import JsonOption
 from noa_cli.commands.project import write_project
 
 if TYPE_CHECKING:
-    from noa.settings import Settings
+    from noa.settings import LoadedSettings, Settings
 
+# The demo's project is its own: what decides where it writes and who may call is not read from outside of it.
+_FROM_OUTSIDE = (
+    "flows.start_timeout_s",
+    "flows.stop_timeout_s",
+    "registry.lock_timeout_s",
+    "serving.threads",
+    "serving.timeout_s",
+    "training.log_every_steps",
+    "training.threads",
+)
+_START_TIMEOUT = "flows.start_timeout_s"
+_START_TIMEOUT_S = 300  # the services start while both backends train, on a machine that may have two cores
 _NEEDED = {"torch": "torch", "jax": "jax", "bentoml": "serve", "prefect": "flows", "sklearn": "demo"}
 
 
@@ -30,8 +42,12 @@ def demo(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train, register, convert, verify, promote, serve, retrain, swap and roll back; about two minutes on two cores."""
-    from noa.errors import ConflictError
+    """Train, register, convert, verify, promote, serve, retrain, swap and roll back; about two minutes on two cores.
+
+    The demo is a project of its own and leaves yours alone: of NOA__* variables and your own settings it takes time
+    limits and numbers of threads only. If it fails, its folder is kept, logs and all.
+    """
+    from noa.errors import ConflictError, NoaError
     from noa_cli._demo_run import Demo
 
     _require_extras()
@@ -39,15 +55,27 @@ def demo(
         raise ConflictError(f"`{folder}` is not empty", remedy="Choose another folder; nothing was written")
     root = folder.absolute() if folder is not None else Path(tempfile.mkdtemp(prefix="noa-demo-"))
     write_project(root, template="digits", name="noa-demo")
-    settings = _settings(root)
+    try:
+        settings = demo_settings(root)
+    except NoaError:
+        shutil.rmtree(root)
+        raise
     console.note(f"The demo's project is {root}")
-    has_ended = False
+    goes = folder is None  # a temporary folder goes, unless there is something to look for in it
+    is_kept = False
     try:
         report = Demo(settings, quiet=as_json).run()
-        has_ended = True
+        is_kept = keep
+        goes = goes and not report.problems
+    except Exception:
+        goes = False
+        raise
     finally:
-        if not (keep and has_ended):
-            _clean_up(settings, root, remove=folder is None)
+        if not is_kept:
+            _clean_up(settings, root, remove=goes)
+            if folder is None and not goes:
+                logs = settings.state_dir / "logs"
+                console.note(f"The demo failed; its folder is kept, the logs are in {logs}. Remove it: rm -r {root}")
     if as_json:
         console.print_json({**report.values, "problems": list(report.problems), "kept": keep})
     else:
@@ -58,11 +86,27 @@ def demo(
         raise typer.Exit(1)
 
 
-def _settings(root: Path) -> Settings:
+def demo_settings(root: Path) -> Settings:
+    """Return the settings of a demo in `root`: its own file, `-o`, and of what is outside time limits and threads."""
     from noa.settings import load_settings
 
     ports = tuple(f"{section}.port=0" for section in ("serving", "flows", "tracking"))
-    return load_settings(root, overrides=(*ports, "serving.poll_interval_s=0.2", *current().overrides)).settings
+    asked = current()
+
+    def load(*defaults: str) -> LoadedSettings:
+        overrides = (*ports, "serving.poll_interval_s=0.2", *defaults, *asked.overrides)
+        return load_settings(
+            root,
+            profile=asked.profile,
+            config_files=asked.config_files,
+            overrides=overrides,
+            outside=_FROM_OUTSIDE,
+        )
+
+    loaded = load()
+    if _START_TIMEOUT not in loaded.origins:
+        loaded = load(f"{_START_TIMEOUT}={_START_TIMEOUT_S}")
+    return loaded.settings
 
 
 def _require_extras() -> None:

@@ -7,7 +7,7 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +21,7 @@ from noa_cli._options import JsonOption
 
 if TYPE_CHECKING:
     from noa.settings import LoadedSettings, Settings
+    from noa_cli._settings_checks import Remark
 
 _ONNX = ("onnx", "onnx-ir", "onnxruntime", "ml-dtypes")
 _TORCH = ("torch", "onnxscript")
@@ -100,9 +101,10 @@ def _examine() -> Iterator[Finding]:
         ("tracking", settings.tracking.port),
     ):
         yield _port(name, port)
-    yield _guarded("signing", lambda: _signing(settings))
+    yield from _mistakes(loaded)
     yield _guarded("registry", lambda: _registry(settings))
     yield _guarded("gates", lambda: _gates(settings))
+    yield _guarded("models", lambda: _names(settings))
 
 
 def _python() -> Finding:
@@ -136,6 +138,22 @@ def _project(loaded: LoadedSettings) -> Finding:
         detail = f"no noa.toml in {current().directory.absolute()} or above"
         return Finding(name="project", state="warning", detail=detail, remedy="noa init")
     return Finding(name="project", state="ok", detail=f"{loaded.project_file}, {len(loaded.origins)} settings set")
+
+
+def _mistakes(loaded: LoadedSettings) -> Iterator[Finding]:
+    from noa_cli._settings_checks import SIGNING, find_mistakes
+
+    signing = loaded.settings.registry.signing
+    fine = {
+        "signing": "the keys can be used" if signing.signs or signing.checks else "off",
+        "settings": "keys, kinds of events, formats and files that they name are there",
+    }
+    for mistake in find_mistakes(loaded):
+        name = "signing" if str(mistake.facts["key"]).startswith(SIGNING) else "settings"
+        fine.pop(name, None)
+        yield Finding(name=name, state="problem", detail=str(mistake), remedy=mistake.remedy)
+    for name, detail in fine.items():
+        yield Finding(name=name, state="ok", detail=detail)
 
 
 def _folder(folder: Path) -> Finding:
@@ -227,10 +245,23 @@ def _gates(settings: Settings) -> Finding:
 
     with open_registry(settings) as registry:
         remarks = gate_remarks(settings, registry)
+    return _told("gates", remarks, fine=f"of {len(settings.gates)} models")
+
+
+def _names(settings: Settings) -> Finding:
+    from noa_cli._gate_remarks import name_remarks
+    from noa_cli._registry import open_registry
+
+    with open_registry(settings) as registry:
+        remarks = name_remarks(settings, registry)
+    return _told("models", remarks, fine="endpoints and webhooks name models that are known")
+
+
+def _told(name: str, remarks: Sequence[Remark], *, fine: str) -> Finding:
     if not remarks:
-        return Finding(name="gates", state="ok", detail=f"of {len(settings.gates)} models")
+        return Finding(name=name, state="ok", detail=fine)
     return Finding(
-        name="gates",
+        name=name,
         state="warning",
         detail="; ".join(remark.text for remark in remarks),
         remedy="; ".join(dict.fromkeys(remark.remedy for remark in remarks)),
@@ -242,15 +273,6 @@ def _holds_units(folder: Path) -> bool:
     return (
         not folder.name.startswith(("_", ".")) and folder.is_dir() and any(each.is_dir() for each in folder.iterdir())
     )
-
-
-def _signing(settings: Settings) -> Finding:
-    from noa_registry import check_signing
-
-    signing = settings.registry.signing
-    check_signing(signing)
-    detail = "off" if not signing.signs and not signing.checks else "the keys can be used"
-    return Finding(name="signing", state="ok", detail=detail)
 
 
 def _guarded(name: str, look: Callable[[], Finding]) -> Finding:

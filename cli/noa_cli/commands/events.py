@@ -50,7 +50,7 @@ def list_events(
     from noa.references import check_name
 
     name = None if model is None else check_name(model)
-    with open_registry(about=[] if name is None else [name]) as registry:
+    with open_registry(about=[] if name is None else [name], makes=follow) as registry:
         if name is not None:
             registry.numbers(name)  # a name that was mistyped has no events either
         if after is None:
@@ -90,7 +90,7 @@ def consumers(as_json: JsonOption = False) -> None:
 def deliver() -> None:
     """Deliver events to the webhooks of noa.toml, in the foreground, until Ctrl-C; `noa up` does so as a service."""
     settings = current().settings()
-    with open_registry(settings) as registry, stop_on_signals() as stop:
+    with open_registry(settings, makes=True) as registry, stop_on_signals() as stop:
         registry.events.deliver(settings.webhooks, state_dir=settings.state_dir, stop=stop, tell=console.note)
 
 
@@ -163,7 +163,7 @@ def seek(
     as_json: JsonOption = False,
 ) -> None:
     """Let a consumer or webhook read again from an event on, or skip to it."""
-    with open_registry() as registry:
+    with open_registry(makes=new and not dry_run) as registry:
         if not new:
             make = current().command_line("events", "seek", consumer, str(to), "--new")
             _require_consumer(registry, consumer, remedy=f"List them with `noa events consumers`, or make it: {make}")

@@ -48,6 +48,6 @@ def default_folder() -> Path:
     """Return where keys are put if nobody says otherwise."""
     import os
 
-    from noa_cli._invocation import user_settings_file
+    from noa.settings import user_settings_file
 
     return user_settings_file(os.environ).parent / "keys"

@@ -69,7 +69,7 @@ def import_model(
         if not as_json:
             console.print_line(f"would register `{name}` in the format {plan.source.kind}")
         return
-    with open_registry() as registry, console.step(f"Importing {path.name}") as step:
+    with open_registry(makes=True) as registry, console.step(f"Importing {path.name}") as step:
         result = run_import(
             registry, path, name=name, actor=actor(), allow_pickle=allow_pickle, example=example, tell=step
         )
@@ -92,7 +92,7 @@ def _import_archive(
     from noa.errors import InvalidInputError
     from noa_conversion.imports.importer import scan_archive
 
-    with open_registry() as registry:
+    with open_registry(makes=True) as registry:
         with console.step(f"Scanning {path.name}"):
             _, archived = registry.archives.inspect(path)
             report = scan_archive(path, name=archived.name, allow_pickle=allow_pickle)

@@ -27,13 +27,20 @@ def init(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a project: `noa.toml`, a recipe that trains, and a line in `.gitignore`."""
+    """Make a project: `noa.toml`, a recipe that trains, and a line in `.gitignore`.
+
+    Tells which settings the project has from outside of its file: from your own settings and NOA__* variables.
+    """
     written = write_project(folder, template=template, name=name, dry_run=dry_run)
+    outside = {} if dry_run else _set_outside(folder)
     if as_json:
-        console.print_json({"folder": str(folder.absolute()), "written": written, "dry_run": dry_run})
+        told = {"folder": str(folder.absolute()), "written": written, "dry_run": dry_run, "set_outside": outside}
+        console.print_json(told)
         return
     for file in written:
         console.print_line(f"{'would write' if dry_run else 'wrote'} {folder / file}")
+    for key, origin in outside.items():
+        console.print_line(f"note: `{key}` is set outside of noa.toml: {origin}")
     if not dry_run:
         step = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
         recipe = "digits" if template == "digits" else template
@@ -74,6 +81,15 @@ def write_project(folder: Path, *, template: str, name: str | None = None, dry_r
         if ignore is not None:
             write_file(folder / ".gitignore", ignore)
     return [*sorted(contents), *([".gitignore"] if ignore is not None else [])]
+
+
+def _set_outside(folder: Path) -> dict[str, str]:
+    """Return the settings that a new project does not have from its own file, each with its origin."""
+    from noa.settings import PROJECT_FILE, load_settings
+
+    own = str((folder / PROJECT_FILE).absolute())
+    origins = load_settings(folder).origins
+    return {key: origin for key, origin in origins.items() if not origin.startswith(own)}
 
 
 def _name_from(folder: Path) -> str:

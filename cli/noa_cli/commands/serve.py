@@ -40,7 +40,7 @@ def serve(
 
     settings = current().settings()
     endpoints = choose_endpoints(settings, what or [])
-    with open_registry(settings, about=[rule.model for rule in endpoints.values()]):
+    with open_registry(settings, about=[rule.model for rule in endpoints.values()], makes=True):
         check_endpoints(settings, endpoints)
     log_file = settings.state_dir / "logs" / "serve.log"
     with console.step("Starting the server"):

@@ -19,18 +19,36 @@ OnlyOption = Annotated[
 ]
 
 
-def up(only: OnlyOption = None, as_json: JsonOption = False) -> None:
-    """Start the Prefect server, the worker, the MLflow UI, the endpoints and webhooks; wait until each is healthy."""
+def up(
+    only: OnlyOption = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start anew what runs with other settings than these; the rest goes on.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Start the Prefect server, the worker, the MLflow UI, the endpoints and webhooks; wait until each is healthy.
+
+    What runs goes on as it was started; where the settings have changed since, a note says so.
+    """
     from noa_flows import up as start
 
     settings = current().settings()
     with console.step("Starting services") as tell:
         try:
-            statuses = start(settings, services=_names(only), on_progress=lambda event: tell(_say_of_start(event)))
+            statuses = start(
+                settings,
+                services=_names(only),
+                restart=restart,
+                on_progress=lambda event: tell(_say_of_start(event)),
+            )
         except KeyboardInterrupt:
             console.note("interrupted: what this call had started is stopped again; what ran before goes on")
             raise
     _show(statuses, as_json)
+    for found in statuses:
+        if found.has_old_settings:
+            command = current().command_line("up", "--restart", "--only", found.name)
+            console.note(f"{found.name} runs with older settings, which have changed since. Restart it: {command}")
 
 
 def down(only: OnlyOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
@@ -95,6 +113,7 @@ def _show(statuses: list[ServiceStatus], as_json: bool) -> None:
                     "memory_bytes": found.memory_bytes,
                     "log_file": str(found.log_file),
                     "detail": found.detail,
+                    "has_old_settings": found.has_old_settings,
                 }
                 for found in statuses
             ]

@@ -1,7 +1,15 @@
 """Settings: one `noa.toml`, typed, layered and strict. The only place that knows where a value comes from."""
 
 from noa.settings._describe import SettingHelp, SettingValue, explain, json_schema, list_values
-from noa.settings._loader import PROJECT_FILE, LoadedSettings, find_project, load_settings, model_at
+from noa.settings._loader import (
+    PROJECT_FILE,
+    LoadedSettings,
+    find_project,
+    load_carried_settings,
+    load_settings,
+    model_at,
+    user_settings_file,
+)
 from noa.settings.models import (
     ConversionSettings,
     EndpointSettings,
@@ -48,6 +56,8 @@ __all__ = [
     "is_loopback",
     "json_schema",
     "list_values",
+    "load_carried_settings",
     "load_settings",
     "model_at",
+    "user_settings_file",
 ]

@@ -18,7 +18,7 @@ from noa.settings.models import Settings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingValue:
-    """One key in force. Secrets are masked; `origin` is `default` or the layer that set it."""
+    """One key in force. Secrets that are set are masked; `origin` is `default` or the layer that set it."""
 
     key: str
     value: object
@@ -96,7 +96,7 @@ def _has_sections(table: dict[str, object]) -> bool:
 
 def _plain(value: object) -> object:
     if isinstance(value, SecretStr):
-        return MASK
+        return MASK if value.get_secret_value() else ""  # nothing is no secret
     if isinstance(value, str):
         return mask_password(value)  # a URL may hold one
     if isinstance(value, Path):

@@ -1,18 +1,33 @@
-"""Lay the sources over each other, check the result, and remember where each value came from."""
+"""Lay the sources over each other, check the result, and remember where each value came from.
+
+The environment and the user's own file are read here and nowhere else, so that a program that calls `load_settings`
+sees what the command line sees.
+"""
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from pydantic import BaseModel, ValidationError
 
 from noa.errors import SettingsError
-from noa.settings._sources import KeyPath, Source, Table, leaves, merge, read_environment, read_overrides, read_toml
+from noa.settings._sources import (
+    KeyPath,
+    Source,
+    Table,
+    leaves,
+    merge,
+    read_environment,
+    read_overrides,
+    read_toml,
+    without,
+)
 from noa.settings.models import Settings
 
 PROJECT_FILE = "noa.toml"
@@ -40,6 +55,12 @@ def find_project(start: Path) -> Path | None:
     return None
 
 
+def user_settings_file(environ: Mapping[str, str]) -> Path:
+    """Return where the user's own settings are, by the XDG rule."""
+    base = environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "noa" / PROJECT_FILE
+
+
 def load_settings(
     start: Path,
     *,
@@ -48,21 +69,69 @@ def load_settings(
     profile: str | None = None,
     config_files: Sequence[Path] = (),
     overrides: Sequence[str] = (),
+    outside: Collection[str] | None = None,
 ) -> LoadedSettings:
     """Read all layers, low to high: defaults, user file, project file, profile, `config_files`, environment, overrides.
+
+    `environ` is by default the environment of this process, `user_file` the user's own. `outside` names the only keys
+    that these two may set, `None` meaning all: a project that must not write where the user's others are gives what it
+    allows. With `()` neither of the two is read.
 
     Raises:
         SettingsError: a file is malformed, a key unknown, a value invalid or the profile missing; names the place.
     """
     project_file = find_project(start.absolute())
-    sources = list(_file_sources(user_file, project_file, profile))
+    variables = os.environ if environ is None else environ
+    own_file = _own_file() if user_file is None else user_file
+    if outside is not None and not outside:
+        variables, own_file = {}, None
+    sources = list(_file_sources(own_file, project_file, profile))
     sources += [read_toml(path) for path in config_files]
-    sources += [read_environment(environ or {}), read_overrides(overrides)]
-    table: Table = {}
-    origins: dict[str, str] = {}
+    sources += [read_environment(variables), read_overrides(overrides)]
     for source in sources:
         _refuse_unknown(source)
         _refuse_gates_outside_of_files(source)
+    if outside is not None:
+        limited = ("environment", str(own_file))
+        sources = [_only(source, outside) if source.origin in limited else source for source in sources]
+    return _lay(sources, project_file=project_file, start=start)
+
+
+def load_carried_settings(start: Path, carried: Mapping[str, object], *, replaced: Collection[str]) -> LoadedSettings:
+    """Lay what another process rendered over the project's file, of which the keys in `replaced` are not read.
+
+    Neither the environment nor the user's file is read: what they said is in `carried`, which may hold gates, for it
+    comes from a process that has read them in files.
+
+    Raises:
+        SettingsError: the project's file is no longer valid.
+    """
+    project_file = find_project(start.absolute())
+    sources = [
+        replace(source, table=without(source.table, replaced)) for source in _file_sources(None, project_file, None)
+    ]
+    sources.append(Source(origin="the settings at the start", table=dict(carried)))
+    for source in sources:
+        _refuse_unknown(source)
+    return _lay(sources, project_file=project_file, start=start)
+
+
+def model_at(dotted: str) -> tuple[type[BaseModel], str] | None:
+    """Return the section and field that a dotted key names, or None."""
+    return _model_at(tuple(dotted.split(".")))
+
+
+def _own_file() -> Path | None:
+    try:
+        return user_settings_file(os.environ)
+    except RuntimeError:  # a user without a home, as in some containers, has no file there
+        return None
+
+
+def _lay(sources: Sequence[Source], *, project_file: Path | None, start: Path) -> LoadedSettings:
+    table: Table = {}
+    origins: dict[str, str] = {}
+    for source in sources:
         table = merge(table, source.table)
         for key in leaves(source.table):
             dotted = ".".join(key)
@@ -77,9 +146,16 @@ def load_settings(
     return LoadedSettings(settings=settings.resolved(root), origins=origins, project_file=project_file)
 
 
-def model_at(dotted: str) -> tuple[type[BaseModel], str] | None:
-    """Return the section and field that a dotted key names, or None."""
-    return _model_at(tuple(dotted.split(".")))
+def _only(source: Source, keys: Collection[str]) -> Source:
+    """Return a source with no other keys than these."""
+    table: Table = {}
+    for path, value in leaves(source.table).items():
+        if ".".join(path) in keys:
+            inner: Table = {path[-1]: value}
+            for part in reversed(path[:-1]):
+                inner = {part: inner}
+            table = merge(table, inner)
+    return replace(source, table=table)
 
 
 def _model_at(parts: KeyPath) -> tuple[type[BaseModel], str] | None:

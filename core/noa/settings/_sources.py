@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -28,9 +28,9 @@ class Source:
     is_file: bool = True
 
     def locate(self, path: KeyPath) -> str:
-        """Return the origin of a key, with its line where the source is a file."""
-        line = None if self.text is None else _find_line(self.text, ".".join(path))
-        return self.origin if line is None else f"{self.origin}:{line}"
+        """Return the origin of a key, with its line and column where the source is a file."""
+        place = None if self.text is None else _find_place(self.text, ".".join(path))
+        return self.origin if place is None else f"{self.origin}:{place[0]}:{place[1]}"
 
 
 def read_toml(path: Path) -> Source:
@@ -98,6 +98,15 @@ def merge(base: Table, over: Table) -> Table:
     return result
 
 
+def without(table: Table, keys: Collection[str], prefix: str = "") -> Table:
+    """Return `table` less the dotted keys, each with all that is below it."""
+    return {
+        key: without(cast("Table", value), keys, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in table.items()
+        if f"{prefix}{key}" not in keys
+    }
+
+
 def leaves(table: Table, prefix: KeyPath = ()) -> dict[KeyPath, object]:
     """Return all leaf values by path. Names chosen by users may hold dots, so paths are not joined."""
     result: dict[KeyPath, object] = {}
@@ -127,10 +136,10 @@ def _parse_value(text: str) -> object:
         return text
 
 
-def _find_line(text: str, dotted: str) -> int | None:
-    """Find the line of a dotted key: `[section]` headers give the prefix, `key =` lines the rest."""
+def _find_place(text: str, dotted: str) -> tuple[int, int] | None:
+    """Find line and column of a dotted key: `[section]` headers give the prefix, `key =` pairs the rest."""
     section = ""
-    best: int | None = None
+    best: tuple[int, int] | None = None
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
             section = re.sub(r"[\"'\s]", "", header[1])
@@ -140,8 +149,10 @@ def _find_line(text: str, dotted: str) -> int | None:
             key = f"{section}.{key}" if section else key
         else:
             continue
+        column = len(line) - len(line.lstrip()) + 1
         if key == dotted:
-            return number
+            return number, column
         if dotted.startswith(f"{key}.") and not line.lstrip().startswith("["):
-            best = number
+            inner = re.search(rf"[{{,]\s*([\"']?{re.escape(dotted[len(key) + 1 :])}[\"']?)\s*=", line)
+            best = number, inner.start(1) + 1 if inner else column
     return best

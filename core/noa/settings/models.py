@@ -473,7 +473,10 @@ class FlowsSettings(Section):
     host: str = Field(default="127.0.0.1", description="Address of the managed Prefect server; loopback only.")
     port: Port = Field(default=4200, description="Port of the managed Prefect server; 0: a free one.")
     start_timeout_s: StrictFloat = Field(
-        default=120.0, gt=0, description="How long `noa up` waits for a service to be healthy, seconds."
+        default=120.0,
+        gt=0,
+        description="How long `noa up` waits for a service to be healthy; what needs another one counts from then, "
+        "seconds.",
     )
     stop_timeout_s: StrictFloat = Field(
         default=10.0, gt=0, description="How long `noa down` waits before it kills, seconds."
