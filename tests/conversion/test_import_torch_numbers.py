@@ -75,9 +75,7 @@ def test_a_range_far_from_zero_has_all_its_numbers(count: int) -> None:
         helper.make_node("Range", ["a0", "b0", "c0"], ["r"]),
         helper.make_node("Add", ["r", "x"], ["y"]),
     ]
-    graph = helper.make_graph(
-        nodes, "test", [value("x", INT64, [1])], [onnx.ValueInfoProto(name="y")], [shape]
-    )
+    graph = helper.make_graph(nodes, "test", [value("x", INT64, [1])], [onnx.ValueInfoProto(name="y")], [shape])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     given = import_onnx_to_torch(proto.SerializeToString()).run({"x": np.asarray([1])})["y"]
     np.testing.assert_array_equal(given, np.arange(first, first + count) + 1)
