@@ -1,8 +1,8 @@
 """How long a model may be worked on, and how much memory it may take meanwhile: a graph may ask for endless work.
 
-`work_limit` puts the settings `conversion.max_work_s` and `max_work_bytes` in force for what happens inside it: the walk
-over a graph while it is imported, and runs of onnxruntime while models are compared. Outside of it nothing is watched,
-so that serving pays nothing. onnxruntime looks between two operators whether it is to stop, also within a `Loop`.
+`work_limit` puts the settings `conversion.max_work_s` and `max_work_bytes` in force for what happens inside it: the
+walk over a graph while it is imported, and runs of onnxruntime while models are compared. Outside of it nothing is
+watched, so that serving pays nothing. onnxruntime looks between two operators whether it is to stop, also in a `Loop`.
 """
 
 from __future__ import annotations

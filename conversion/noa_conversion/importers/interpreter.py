@@ -124,7 +124,9 @@ class _Walk:
             declared=graph.values.get,
         )
         results = self._known(op, inputs)
-        if results is None:
+        if results is not None:
+            self._sizes.count_known(op, results)
+        else:
             self._sizes.check_before(op, inputs)
             results = self._handled(op, inputs)
         if results is None:

@@ -20,22 +20,23 @@ from noa_conversion.importers.registry import Handler, Handlers
 HANDLERS = Handlers("torch")
 _F = TypeVar("_F", bound=Handler)
 _UNSIGNED = {torch.uint16: "uint16", torch.uint32: "uint32", torch.uint64: "uint64"}
-COMPUTES_UNSIGNED = frozenset(
-    """
-    Abs Add ArgMax ArgMin BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike CenterCropPad Clip
-    Col2Im Compress Concat ConstantOfShape CumProd CumSum DepthToSpace DequantizeLinear Div Einsum Equal Erf Expand
-    EyeLike Flatten Gather GatherElements GatherND Gemm Greater GreaterOrEqual Identity If Less LessOrEqual Loop MatMul
-    Max Min Mod Mul NonZero OneHot PRelu Pad Pow QuantizeLinear Range ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
-    ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Reshape Resize ReverseSequence Scan Scatter
-    ScatterElements ScatterND Shape Shrink Sign Slice SpaceToDepth Split Squeeze Sub TensorScatter Tile TopK Transpose
-    Trilu Unique Unsqueeze Upsample Where
-    """.split()
-)
+COMPUTES_UNSIGNED = frozenset({
+    "Abs", "Add", "ArgMax", "ArgMin", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor",
+    "Cast", "CastLike", "CenterCropPad", "Clip", "Col2Im", "Compress", "Concat", "ConstantOfShape", "CumProd",
+    "CumSum", "DepthToSpace", "DequantizeLinear", "Div", "Einsum", "Equal", "Erf", "Expand", "EyeLike", "Flatten",
+    "Gather", "GatherElements", "GatherND", "Gemm", "Greater", "GreaterOrEqual", "Identity", "If", "Less",
+    "LessOrEqual", "Loop", "MatMul", "Max", "Min", "Mod", "Mul", "NonZero", "OneHot", "PRelu", "Pad", "Pow",
+    "QuantizeLinear", "Range", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Reshape", "Resize", "ReverseSequence", "Scan",
+    "Scatter", "ScatterElements", "ScatterND", "Shape", "Shrink", "Sign", "Slice", "SpaceToDepth", "Split",
+    "Squeeze", "Sub", "TensorScatter", "Tile", "TopK", "Transpose", "Trilu", "Unique", "Unsqueeze", "Upsample",
+    "Where",
+})  # fmt: skip
 """Operators that give right numbers for unsigned integers of 16 to 64 bits, or refuse an option by name."""
 
 
 def register(*kinds: str, domain: str = "", tensors: bool = False) -> Callable[[_F], _F]:
-    """Make a function the handler of `kinds`, as `Handlers.register` does; unsigned integers are refused for it here."""
+    """Make a function the handler of `kinds`, as `Handlers.register` does; unsigned integers may be refused for it."""
 
     def decorate(function: _F) -> _F:
         @functools.wraps(function)
