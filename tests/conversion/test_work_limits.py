@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from noa.errors import ConversionError
 from noa_conversion import compare_models, import_onnx_to_torch, open_model
-from noa_conversion.work_limits import run_session, work_limit
+from noa_conversion.onnx_runs import run_session
+from noa_conversion.work_limits import work_limit
 
 ENDLESS = 2**62
 

@@ -12,7 +12,7 @@ from noa_conversion.bisection.search import NamedValue
 from noa_conversion.files import read_bytes
 from noa_conversion.formats.onnx_check import parse_model
 from noa_conversion.formats.onnx_format import MODEL_FILE
-from noa_conversion.work_limits import run_session
+from noa_conversion.onnx_runs import run_session
 
 
 class OnnxValues:

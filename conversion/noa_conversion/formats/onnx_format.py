@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.files import read_bytes
-from noa_conversion.work_limits import run_session
+from noa_conversion.onnx_runs import run_session
 
 if TYPE_CHECKING:
     import numpy as np

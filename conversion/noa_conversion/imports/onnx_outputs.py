@@ -10,7 +10,8 @@ from noa.errors import InvalidInputError
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.formats.onnx_format import runtime_errors
 from noa_conversion.imports.examples import make_example
-from noa_conversion.work_limits import run_session, work_limit
+from noa_conversion.onnx_runs import run_session
+from noa_conversion.work_limits import work_limit
 
 if TYPE_CHECKING:
     import numpy as np
