@@ -13,6 +13,7 @@ from noa.settings import ConversionSettings
 from noa_conversion.converters import Converter, conversion_chain
 from noa_conversion.files import staged_folder
 from noa_conversion.models import JaxModel, TorchModel, refuse_unbound_axes
+from noa_conversion.work_limits import work_limit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,18 +102,20 @@ def measure_equivalence(
     Raises:
         SignatureError: the samples do not fit the source's signature.
         InvalidInputError: a folder does not hold its format.
+        ConversionError: the source used up the time or memory of `conversion.max_work_s` and `max_work_bytes`.
     """
     from noa_conversion.equivalence import measure
 
-    return measure(
-        source=source,
-        source_folder=source_folder,
-        target=target,
-        target_folder=target_folder,
-        samples=samples,
-        settings=settings,
-        allow=allow,
-    )
+    with work_limit(settings.max_work_s, settings.max_work_bytes):
+        return measure(
+            source=source,
+            source_folder=source_folder,
+            target=target,
+            target_folder=target_folder,
+            samples=samples,
+            settings=settings,
+            allow=allow,
+        )
 
 
 def compare_models(
@@ -134,10 +137,12 @@ def compare_models(
         SignatureError: the inputs do not fit the source.
         InvalidInputError: a folder does not hold its format, the source cannot compute, or inputs cannot be made up.
         DependencyMissingError: a framework is not installed.
+        ConversionError: the source used up the time or memory of `conversion.max_work_s` and `max_work_bytes`.
     """
     from noa_conversion.equivalence import compare_models as compare
 
-    return compare(source, target, inputs=inputs, sizes=sizes, seed=seed, settings=settings, allow=allow, tell=tell)
+    with work_limit(settings.max_work_s, settings.max_work_bytes):
+        return compare(source, target, inputs=inputs, sizes=sizes, seed=seed, settings=settings, allow=allow, tell=tell)
 
 
 def _run_chain(

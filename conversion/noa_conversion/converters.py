@@ -166,16 +166,18 @@ def _torch_folder_to_onnx(source: Path, folder: Path, settings: ConversionSettin
 def _onnx_folder_to_torch(source: Path, folder: Path, settings: ConversionSettings) -> None:
     from noa_conversion.importers.torch import convert_onnx_to_torch
     from noa_conversion.onnx_graph.limits import value_limit
+    from noa_conversion.work_limits import work_limit
 
-    with value_limit(settings.max_value_bytes):
+    with value_limit(settings.max_value_bytes), work_limit(settings.max_work_s, settings.max_work_bytes):
         convert_onnx_to_torch(source, folder, settings)
 
 
 def _onnx_folder_to_jax(source: Path, folder: Path, settings: ConversionSettings) -> None:
     from noa_conversion.importers.jax import convert_onnx_to_jax
     from noa_conversion.onnx_graph.limits import value_limit
+    from noa_conversion.work_limits import work_limit
 
-    with value_limit(settings.max_value_bytes):
+    with value_limit(settings.max_value_bytes), work_limit(settings.max_work_s, settings.max_work_bytes):
         convert_onnx_to_jax(source, folder, settings)
 
 

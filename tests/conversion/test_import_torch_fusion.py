@@ -193,3 +193,29 @@ def test_constants_are_computed_at_import() -> None:
     calls, difference = calls_and_difference(nodes, {}, draw(3, 8))
     assert calls == ["aten.div.Tensor"]
     assert difference < 1e-7
+
+
+def test_a_product_of_constants_is_computed_at_run_time_where_it_is_much_work() -> None:
+    rng = np.random.default_rng(0)
+    left = rng.standard_normal((64, 70_000)).astype(np.float32) / 256
+    nodes = [
+        constant("a", left),
+        constant("b", np.ascontiguousarray(left.T)),
+        helper.make_node("MatMul", ["a", "b"], ["c"]),
+        helper.make_node("ReduceMax", ["c"], ["most"], keepdims=0),
+        helper.make_node("Add", ["x0", "most"], ["y"]),
+    ]
+    calls, difference = calls_and_difference(nodes, {}, draw(3, 4))
+    assert calls[-2:] == ["aten.amax.default", "aten.add.Tensor"]  # the product is before them
+    assert difference < 1e-2
+
+
+def test_what_is_folded_has_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [constant("c0", number(2.0))]
+    nodes += [helper.make_node("Tanh", [f"c{i}"], [f"c{i + 1}"]) for i in range(6)]
+    nodes.append(helper.make_node("Mul", ["x0", "c6"], ["y"]))
+    assert calls_and_difference(nodes, {}, draw(3))[0] == ["aten.mul.Tensor"]
+    monkeypatch.setattr("noa_conversion.importers.torch.fusion.constants._MAX_KEPT_BYTES", 8)
+    calls, difference = calls_and_difference(nodes, {}, draw(3))
+    assert calls == ["aten.tanh.default"] * 3 + ["aten.mul.Tensor"]
+    assert difference < 1e-6

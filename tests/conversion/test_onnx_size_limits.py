@@ -148,3 +148,16 @@ def test_the_growth_that_is_foreseen_is_what_onnx_infers(case: str) -> None:
     inferred = onnx.shape_inference.infer_shapes(whole, strict_mode=True, data_prop=True).graph.output[0]
     expected = tuple(dim.dim_value for dim in inferred.type.tensor_type.shape.dim)
     assert growth_of(node, operands)[-1].shape == expected
+
+
+def test_what_is_computed_at_the_import_counts_together(import_onnx: Callable[..., Any]) -> None:
+    """Each value is small; a file of some kilobytes could ask for any number of them."""
+    nodes = [helper.make_node("ConstantOfShape", ["size"], ["c0"])]
+    nodes += [helper.make_node("Add", [f"c{i}", "c0"], [f"c{i + 1}"], name=f"add{i}") for i in range(20)]
+    nodes.append(helper.make_node("Add", ["x", "c20"], ["y"]))
+    weights = {"size": np.asarray([1000])}
+    data = model(nodes, [value("x", FLOAT, [1])], [value("y", FLOAT, [1000])], weights).SerializeToString()
+    with value_limit(40_000), pytest.raises(ConversionError, match=r"computed at the import takes .*`add9`"):
+        import_onnx(data)
+    with value_limit(100_000):
+        assert import_onnx(data) is not None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 from benchmarks.conformance.model_runs import measure
 from benchmarks.conformance.real_models import MODELS, RealModel, find_model, request_for
@@ -42,3 +45,26 @@ def test_a_real_file_runs_under_torch_compile() -> None:
     assert path is not None
     found = measure(request_for(model, path, "torch", mode="compiled"))
     assert (found["category"], found["axes"]) == ("pass", "free"), found["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+@pytest.mark.filterwarnings("default")
+def test_a_file_with_a_branch_that_its_inputs_never_fit_compiles_once_the_branch_is_chosen() -> None:
+    import onnxruntime
+    import torch
+
+    from noa_conversion import import_onnx_to_torch
+
+    path = find_model(next(each for each in MODELS if each.name == "silero-vad/silero_vad.onnx"), download=False)
+    assert path is not None
+    rate = np.asarray(16000)
+    sound = np.random.default_rng(0).standard_normal((2, 576)).astype(np.float32) / 10
+    feed: dict[str, Any] = {"input": sound, "state": np.zeros((2, 2, 128), np.float32)}
+    sizes = {"input_0": 2, "input_1": 576, "state_1": 2}
+    module = torch.compile(import_onnx_to_torch(path, bind={"sr": rate}, sizes=sizes).module)
+    with torch.no_grad():
+        given: Any = module(*(torch.from_numpy(array) for array in feed.values()))
+    expected: Any = onnxruntime.InferenceSession(path).run(None, {**feed, "sr": rate})
+    for gift, wish in zip(given, expected, strict=True):
+        np.testing.assert_allclose(gift.numpy(), wish, rtol=1e-3, atol=1e-5)

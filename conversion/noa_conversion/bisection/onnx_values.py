@@ -12,6 +12,7 @@ from noa_conversion.bisection.search import NamedValue
 from noa_conversion.files import read_bytes
 from noa_conversion.formats.onnx_check import parse_model
 from noa_conversion.formats.onnx_format import MODEL_FILE
+from noa_conversion.onnx_runs import run_session
 
 
 class OnnxValues:
@@ -48,7 +49,8 @@ class OnnxValues:
         try:
             session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
             taken = {value.name for value in session.get_inputs()}
-            values = session.run(list(names), {name: array for name, array in inputs.items() if name in taken})
+            given = {name: array for name, array in inputs.items() if name in taken}
+            values = run_session(session, list(names), given, where="the graph that is searched")
         except Exception as exc:  # onnxruntime's errors have no common base
             text = str(exc).strip().splitlines()
             raise InvalidInputError(

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from noa.errors import DependencyMissingError, InvalidInputError
+from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.files import read_bytes
+from noa_conversion.onnx_runs import run_session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,9 +41,13 @@ class OnnxRunnable:
 
         Raises:
             InvalidInputError: the runtime refused the inputs, or ran out of memory.
+            ConversionError: it was stopped by a `work_limit`.
         """
         try:
-            arrays = self._session.run(self._outputs, {name: inputs[name] for name in self._inputs})
+            given = {name: inputs[name] for name in self._inputs}
+            arrays = run_session(self._session, self._outputs, given, where=str(self._where))
+        except ConversionError:
+            raise
         except self._errors as exc:
             raise InvalidInputError(
                 f"onnxruntime could not compute: {_first_line(exc)}", where=str(self._where)

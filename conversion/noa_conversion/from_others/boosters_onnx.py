@@ -1,11 +1,21 @@
-"""What XGBoost and LightGBM have in common: onnxmltools, one matrix of float32, trees in `ai.onnx.ml`."""
+"""What XGBoost and LightGBM have in common: onnxmltools, one matrix of float32, trees in `ai.onnx.ml`.
+
+The graph takes `x` and gives `label` and `probabilities` for a classifier, `prediction` for everything else.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from noa.errors import ConversionError, DependencyMissingError
+from noa.settings import ConversionSettings
+from noa_conversion.files import staged_folder
+from noa_conversion.from_others.proof_onnx import Predict, write_proven
 
 if TYPE_CHECKING:
     import onnx
@@ -51,8 +61,53 @@ def import_onnxmltools(extra: str) -> Any:
     return convert
 
 
-def rename_outputs(proto: onnx.ModelProto, names: list[str]) -> None:
-    """Give the outputs noa's names, in order."""
+def import_library(name: str, title: str) -> Any:
+    """Return a booster's own library.
+
+    Raises:
+        DependencyMissingError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as exc:
+        raise DependencyMissingError(name, extra=name, purpose=f"{title} to ONNX") from exc
+
+
+def convert_live(
+    booster: Any,
+    folder: Path,
+    settings: ConversionSettings | None,
+    convert: Callable[[Any, Path, ConversionSettings], dict[str, object]],
+) -> dict[str, object]:
+    """Run a conversion into a folder that appears whole or not at all, with the default settings if none are given."""
+    chosen = settings or ConversionSettings()  # pyright: ignore[reportCallIssue]  # pydantic fills the defaults
+    with staged_folder(folder) as staged:
+        return convert(booster, staged, chosen)
+
+
+def is_classifier(proto: onnx.ModelProto) -> bool:
+    """Tell whether onnxmltools wrote a label and shares."""
+    return len(proto.graph.output) == 2
+
+
+def write_booster(
+    proto: onnx.ModelProto, folder: Path, predict: Predict, *, library: str, settings: ConversionSettings
+) -> dict[str, object]:
+    """Give the outputs noa's names, write the format, and return how it compares with the library.
+
+    Raises:
+        ConversionError: it computes something else than the library.
+    """
+    _rename_outputs(proto, ["label", "probabilities"] if is_classifier(proto) else ["prediction"])
+    return write_proven(proto, folder, predict=predict, settings=settings, library=library)
+
+
+def predictions(answer: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what a regression gives: a row per sample."""
+    return {"prediction": answer.reshape(len(answer), -1)}
+
+
+def _rename_outputs(proto: onnx.ModelProto, names: list[str]) -> None:
     table = dict(zip([value.name for value in proto.graph.output], names, strict=False))
     for value in proto.graph.output:
         value.name = table.get(value.name, value.name)

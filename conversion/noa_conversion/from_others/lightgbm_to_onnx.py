@@ -1,7 +1,4 @@
-"""LightGBM: a booster's own text file, which holds data only, or a live booster or estimator.
-
-The graph takes `x` and gives `label` and `probabilities` for a classifier, `prediction` for everything else.
-"""
+"""LightGBM: a booster's own text file, which holds data only, or a live booster or estimator."""
 
 from __future__ import annotations
 
@@ -11,11 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
+from noa.errors import ConversionError, InvalidInputError
 from noa.settings import ConversionSettings
-from noa_conversion.files import staged_folder
-from noa_conversion.from_others.boosters_onnx import INPUT, convert_booster, import_onnxmltools, rename_outputs
-from noa_conversion.from_others.proof_onnx import write_proven
+from noa_conversion.from_others import boosters_onnx as boosters
 
 
 def convert_file(path: Path, folder: Path, settings: ConversionSettings) -> dict[str, object]:
@@ -25,7 +20,7 @@ def convert_file(path: Path, folder: Path, settings: ConversionSettings) -> dict
         InvalidInputError: LightGBM cannot read the file.
         ConversionError: the booster cannot be expressed, or the graph computes something else.
     """
-    lightgbm = _import()
+    lightgbm = boosters.import_library("lightgbm", "LightGBM")
     try:
         text = path.read_text(encoding="utf-8")
         if not text.startswith("tree\n"):
@@ -44,45 +39,34 @@ def convert_lightgbm(model: Any, folder: Path, *, settings: ConversionSettings |
         DependencyMissingError: lightgbm or onnxmltools is not installed.
         InvalidInputError: `folder` exists and holds something.
     """
-    _import()
-    chosen = settings or ConversionSettings()  # pyright: ignore[reportCallIssue]  # pydantic fills the defaults
-    with staged_folder(folder) as staged:
-        return _convert(getattr(model, "booster_", model), staged, chosen)
+    boosters.import_library("lightgbm", "LightGBM")
+    return boosters.convert_live(getattr(model, "booster_", model), folder, settings, _convert)
 
 
 def _convert(booster: Any, folder: Path, settings: ConversionSettings) -> dict[str, object]:
-    convert = import_onnxmltools("lightgbm").convert_lightgbm
+    convert = boosters.import_onnxmltools("lightgbm").convert_lightgbm
     if booster.params.get("linear_tree") or "\nis_linear=1" in booster.model_to_string():
         raise ConversionError("trees with linear leaves have no form in ONNX", expected="constant leaves")
-    proto = convert_booster(
+    proto = boosters.convert_booster(
         "LightGBM",
         lambda model, **options: convert(model, zipmap=False, **options),
         booster,
         int(booster.num_feature()),
         opset=settings.opset,
     )
-    is_classifier = len(proto.graph.output) == 2
-    rename_outputs(proto, ["label", "probabilities"] if is_classifier else ["prediction"])
-    return write_proven(
+    is_classifier = boosters.is_classifier(proto)
+    return boosters.write_booster(
         proto,
         folder,
-        predict=lambda inputs: _predict(booster, is_classifier, inputs),
-        settings=settings,
+        lambda inputs: _predict(booster, is_classifier, inputs),
         library="LightGBM",
+        settings=settings,
     )
 
 
 def _predict(booster: Any, is_classifier: bool, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    answer = np.asarray(booster.predict(inputs[INPUT])).astype(np.float32)
+    answer = np.asarray(booster.predict(inputs[boosters.INPUT])).astype(np.float32)
     if not is_classifier:
-        return {"prediction": answer.reshape(len(answer), -1)}
+        return boosters.predictions(answer)
     shares = np.stack([1 - answer, answer], axis=1) if answer.ndim == 1 else answer
     return {"probabilities": shares, "label": shares.argmax(axis=1).astype(np.int64)}
-
-
-def _import() -> Any:
-    try:
-        import lightgbm
-    except ImportError as exc:
-        raise DependencyMissingError("lightgbm", extra="lightgbm", purpose="LightGBM to ONNX") from exc
-    return lightgbm

@@ -1,7 +1,4 @@
-"""XGBoost: a booster's own JSON or UBJSON file, which holds data only, or a live booster or estimator.
-
-The graph takes `x` and gives `label` and `probabilities` for a classifier, `prediction` for everything else.
-"""
+"""XGBoost: a booster's own JSON or UBJSON file, which holds data only, or a live booster or estimator."""
 
 from __future__ import annotations
 
@@ -12,11 +9,9 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
+from noa.errors import ConversionError, InvalidInputError
 from noa.settings import ConversionSettings
-from noa_conversion.files import staged_folder
-from noa_conversion.from_others.boosters_onnx import INPUT, convert_booster, import_onnxmltools, rename_outputs
-from noa_conversion.from_others.proof_onnx import write_proven
+from noa_conversion.from_others import boosters_onnx as boosters
 
 _CLASSIFIERS: Final = {"binary:logistic", "multi:softprob", "multi:softmax"}
 
@@ -28,7 +23,7 @@ def convert_file(path: Path, folder: Path, settings: ConversionSettings) -> dict
         InvalidInputError: XGBoost cannot read the file.
         ConversionError: the booster cannot be expressed, or the graph computes something else.
     """
-    xgboost = _import()
+    xgboost = boosters.import_library("xgboost", "XGBoost")
     try:
         booster = xgboost.Booster(model_file=str(path))
     except Exception as exc:  # whatever XGBoost raises, the file is at fault
@@ -46,42 +41,39 @@ def convert_xgboost(model: Any, folder: Path, *, settings: ConversionSettings | 
         DependencyMissingError: xgboost or onnxmltools is not installed.
         InvalidInputError: `folder` exists and holds something.
     """
-    _import()
+    boosters.import_library("xgboost", "XGBoost")
     booster = model.get_booster() if hasattr(model, "get_booster") else model
-    chosen = settings or ConversionSettings()  # pyright: ignore[reportCallIssue]  # pydantic fills the defaults
-    with staged_folder(folder) as staged:
-        return _convert(booster, staged, chosen)
+    return boosters.convert_live(booster, folder, settings, _convert)
 
 
 def _convert(booster: Any, folder: Path, settings: ConversionSettings) -> dict[str, object]:
-    convert = import_onnxmltools("xgboost").convert_xgboost
+    convert = boosters.import_onnxmltools("xgboost").convert_xgboost
     features = int(booster.num_features())
     objective = _objective(booster)
     named = booster.feature_names
     booster.feature_names = None  # onnxmltools wants f0, f1, ...
     try:
-        proto = convert_booster("XGBoost", convert, booster, features, opset=settings.opset)
+        proto = boosters.convert_booster("XGBoost", convert, booster, features, opset=settings.opset)
     finally:
         booster.feature_names = named
-    is_classifier = len(proto.graph.output) == 2
-    if is_classifier and objective not in _CLASSIFIERS:
+    if boosters.is_classifier(proto) and objective not in _CLASSIFIERS:
         raise ConversionError(
             f"onnxmltools writes the objective `{objective}` as a classifier, which it is not",
             expected=f"one of {sorted(_CLASSIFIERS)}, or a regression",
             received=objective,
         )
-    rename_outputs(proto, ["label", "probabilities"] if is_classifier else ["prediction"])
-    return write_proven(
+    return boosters.write_booster(
         proto,
         folder,
-        predict=lambda inputs: _predict(booster, objective, inputs),
-        settings=settings,
+        lambda inputs: _predict(booster, objective, inputs),
         library="XGBoost",
+        settings=settings,
     )
 
 
 def _predict(booster: Any, objective: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    matrix = _import().DMatrix(inputs[INPUT], feature_names=booster.feature_names)
+    xgboost = boosters.import_library("xgboost", "XGBoost")
+    matrix = xgboost.DMatrix(inputs[boosters.INPUT], feature_names=booster.feature_names)
     answer = np.asarray(booster.predict(matrix), np.float32)
     if objective == "binary:logistic":
         return {"probabilities": np.stack([1 - answer, answer], axis=1), "label": (answer > 0.5).astype(np.int64)}
@@ -89,17 +81,9 @@ def _predict(booster: Any, objective: str, inputs: Mapping[str, np.ndarray]) -> 
         return {"probabilities": answer, "label": answer.argmax(axis=1).astype(np.int64)}
     if objective == "multi:softmax":
         return {"label": answer.astype(np.int64)}
-    return {"prediction": answer.reshape(len(answer), -1)}
+    return boosters.predictions(answer)
 
 
 def _objective(booster: Any) -> str:
     config = cast("dict[str, Any]", json.loads(booster.save_config()))
     return str(config["learner"]["objective"]["name"])
-
-
-def _import() -> Any:
-    try:
-        import xgboost
-    except ImportError as exc:
-        raise DependencyMissingError("xgboost", extra="xgboost", purpose="XGBoost to ONNX") from exc
-    return xgboost

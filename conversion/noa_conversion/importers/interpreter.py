@@ -25,6 +25,7 @@ from noa_conversion.onnx_graph.functions import InputType, expand
 from noa_conversion.onnx_graph.limits import allowed_bytes
 from noa_conversion.onnx_graph.model import OnnxGraph, OnnxNode, OnnxValue
 from noa_conversion.onnx_graph.symbols import number_of, shape_array
+from noa_conversion.work_limits import check_time
 
 MAX_KNOWN_ELEMENTS = 4096
 """Largest result that is computed on numbers at import; what is larger is computed by the target."""
@@ -110,6 +111,7 @@ class _Walk:
         where = _place(node, inside)
         if self._steps > _MAX_STEPS:
             raise ConversionError(f"the import takes more than {_MAX_STEPS} steps", where=where)
+        check_time(where)
         inputs = [None if name == "" else self._lookup(scope, name, where) for name in node.inputs]
         while inputs and inputs[-1] is None and node.inputs[len(inputs) - 1] == "":
             inputs.pop()
@@ -122,7 +124,9 @@ class _Walk:
             declared=graph.values.get,
         )
         results = self._known(op, inputs)
-        if results is None:
+        if results is not None:
+            self._sizes.count_known(op, results)
+        else:
             self._sizes.check_before(op, inputs)
             results = self._handled(op, inputs)
         if results is None:

@@ -25,11 +25,12 @@ _TRIED = (1 << 40, 1 << 31, 1 << 24, 1 << 16, 1 << 8)
 class SizeJudge:
     """Holds the limit of one walk, and what is known of its symbols."""
 
-    __slots__ = ("_allowed", "_least", "_target")
+    __slots__ = ("_allowed", "_known", "_least", "_target")
 
     def __init__(self, target: Target, allowed_bytes: int) -> None:
         self._target = target
         self._allowed = allowed_bytes
+        self._known = 0
         self._least: dict[str, int] = {}
 
     def check_before(self, op: Op, inputs: Sequence[Value]) -> None:
@@ -43,6 +44,22 @@ class SizeJudge:
             needed = growth.elements * self._item_bytes(inputs)
             if needed > self._allowed:
                 raise self._refusal(op, growth.what, growth.shape, needed)
+
+    def count_known(self, op: Op, results: Sequence[Value]) -> None:
+        """Refuse a node with which all that was computed on numbers at the import takes more than one value may.
+
+        Raises:
+            ConversionError: names the node and the setting.
+        """
+        if op.kind in ("Constant", "Identity"):
+            return  # nothing new: it is held by the file
+        self._known += sum(value.nbytes for value in results if isinstance(value, np.ndarray) and value.base is None)
+        if self._known > self._allowed:
+            raise op.refusal(
+                f"what is computed at the import takes {in_words(self._known)} up to here, and "
+                f"`conversion.max_value_bytes` allows {in_words(self._allowed)}",
+                remedy=REMEDY,
+            )
 
     def check_after(self, op: Op, results: Sequence[Value]) -> None:
         """Refuse a node that made more than a value may take.

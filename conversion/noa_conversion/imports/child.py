@@ -8,32 +8,18 @@ ends with the child. An answer is either the signature or an error of noa's.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import resource
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from noa.errors import (
-    ConversionError,
-    DependencyMissingError,
-    InvalidInputError,
-    NoaError,
-    SignatureError,
-    StorageError,
-)
+from noa.errors import ConversionError, InvalidInputError
 from noa.signatures import Signature
+from noa_conversion.child_process import answer, ask
 
 EXAMPLE_FILE: Final = "example.safetensors"
-_MOST_ANSWER_BYTES = 16 << 20
-_SHOWN = 300
-_ERRORS: Final = (ConversionError, InvalidInputError, SignatureError, StorageError)
+_ENVIRONMENT: Final = {"OMP_NUM_THREADS": "2", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,34 +38,16 @@ def run_child(request: Mapping[str, object], limits: ChildLimits) -> Signature:
         InvalidInputError, ConversionError: as `onnx_import.prepare` and `torch_import.prepare`; or the child used up
             its time or memory, or died.
     """
-    command = [sys.executable, "-m", "noa_conversion.imports.child"]
-    table = {**request, "memory_bytes": limits.memory_bytes, "seconds": limits.seconds}
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    try:
-        result = subprocess.run(
-            command,
-            input=json.dumps(table).encode(),
-            capture_output=True,
-            timeout=limits.seconds,
-            check=False,
-            env=environment,
-        )
-    except subprocess.TimeoutExpired as exc:
-        raise InvalidInputError(
-            f"the model could not be prepared in {limits.seconds:g} seconds", remedy="It may ask for endless work"
-        ) from exc
-    try:
-        answer = cast("dict[str, Any]", json.loads(result.stdout[-_MOST_ANSWER_BYTES:].splitlines()[-1]))
-    except (ValueError, IndexError) as exc:
-        said = result.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise InvalidInputError(
-            f"the model could not be prepared: the process that read it ended with {result.returncode}",
-            expected=f"at most {limits.memory_bytes >> 20} MiB of memory",
-            received=said[-1][:_SHOWN] if said else "no answer",
-        ) from exc
-    if "signature" in answer:
-        return Signature.from_dict(answer["signature"])
-    raise _rebuilt(cast("dict[str, str]", answer))
+    found = ask(
+        "noa_conversion.imports.child",
+        request,
+        seconds=limits.seconds,
+        memory_bytes=limits.memory_bytes,
+        failure=InvalidInputError,
+        what="the model could not be prepared",
+        environment=_ENVIRONMENT,
+    )
+    return Signature.from_dict(found["signature"])
 
 
 def prepare(request: Mapping[str, Any]) -> Signature:
@@ -130,42 +98,10 @@ def _try_out(request: Mapping[str, Any], signature: Signature, folder: Path) -> 
     save_file(arrays, Path(request["example_target"]))
 
 
-def _rebuilt(answer: Mapping[str, str]) -> NoaError:
-    """Return the error that the child reported."""
-    if answer.get("error") == "DependencyMissingError":
-        return DependencyMissingError(answer["package"], extra=answer["extra"], purpose=answer["purpose"])
-    kinds: dict[str, type[NoaError]] = {each.__name__: each for each in _ERRORS}
-    parts = {key: answer.get(key) for key in ("where", "expected", "received", "remedy")}
-    return kinds.get(str(answer.get("error")), InvalidInputError)(str(answer.get("what")), **parts)  # pyright: ignore[reportArgumentType]  # texts or None
-
-
-def _die_with_parent() -> None:
-    """End when the parent ends, however it does (Linux)."""
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def _main() -> int:
-    _die_with_parent()
-    request = cast("dict[str, Any]", json.loads(sys.stdin.buffer.read()))
-    memory = int(request["memory_bytes"])
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    answer_to = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints is no part of the answer
-    try:
-        answer: dict[str, object] = {"signature": prepare(request).to_dict()}
-    except DependencyMissingError as exc:
-        answer = {**exc.to_dict(), "package": exc.package, "extra": exc.extra, "purpose": exc.purpose}
-    except NoaError as exc:
-        answer = dict(exc.to_dict())
-    except MemoryError:
-        answer = {"error": "InvalidInputError", "what": "the model needs more memory than an import may take"}
-    os.write(answer_to, b"\n" + json.dumps(answer).encode())
-    return 0
+def _answered(request: dict[str, Any]) -> dict[str, object]:
+    return {"signature": prepare(request).to_dict()}
 
 
 if __name__ == "__main__":
-    sys.exit(_main())
+    too_large = "the model needs more memory than an import may take"
+    sys.exit(answer(_answered, failure=InvalidInputError, too_large=too_large))

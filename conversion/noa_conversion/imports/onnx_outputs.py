@@ -10,6 +10,8 @@ from noa.errors import InvalidInputError
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.formats.onnx_format import runtime_errors
 from noa_conversion.imports.examples import make_example
+from noa_conversion.onnx_runs import run_session
+from noa_conversion.work_limits import work_limit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,7 +102,8 @@ def _run(
     try:
         example = make_example(Signature(inputs=fixed, outputs=fixed))
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        arrays = session.run(names, example)
+        with work_limit():
+            arrays = run_session(session, names, example, where="the graph, run to see what its outputs are")
     except (InvalidInputError, *runtime_errors()):
         return {}
     return {name: array for name, array in zip(names, arrays, strict=True) if isinstance(array, np.ndarray)}

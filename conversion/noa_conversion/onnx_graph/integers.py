@@ -139,8 +139,10 @@ def _range(call: Call, start: np.ndarray, limit: np.ndarray, delta: np.ndarray) 
     first, last, step = (array.reshape(-1)[0] for array in (start, limit, delta))
     if step == 0:
         raise ValueError("its step is 0")
-    # onnxruntime's own formula, computed in double.
-    count = max(math.ceil((float(last) - float(first)) / float(step)), 0)
+    if start.dtype.kind in "iu":
+        count = max(-((int(first) - int(last)) // int(step)), 0)
+    else:  # onnxruntime's own formula, computed in double
+        count = max(math.ceil((float(last) - float(first)) / float(step)), 0)
     call.room([count])
     return (first + np.arange(count).astype(start.dtype) * step).astype(start.dtype)
 

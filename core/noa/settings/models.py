@@ -256,6 +256,14 @@ class ConversionSettings(Section):
         ge=1 << 20,
         description="Largest value that an imported ONNX graph may compute, bytes; free axes count as small.",
     )
+    max_work_s: StrictFloat = Field(
+        default=900.0, gt=0, description="How long one import, or all runs of one comparison, may take, seconds."
+    )
+    max_work_bytes: int = Field(
+        default=16 << 30,
+        ge=1 << 20,
+        description="How much more memory one run of an ONNX graph may take while models are compared, bytes.",
+    )
 
 
 class EndpointSettings(Section):

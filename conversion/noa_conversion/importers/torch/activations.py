@@ -109,6 +109,8 @@ def leaky_relu(op: Op, x: torch.Tensor) -> torch.Tensor:
 @register("PRelu", tensors=True)
 def prelu(op: Op, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     """A learnt slope below zero."""
+    if x.dtype in (torch.uint8, torch.uint16, torch.uint32, torch.uint64):
+        return x
     if is_integer(x):
         return in_wider(lambda wide, by: torch.where(wide < 0, wide * by, wide), x, slope)
     if op.version < 7 and slope.ndim == 1 and x.ndim > 1 and slope.shape[0] != 1:

@@ -15,6 +15,7 @@ from noa_conversion.importers.torch.table import register
 from noa_conversion.onnx_graph.dtypes import dtype_of as onnx_dtype
 from noa_conversion.onnx_graph.symbols import number_of
 
+_SIGN = 2**63
 _BITS = {"int4": (4, True), "uint4": (4, False), "int2": (2, True), "uint2": (2, False)}
 
 
@@ -62,6 +63,10 @@ def cast_tensor(
     if is_float8(target):
         return to_float8(x, dtype, saturate=saturate)
     if target in (torch.uint16, torch.uint32, torch.uint64) and x.is_floating_point():
+        if target == torch.uint64 and torch.finfo(x.dtype).max > _SIGN:
+            is_large = x >= _SIGN
+            whole = torch.where(is_large, x - _SIGN, x).to(torch.int64)
+            return torch.where(is_large, whole ^ -_SIGN, whole).to(target)
         return x.to(torch.int64).to(target)
     return x.to(target)
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
-from noa_conversion.importers.torch.operands import is_static
+from noa_conversion.importers.torch.operands import in_wider, is_static
 from noa_conversion.importers.torch.table import register
 
 
@@ -198,9 +198,13 @@ def col2im(op: Op, x: Value, image_shape: Value, block_shape: Value) -> torch.Te
         )
         place = place * padded[i] + steps + moves
     flat = tensor.reshape(tensor.shape[0], channels, -1)
-    total = torch.zeros([tensor.shape[0], channels, math.prod(padded)], dtype=tensor.dtype)
-    result = torch.index_add(total, 2, place.reshape(-1), flat).reshape([tensor.shape[0], channels, *padded])
-    return functional.pad(result, [-width for width in window.flat_padding])
+
+    def added(wide: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros([tensor.shape[0], channels, math.prod(padded)], dtype=wide.dtype)
+        result = torch.index_add(total, 2, place.reshape(-1), wide).reshape([tensor.shape[0], channels, *padded])
+        return functional.pad(result, [-width for width in window.flat_padding])
+
+    return in_wider(added, flat)
 
 
 @register("DeformConv", tensors=True)

@@ -29,6 +29,7 @@ from noa_conversion.importers.torch.free_axes import FakeInputs, make_inputs
 from noa_conversion.importers.torch.fusion import fuse
 from noa_conversion.importers.torch.input_names import with_inputs
 from noa_conversion.importers.torch.input_shapes import shape_check
+from noa_conversion.importers.torch.quiet import without_log
 from noa_conversion.importers.torch.target import TorchTarget, Weights, set_attribute
 from noa_conversion.importers.torch.weights import ModelWeights, weights_of
 from noa_conversion.models import TorchModel
@@ -159,7 +160,7 @@ def _trace(
         )
         return results[0] if len(results) == 1 else tuple(results)
 
-    with fakes.mode, torch.enable_grad(), warnings.catch_warnings():
+    with fakes.mode, torch.enable_grad(), without_log(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = make_fx(forward, tracing_mode="real", pre_dispatch=True)(*fakes.tensors)
     return module, tuple(outputs)

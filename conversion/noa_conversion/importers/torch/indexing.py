@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
 from noa_conversion.importers.torch import unsigned
-from noa_conversion.importers.torch.dtypes import dtype_of, tagged
+from noa_conversion.importers.torch.dtypes import dtype_of, tagged, widened
 from noa_conversion.importers.torch.operands import in_wider, is_static
 from noa_conversion.importers.torch.table import register
 
@@ -45,7 +46,8 @@ def gather(op: Op, x: Value, indices: Value) -> torch.Tensor:
 def gather_elements(op: Op, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Take single elements along an axis."""
     axis = op.axis(op.attribute("axis", 0), x.ndim)
-    return torch.gather(x, axis, _from_front(indices, x.shape[axis]))
+    places = _from_front(indices, x.shape[axis])
+    return in_wider(lambda wide: torch.gather(wide, axis, places), x)
 
 
 @register("GatherND", tensors=True)
@@ -70,12 +72,27 @@ def scatter_elements(op: Op, x: torch.Tensor, indices: torch.Tensor, updates: to
     places = _from_front(indices, x.shape[axis])
     reduction = op.attribute("reduction", "none")
     if reduction == "none":
-        return torch.scatter(x, axis, places, updates)
+        return in_wider(lambda wide, new: torch.scatter(wide, axis, places, new), x, updates)
     if reduction not in _REDUCE:
         op.refuse(f"the reduction `{reduction}` is unknown")
     if reduction == "add":
-        return torch.scatter_add(x, axis, places, updates)
-    return torch.scatter_reduce(x, axis, places, updates, _REDUCE[reduction], include_self=True)
+        return in_wider(lambda wide, new: torch.scatter_add(wide, axis, places, new), x, updates)
+    return _combined(
+        lambda wide, new: torch.scatter_reduce(wide, axis, places, new, _REDUCE[reduction], include_self=True),
+        *(reduction, x, updates),
+    )
+
+
+def _combined(
+    compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    reduction: str,
+    x: torch.Tensor,
+    updates: torch.Tensor,
+) -> torch.Tensor:
+    """Combine what is there with updates; the greater of two 64-bit unsigned integers is found in their true order."""
+    if x.dtype == torch.uint64 and reduction in ("max", "min"):
+        return unsigned.ordered(compute(unsigned.ordered(x), unsigned.ordered(updates))).to(x.dtype)
+    return in_wider(compute, x, updates)
 
 
 @register("ScatterND", tensors=True)
@@ -87,7 +104,8 @@ def scatter_nd(op: Op, x: torch.Tensor, indices: torch.Tensor, updates: torch.Te
     reduction = op.attribute("reduction", "none")
     parts = [_from_front(indices[..., i], x.shape[i]) for i in range(depth)]
     if reduction in ("none", "add"):
-        return torch.index_put(x, tuple(parts), updates, accumulate=reduction == "add")
+        is_sum = reduction == "add"
+        return in_wider(lambda wide, new: torch.index_put(wide, tuple(parts), new, accumulate=is_sum), x, updates)
     if reduction not in _REDUCE:
         op.refuse(f"the reduction `{reduction}` is unknown")
     place = parts[0]
@@ -95,9 +113,11 @@ def scatter_nd(op: Op, x: torch.Tensor, indices: torch.Tensor, updates: torch.Te
         place = place * x.shape[axis] + parts[axis]
     rest = list(x.shape[depth:])
     width = math.prod(rest)
-    flat = x.reshape(-1, width)
     rows = place.reshape(-1, 1).expand(-1, width)
-    result = torch.scatter_reduce(flat, 0, rows, updates.reshape(-1, width), _REDUCE[reduction], include_self=True)
+    result = _combined(
+        lambda wide, new: torch.scatter_reduce(wide, 0, rows, new, _REDUCE[reduction], include_self=True),
+        *(reduction, x.reshape(-1, width), updates.reshape(-1, width)),
+    )
     return result.reshape(x.shape)
 
 
@@ -115,20 +135,31 @@ def tensor_scatter(
         places = places + write_indices.to(torch.int64).reshape([-1] + [1] * (cache.ndim - 1))
     if mode == "circular":
         places = torch.remainder(places, cache.shape[axis])
-    return torch.scatter(cache, axis, places.expand(update.shape), update)
+    return in_wider(lambda wide, new: torch.scatter(wide, axis, places.expand(update.shape), new), cache, update)
 
 
 @register("OneHot")
 def one_hot(op: Op, indices: Value, depth: Value, values: Value) -> torch.Tensor:
-    """One value at the index, another elsewhere."""
+    """One value at the index, another elsewhere; an index outside of the depth marks nothing."""
     places = op.tensor(indices)
     count = int(np.asarray(op.known(depth, "depth")).reshape(()))
     axis = op.attribute("axis", -1)
     axis = axis + places.ndim + 1 if axis < 0 else axis
     levels = op.tensor(values)
-    whole = torch.remainder(places.to(torch.int64), count) if places.is_floating_point() else _from_front(places, count)
+    whole = _from_front(_whole(places, beyond=count), count)
     row = torch.arange(count).reshape([-1 if i == axis else 1 for i in range(places.ndim + 1)])
     return torch.where(torch.unsqueeze(whole, axis) == row, levels[1], levels[0])
+
+
+def _whole(places: torch.Tensor, *, beyond: int) -> torch.Tensor:
+    """Return indices of any type as `int64`; what that does not hold becomes `beyond`."""
+    whole = places.to(torch.int64)
+    if places.dtype == torch.uint64:
+        return torch.where(whole < 0, torch.full_like(whole, beyond), whole)
+    if not places.is_floating_point():
+        return whole
+    is_held = (places > -(2.0**62)) & (places < 2.0**62)  # no number fails both
+    return torch.where(is_held, whole, torch.full_like(whole, beyond))
 
 
 @register("TopK")
@@ -147,6 +178,7 @@ def top_k(op: Op, x: Value, k: Value = None) -> tuple[torch.Tensor, torch.Tensor
 @register("NonZero", tensors=True)
 def non_zero(op: Op, x: torch.Tensor) -> torch.Tensor:
     """Indices of all values other than zero, one row per axis."""
+    x = widened(x)
     if x.ndim == 0:
         return torch.nonzero(x.reshape(1)).transpose(0, 1).narrow(0, 0, 0)
     return torch.nonzero(x).transpose(0, 1)
@@ -183,7 +215,7 @@ def unique(op: Op, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     first = torch.full_like(counts, 0).scatter_reduce(0, inverse, places, "amin", include_self=False)
     if not op.attribute("sorted", 1):
         order = torch.argsort(first)
-        values = torch.index_select(values, axis, order)
+        values = in_wider(lambda wide: torch.index_select(wide, axis, order), values)
         first, counts = first[order], counts[order]
         inverse = torch.argsort(order)[inverse]
     return values, first, inverse, counts
@@ -196,4 +228,4 @@ def reverse_sequence(op: Op, x: torch.Tensor, lengths: torch.Tensor) -> torch.Te
     times = torch.arange(x.shape[time_axis]).reshape([-1 if i == time_axis else 1 for i in range(x.ndim)])
     ends = lengths.to(torch.int64).reshape([-1 if i == batch_axis else 1 for i in range(x.ndim)])
     places = torch.where(times < ends, ends - 1 - times, times)
-    return torch.gather(x, time_axis, places.expand(x.shape))
+    return in_wider(lambda wide: torch.gather(wide, time_axis, places.expand(x.shape)), x)

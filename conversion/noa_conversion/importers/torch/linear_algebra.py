@@ -28,20 +28,23 @@ def gemm(op: Op, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor | None = None
             return functional.linear(a, weight, c)
     b = b.t() if op.attribute("transB", 0) else b
     if c is None:
-        return _scaled(torch.matmul(a, b), alpha)
+        return in_wider(lambda x, y: _scaled(torch.matmul(x, y), alpha), a, b)
     if is_integer(a):
         return in_wider(lambda x, y, z: _scaled(torch.matmul(x, y), alpha) + _scaled(z, beta), a, b, c)
     return torch.addmm(c, a, b, beta=beta, alpha=alpha)
 
 
 def _scaled(x: torch.Tensor, factor: float) -> torch.Tensor:
-    return x if factor == 1.0 else (x * factor).to(x.dtype)
+    if factor == 1.0:
+        return x
+    return (x.to(torch.float64) * factor).to(x.dtype) if is_integer(x) else x * factor
 
 
 @register("Einsum", tensors=True)
 def einsum(op: Op, *inputs: torch.Tensor) -> torch.Tensor:
     """Sums of products named by letters."""
-    return torch.einsum(op.attribute("equation").replace(" ", ""), list(inputs))
+    equation = op.attribute("equation").replace(" ", "")
+    return in_wider(lambda *wide: torch.einsum(equation, list(wide)), *inputs)
 
 
 @register("Det", tensors=True)

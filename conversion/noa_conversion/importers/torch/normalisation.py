@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch.nn import functional
@@ -60,12 +62,7 @@ def layer_normalization(
     op: Op, x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, ...] | torch.Tensor:
     """Over the axes from one on, computed in the type `stash_type`."""
-    axis = op.axis(op.attribute("axis", -1), x.ndim)
-    epsilon = op.attribute("epsilon", 1e-5)
-    stash = onnx_dtype(op.attribute("stash_type", 1))
-    if stash is None:
-        op.refuse("its `stash_type` is unknown")
-    shape = list(x.shape[axis:])
+    axis, epsilon, stash, shape = _last_axes(op, x)
     is_plain = op.num_outputs == 1 and all(is_static(size) for size in shape)
     if is_plain and all(list(weight.shape) == shape for weight in (scale, bias) if weight is not None):
         return functional.layer_norm(x, shape, scale, bias, epsilon)
@@ -79,15 +76,19 @@ def layer_normalization(
     return (y, mean, inverse) if op.num_outputs > 1 else y
 
 
-@register("RMSNormalization", tensors=True)
-def rms_normalization(op: Op, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """By the root of the mean square over the axes from one on."""
+def _last_axes(op: Op, x: torch.Tensor) -> tuple[int, float, np.dtype, list[Any]]:
+    """Return the first axis that is normalised over, epsilon, the type to compute in, and the sizes of the axes."""
     axis = op.axis(op.attribute("axis", -1), x.ndim)
-    epsilon = op.attribute("epsilon", 1e-5)
     stash = onnx_dtype(op.attribute("stash_type", 1))
     if stash is None:
         op.refuse("its `stash_type` is unknown")
-    shape = list(x.shape[axis:])
+    return axis, op.attribute("epsilon", 1e-5), stash, list(x.shape[axis:])
+
+
+@register("RMSNormalization", tensors=True)
+def rms_normalization(op: Op, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """By the root of the mean square over the axes from one on."""
+    axis, epsilon, stash, shape = _last_axes(op, x)
     if stash == np.float32 and x.dtype == torch.float32 and list(scale.shape) == shape:
         return functional.rms_norm(x, shape, scale, epsilon)
     wide = cast_tensor(op, x, stash)

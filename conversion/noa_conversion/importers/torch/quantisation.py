@@ -65,7 +65,8 @@ def quantize_linear(op: Op, x: Value, scale: Value, zero: Value = None) -> torch
         whole = whole + _spread(op, op.tensor(zero).to(whole.dtype), tensor)
     target = torch_dtype_of(dtype)
     assert target is not None
-    return tagged(torch.clamp(whole, low, high).to(torch.int32).to(target), dtype)
+    held = torch.nan_to_num(torch.clamp(whole, low, high), nan=low)  # NaN becomes the lowest, as in onnxruntime
+    return tagged(held.to(torch.int32).to(target), dtype)
 
 
 @register("DequantizeLinear")
@@ -89,8 +90,9 @@ def dynamic_quantize_linear(op: Op, x: torch.Tensor) -> tuple[torch.Tensor, torc
     lowest = torch.clamp(torch.amin(x), max=0.0)
     span = highest - lowest
     scale = torch.where(span == 0, torch.ones_like(span), span) / 255.0
-    zero = torch.round(torch.clamp(-lowest / scale, 0.0, 255.0))
-    y = torch.clamp(torch.round(x / scale) + zero, 0.0, 255.0)
+    # As onnx.reference does it: a range without end, or with NaN in it, has its zero point at the upper end.
+    zero = torch.round(torch.clamp(torch.nan_to_num(-lowest / scale, nan=255.0), 0.0, 255.0))
+    y = torch.nan_to_num(torch.clamp(torch.round(x / scale) + zero, 0.0, 255.0), nan=0.0)
     return y.to(torch.uint8), scale, zero.to(torch.uint8)
 
 

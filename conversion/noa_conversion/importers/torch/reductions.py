@@ -9,6 +9,8 @@ import torch
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Value
+from noa_conversion.importers.torch import unsigned
+from noa_conversion.importers.torch.dtypes import widened
 from noa_conversion.importers.torch.operands import in_wider, is_integer, is_static
 from noa_conversion.importers.torch.table import register
 
@@ -115,6 +117,7 @@ _REDUCTIONS: dict[str, Reduce] = {
     "ReduceLogSum": _log_sum,
     "ReduceLogSumExp": _log_sum_exp,
 }
+_IN_DOUBLE = {"ReduceMean", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp"}
 _BEFORE_REDUCTION: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "ReduceL1": torch.abs,
     "ReduceL2": torch.abs,
@@ -128,12 +131,19 @@ def reduce(op: Op, x: Value, axes: Value = None) -> torch.Tensor:
     """Reduce over axes; none means all, or with `noop_with_empty_axes` each value by itself."""
     tensor = op.tensor(x)
     over = _axes(op, tensor, axes)
+    is_unsigned = tensor.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    kind = "ReduceSum" if op.kind == "ReduceL1" and is_unsigned else op.kind  # it is its own absolute value
     if over is None:
-        before = _BEFORE_REDUCTION.get(op.kind)
-        return tensor if before is None else before(tensor)
+        before = _BEFORE_REDUCTION.get(kind)
+        return tensor if before is None else in_wider(before, tensor)
+    if tensor.dtype == torch.uint64 and kind in _IN_DOUBLE:
+        op.refuse("PyTorch has no 64-bit unsigned numbers in double precision here")
+    compute, keep = _REDUCTIONS[kind], bool(op.attribute("keepdims", 1))
     if not over:
-        return in_wider(lambda wide: _REDUCTIONS[op.kind](wide.reshape(1), [0], False), tensor)
-    return in_wider(lambda wide: _REDUCTIONS[op.kind](wide, over, bool(op.attribute("keepdims", 1))), tensor)
+        tensor, over, keep = tensor.reshape(1), [0], False
+    if tensor.dtype == torch.uint64 and kind in ("ReduceMax", "ReduceMin"):
+        return unsigned.ordered(compute(unsigned.ordered(tensor), over, keep)).to(torch.uint64)
+    return in_wider(lambda wide: compute(wide, over, keep), tensor)
 
 
 @register("ArgMax", "ArgMin", tensors=True)
@@ -142,6 +152,7 @@ def arg_extreme(op: Op, x: torch.Tensor) -> torch.Tensor:
     axis = op.axis(op.attribute("axis", 0), x.ndim)
     compute = torch.argmax if op.kind == "ArgMax" else torch.argmin
     keep = bool(op.attribute("keepdims", 1))
+    x = unsigned.in_order(x)
     if not op.attribute("select_last_index", 0):
         return compute(x, axis, keepdim=keep)
     return x.shape[axis] - 1 - compute(torch.flip(x, [axis]), axis, keepdim=keep)
@@ -150,7 +161,7 @@ def arg_extreme(op: Op, x: torch.Tensor) -> torch.Tensor:
 @register("CumSum", "CumProd")
 def cumulative(op: Op, x: Value, axis: Value) -> torch.Tensor:
     """Running sum or product; `exclusive` leaves the own value out, `reverse` begins at the end."""
-    tensor = op.tensor(x)
+    tensor, dtype = widened(op.tensor(x)), op.tensor(x).dtype
     along = op.axis(int(op.integer(axis, "axis")), tensor.ndim)
     compute = torch.cumsum if op.kind == "CumSum" else torch.cumprod
     if op.attribute("reverse", 0):
@@ -159,5 +170,6 @@ def cumulative(op: Op, x: Value, axis: Value) -> torch.Tensor:
         first = tensor.narrow(along, 0, 1)
         start = torch.zeros_like(first) if op.kind == "CumSum" else torch.ones_like(first)
         tensor = torch.cat([start, tensor.narrow(along, 0, tensor.shape[along] - 1)], along)
-    result = in_wider(lambda wide: compute(wide, along, dtype=wide.dtype), tensor)
-    return torch.flip(result, [along]) if op.attribute("reverse", 0) else result
+    result = compute(tensor, along, dtype=tensor.dtype)
+    result = torch.flip(result, [along]) if op.attribute("reverse", 0) else result
+    return result if result.dtype == dtype else result.to(dtype)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
-from noa_conversion.importers.torch.operands import is_integer, is_static
+from noa_conversion.importers.torch.operands import in_wider, is_integer, is_static
 from noa_conversion.importers.torch.resize_weights import AxisResize, ResizeRule, resize_weights, source_places
 from noa_conversion.importers.torch.table import register
 
@@ -89,6 +89,10 @@ def _resize(op: Op, x: torch.Tensor, rule: ResizeRule, request: _Request) -> tor
     own = _by_pytorch(x, rule, request)
     if own is not None:
         return own
+    if rule.mode == "nearest" and request.regions is None:  # it only picks
+        return in_wider(lambda wide: _by_weights(op, wide, rule, request), x)
+    if x.dtype == torch.uint64:
+        op.refuse("PyTorch has no sums of 64-bit unsigned integers with weights")
     if is_integer(x):
         wide = _by_weights(op, x.to(torch.float64), rule, request)
         low, high = torch.iinfo(x.dtype).min, torch.iinfo(x.dtype).max

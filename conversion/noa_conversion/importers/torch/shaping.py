@@ -13,10 +13,11 @@ from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
 from noa_conversion.importers.torch.casting import named_dtype
 from noa_conversion.importers.torch.dtypes import dtype_of, tagged, torch_dtype_of, widened
-from noa_conversion.importers.torch.operands import is_static
+from noa_conversion.importers.torch.operands import in_wider, is_static
 from noa_conversion.importers.torch.table import register
 
 _FAR = 2**62
+_EXACT = 2**53
 
 
 def _keep_type(result: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
@@ -142,7 +143,8 @@ def _slice_axis(op: Op, x: torch.Tensor, axis: int, begin: Size, finish: Size, s
         return torch.ops.aten.slice.Tensor(x, axis, begin, finish, step)
     first = _from_behind(size, begin, lowest=0)
     last = _from_behind(size, finish, lowest=-1)
-    return torch.ops.aten.slice.Tensor(torch.flip(x, [axis]), axis, first, last, -step)
+    turned = in_wider(lambda wide: torch.flip(wide, [axis]), x)
+    return torch.ops.aten.slice.Tensor(turned, axis, first, last, -step)
 
 
 def _from_behind(size: Size, index: Size, *, lowest: int) -> Size:
@@ -201,13 +203,16 @@ def pad(op: Op, x: Value, pads: Value = None, value: Value = None, axes: Value =
 
 
 def _pad_constant(op: Op, x: torch.Tensor, flat: list[Size], value: Value) -> torch.Tensor:
-    if value is None or isinstance(value, np.ndarray):
-        fill: Any = 0 if value is None else value.reshape(()).item()
-        wide = widened(x)
-        wide = wide.to(torch.uint8) if x.dtype == torch.bool else wide
+    wide = x.to(torch.uint8) if x.dtype == torch.bool else widened(x)
+    fill: Any = 0 if value is None else value
+    if isinstance(fill, np.ndarray):
+        fill = fill.reshape(()).item()
+    if not isinstance(fill, torch.Tensor) and (isinstance(fill, float) or abs(fill) <= _EXACT):
         return functional.pad(wide, flat, value=fill).to(x.dtype)
+    # PyTorch takes the number as a double, which does not hold all whole numbers of 64 bits.
     inside = functional.pad(torch.ones_like(x, dtype=torch.uint8), flat, value=0).to(torch.bool)
-    return torch.where(inside, functional.pad(x, flat), value.reshape(()).to(x.dtype))
+    filling = op.tensor(value).reshape(()).to(wide.dtype)
+    return torch.where(inside, functional.pad(wide, flat), filling).to(x.dtype)
 
 
 def _pad_with_own(op: Op, x: torch.Tensor, axis: int, before: Size, after: Size, mode: str) -> torch.Tensor:
@@ -269,10 +274,15 @@ def constant_of_shape(op: Op, shape: Value) -> torch.Tensor:
 def range_(op: Op, start: Value, limit: Value, step: Value) -> torch.Tensor:
     """Numbers from `start` on, before `limit`."""
     if all(isinstance(value, np.ndarray) and value.dtype != object for value in (start, limit, step)):
-        begin, end, by = (value.reshape(()) for value in (start, limit, step))
-        count = max(math.ceil((end.astype(np.float64) - begin.astype(np.float64)) / by.astype(np.float64)), 0)
+        begin, end, by = (value.reshape(()).item() for value in (start, limit, step))
         dtype = torch_dtype_of(start.dtype)
-        return (torch.arange(count) * by.item() + begin.item()).to(dtype)
+        if by == 0:
+            op.refuse("its step is 0")
+        if start.dtype.kind == "f":
+            count = max(math.ceil((end - begin) / by), 0)  # onnxruntime's own formula, in double precision
+            return (torch.arange(count, dtype=dtype) * by + begin).to(dtype)
+        count = max(-((begin - end) // by), 0)
+        return (torch.arange(count) * by + begin).to(dtype)
     begin, end, by = (op.integer(value, name) for value, name in ((start, "start"), (limit, "limit"), (step, "delta")))
     return torch.arange(begin, end, by, dtype=torch_dtype_of(op.dtype(start)))
 
@@ -294,7 +304,8 @@ def trilu(op: Op, x: Value, k: Value = None) -> torch.Tensor:
     upper = op.attribute("upper", 1)
     if k is None or isinstance(k, np.ndarray):
         diagonal = 0 if k is None else int(op.integer(k, "k"))
-        return torch.triu(tensor, diagonal) if upper else torch.tril(tensor, diagonal)
+        compute = torch.triu if upper else torch.tril
+        return in_wider(lambda wide: compute(wide, diagonal), tensor)
     rows = torch.arange(tensor.shape[-2]).reshape(-1, 1)
     columns = torch.arange(tensor.shape[-1]).reshape(1, -1)
     is_inside = columns - rows >= k if upper else columns - rows <= k
@@ -307,7 +318,7 @@ def depth_to_space(op: Op, x: torch.Tensor) -> torch.Tensor:
     block = op.attribute("blocksize")
     batch, channels, height, width = x.shape
     if op.attribute("mode", "DCR") == "CRD":
-        return functional.pixel_shuffle(x, block)
+        return in_wider(lambda wide: functional.pixel_shuffle(wide, block), x)
     deep = x.reshape(batch, block, block, channels // (block * block), height, width)
     return deep.permute(0, 3, 4, 1, 5, 2).reshape(batch, channels // (block * block), height * block, width * block)
 

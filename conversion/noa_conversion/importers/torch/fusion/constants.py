@@ -14,6 +14,12 @@ from noa_conversion.importers.torch.target import CONSTANTS, outside_the_trace, 
 
 _MAX_ELEMENTS = 1 << 16
 """Larger results are computed at run time: they would make the module large."""
+_MAX_KEPT_BYTES = 256 << 20
+"""What all results together may take; what comes after is computed at run time."""
+_MAX_WORK = 1 << 28
+"""The most multiplications, or elements read and written, of one call; what asks for more is computed at run time."""
+_MAX_TOTAL_WORK = 1 << 32
+_PRODUCTS = {"matmul", "mm", "bmm", "addmm", "linear", "einsum", "lstm", "gru", "scaled_dot_product_attention"}
 _BINARY = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 _COMPARED = {
     aten.eq.Tensor: aten.eq.Scalar,
@@ -46,19 +52,38 @@ def drop_idle_casts(module: torch.fx.GraphModule) -> None:
 
 def _known_values(module: torch.fx.GraphModule) -> dict[Node, torch.Tensor]:
     known: dict[Node, torch.Tensor] = {}
+    kept_bytes = total_work = 0
     for node in module.graph.nodes:
         if node.op == "get_attr":
             value = module.get_buffer(node.target) if str(node.target).startswith(f"{CONSTANTS}.") else None
             if isinstance(value, torch.Tensor):
                 known[node] = value
         elif node.op == "call_function" and _is_foldable(node, known):
+            work = _work_of(node, known)
+            if work > _MAX_WORK or total_work + work > _MAX_TOTAL_WORK or kept_bytes > _MAX_KEPT_BYTES:
+                continue
             try:
-                known[node] = node.target(
+                result = node.target(
                     *torch.fx.map_arg(node.args, known.__getitem__), **torch.fx.map_arg(node.kwargs, known.__getitem__)
                 )
             except (RuntimeError, ValueError, TypeError):
                 continue  # it is left to run time, where it says itself what is wrong
+            known[node] = result
+            total_work += work
+            kept_bytes += result.nbytes
     return known
+
+
+def _work_of(node: Node, known: dict[Node, torch.Tensor]) -> int:
+    """Return about how many steps a call takes: of a product, as many as its largest operand for each element."""
+    operands = [known[operand].numel() for operand in node.all_input_nodes]
+    value = value_of(node)
+    count = value.numel() if value is not None else 0
+    target: Any = node.target
+    name = str(target._schema.name).removeprefix("aten::")
+    if name in _PRODUCTS or "conv" in name:
+        return count * max(operands, default=1)
+    return count + sum(operands)
 
 
 def _is_foldable(node: Node, known: dict[Node, torch.Tensor]) -> bool:
