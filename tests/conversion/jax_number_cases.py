@@ -119,7 +119,16 @@ NUMBER_CASES: dict[str, Case] = {
     "at the ends of a domain": Case(
         function=lambda p, x: (
             *(jnp.log1p(x), lax.erf_inv(x), jnp.expm1(x), lax.erfc(x), lax.cbrt(x)),
-            *(jnp.log(x), jnp.arctanh(x), jnp.arccosh(x), jnp.sqrt(x), 1 / x, lax.erf(x), lax.lgamma(x), lax.digamma(x)),
+            *(
+                jnp.log(x),
+                jnp.arctanh(x),
+                jnp.arccosh(x),
+                jnp.sqrt(x),
+                1 / x,
+                lax.erf(x),
+                lax.lgamma(x),
+                lax.digamma(x),
+            ),
         ),
         shapes=((B, 9),),
         draw=lambda rng, batch: [np.tile(np.asarray(_ENDS, np.float32), (batch, 1))],

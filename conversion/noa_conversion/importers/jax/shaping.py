@@ -236,11 +236,11 @@ def _pad_axis(op: Op, x: Tensor, axis: int, low: Size, high: Size, mode: str) ->
         op.refuse(f"mode {mode!r} has nothing to copy from on an axis of size 0")
     if is_plain(size):
         return jnp.pad(x, [(low, high) if i == axis else (0, 0) for i in range(x.ndim)], mode=_PAD_MODES[mode])
-    # jnp.pad asks for proof that a free axis is long enough; an axis that is not takes its last element again.
+    # jnp.pad asks for proof that a free axis is long enough.
     at = jnp.arange(low + size + high, dtype=jnp.int32) - low
     last = jnp.asarray(size, jnp.int32) - 1
     if mode == "reflect":
-        at = last - jnp.abs(last - jnp.abs(at))
+        at = last - jnp.abs(last - jnp.mod(at, jnp.maximum(2 * last, 1)))
     elif mode == "wrap":
         at = jnp.mod(at, last + 1)
     return jnp.take(x, at, axis=axis, mode="clip")
