@@ -32,7 +32,7 @@ class JaxTarget:
         """Make a tensor of known numbers.
 
         Raises:
-            ConversionError: texts, or an integer that 32 bits do not hold while JAX computes in 32.
+            ConversionError: texts, or a number that 32 bits do not come near while JAX computes in 32.
         """
         if array.dtype.kind not in "biufcV" or array.dtype == object:
             raise ConversionError(f"JAX has no tensors of {array.dtype}", expected="numbers", received=str(array.dtype))
@@ -74,13 +74,20 @@ def _check_fit(array: np.ndarray, dtype: np.dtype) -> None:
         low, high = np.finfo(dtype).min, np.finfo(dtype).max
         finite = array[np.isfinite(array)]
         fits = finite.size == 0 or (low <= finite.min() and finite.max() <= high)
+        sizes = np.abs(finite[finite != 0])
+        if sizes.size and sizes.min() < np.finfo(dtype).tiny:
+            raise _unheld(array, dtype, f"zero, or {np.finfo(dtype).tiny:.3g} and more", f"{sizes.min():.3g}")
     if not fits:
-        raise ConversionError(
-            f"a constant of {array.dtype} does not fit the {dtype} that JAX computes it in",
-            expected=f"{low} to {high}",
-            received=f"{array.min()} to {array.max()}",
-            remedy='Import with precision="64"',
-        )
+        raise _unheld(array, dtype, f"{low} to {high}", f"{array.min()} to {array.max()}")
+
+
+def _unheld(array: np.ndarray, dtype: np.dtype, expected: str, received: str) -> ConversionError:
+    return ConversionError(
+        f"a constant of {array.dtype} does not fit the {dtype} that JAX computes it in",
+        expected=expected,
+        received=received,
+        remedy='Import with precision="64"',
+    )
 
 
 TARGET = JaxTarget()
