@@ -29,7 +29,7 @@ from noa_conversion.importers.jax import operators
 from noa_conversion.importers.jax.described import describe_outputs, narrow_signature, signature_of
 from noa_conversion.importers.jax.dtypes import held_as
 from noa_conversion.importers.jax.narrowing import has_64_bits, narrowed
-from noa_conversion.importers.jax.target import TARGET
+from noa_conversion.importers.jax.target import TARGET, parameter
 from noa_conversion.jax_compiling import compiler_options
 from noa_conversion.models import JaxModel
 from noa_conversion.onnx_graph.demand import demanded_initialisers
@@ -181,9 +181,7 @@ def import_onnx_to_jax(
     bound = _checked_bind(model, bind or {})
     with _scope(precision):
         params = {
-            name: TARGET.constant(array)
-            for name, array in model.graph.all_initialisers().items()
-            if is_float(array.dtype)
+            name: parameter(array) for name, array in model.graph.all_initialisers().items() if is_float(array.dtype)
         }
         imported = ImportedJax(
             model=model,

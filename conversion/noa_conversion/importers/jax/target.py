@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.errors import InconclusiveDimensionOperation
@@ -13,6 +14,8 @@ from noa_conversion.importers.jax.dtypes import held_as
 from noa_conversion.importers.jax.fills import is_fill, spread
 from noa_conversion.importers.jax.handlers import HANDLERS
 from noa_conversion.importers.registry import Handlers
+
+_ALIGNMENT = 64  # bytes: what XLA's CPU backend asks of memory that it shares
 
 
 class JaxTarget:
@@ -34,11 +37,7 @@ class JaxTarget:
         Raises:
             ConversionError: texts, or a number that 32 bits do not come near while JAX computes in 32.
         """
-        if array.dtype.kind not in "biufcV" or array.dtype == object:
-            raise ConversionError(f"JAX has no tensors of {array.dtype}", expected="numbers", received=str(array.dtype))
-        dtype = held_as(array.dtype)
-        if dtype != array.dtype and array.size:
-            _check_fit(array, dtype)
+        dtype = _held_dtype(array)
         if is_fill(array):
             return spread(jnp.asarray(array.reshape(-1)[0], dtype), array.shape)
         return jnp.asarray(array, dtype)
@@ -63,6 +62,35 @@ class JaxTarget:
         dtype = held_as(np.int64)
         elements = [jnp.asarray(element, dtype) for element in array.ravel()]
         return jnp.stack(elements).reshape(array.shape) if elements else jnp.zeros(array.shape, dtype)
+
+
+def parameter(array: np.ndarray) -> jax.Array:
+    """Make an argument of known numbers, with one copy of them in memory where `jnp.asarray` takes two at a time.
+
+    Raises:
+        ConversionError: as `JaxTarget.constant`.
+    """
+    held = _aligned(array, _held_dtype(array))
+    with jax.ensure_compile_time_eval():  # an import may be traced
+        return jax.device_put(held)  # takes what is aligned as it is
+
+
+def _held_dtype(array: np.ndarray) -> np.dtype:
+    if array.dtype.kind not in "biufcV" or array.dtype == object:
+        raise ConversionError(f"JAX has no tensors of {array.dtype}", expected="numbers", received=str(array.dtype))
+    dtype = held_as(array.dtype)
+    if dtype != array.dtype and array.size:
+        _check_fit(array, dtype)
+    return dtype
+
+
+def _aligned(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    count = array.size * dtype.itemsize
+    room = np.empty(count + _ALIGNMENT, np.uint8)
+    first = -room.ctypes.data % _ALIGNMENT
+    held = room[first : first + count].view(dtype).reshape(array.shape)
+    held[...] = array
+    return held
 
 
 def _check_fit(array: np.ndarray, dtype: np.dtype) -> None:
