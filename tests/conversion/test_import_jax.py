@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from noa.errors import ConversionError, DependencyMissingError, InvalidInputErro
 from noa.settings import ConversionSettings
 from noa_conversion import load_format, measure_equivalence
 from noa_conversion.formats.jax_format import save
-from noa_conversion.importers.jax import convert_onnx_to_jax, import_onnx_to_jax
+from noa_conversion.importers.jax import convert_onnx_to_jax, import_onnx_to_jax, target
 
 BOOL = onnx.TensorProto.BOOL
 
@@ -374,30 +373,16 @@ def test_old_opsets_add_along_an_axis_that_they_name() -> None:
     np.testing.assert_allclose(imported.apply(imported.params, draw(2, 3, 4)), draw(2, 3, 4) + bias[:, None], rtol=1e-6)
 
 
-MEMORY = """
-import subprocess
-import sys
-from pathlib import Path
-from noa_conversion import import_onnx_to_jax
+def test_a_weight_is_copied_once_out_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[np.ndarray] = []
+    copy = target.aligned
 
-def memory(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+    def watched(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        made.append(copy(array, dtype))
+        return made[-1]
 
-import_onnx_to_jax(sys.argv[2])
-before = memory("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-imported = import_onnx_to_jax(sys.argv[1])
-print((memory("VmHWM") - before) / Path(sys.argv[1]).stat().st_size)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
-def test_a_large_weight_is_in_memory_once_beside_its_file(tmp_path: Path) -> None:
-    for name, size in (("large", 3500), ("small", 2)):
-        nodes = [helper.make_node("MatMul", ["x", "weight"], ["y"])]
-        inputs, outputs = [value("x", FLOAT, ["n", size])], [value("y", FLOAT, ["n", size])]
-        (tmp_path / name).write_bytes(model(nodes, inputs, outputs, {"weight": draw(size, size)}).SerializeToString())
-    command = [sys.executable, "-W", "ignore", "-c", MEMORY, str(tmp_path / "large"), str(tmp_path / "small")]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert float(result.stdout) < 2.3
+    monkeypatch.setattr(target, "aligned", watched)
+    imported = import_onnx_to_jax(image_model())
+    used = {array.unsafe_buffer_pointer() for array in imported.params.values()}
+    assert used == {array.ctypes.data for array in made}, "JAX copied what it could take as it is"
+    assert len(used) == len(WEIGHTS)

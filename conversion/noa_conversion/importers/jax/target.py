@@ -70,7 +70,7 @@ def parameter(array: np.ndarray) -> jax.Array:
     Raises:
         ConversionError: as `JaxTarget.constant`.
     """
-    held = _aligned(array, _held_dtype(array))
+    held = aligned(array, _held_dtype(array))
     with jax.ensure_compile_time_eval():  # an import may be traced
         return jax.device_put(held)  # takes what is aligned as it is
 
@@ -84,7 +84,8 @@ def _held_dtype(array: np.ndarray) -> np.dtype:
     return dtype
 
 
-def _aligned(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def aligned(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Copy an array to where JAX can take it as it is."""
     count = array.size * dtype.itemsize
     room = np.empty(count + _ALIGNMENT, np.uint8)
     first = -room.ctypes.data % _ALIGNMENT
