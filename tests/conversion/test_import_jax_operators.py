@@ -247,7 +247,8 @@ def test_layers_with_the_batch_first_compute_what_onnxruntime_does_with_the_time
             ]
             given = [SEQUENCE.swapaxes(0, 1), *weights[:4], *turned]
         inputs = {f"x{i}": array for i, array in enumerate(given)}
-        node = helper.make_node(kind, list(inputs), [f"y{i}" for i in range(count)], layout=layout, **BOTH)
+        options: dict[str, Any] = {**BOTH, "layout": layout}
+        node = helper.make_node(kind, list(inputs), [f"y{i}" for i in range(count)], **options)
         declared = [
             helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
             for key, array in inputs.items()
@@ -260,7 +261,7 @@ def test_layers_with_the_batch_first_compute_what_onnxruntime_does_with_the_time
         return list(import_onnx_to_jax(model.SerializeToString()).run(inputs).values())
 
     def in_onnxruntime(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        return onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)
+        return [np.asarray(y) for y in onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)]
 
     (y, *finals), (expected, *ends) = run(1, in_jax), run(0, in_onnxruntime)
     np.testing.assert_allclose(y, expected.transpose(2, 0, 1, 3), rtol=1e-5, atol=2e-5)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_NARROW = {"int64": np.int32, "uint64": np.uint32, "float64": np.float32, "complex128": np.complex64}
+_NARROW = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}
 
 
 def has_64_bits() -> bool:
@@ -26,10 +26,11 @@ def narrowed(value: Any) -> Any:
         return None
     if isinstance(value, list | tuple):
         return [narrowed(part) for part in value]
-    dtype = _NARROW.get(np.dtype(value.dtype).name)
-    if dtype is None:
+    name = _NARROW.get(np.dtype(value.dtype).name)
+    if name is None:
         return value
-    if np.dtype(dtype).kind not in "iu":
+    dtype = np.dtype(name)
+    if dtype.kind not in "iu":
         return value.astype(dtype)
     bounds = np.iinfo(dtype)
     fits = value <= jnp.asarray(bounds.max, value.dtype)
