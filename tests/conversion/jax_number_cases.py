@@ -60,6 +60,7 @@ def _total(x: Any, y: Any) -> tuple[Any, ...]:
     return tuple(primitive.bind(x, y) for primitive in (lax.eq_to_p, lax.lt_to_p, lax.le_to_p))
 
 
+_ENDS = (-1.0, 1.0, 0.0, -0.0, np.inf, -np.inf, np.nan, -2.0, 3e38)
 _IMAGE = ("NCHW", "OIHW", "NCHW")
 
 NUMBER_CASES: dict[str, Case] = {
@@ -114,6 +115,23 @@ NUMBER_CASES: dict[str, Case] = {
         ),
         shapes=((B, 7),),
         tolerance=2e-4,
+    ),
+    "at the ends of a domain": Case(
+        function=lambda p, x: (
+            *(jnp.log1p(x), lax.erf_inv(x), jnp.expm1(x), lax.erfc(x), lax.cbrt(x)),
+            *(
+                jnp.log(x),
+                jnp.arctanh(x),
+                jnp.arccosh(x),
+                jnp.sqrt(x),
+                1 / x,
+                lax.erf(x),
+                lax.lgamma(x),
+                lax.digamma(x),
+            ),
+        ),
+        shapes=((B, 9),),
+        draw=lambda rng, batch: [np.tile(np.asarray(_ENDS, np.float32), (batch, 1))],
     ),
     "half precision": Case(
         function=lambda p, x: (

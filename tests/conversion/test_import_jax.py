@@ -15,13 +15,13 @@ import onnxruntime
 import pytest
 from graph_kit import FLOAT, INT64, model, value
 from jax import export
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.settings import ConversionSettings
 from noa_conversion import load_format, measure_equivalence
 from noa_conversion.formats.jax_format import save
-from noa_conversion.importers.jax import convert_onnx_to_jax, import_onnx_to_jax
+from noa_conversion.importers.jax import convert_onnx_to_jax, import_onnx_to_jax, target
 
 BOOL = onnx.TensorProto.BOOL
 
@@ -211,6 +211,25 @@ def test_a_stored_program_takes_and_gives_the_64_bit_whole_numbers_of_its_source
         stored.run({"ids": tokens + 2**32})
 
 
+_FLOAT = [("Cast", {"to": FLOAT})]
+# name: (operators one after another, type, numbers, what comes out)
+WHOLE: dict[str, tuple[list[tuple[str, dict[str, Any]]], str, list[int], list[float]]] = {
+    "unsigned as signed": ([("Cast", {"to": INT64}), *_FLOAT], "uint32", [2**32 - 2**10, 5], [2**32 - 2**10, 5]),
+    "a sum": ([("ReduceSum", {}), *_FLOAT], "int64", [2**30] * 4, [2**32]),
+    "twice": ([("Add", {}), *_FLOAT], "int64", [2**31 - 2**8, -(2**31)], [2**32 - 2**9, -(2**32)]),
+    "a square": ([("Mul", {}), *_FLOAT], "int64", [2**20, -3], [2**40, 9]),
+    "squares": ([("ReduceSumSquare", {}), *_FLOAT], "int64", [2**20, 2**20], [2**41]),
+    "a mean": ([("ReduceMean", {})], "int64", [2**31 - 1, 2**31 - 1, 3], [1431655765]),
+    "a mean of 32 bits": ([("ReduceMean", {})], "int32", [2**31 - 1, 2**31 - 1, 3], [1431655765]),
+    "a mean of unsigned": ([("ReduceMean", {})], "uint64", [2**32 - 1, 2**32 - 1, 3], [2863311531]),
+    "a mean of unsigned 32 bits": ([("ReduceMean", {})], "uint32", [2**32 - 1, 2**32 - 1, 3], [2863311531]),
+    "a length": ([("ReduceL2", {})], "int64", [2**24 + 1, 0], [2**24 + 1]),
+    "a length of unsigned": ([("ReduceL2", {})], "uint64", [2**31 + 1, 0], [2**31 + 1]),
+    "exponentials": ([("ReduceLogSumExp", {})], "int64", [2**24 + 1, 3], [2**24 + 1]),
+    "the largest": ([("Mul", {}), ("ArgMax", {})], "int64", [1, 2**16, 2**20], [2]),
+}
+
+
 class TestSixtyFourBits:
     """What an int64 or float64 tensor is."""
 
@@ -226,15 +245,62 @@ class TestSixtyFourBits:
         assert received.dtype == np.int64
         np.testing.assert_array_equal(received, [6, 3])
 
-    def test_a_constant_that_32_bits_do_not_hold_is_refused(self) -> None:
-        imported = import_onnx_to_jax(self.add(2**40))
-        with pytest.raises(ConversionError, match=r'`Add`.*does not fit.*node.*precision="64"'):
-            imported.apply(imported.params, jnp.arange(3))
+    def test_what_runs_here_has_all_of_them(self) -> None:
+        received = import_onnx_to_jax(self.add(2**40)).run({"x": np.asarray([2**41, -(2**50)], np.int64)})["y"]
+        np.testing.assert_array_equal(received, [2**40 + 2**41, 2**40 - 2**50])
 
-    def test_an_input_that_32_bits_do_not_hold_is_refused(self) -> None:
-        imported = import_onnx_to_jax(self.add(5))
-        with pytest.raises(InvalidInputError, match=r"`x`.*does not fit"):
-            imported.run({"x": np.asarray([2**40], np.int64)})
+    def test_a_whole_number_that_does_not_fit_the_scope_is_marked(self) -> None:
+        imported = import_onnx_to_jax(self.add(2**31 - 1))
+        received = jax.jit(imported.apply)(imported.params, jnp.asarray([1, 0, -5, -(2**31)]))
+        np.testing.assert_array_equal(received, [-(2**31), 2**31 - 1, 2**31 - 6, -1])
+        assert received.dtype == jnp.int32
+
+    @pytest.mark.parametrize("name", WHOLE)
+    def test_numbers_beyond_32_bits_in_between_are_right(self, name: str) -> None:
+        kinds, dtype, given, expected = WHOLE[name]
+        given = np.asarray(given, dtype)
+        steps = ["x", *(f"v{i}" for i in range(len(kinds)))]
+        nodes = [
+            helper.make_node(kind, [steps[i], *((steps[i],) if kind in ("Add", "Mul") else ())], [steps[i + 1]], **more)
+            for i, (kind, more) in enumerate(kinds)
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "test",
+            [value("x", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), given.shape)],
+            [helper.make_empty_tensor_value_info(steps[-1])],
+        )
+        data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+        imported = import_onnx_to_jax(data)
+        (ours,) = imported.run({"x": given}).values()
+        outside = jax.jit(imported.apply)(imported.params, jnp.asarray(given.astype(dtype.replace("int64", "int32"))))
+        np.testing.assert_array_equal(ours.ravel(), expected)
+        np.testing.assert_array_equal(np.asarray(outside).ravel(), expected)
+        if np.dtype(dtype).kind == "i" or kinds[0][0] == "Cast":  # onnxruntime has no arithmetic of unsigned 64 bits
+            (theirs,) = onnxruntime.InferenceSession(data).run(None, {"x": given})
+            np.testing.assert_array_equal(theirs.ravel(), expected)
+
+    @pytest.mark.parametrize("number", [1e300, 1e-300, 1e-40])
+    def test_a_float_that_float32_does_not_come_near_is_refused(self, number: float) -> None:
+        x, y = value("x", TensorProto.DOUBLE, ["n"]), value("y", TensorProto.DOUBLE, ["n"])
+        data = one_node("Mul", [x], [y], {"factor": np.asarray([number])})
+        with pytest.raises(ConversionError, match=r'float64 does not fit the float32.*precision="64"'):
+            import_onnx_to_jax(data)
+        received = import_onnx_to_jax(data, precision="64").run({"x": np.asarray([2.0])})["y"]
+        np.testing.assert_array_equal(received, [2 * number])
+
+    def test_a_number_of_the_graph_has_all_of_its_bits(self) -> None:
+        nodes = [
+            helper.make_node("Constant", [], ["tiny"], value=numpy_helper.from_array(np.asarray([1e-300]))),
+            helper.make_node("Constant", [], ["huge"], value=numpy_helper.from_array(np.asarray([1e300]))),
+            helper.make_node("Mul", ["x", "tiny"], ["small"]),
+            helper.make_node("Mul", ["small", "huge"], ["y"]),
+        ]
+        x, y = value("x", TensorProto.DOUBLE, ["n"]), value("y", TensorProto.DOUBLE, ["n"])
+        imported = import_onnx_to_jax(model(nodes, [x], [y]).SerializeToString())
+        received = jax.jit(imported.apply)(imported.params, jnp.asarray([3.0]))
+        assert received.dtype == jnp.float32
+        np.testing.assert_allclose(received, [3.0], rtol=1e-6)
 
     def test_asked_for_they_have_64(self) -> None:
         imported = import_onnx_to_jax(self.add(2**40), precision="64")
@@ -242,12 +308,14 @@ class TestSixtyFourBits:
         np.testing.assert_array_equal(received, [2**40 + 2**41])
         assert jnp.arange(3).dtype == jnp.int32
 
-    def test_a_float_becomes_the_nearest_whole_number_that_is_held(self) -> None:
+    def test_a_float_becomes_its_whole_number_or_the_mark(self) -> None:
         cast = one_node("Cast", [value("x", FLOAT, ["n"])], [self.Y], to=INT64)
         x = np.asarray([3e9, -3e9, 2.9, -2.9], np.float32)
         wide = import_onnx_to_jax(cast, precision="64").run({"x": x})["y"]
         np.testing.assert_array_equal(wide, [3_000_000_000, -3_000_000_000, 2, -2])
-        np.testing.assert_array_equal(import_onnx_to_jax(cast).run({"x": x})["y"], [2**31 - 1, -(2**31), 2, -2])
+        imported = import_onnx_to_jax(cast)
+        np.testing.assert_array_equal(imported.run({"x": x})["y"], wide)
+        np.testing.assert_array_equal(jax.jit(imported.apply)({}, x), [-(2**31), -(2**31), 2, -2])
 
     def test_a_scope_around_the_trace_decides(self) -> None:
         with jax.enable_x64(True):
@@ -303,3 +371,18 @@ def test_old_opsets_add_along_an_axis_that_they_name() -> None:
     node = helper.make_node("Add", ["x", "bias"], ["y"], broadcast=1, axis=1)
     imported = import_onnx_to_jax(model([node], [x], [y], {"bias": bias}, opset=6).SerializeToString())
     np.testing.assert_allclose(imported.apply(imported.params, draw(2, 3, 4)), draw(2, 3, 4) + bias[:, None], rtol=1e-6)
+
+
+def test_a_weight_is_copied_once_out_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[np.ndarray] = []
+    copy = target.aligned
+
+    def watched(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        made.append(copy(array, dtype))
+        return made[-1]
+
+    monkeypatch.setattr(target, "aligned", watched)
+    imported = import_onnx_to_jax(image_model())
+    used = {array.unsafe_buffer_pointer() for array in imported.params.values()}
+    assert used == {array.ctypes.data for array in made}, "JAX copied what it could take as it is"
+    assert len(used) == len(WEIGHTS)

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from graph_kit import INT64, model, value
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
 from noa.errors import ConversionError
@@ -79,3 +79,82 @@ def test_an_index_out_of_range_at_run_time_is_marked(name: str, dtype: str, mark
         assert np.isin(result[~is_marked], X).all()
     if name == "rows":
         np.testing.assert_array_equal(is_marked, [[False] * 3, [True] * 3, [False] * 3])
+
+
+IMAGES = np.random.default_rng(1).normal(size=(2, 3, 4, 4)).astype(np.float32)
+ROI: tuple[list[Any], int] = ([IMAGES, np.asarray([[0, 0, 3, 3], [20, 20, 30, 30]], np.float32), None], 2)
+POOLED: tuple[list[Any], int] = ([np.ones((1, 1, 2), np.float32), None], 1)
+ROTATED: tuple[list[Any], int] = ([IMAGES, *([np.ones((5, 2), np.float32)] * 2), None], 3)
+AVERAGE, LARGEST = {"sampling_ratio": 2}, {"sampling_ratio": 2, "mode": "max"}
+HALVES = {"kernel_shape": [2], "strides": [2]}
+POSITIONS = np.asarray([[0, 1, 2, 3], [1, 2, 3, 4]])
+# name: (operator, attributes, inputs and which of them is the index, in range, out of range)
+PLACES: dict[str, tuple[str, dict[str, Any], tuple[list[Any], int], Any, Any]] = {
+    "regions": ("RoiAlign", AVERAGE, ROI, [0, 1], [0, 2]),
+    "regions before the first": ("RoiAlign", AVERAGE, ROI, [0, 1], [0, -1]),
+    "largest regions": ("RoiAlign", LARGEST, ROI, [1, 1], [0, 7]),
+    "pooled": ("MaxUnpool", HALVES, POOLED, [[[0, 3]]], [[[0, 4]]]),
+    "pooled before the first": ("MaxUnpool", HALVES, POOLED, [[[0, 3]]], [[[-1, 3]]]),
+    "positions": ("RotaryEmbedding", {}, ROTATED, POSITIONS, POSITIONS + 1),
+    "positions before the first": ("RotaryEmbedding", {}, ROTATED, POSITIONS, POSITIONS - 1),
+}
+CLASSES = np.log(np.full((4, 3), 1 / 3, np.float32))
+
+
+def placed(name: str, index: Any, *, known: bool) -> tuple[bytes, dict[str, np.ndarray]]:
+    kind, attributes, (given, place), _, _ = PLACES[name]
+    arrays = [np.asarray(index, np.int64) if i == place else array for i, array in enumerate(given)]
+    feed = {f"x{i}": array for i, array in enumerate(arrays)}
+    inputs = [
+        value(key, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for i, (key, array) in enumerate(feed.items())
+        if not (known and i == place)
+    ]
+    weights = {f"x{place}": feed.pop(f"x{place}")} if known else {}
+    node = helper.make_node(kind, [f"x{i}" for i in range(len(arrays))], ["y"], **attributes)
+    graph = helper.make_graph([node], "test", inputs, [helper.make_empty_tensor_value_info("y")])
+    graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in weights.items())
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 23 if kind == "RotaryEmbedding" else 16)], ir_version=10
+    ).SerializeToString(), feed
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "at run time"])
+@pytest.mark.parametrize("name", PLACES)
+def test_places_in_range_give_what_onnxruntime_gives(name: str, known: bool) -> None:
+    data, feed = placed(name, PLACES[name][3], known=known)
+    (expected,) = onnxruntime.InferenceSession(data).run(None, feed)
+    np.testing.assert_allclose(import_onnx_to_jax(data).run(feed)["y"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_place_out_of_range_is_refused_or_marked(name: str) -> None:
+    kind, _, _, inside, outside = PLACES[name]
+    data, _ = placed(name, outside, known=True)
+    with pytest.raises(ConversionError, match=rf"`{kind}` cannot .*its indices reach from .* outside of an axis of"):
+        import_onnx_to_jax(data)
+    data, feed = placed(name, outside, known=False)
+    result = import_onnx_to_jax(data).run(feed)["y"]
+    right, feed = placed(name, inside, known=False)
+    is_marked, is_right = np.isnan(result), result == import_onnx_to_jax(right).run(feed)["y"]
+    assert is_marked.any()
+    assert (is_marked | is_right).all() or kind == "RoiAlign"
+    if kind == "RoiAlign":
+        np.testing.assert_array_equal(is_marked.all((1, 2, 3)), [False, True])
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_class_that_there_is_not_gives_no_loss(label: int) -> None:
+    node = helper.make_node("NegativeLogLikelihoodLoss", ["x", "t"], ["y"], reduction="none", ignore_index=-100)
+    labels = np.asarray([0, 2, -100, label])
+    data = model([node], [value("x", 1, [4, 3]), value("t", INT64, [4])], [value("y", 1, [4])]).SerializeToString()
+    losses = import_onnx_to_jax(data).run({"x": CLASSES, "t": labels})["y"]
+    np.testing.assert_allclose(losses, [np.log(3), np.log(3), 0, np.nan], rtol=1e-6)
+
+
+def test_a_sequence_that_is_turned_beyond_its_end_is_marked() -> None:
+    node = helper.make_node("ReverseSequence", ["x", "n"], ["y"], time_axis=1, batch_axis=0)
+    data = model([node], [value("x", 1, [2, 3]), value("n", INT64, [2])], [value("y", 1, [2, 3])]).SerializeToString()
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    turned = import_onnx_to_jax(data).run({"x": x, "n": np.asarray([2, 4])})["y"]
+    np.testing.assert_array_equal(turned, [[1, 0, 2], [np.nan, 5, 4]])

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
+from noa.errors import ConversionError
 from noa_conversion.importers.jax import import_onnx_to_jax
 
 
@@ -23,6 +24,8 @@ def ints(*numbers: int) -> np.ndarray:
 
 IMAGE, SEQUENCE = draw(2, 4, 7, 9), draw(5, 3, 4)
 LENGTHS = np.asarray([5, 2, 4], np.int32)
+EMPTY = np.asarray([0, 2, 5], np.int32)
+FAR = np.asarray([np.nan, np.inf, -np.inf, 1e20, -1e20, 3.5e9, 0, 1.5, 2.5], np.float32)
 LSTM = [draw(2, 24, 4), draw(2, 24, 6), draw(2, 48), LENGTHS, draw(2, 3, 6), draw(2, 3, 6, seed=1), draw(2, 18)]
 GRU = [draw(2, 18, 4), draw(2, 18, 6), draw(2, 36), LENGTHS, draw(2, 3, 6)]
 RNN = [draw(2, 6, 4), draw(2, 6, 6), draw(2, 12), LENGTHS, draw(2, 3, 6)]
@@ -111,6 +114,26 @@ CASES: dict[str, tuple[str, int, list[Any], dict[str, Any], int]] = {
         {"direction": "reverse", "hidden_size": 6},
         2,
     ),
+    "sequences without steps": ("LSTM", 14, [SEQUENCE, *LSTM[:3], EMPTY, *LSTM[4:]], BOTH, 3),
+    "sequences without steps, gru": ("GRU", 14, [SEQUENCE, *GRU[:3], EMPTY, *GRU[4:]], BOTH, 2),
+    "sequences without steps, rnn": ("RNN", 14, [SEQUENCE, *RNN[:3], EMPTY, *RNN[4:]], BOTH, 2),
+    **{
+        f"{mode} {pads}": (
+            "Pad",
+            19,
+            [np.arange(12, dtype=np.float32).reshape(2, 6), ints(0, pads[0], 0, pads[1])],
+            {"mode": mode},
+            1,
+        )
+        for mode in ("edge", "reflect", "wrap")
+        for pads in ((2, -1), (-1, 2), (-2, -1), (-3, 2))
+    },
+    **{
+        f"quantised infinities, {zero.dtype}": ("QuantizeLinear", 21, [FAR, np.float32([0.5]), zero], {}, 1)
+        for zero in map(np.asarray, (np.uint8([3]), np.int8([-3]), np.uint16([7]), np.int16([5])))
+    },
+    "quantised by an infinite range": ("DynamicQuantizeLinear", 11, [np.asarray([1, -np.inf, 2], np.float32)], {}, 3),
+    "quantised by a range up to infinity": ("DynamicQuantizeLinear", 11, [np.asarray([1, np.inf], np.float32)], {}, 3),
     "gather from the end": ("Gather", 13, [IMAGE, ints(-1, 0, -7)], {"axis": 2}, 1),
     "gather one": ("Gather", 13, [IMAGE, np.asarray(-2, np.int64)], {"axis": 3}, 1),
     "gather along fewer": ("GatherElements", 13, [TABLE, np.asarray([[-1, 0], [2, 1]], np.int64)], {"axis": 0}, 1),
@@ -205,3 +228,60 @@ def test_an_operator_computes_what_onnxruntime_does(name: str) -> None:
         assert got.shape == wanted.shape
         assert got.dtype == jax.dtypes.canonicalize_dtype(wanted.dtype)
         np.testing.assert_allclose(np.asarray(got), wanted, rtol=1e-5, atol=2e-5)  # sums in another order
+
+
+@pytest.mark.parametrize(("kind", "weights"), [("LSTM", LSTM), ("GRU", GRU), ("RNN", RNN)])
+def test_layers_with_the_batch_first_compute_what_onnxruntime_does_with_the_time_first(
+    kind: str, weights: list[np.ndarray]
+) -> None:
+    """onnxruntime refuses `layout=1`; ONNX's reference takes one direction of it only."""
+    count = 3 if kind == "LSTM" else 2
+    states = [array if array.ndim == 3 else None for array in weights[4:]]
+
+    def run(layout: int, engine: Any) -> list[np.ndarray]:
+        given = [SEQUENCE, *weights]
+        if layout:
+            turned = [
+                array if state is None else state.swapaxes(0, 1)
+                for array, state in zip(weights[4:], states, strict=True)
+            ]
+            given = [SEQUENCE.swapaxes(0, 1), *weights[:4], *turned]
+        inputs = {f"x{i}": array for i, array in enumerate(given)}
+        options: dict[str, Any] = {**BOTH, "layout": layout}
+        node = helper.make_node(kind, list(inputs), [f"y{i}" for i in range(count)], **options)
+        declared = [
+            helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            for key, array in inputs.items()
+        ]
+        outputs = [helper.make_empty_tensor_value_info(f"y{i}") for i in range(count)]
+        graph = helper.make_graph([node], "test", declared, outputs)
+        return engine(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8), inputs)
+
+    def in_jax(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return list(import_onnx_to_jax(model.SerializeToString()).run(inputs).values())
+
+    def in_onnxruntime(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [np.asarray(y) for y in onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)]
+
+    (y, *finals), (expected, *ends) = run(1, in_jax), run(0, in_onnxruntime)
+    np.testing.assert_allclose(y, expected.transpose(2, 0, 1, 3), rtol=1e-5, atol=2e-5)
+    for final, end in zip(finals, ends, strict=True):
+        np.testing.assert_allclose(final, end.swapaxes(0, 1), rtol=1e-5, atol=2e-5)
+
+
+def refused(kind: str, arrays: list[np.ndarray], opset: int, **attributes: Any) -> bytes:
+    names = [f"x{i}" for i in range(len(arrays))]
+    inputs = [helper.make_tensor_value_info("x0", helper.np_dtype_to_tensor_dtype(arrays[0].dtype), arrays[0].shape)]
+    weights = [numpy_helper.from_array(array, name) for name, array in zip(names[1:], arrays[1:], strict=True)]
+    node = helper.make_node(kind, names, ["y"], **attributes)
+    graph = helper.make_graph([node], "test", inputs, [helper.make_empty_tensor_value_info("y")], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8).SerializeToString()
+
+
+def test_what_cannot_be_is_refused_by_name() -> None:
+    with pytest.raises(ConversionError, match=r"`Tile` cannot .*`repeats` \[-1, 2\] holds a negative number"):
+        import_onnx_to_jax(refused("Tile", [draw(2, 2), ints(-1, 2)], 13))
+    with pytest.raises(ConversionError, match=r"`Pad` cannot .*takes 5 and 2 elements away from an axis of 6"):
+        import_onnx_to_jax(refused("Pad", [draw(6), ints(-5, -2)], 19, mode="edge"))
+    with pytest.raises(ConversionError, match=r"`Pad` cannot .*nothing to copy from on an axis of size 0"):
+        import_onnx_to_jax(refused("Pad", [draw(6), ints(-6, 2)], 19, mode="wrap"))

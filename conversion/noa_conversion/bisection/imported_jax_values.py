@@ -16,7 +16,7 @@ class ImportedJaxValues(ImportedValues):
     """Walks the graph in JAX."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, TARGET, _to_array)
+        super().__init__(folder, TARGET, _to_array, scope=lambda: jax.enable_x64(True))
 
 
 def _to_array(value: Any) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,23 @@ from noa_conversion.onnx_graph.reading import read_model
 
 
 class ImportedValues:
-    """Walks the graph in a target, eagerly, and keeps what is asked for. `to_array` brings a tensor back, or None."""
+    """Walks the graph in a target, eagerly, and keeps what is asked for. `to_array` brings a tensor back, or None.
 
-    def __init__(self, folder: Path, target: Target, to_array: Callable[[Any], np.ndarray | None]) -> None:
+    `scope` is entered around the walk.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        target: Target,
+        to_array: Callable[[Any], np.ndarray | None],
+        *,
+        scope: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self._graph = read_model(folder / MODEL_FILE).graph
         self._target = target
         self._to_array = to_array
+        self._scope = scope
         self.order: tuple[NamedValue, ...] = tuple(
             NamedValue(name=name, node=node.name, kind=node.kind)
             for node in self._graph.nodes
@@ -46,6 +58,7 @@ class ImportedValues:
                     if array is not None:
                         found[name] = array
 
-        given = [self._target.constant(inputs[value.name]) for value in self._graph.inputs]
-        run_graph(self._graph, self._target, given, watch=watch)
+        with self._scope():
+            given = [self._target.constant(inputs[value.name]) for value in self._graph.inputs]
+            run_graph(self._graph, self._target, given, watch=watch)
         return found

@@ -8,7 +8,7 @@
 The program holds no Python. Its custom calls could still reach into the process (a Python callback is one), so that
 only those are accepted which JAX itself needs for free axes and for functions that StableHLO has no word for.
 
-JAX computes in 32 bits. A signature may still declare whole numbers of 64 bits, as ONNX does for tokens: they go
+JAX has 32 bits here. A signature may still declare whole numbers of 64 bits, as ONNX does for tokens: they go
 to the program in 32 bits, an input that these do not hold is refused by name, and outputs come back as declared.
 """
 

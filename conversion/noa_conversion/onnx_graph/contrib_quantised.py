@@ -128,17 +128,30 @@ def _matmul_n_bits(b: Body) -> str:
     rows, columns = b.attribute("N"), b.attribute("K")
     if bits not in (2, 4, 8):
         b.refuse(f"weights of {bits} bits are not implemented")
-    b.refuse_inputs(g_idx=4)
     blocks = -(-columns // block)
     weights = _unpacked(b, b.op("Reshape", b.needed(1), b.ints(rows, blocks, -1)), bits, (rows, blocks, block))
-    scales = b.op("Reshape", b.needed(2), b.ints(rows, blocks, 1))
-    number = b.dtype(2)
-    values = b.op("Sub", b.op("Cast", weights, to=code_of(number)), _zero_points(b, bits, rows, blocks))
-    dense = b.op("Reshape", b.op("Mul", values, scales), b.ints(rows, blocks * block))
+    weights = b.op("Cast", weights, to=code_of(b.dtype(2)))
+    scales, zeros = b.op("Reshape", b.needed(2), b.ints(rows, blocks, 1)), _zero_points(b, bits, rows, blocks)
+    if (groups := b.input(4)) is not None:
+        # Each column names its block of scales and zero points, as GPTQ's activation order leaves them.
+        if b.input(3) is not None and b.dtype(3) == np.uint8:
+            b.refuse("packed zero points with `g_idx`, which onnxruntime 1.32 passes over, are not implemented")
+        length = b.size(4, 0, "the number of columns")
+        weights = b.op("Reshape", weights, b.ints(rows, blocks * block))
+        weights = b.op("Slice", weights, b.ints(0), b.ints(length), b.ints(1))
+        scales = _by_column(b, scales, groups)
+        zeros = zeros if b.input(3) is None else _by_column(b, zeros, groups)
+        blocks, block = 1, length
+    dense = b.op("Reshape", b.op("Mul", b.op("Sub", weights, zeros), scales), b.ints(rows, blocks * block))
     if blocks * block != columns:
         dense = b.op("Slice", dense, b.ints(0), b.ints(columns), b.ints(1))
     y = b.op("MatMul", b.needed(0), b.op("Transpose", dense, perm=[1, 0]))
     return y if b.input(5) is None else b.op("Add", y, b.needed(5))
+
+
+def _by_column(b: Body, blocks: str, groups: str) -> str:
+    """Return one number for each row and column from one for each row and block."""
+    return b.op("Squeeze", b.op("Gather", blocks, groups, axis=1), b.ints(2))
 
 
 def _zero_points(b: Body, bits: int, rows: int, blocks: int) -> str:

@@ -44,7 +44,8 @@ def _erf_inv(x: Any) -> Any:
     is_central = small < 5.0
     central, tail = small - 2.5, jnp.sqrt(jnp.maximum(small, 5.0)) - 3.0
     result = jnp.where(is_central, _polynomial(_ERF_INV_CENTRAL, central), _polynomial(_ERF_INV_TAIL, tail)) * x
-    return jnp.where(jnp.abs(x) == 1.0, x * np.inf, result).astype(x.dtype)
+    beyond = jnp.where(jnp.abs(x) > 1.0, np.nan, result)  # far out, the product above is infinite and would stay so
+    return jnp.where(jnp.abs(x) == 1.0, x * np.inf, beyond).astype(x.dtype)
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Any) -> Any:

@@ -141,7 +141,7 @@ def _log1p(call: Call) -> list[Operand]:
     is_tiny = call.node("Equal", shifted, one)
     rest = call.node("Where", is_tiny, one, call.node("Sub", shifted, one))
     corrected = call.node("Mul", call.node("Log", shifted), call.node("Div", value, rest))
-    is_infinite = call.node("IsInf", shifted)
+    is_infinite = call.node("IsInf", shifted, detect_negative=0)  # at minus infinity it is no number, as `Log` says
     return [call.node("Where", is_tiny, value, call.node("Where", is_infinite, shifted, corrected))]
 
 

@@ -24,9 +24,9 @@ def import_onnx_to_jax(
     """Import an ONNX model, from a file or its bytes, as a pure function and a flat dict of its weights by name.
 
     `bind` gives inputs their values for good: those that decide shapes must be. `sizes` fixes free axes by name in the
-    signature and what is made from it. With `precision="64"` the function is
-    traced inside `jax.enable_x64`; without, 64-bit tensors are what the scope makes of them around the trace, which is
-    32 bits unless the caller says otherwise.
+    signature and what is made from it. With `precision="64"` outputs have the
+    types of the file; without, 64-bit ones are what the scope around makes of them: 32 bits unless the caller says
+    otherwise, in which a whole number that does not fit is marked. In between all 64 bits count.
 
     Raises:
         ConversionError: something in the model cannot be computed in JAX; names operator, node, opset and reason.

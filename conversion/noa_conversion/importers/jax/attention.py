@@ -11,6 +11,7 @@ from jax import lax
 
 from noa_conversion.importers.jax.dtypes import element_type, held_as
 from noa_conversion.importers.jax.handlers import Tensor, register
+from noa_conversion.importers.jax.indexing import check_range, take_from_front
 from noa_conversion.importers.jax.sizes import Size, is_plain
 from noa_conversion.importers.jax.softmaxes import softmax
 
@@ -166,9 +167,10 @@ def flex_attention(op: Op, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _weighted(probabilities, v.astype(wide)).astype(v.dtype)
 
 
-@register("RotaryEmbedding", tensors=True)
-def rotary_embedding(op: Op, x: Tensor, cosine: Tensor, sine: Tensor, positions: Tensor | None = None) -> Tensor:
+@register("RotaryEmbedding")
+def rotary_embedding(op: Op, data: Any, cosines: Any, sines: Any, positions: Any = None) -> Tensor:
     """Rotate pairs of channels by an angle that grows with position."""
+    x, cosine, sine = op.tensor(data), op.tensor(cosines), op.tensor(sines)
     shape = x.shape
     if x.ndim == 4:
         x = jnp.swapaxes(x, 1, 2)
@@ -177,7 +179,8 @@ def rotary_embedding(op: Op, x: Tensor, cosine: Tensor, sine: Tensor, positions:
         x = x.reshape(shape[0], shape[1], heads, shape[2] // heads)
     turned = op.attribute("rotary_embedding_dim", 0) or x.shape[-1]
     if positions is not None:
-        cosine, sine = (jnp.take(cache, positions, axis=0, mode="clip") for cache in (cosine, sine))
+        check_range(op, positions, cosine.shape[0])
+        cosine, sine = (take_from_front(cache, op.tensor(positions), 0) for cache in (cosine, sine))
     cosine, sine = jnp.expand_dims(cosine, 2), jnp.expand_dims(sine, 2)
     part, rest = x[..., :turned], x[..., turned:]
     interleaved = bool(op.attribute("interleaved", 0))

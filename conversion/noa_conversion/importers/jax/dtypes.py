@@ -1,8 +1,8 @@
 """Element types: ONNX's numbers, the numpy types that JAX computes in, and what 64 bits become.
 
-JAX has 64-bit tensors only inside `jax.enable_x64`. Outside of it, an int64 tensor is held as int32, uint64 as uint32
-and float64 as float32; `held_as` says so for the scope that is active while a graph is traced. Constants that do not
-fit are refused by name, never wrapped.
+JAX has 64-bit tensors only inside `jax.enable_x64`, where graphs are traced. Outside of it, where params are made and
+functions are described, int64 is held as int32, uint64 as uint32 and float64 as float32; `held_as` says so for the
+scope that is active. Constants that do not fit are refused by name, never wrapped.
 """
 
 from __future__ import annotations

@@ -3,11 +3,10 @@
 `apply` walks the graph while JAX traces it, so that nothing of ONNX is left in the compiled program. It may be called
 inside `jit`, `grad`, `vmap` and `jax.export` (also with symbolic axes).
 
-64 bits: a tensor that ONNX declares as int64, uint64 or float64 has 64 bits in JAX only inside `jax.enable_x64`.
-Outside of it the tensor is an int32, uint32 or float32: integers of the file that do not fit are refused by name (only
-the bounds of `Slice`, which ONNX clamps, may be larger), arithmetic on larger ones wraps, a float cast to one becomes
-the nearest that 32 bits hold, floats are rounded. The importer sets no switch: it follows the scope it is traced in, or
-opens `enable_x64` around the trace with `precision="64"`.
+64 bits: the graph is always traced inside `jax.enable_x64`, so that what ONNX declares as int64, uint64 or float64 is
+that in between, whatever the scope around. What goes in and comes out follows that scope, in which JAX may have no 64
+bits: then params and inputs have 32, and outputs are brought to 32 (`narrowing.py`), unless `precision="64"` asks for
+the 64 of the file. The importer sets no switch of the process.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ from noa_conversion.importers.interpreter import run_graph
 from noa_conversion.importers.jax import operators
 from noa_conversion.importers.jax.described import describe_outputs, narrow_signature, signature_of
 from noa_conversion.importers.jax.dtypes import held_as
-from noa_conversion.importers.jax.target import TARGET
+from noa_conversion.importers.jax.narrowing import has_64_bits, narrowed
+from noa_conversion.importers.jax.target import TARGET, parameter
 from noa_conversion.jax_compiling import compiler_options
 from noa_conversion.models import JaxModel
 from noa_conversion.onnx_graph.demand import demanded_initialisers
@@ -94,22 +94,24 @@ class ImportedJax:
                 expected=", ".join(f"`{value.name}`" for value in self.inputs),
                 received=f"{len(inputs)} inputs",
             )
-        with _scope(self.precision):
+        narrows = not (self.precision == "64" or has_64_bits())
+        with jax.enable_x64(True):
             given = dict(self.bound)
             for declared, value in zip(self.inputs, inputs, strict=True):
                 given[declared.name] = _as_declared(_to_tensors(value), declared.dtype)
             ordered = [given[value.name] for value in self.model.graph.inputs]
             results = run_graph(self.model.graph, TARGET, ordered, weights=self._weights(params))
             tensors = [_to_tensors(value) for value in results]
+            tensors = [narrowed(value) for value in tensors] if narrows else tensors
         return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Compute all outputs by name from arrays, compiled once per shape; outputs have the types of the file.
 
         Raises:
-            InvalidInputError: an input is missing, or holds integers that do not fit into the 32 bits of its tensor.
+            InvalidInputError: an input is missing, or JAX has no tensors of its type.
         """
-        with _scope(self.precision):
+        with jax.enable_x64(True):
             results = self._compiled(self.params, *(_checked(value, inputs) for value in self.inputs))
         results = (results,) if len(self.outputs) == 1 else results
         return {
@@ -146,6 +148,11 @@ class ImportedJax:
         return make_module(self)
 
     @cached_property
+    def _types(self) -> dict[str, np.dtype]:
+        arrays = self.model.graph.all_initialisers()
+        return {name: arrays[name].dtype for name in self.params}
+
+    @cached_property
     def _compiled(self) -> Any:
         return jax.jit(self.apply, compiler_options=compiler_options())
 
@@ -155,7 +162,11 @@ class ImportedJax:
             raise InvalidInputError(
                 "a param is missing", expected=f"`{min(missing)}`", received=f"{len(params)} params"
             )
-        return {name: jnp.asarray(params[name]) for name in self.params if name not in self.numbers}
+        return {
+            name: _as_declared(jnp.asarray(params[name]), self._types[name])
+            for name in self.params
+            if name not in self.numbers
+        }
 
 
 def import_onnx_to_jax(
@@ -170,9 +181,7 @@ def import_onnx_to_jax(
     bound = _checked_bind(model, bind or {})
     with _scope(precision):
         params = {
-            name: TARGET.constant(array)
-            for name, array in model.graph.all_initialisers().items()
-            if is_float(array.dtype)
+            name: parameter(array) for name, array in model.graph.all_initialisers().items() if is_float(array.dtype)
         }
         imported = ImportedJax(
             model=model,

@@ -25,6 +25,25 @@ if TYPE_CHECKING:
     from noa_conversion.importers.op import Op
 
 
+def take_from_front(x: Tensor, index: Any, axis: int) -> Tensor:
+    """Take slices at indices that never count from the end; NaN where one is out of range."""
+    return jnp.take(x, from_front(index, x.shape[axis]), axis=axis, mode="fill")
+
+
+def from_front(index: Any, size: Size) -> Tensor:
+    """Return run-time indices with those below zero out of range, where JAX would count them from the end."""
+    index = jnp.asarray(index)
+    return jnp.where(index < 0, jnp.asarray(size, index.dtype), index)
+
+
+def check_range(op: Op, indices: Any, size: Size) -> None:
+    """Refuse known indices below zero or from `size` on."""
+    if not (op.is_known(indices) and isinstance(size, int) and indices.size):
+        return
+    if indices.min() < 0 or indices.max() >= size:
+        op.refuse(f"its indices reach from {indices.min()} to {indices.max()}, outside of an axis of {size}")
+
+
 def _checked(op: Op, indices: Any, size: Size) -> Any:
     """Return known indices counted from the front, as numbers; others as a tensor, which JAX counts so itself."""
     if not (op.is_known(indices) and isinstance(size, int)):
@@ -174,7 +193,7 @@ def reverse_sequence(op: Op, x: Tensor, lengths: Tensor) -> Tensor:
     steps = lax.broadcasted_iota(lengths.dtype, moved.shape[:2], 1)
     places = jnp.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)
     places = places.reshape(places.shape + (1,) * (moved.ndim - 2))
-    return jnp.moveaxis(jnp.take_along_axis(moved, places, axis=1, mode="clip"), (0, 1), (batch, time))
+    return jnp.moveaxis(jnp.take_along_axis(moved, places, axis=1, mode="fill"), (0, 1), (batch, time))
 
 
 @register("Compress")
@@ -182,6 +201,7 @@ def compress(op: Op, data: Any, condition: Any) -> Tensor:
     """Keep the slices whose condition holds; the condition must be known."""
     x = op.tensor(data)
     kept = np.flatnonzero(op.known(condition, "condition"))
+    check_range(op, kept, x.shape[op.axis(op.attribute("axis"), x.ndim)] if op.has("axis") else x.size)
     if op.has("axis"):
         return jnp.take(x, jnp.asarray(kept, jnp.int32), axis=op.axis(op.attribute("axis"), x.ndim), mode="clip")
     return x.reshape(-1)[jnp.asarray(kept, jnp.int32)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from noa_conversion.importers.jax.handlers import Tensor, register
+from noa_conversion.importers.jax.indexing import from_front
 from noa_conversion.importers.jax.softmaxes import log_softmax
 
 if TYPE_CHECKING:
@@ -34,9 +35,10 @@ def _loss(op: Op, log_probabilities: Tensor, target: Tensor, weight: Tensor | No
     if reduction not in ("mean", "sum", "none"):
         op.refuse(f"`reduction` is {reduction!r}")
     label = target.astype(jnp.int32)
-    picked = jnp.take_along_axis(log_probabilities, jnp.expand_dims(label, 1), axis=1, mode="clip")
+    place = from_front(label, log_probabilities.shape[1])  # NaN for a class that there is not, if it is not ignored
+    picked = jnp.take_along_axis(log_probabilities, jnp.expand_dims(place, 1), axis=1, mode="fill")
     loss = -jnp.squeeze(picked, 1)
-    factor = None if weight is None else jnp.take(weight, label, axis=0, mode="clip")
+    factor = None if weight is None else jnp.take(weight, place, axis=0, mode="fill")
     if op.has("ignore_index"):
         counts = label != op.attribute("ignore_index")
         factor = counts.astype(loss.dtype) if factor is None else jnp.where(counts, factor, 0)

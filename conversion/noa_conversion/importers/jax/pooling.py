@@ -10,6 +10,7 @@ from jax import lax
 
 from noa_conversion.importers.jax.dtypes import held_as, lowest
 from noa_conversion.importers.jax.handlers import Tensor, register
+from noa_conversion.importers.jax.indexing import check_range, from_front
 from noa_conversion.importers.jax.sizes import all_plain, product
 from noa_conversion.importers.jax.windows import Windows, read_windows
 
@@ -134,13 +135,18 @@ def global_lp_pool(op: Op, x: Tensor) -> Tensor:
 @register("MaxUnpool")
 def max_unpool(op: Op, data: Any, indices: Any, output_shape: Any = None) -> Tensor:
     """Put elements back to where a max pooling took them from; the rest is zero."""
-    x, index = op.tensor(data), op.tensor(indices)
+    x = op.tensor(data)
     kernel = op.attribute("kernel_shape")
     rank = len(kernel)
     strides, pads = op.attribute("strides", [1] * rank), op.attribute("pads", [0] * (2 * rank))
     inferred = [(size - 1) * strides[i] - pads[i] - pads[rank + i] + kernel[i] for i, size in enumerate(x.shape[2:])]
     shape = (*x.shape[:2], *inferred)
-    spread = jnp.zeros(product(shape), x.dtype).at[index.reshape(-1)].set(x.reshape(-1)).reshape(shape)
+    count = product(shape)
+    check_range(op, indices, count)
+    index = from_front(op.tensor(indices).reshape(-1), count)
+    spread = jnp.zeros(count, x.dtype).at[index].set(x.reshape(-1)).reshape(shape)
+    if not op.is_known(indices):
+        spread = jnp.where((index < count).all(), spread, jnp.asarray(np.nan, x.dtype))
     if output_shape is None:
         return spread
     wanted = op.integers(output_shape, "output_shape")

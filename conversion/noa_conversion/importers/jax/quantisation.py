@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 @register("QuantizeLinear", tensors=True)
 def quantize_linear(op: Op, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    """Divide by the scale, round halves to even, shift, and hold in the range of the target type."""
+    """Divide by the scale, round halves to even, shift, and hold in the range of the target type.
+
+    What is infinite or too large becomes the nearest end of the range; not a number becomes the lowest, as onnxruntime
+    has it (ONNX does not say).
+    """
     target = np.dtype(np.uint8) if zero is None else np.dtype(zero.dtype)
     if op.attribute("output_dtype", 0):
         target = element_type(op, op.attribute("output_dtype"))
@@ -38,9 +42,9 @@ def quantize_linear(op: Op, x: Tensor, scale: Tensor, zero: Tensor | None = None
     if target.name not in INTEGER_RANGES:
         op.refuse(f"the target type {target}")
     low, high = INTEGER_RANGES[target.name]
-    rounded = jnp.round(scaled.astype(jnp.float32)).astype(jnp.int32)
-    shifted = rounded if zero is None else rounded + _spread(op, zero.astype(jnp.int32), x)
-    return jnp.clip(shifted, low, high).astype(target)
+    shifted = jnp.round(scaled.astype(jnp.float32))  # whole numbers up to 16 bits, and their sums, are exact
+    shifted = shifted if zero is None else shifted + _spread(op, _as_float(zero), x)
+    return jnp.where(jnp.isnan(shifted), low, jnp.clip(shifted, low, high)).astype(jnp.int32).astype(target)
 
 
 @register("DequantizeLinear", tensors=True)
@@ -75,11 +79,17 @@ def _spread(op: Op, value: Tensor, x: Tensor) -> Tensor:
 
 @register("DynamicQuantizeLinear", tensors=True)
 def dynamic_quantize_linear(op: Op, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise to uint8 by the range of the data, zero included."""
+    """Quantise to uint8 by the range of the data, zero included.
+
+    A datum that is no number makes the scale none, as in ONNX's reference; with onnxruntime the scale depends on where
+    it stands. Infinite data make the scale infinite, in all three.
+    """
     high, low = jnp.maximum(x.max(), 0), jnp.minimum(x.min(), 0)
     scale = jnp.where(high == low, 1, high - low) / 255
-    zero = jnp.round(jnp.clip(-low / scale, 0, 255))
-    y = jnp.clip(jnp.round(x / scale) + zero, 0, 255)
+    zero = -low / scale
+    zero = jnp.where(jnp.isnan(zero), 255, jnp.round(jnp.clip(zero, 0, 255)))
+    y = jnp.round(x / scale) + zero
+    y = jnp.where(jnp.isnan(y), 0, jnp.clip(y, 0, 255))
     return y.astype(jnp.uint8), scale.astype(x.dtype), zero.astype(jnp.uint8)
 
 

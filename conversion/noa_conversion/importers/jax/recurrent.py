@@ -135,7 +135,7 @@ def _run(
         backwards = direction == "reverse" or i == 1
         final, sequence = _direction(op, x, cell, make_step, lengths, backwards)
         sequences.append(sequence)
-        finals.append(final)
+        finals.append(final if lengths is None else _zero_where_empty(final, lengths))
     return _outputs(op, sequences, finals, batch_first)
 
 
@@ -173,6 +173,14 @@ def _direction(
 
     times = jnp.arange(x.shape[0], dtype=jnp.int32)
     return lax.scan(step, cell.states, (projected, times), reverse=backwards)
+
+
+def _zero_where_empty(states: tuple[Tensor, ...], lengths: Tensor) -> tuple[Tensor, ...]:
+    """Give a sequence without steps the last state zero, whatever it began with.
+
+    As onnxruntime does it. ONNX's text is silent, and its reference computes as if all sequences were whole.
+    """
+    return tuple(jnp.where((lengths > 0)[:, None], state, 0) for state in states)
 
 
 def _rnn_step(op: Op, cell: _Cell) -> tuple[Tensor, Step]:

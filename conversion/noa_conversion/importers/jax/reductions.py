@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from noa_conversion.importers.jax import softmaxes
-from noa_conversion.importers.jax.dtypes import accumulator, held_as, highest, is_float, lowest
+from noa_conversion.importers.jax.dtypes import accumulator, held_as, highest, is_float, is_unsigned, lowest
 from noa_conversion.importers.jax.handlers import Tensor, register
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ def _sum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 def _average(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     if is_float(x):
         return jnp.mean(x, axis=axes, keepdims=keep)
+    wide = x.astype(jnp.uint64 if is_unsigned(x) else jnp.int64)  # a sum may be beyond the type that its mean has
     count = int(np.prod([x.shape[axis] for axis in axes]))
-    return lax.div(_sum(x, axes, keep), jnp.asarray(count, x.dtype))
+    return lax.div(_sum(wide, axes, keep), jnp.asarray(count, wide.dtype)).astype(x.dtype)
 
 
 def _largest(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
@@ -52,11 +53,11 @@ def _product(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 def _euclidean(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     if is_float(x):
         return jnp.sqrt(_sum(x * x, axes, keep))
-    return jnp.sqrt(_sum(x.astype(jnp.float32) ** 2, axes, keep)).astype(x.dtype)
+    return jnp.sqrt(_sum(x.astype(jnp.float64) ** 2, axes, keep)).astype(x.dtype)
 
 
 def _log_sum_exp(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-    wide = x if is_float(x) else x.astype(jnp.float32)
+    wide = x if is_float(x) else x.astype(jnp.float64)
     total = softmaxes.log_sum_exp(wide, axes).astype(x.dtype)
     return total if keep else total.squeeze(axes)
 
@@ -111,14 +112,27 @@ def _arg_extreme(choose: Callable[..., Any], op: Op, x: Tensor) -> Tensor:
     axis = op.axis(op.attribute("axis", 0), x.ndim)
     keep = bool(op.attribute("keepdims", 1))
     if op.attribute("select_last_index", 0):
-        found = x.shape[axis] - 1 - choose(jnp.flip(x, axis), axis=axis, keepdims=keep)
+        found = x.shape[axis] - 1 - first_extreme(choose, jnp.flip(x, axis), axis)
     else:
-        found = choose(x, axis=axis, keepdims=keep)
-    return found.astype(held_as(np.int64))
+        found = first_extreme(choose, x, axis)
+    return (lax.expand_dims(found, (axis,)) if keep else found).astype(held_as(np.int64))
 
 
-register("ArgMax", tensors=True)(functools.partial(_arg_extreme, jnp.argmax))
-register("ArgMin", tensors=True)(functools.partial(_arg_extreme, jnp.argmin))
+def first_extreme(choose: Callable[..., Any], x: Tensor, axis: int) -> Tensor:
+    """Return the first place of an extreme, in 32 bits; `choose` is `lax.argmax` or `lax.argmin`.
+
+    JAX lowers both in the scope of its caller, and fails there for 64-bit places or elements if it has no 64 bits.
+    """
+    if np.dtype(x.dtype).itemsize < 8:
+        return choose(x, axis, np.int32)
+    extreme = (jnp.max if choose is lax.argmax else jnp.min)(x, axis=axis, keepdims=True)
+    is_it = (x == extreme) | (x != x)  # what is no number comes first, as in lax
+    places = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    return jnp.min(jnp.where(is_it, places, np.int32(np.iinfo(np.int32).max)), axis=axis)
+
+
+register("ArgMax", tensors=True)(functools.partial(_arg_extreme, lax.argmax))
+register("ArgMin", tensors=True)(functools.partial(_arg_extreme, lax.argmin))
 
 
 def _running(function: Callable[..., Any], neutral: int, op: Op, data: Any, axis: Any) -> Tensor:
@@ -184,7 +198,9 @@ def log_softmax(op: Op, x: Tensor) -> Tensor:
 def hardmax(op: Op, x: Tensor) -> Tensor:
     """One at the first largest element, zero elsewhere."""
     flat, axis = _softmax_shape(op, x)
-    return jax.nn.one_hot(jnp.argmax(flat, axis), flat.shape[axis], dtype=x.dtype, axis=axis).reshape(x.shape)
+    return jax.nn.one_hot(first_extreme(lax.argmax, flat, axis), flat.shape[axis], dtype=x.dtype, axis=axis).reshape(
+        x.shape
+    )
 
 
 def sum_of_squares(x: Tensor, axes: tuple[int, ...]) -> Tensor:

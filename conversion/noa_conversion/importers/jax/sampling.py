@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from noa_conversion.importers.jax.handlers import Tensor, register
+from noa_conversion.importers.jax.indexing import check_range, from_front
 from noa_conversion.importers.jax.sizes import Size, product
 
 if TYPE_CHECKING:
@@ -147,7 +148,9 @@ def roi_align(op: Op, data: Any, rois: Any, batch_indices: Any) -> Tensor:
     if mode not in ("avg", "max"):
         op.refuse(f"`mode` is {mode!r}")
     boxes = boxes * op.attribute("spatial_scale", 1.0) - (0.5 if half else 0.0)
-    image = jnp.take(x, op.tensor(batch_indices).astype(jnp.int32), axis=0, mode="clip")
+    check_range(op, batch_indices, x.shape[0])
+    index = from_front(op.tensor(batch_indices), x.shape[0])
+    image = jnp.take(x, index, axis=0, mode="clip")
     known = None
     if op.attribute("sampling_ratio", 0) <= 0:
         known = op.known(rois, "rois").astype(np.float64) * op.attribute("spatial_scale", 1.0)
@@ -163,9 +166,12 @@ def roi_align(op: Op, data: Any, rois: Any, batch_indices: Any) -> Tensor:
         taken = jnp.where(counted[:, None], sum(corners[1:], start=corners[0]), 0)
         total = taken.sum(axis=(3, 5))
         number = jnp.maximum(y_count * x_count, 1).astype(x.dtype).reshape(regions, 1, 1, 1)
-        return (total / number).reshape(regions, channels, rows, columns).astype(x.dtype)
-    largest = jnp.where(counted[:, None], jnp.max(jnp.stack(corners), axis=0), -jnp.inf)
-    return largest.max(axis=(3, 5)).reshape(regions, channels, rows, columns).astype(x.dtype)
+        result = total / number
+    else:
+        largest = jnp.where(counted[:, None], jnp.max(jnp.stack(corners), axis=0), -jnp.inf)
+        result = largest.max(axis=(3, 5))
+    has_image = (index < jnp.asarray(x.shape[0], index.dtype)).reshape(-1, 1, 1, 1)
+    return jnp.where(has_image, result.reshape(regions, channels, rows, columns), jnp.nan).astype(x.dtype)
 
 
 def _bins(

@@ -105,6 +105,8 @@ def tile(op: Op, data: Any, repeats: Any, along: Any = None) -> Tensor:
     if op.version < 6:
         axis = op.axis(int(op.integer(along, "axis")), x.ndim)
         times = [times[0] if i == axis else 1 for i in range(x.ndim)]
+    if any(is_plain(count) and count < 0 for count in times):
+        op.refuse(f"`repeats` {times} holds a negative number")
     return jnp.tile(x, tuple(times))
 
 
@@ -208,23 +210,37 @@ def pad(op: Op, data: Any, pads: Any = None, value: Any = None, axes: Any = None
     mode = op.attribute("mode", "constant")
     if mode == "constant":
         return lax.pad(x, fill.astype(x.dtype), [(low, high, 0) for low, high in both])
-    if mode not in _PAD_MODES or any(is_plain(n) and n < 0 for ends in both for n in ends):
-        op.refuse(f"mode {mode!r} with the amounts {both}")
+    if mode not in _PAD_MODES:
+        op.refuse(f"`mode` is {mode!r}")
     for axis, (low, high) in enumerate(both):
         if (low, high) != (0, 0):
-            x = _pad_axis(x, axis, low, high, mode)
+            x = _pad_axis(op, _cut_axis(op, x, axis, low, high), axis, low, high, mode)
     return x
 
 
-def _pad_axis(x: Tensor, axis: int, low: Size, high: Size, mode: str) -> Tensor:
+def _cut_axis(op: Op, x: Tensor, axis: int, low: Size, high: Size) -> Tensor:
+    """Take away what negative amounts ask for; what is left is what positive ones copy from, as in onnxruntime."""
+    first, last = (-n if is_plain(n) and n < 0 else 0 for n in (low, high))
+    if not (first or last):
+        return x
     size = x.shape[axis]
+    if is_plain(size) and first + last > size:
+        op.refuse(f"`pads` takes {first} and {last} elements away from an axis of {size}")
+    return lax.slice_in_dim(x, first, size - last, axis=axis)
+
+
+def _pad_axis(op: Op, x: Tensor, axis: int, low: Size, high: Size, mode: str) -> Tensor:
+    low, high = (0 if is_plain(n) and n < 0 else n for n in (low, high))
+    size = x.shape[axis]
+    if is_plain(size) and size == 0 and (low, high) != (0, 0):
+        op.refuse(f"mode {mode!r} has nothing to copy from on an axis of size 0")
     if is_plain(size):
         return jnp.pad(x, [(low, high) if i == axis else (0, 0) for i in range(x.ndim)], mode=_PAD_MODES[mode])
-    # jnp.pad asks for proof that a free axis is long enough; an axis that is not takes its last element again.
+    # jnp.pad asks for proof that a free axis is long enough.
     at = jnp.arange(low + size + high, dtype=jnp.int32) - low
     last = jnp.asarray(size, jnp.int32) - 1
     if mode == "reflect":
-        at = last - jnp.abs(last - jnp.abs(at))
+        at = last - jnp.abs(last - jnp.mod(at, jnp.maximum(2 * last, 1)))
     elif mode == "wrap":
         at = jnp.mod(at, last + 1)
     return jnp.take(x, at, axis=axis, mode="clip")
