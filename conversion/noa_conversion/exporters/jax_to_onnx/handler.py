@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -65,7 +67,9 @@ class Call:
 
         stored = [as_stored(value) for value in inputs]
         shapes = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in stored]
-        return self.inline(jax.make_jaxpr(function)(*shapes), stored)
+        with scope_of([value.dtype for value in stored]):
+            closed = jax.make_jaxpr(function)(*shapes)
+        return self.inline(closed, stored)
 
     def refuse(self, reason: str, *, received: object = None) -> ConversionError:
         """Return the error that this use of the primitive has no ONNX form here."""
@@ -80,6 +84,18 @@ class Call:
 
 Handler: TypeAlias = Callable[[Call], Sequence[Operand]]
 """Adds the nodes of one equation and returns its outputs, in order."""
+
+
+def scope_of(dtypes: Iterable[Any]) -> AbstractContextManager[Any]:
+    """Return the scope to trace or compute in: an imported function may have 64 bits inside, which JAX outside of
+    `jax.enable_x64` would read as 32."""
+    import jax
+
+    is_wide = any(isinstance(dtype, np.dtype) and dtype.name in _WIDE for dtype in dtypes)
+    return jax.enable_x64(True) if is_wide else contextlib.nullcontext()
+
+
+_WIDE = frozenset({"int64", "uint64", "float64", "complex128"})
 
 
 def as_stored(value: Value) -> Value:

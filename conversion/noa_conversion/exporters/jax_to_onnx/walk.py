@@ -34,7 +34,7 @@ from noa_conversion.exporters.jax_to_onnx import (
 )
 from noa_conversion.exporters.jax_to_onnx.builder import GraphBuilder, Operand, Value, is_number
 from noa_conversion.exporters.jax_to_onnx.dtypes import is_complex, is_key, is_plain, onnx_type, stored_dtype
-from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler
+from noa_conversion.exporters.jax_to_onnx.handler import Call, Handler, scope_of
 
 HANDLERS: Mapping[str, Handler] = {
     **elementwise.HANDLERS,
@@ -153,7 +153,8 @@ def _fold(equation: Any, inputs: list[Value]) -> list[Value] | None:
     size = sum(int(np.prod(aval.shape)) * aval.dtype.itemsize for aval in avals)
     if size > max(_FOLDED_BYTES, sum(value.constant.nbytes for value in inputs if value.constant is not None)):
         return None
-    results = equation.primitive.bind(*(value.constant for value in inputs), **equation.params)
+    with scope_of([*(value.dtype for value in inputs), *(aval.dtype for aval in avals)]):
+        results = equation.primitive.bind(*(value.constant for value in inputs), **equation.params)
     return [constant_value(result) for result in (results if equation.primitive.multiple_results else [results])]
 
 
