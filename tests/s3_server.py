@@ -11,6 +11,8 @@ import threading
 from typing import IO, Any, cast
 
 from noa.settings import RegistrySettings, S3Settings
+from noa_registry.artifacts import OWNER_MARK
+from noa_registry.store_head import LEDGER_MARK
 
 ACCESS_KEY = "tester"
 SECRET_KEY = "not-so-secret"
@@ -105,6 +107,34 @@ class StoredFiles:
 
     def all(self) -> set[str]:
         """Return everything that is stored for models, sealed or not, and every mark of a writer."""
+        return self._everything() - {OWNER_MARK, LEDGER_MARK}
+
+    def mark(self, name: str = OWNER_MARK) -> bytes | None:
+        """Return a mark of the store, None if there is none."""
+        if name not in self._everything():
+            return None
+        if not self._settings.artifact_url:
+            return (self._settings.artifact_dir / name).read_bytes()
+        client, bucket, prefix = self._place()
+        data = client.get_object(Bucket=bucket, Key=prefix + name)["Body"].read()
+        client.close()
+        return data
+
+    def set_mark(self, data: bytes | None, name: str = OWNER_MARK) -> None:
+        """Write a mark of the store, or remove it."""
+        if not self._settings.artifact_url:
+            (self._settings.artifact_dir / name).unlink(missing_ok=True)
+            if data is not None:
+                (self._settings.artifact_dir / name).write_bytes(data)
+            return
+        client, bucket, prefix = self._place()
+        if data is None:
+            client.delete_object(Bucket=bucket, Key=prefix + name)
+        else:
+            client.put_object(Bucket=bucket, Key=prefix + name, Body=data)
+        client.close()
+
+    def _everything(self) -> set[str]:
         if not self._settings.artifact_url:
             root = self._settings.artifact_dir
             found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}

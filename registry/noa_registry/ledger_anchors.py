@@ -63,7 +63,7 @@ def read_anchors(path: Path) -> list[LedgerHead]:
             "there is no such anchor file", where=str(path), remedy="Write one with: noa ledger anchor --output FILE"
         ) from exc
     lines = data.split(b"\n")
-    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines[:-1], start=1) if line.strip()]
+    return [parse_head(line, f"{path}:{number}") for number, line in enumerate(lines[:-1], start=1) if line.strip()]
 
 
 class AnchorFile:
@@ -133,14 +133,19 @@ def _last_line(handle: int, path: Path) -> LedgerHead | None:
     tail = os.pread(handle, size - start, start)
     whole = tail.rfind(b"\n") + 1
     if start > 0 and whole == 0:
-        return _parse(tail, str(path))  # no line of ours is that long: says so, and cuts nothing off
+        return parse_head(tail, str(path))  # no line of ours is that long: says so, and cuts nothing off
     if whole < len(tail):
         os.ftruncate(handle, start + whole)
     lines = [line for line in tail[:whole].split(b"\n") if line.strip()]
-    return _parse(lines[-1], str(path)) if lines else None
+    return parse_head(lines[-1], str(path)) if lines else None
 
 
-def _parse(line: bytes, where: str) -> LedgerHead:
+def parse_head(line: bytes, where: str) -> LedgerHead:
+    """Return what a line says; `where` names it.
+
+    Raises:
+        IntegrityError: it is no anchor.
+    """
     try:
         value = cast("dict[str, object]", json.loads(line))
         registry = value["registry"]

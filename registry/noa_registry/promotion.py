@@ -43,6 +43,7 @@ from noa_registry.records import (
 )
 from noa_registry.registration import candidate_of, check_actor
 from noa_registry.sealed_files import SealedFiles
+from noa_registry.store_head import StoreHead
 from noa_registry.tables import aliases, models
 from noa_registry.versions import ModelVersion
 
@@ -84,7 +85,10 @@ class _Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promoter:
-    """Moves aliases. `gates` maps model names to their policies; every move is kept in `anchor`, if there is one."""
+    """Moves aliases. `gates` maps model names to their policies; every move is kept in `anchor`, if there is one.
+
+    `store_head` is told of every move, too: it shows a database that is older than the models.
+    """
 
     database: Database
     root: Path
@@ -92,6 +96,7 @@ class Promoter:
     gates: Mapping[str, GateSettings]
     approvals: ApprovalDesk
     anchor: AnchorFile | None = None
+    store_head: StoreHead | None = None
 
     def check(self, name: str, number: int, *, alias: str, actor: str | None = None) -> GateReport:
         """Return what the gate would say now (to `actor`, who may not approve what they promote); changes nothing."""
@@ -224,6 +229,8 @@ class Promoter:
     def _anchored(self, done: _Done) -> LedgerEntry:
         if self.anchor is not None:
             self.anchor.append(head_of(done.entry, done.registry))
+        if self.store_head is not None:
+            self.store_head.keep(head_of(done.entry, done.registry))
         return done.entry
 
     def _hash(self, name: str, number: int) -> tuple[ModelVersion, str | None]:

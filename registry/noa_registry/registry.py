@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 from sqlalchemy import Connection
 
 from noa.digests import FileProblem
-from noa.errors import IntegrityError, InvalidInputError, NotFoundError
+from noa.errors import IntegrityError, InvalidInputError, NoaError, NotFoundError
 from noa.formats import CheckedRunnable, Runnable, find_adapter
 from noa.references import ModelReference, check_name, parse_reference
 from noa_registry.approvals.desk import ApprovalDesk
@@ -30,6 +30,7 @@ from noa_registry.database import Database, now
 from noa_registry.digest_prefix import DIGEST, find_version
 from noa_registry.endpoints import Endpoints
 from noa_registry.events.log import DEFAULT_KEEP, EventLog
+from noa_registry.events.outbox import WHOLE_REGISTRY, append_event
 from noa_registry.evidence import Attachment, Evidence
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.file_repair import FileRepair, repair_files
@@ -55,12 +56,14 @@ from noa_registry.records import (
     load_versions,
     newest_number,
 )
-from noa_registry.registration import Registrar
+from noa_registry.registration import Registrar, check_actor
 from noa_registry.retention.keeper import Retention
 from noa_registry.sealed_files import SealedFiles
 from noa_registry.seals import DatabaseSeals
 from noa_registry.search.pages import SearchPage, search
 from noa_registry.signing import Signatures, load_signatures
+from noa_registry.store_head import StoreHead
+from noa_registry.store_problems import find_store_problems
 from noa_registry.time_problems import find_time_problems
 from noa_registry.versions import ModelSummary, ModelVersion, VersionDraft
 
@@ -107,6 +110,7 @@ class Registry:
             gates=gates,
             approvals=self._approvals,
             anchor=anchor,
+            store_head=StoreHead(database, artifacts.ownership),
         )
         self._ledger = LedgerBook(database, approvals=self._approvals, anchor=anchor)
 
@@ -320,6 +324,21 @@ class Registry:
         """Return what times of the trash, the approvals, the events and their consumers cannot be read."""
         with self._database.snapshot() as connection:
             return find_time_problems(connection)
+
+    def find_store_problems(self) -> list[NoaError]:
+        """Return what of the store does not belong to the database.
+
+        That is another registry's mark, a newer ledger than the database's, and units of no version.
+        """
+        return find_store_problems(self._database, self._artifacts)
+
+    def adopt_store(self, *, actor: str) -> None:
+        """Let this registry have the store, whoever's it was: what another one has there is never removed unasked."""
+        check_actor(actor)
+        self._artifacts.ownership.take_over()
+        StoreHead(self._database, self._artifacts.ownership).reset()
+        with self._database.write() as connection:
+            append_event(connection, "store.adopted", name=WHOLE_REGISTRY, payload={"actor": actor})
 
     def find_problems(self, version: ModelVersion, *, format: str | None = None) -> list[FileProblem]:  # our word
         """Do as `verify` does, and return what it found instead of raising."""

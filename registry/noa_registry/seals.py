@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 
 from noa_registry.database import Database
+from noa_registry.identity import find_registry_id, registry_id
 from noa_registry.tables import formats, versions
 
 
@@ -16,6 +17,21 @@ class DatabaseSeals:
     """The `Seals` of a registry's database."""
 
     database: Database
+
+    def registry_id(self) -> str | None:
+        """Return the registry's id, None if it has none yet."""
+        with self.database.read() as connection:
+            return find_registry_id(connection)
+
+    def make_registry_id(self) -> str:
+        """Return the registry's id; it gets one if it has none yet."""
+        with self.database.write() as connection:
+            return registry_id(connection)
+
+    def sealed_uids(self) -> set[str]:
+        """Return all units that are part of a version."""
+        with self.database.read() as connection:
+            return named_uids(connection)
 
     def is_sealed(self, uid: str) -> bool:
         """Tell whether a unit is part of a version."""
@@ -29,6 +45,11 @@ class DatabaseSeals:
                 return False
             action()
             return True
+
+
+def named_uids(connection: Connection) -> set[str]:
+    """Return the units that a row names."""
+    return {str(row[0]) for table in (versions, formats) for row in connection.execute(select(table.c.uid))}
 
 
 def _is_named(connection: Connection, uid: str) -> bool:

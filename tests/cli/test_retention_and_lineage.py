@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from noa.settings import load_settings
 from noa_cli.__main__ import run
 from noa_registry import Registry
+from noa_registry.artifacts import OWNER_MARK
 
 Capture = pytest.CaptureFixture[str]
 MOVED_BY_MLFLOW = """
@@ -90,6 +92,7 @@ def test_what_is_in_use_is_refused_with_all_that_needs_it(project: Path, capfd: 
         (("models", "delete", "digits/9", "-m", "r"), "no version 9"),
         (("models", "restore", "digits/3"), "not in the trash"),
         (("gc", "--apply", "--dry-run"), "exclude each other"),
+        (("gc", "--policy", "--unknown"), "exclude each other"),
         (("models", "lineage", "nothing"), "nothing is known of `nothing`"),
     ],
 )
@@ -113,6 +116,36 @@ def test_a_collection_shows_first_and_removes_only_when_told(project: Path, capf
     assert "gone for good" in noa(capfd, "models", "restore", "digits/3", code=1)
     assert "Nothing to remove" in noa(capfd, "gc", "--apply")
     noa(capfd, "models", "verify")
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_lost_database_is_told_everywhere_and_costs_no_model(project: Path, capfd: Capture, is_marked: bool) -> None:
+    artifacts = project / ".noa" / "artifacts"
+    if not is_marked:  # by an older noa
+        (artifacts / OWNER_MARK).unlink()
+    for file in (project / ".noa").glob("noa.db*"):
+        file.write_bytes(b"")
+    for path in (artifacts / "digits", *(artifacts / "digits").iterdir()):
+        os.utime(path, (0, 0))
+    before = {path for path in artifacts.rglob("*") if path.is_file()}
+    for command in (("models", "verify"), ("ledger", "verify")):
+        told = noa(capfd, *command, code=1)
+        assert "versions of `digits` that the database does not know" in told
+        assert ("belong to another registry" in told) == is_marked
+    (found,) = (one for one in as_json(capfd, "doctor", code=1 if is_marked else 0) if one["name"] == "registry")
+    assert (found["state"], "backup" in found["remedy"]) == ("problem" if is_marked else "warning", True)
+    if is_marked:
+        assert "restore a backup of it" in noa(capfd, "gc", "--apply", code=1)
+    else:
+        assert "3 units" in noa(capfd, "gc", "--apply")
+        assert len(as_json(capfd, "gc", "--apply")["unknown"]) == 3
+    assert "seem to belong to another" in noa(capfd, "gc", "--unknown", "--apply", code=1) or is_marked
+    assert before <= {path for path in artifacts.rglob("*") if path.is_file()}
+    noa(capfd, "models", "verify", "--adopt-store", code=1)
+    assert "noa gc --unknown --apply" in noa(capfd, "gc", "--unknown")
+    assert len(as_json(capfd, "gc", "--unknown", "--apply")["removed"]) == 3
+    noa(capfd, "models", "verify")
+    noa(capfd, "ledger", "verify")
 
 
 def test_the_policy_proposes_and_moves_to_the_trash_only_when_told(project: Path, capfd: Capture) -> None:

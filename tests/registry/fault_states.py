@@ -15,8 +15,11 @@ from sqlalchemy import Connection, NullPool, Table, create_engine
 
 from noa.settings import RegistrySettings
 from noa_registry import Registry
+from noa_registry.artifacts import OWNER_MARK
+from noa_registry.store_head import LEDGER_MARK
 from noa_registry.tables import commits, metadata, mlflow_metadata, schema
 
+STORE_MARKS = {OWNER_MARK, LEDGER_MARK}
 ADDED_FILE = "added-by-somebody.txt"
 State = dict[str, list[list[Any]]]
 
@@ -58,6 +61,7 @@ def unexplained_files(settings: RegistrySettings, state_folder: Path) -> set[str
     units, purged = _units(settings)
     if settings.artifact_url:
         keys = s3_objects(settings)
+        keys = {key for key in keys if key not in STORE_MARKS}
         return {key for key in keys if key.split("/")[1:2] == [] or key.split("/")[1] not in units - purged}
     root = settings.artifact_dir
     found: set[str] = set()
@@ -78,7 +82,7 @@ def unexplained_files(settings: RegistrySettings, state_folder: Path) -> set[str
             case ("_blobs", _, name):
                 known = not name.startswith(".") and path.stat().st_nlink > 1
             case (name,):
-                known = not name.startswith("_")
+                known = not name.startswith("_") or name in STORE_MARKS
             case (_, uid, *_):
                 known = uid in units - purged
             case _:

@@ -22,7 +22,7 @@ def main(command: str, request: dict[str, object]) -> dict[str, object]:
         number = int(str(request.get("number", 0)))
         match command:
             case "gc":
-                plan = registry.retention.plan_gc(orphan_age=timedelta(0))
+                plan = registry.retention.plan_gc(orphan_age=timedelta(0), unknown=True)
                 _kill_at_removal(int(str(request.get("kill_at_removal", 0))))
                 _wait_for_the_gun(request)
                 report = registry.retention.apply(plan, actor="ada")

@@ -213,6 +213,7 @@ def _registry(settings: Settings) -> Finding:
         ]
         changed += [problem.what for problem in registry.find_time_problems()]
         differing = registry.mirror_discrepancies()
+        strange = registry.find_store_problems()
     if changed:
         more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
         return Finding(
@@ -221,6 +222,10 @@ def _registry(settings: Settings) -> Finding:
             detail=f"{changed[0]}{more}",
             remedy="See all with: noa models verify; then restore a backup",
         )
+    if strange:
+        detail, remedy = f"{strange[0].what} ({strange[0].where})", strange[0].remedy
+        only_unknown = "units" in strange[0].facts  # which harms nobody
+        return Finding(name="registry", state="warning" if only_unknown else "problem", detail=detail, remedy=remedy)
     rows = [found for found in differing if found.field != "moved"]
     if rows:
         detail = f"{len(rows)} rows of MLflow were changed behind noa's back: {rows[0].name}, {rows[0].subject}"
@@ -228,14 +233,6 @@ def _registry(settings: Settings) -> Finding:
     if differing:
         detail = f"the project was moved or copied: MLflow's rows name its files below {differing[0].received}"
         return Finding(name="registry", state="warning", detail=detail, remedy="noa models verify --repair")
-    if settings.registry.artifact_url:
-        return Finding(name="registry", state="ok", detail=f"{len(models)} models, the ledger's chain holds")
-    folder = settings.registry.artifact_dir
-    sealed = [path.name for path in folder.iterdir() if _holds_units(path)] if folder.is_dir() else []
-    lost = sorted(set(sealed) - {model.name for model in models})
-    if lost:
-        detail = f"{folder} holds versions of `{lost[0]}` that the database does not know: was it emptied or replaced?"
-        return Finding(name="registry", state="warning", detail=detail, remedy="Restore the database from a backup")
     return Finding(name="registry", state="ok", detail=f"{len(models)} models, the ledger's chain holds")
 
 
@@ -265,13 +262,6 @@ def _told(name: str, remarks: Sequence[Remark], *, fine: str) -> Finding:
         state="warning",
         detail="; ".join(remark.text for remark in remarks),
         remedy="; ".join(dict.fromkeys(remark.remedy for remark in remarks)),
-    )
-
-
-def _holds_units(folder: Path) -> bool:
-    """Tell whether a model's folder holds units: a registration that failed may leave it empty."""
-    return (
-        not folder.name.startswith(("_", ".")) and folder.is_dir() and any(each.is_dir() for each in folder.iterdir())
     )
 
 

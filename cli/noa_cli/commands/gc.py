@@ -28,6 +28,9 @@ def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be done; that is the default.")
     ] = False,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="Also model files that no version names. Look at them first.")
+    ] = False,
     policy: Annotated[
         bool, typer.Option("--policy", help="Instead: old versions that were never promoted, for the trash.")
     ] = False,
@@ -35,22 +38,26 @@ def gc(
 ) -> None:
     """Remove deleted versions past their grace period, and files that no version needs; shows them first.
 
-    Nothing that an alias, a rollback, a server or a writer needs is touched. With `--policy`, old versions are
-    proposed for the trash, from where they can be restored; nothing is purged.
+    Nothing that an alias, a rollback, a server or a writer needs is touched. Sealed files that no version names stay,
+    unless `--unknown` asks for them: after the loss of a database they are the models.
+
+    With `--policy`, old versions are proposed for the trash, from where they can be restored; nothing is purged.
     """
     from noa.errors import InvalidInputError
 
     if apply and dry_run:
         raise InvalidInputError("`--apply` and `--dry-run` exclude each other", expected="one of them")
+    if policy and unknown:
+        raise InvalidInputError("`--policy` and `--unknown` exclude each other", expected="one of them")
     settings = current().settings()
     with open_registry(settings) as registry:
         if policy:
             _run_policy(registry, settings, apply, as_json)
         else:
-            _collect(registry, settings, apply, as_json)
+            _collect(registry, settings, apply, unknown, as_json)
 
 
-def _collect(registry: Registry, settings: Settings, apply: bool, as_json: bool) -> None:
+def _collect(registry: Registry, settings: Settings, apply: bool, unknown: bool, as_json: bool) -> None:
     pinned = pinned_endpoints(settings)
     retention = settings.retention
     with console.step("Looking for what nothing needs") as tell:
@@ -58,6 +65,7 @@ def _collect(registry: Registry, settings: Settings, apply: bool, as_json: bool)
             endpoints=pinned,
             orphan_age=timedelta(hours=retention.orphan_hours),
             cache_age=timedelta(days=retention.cache_days),
+            unknown=unknown,
         )
         tell.end(f"{len(plan.items)} found")
     if not as_json:
@@ -66,7 +74,7 @@ def _collect(registry: Registry, settings: Settings, apply: bool, as_json: bool)
         if as_json:
             console.print_json({"dry_run": True, **_plan_to_dict(plan)})
         elif plan.items:
-            console.print_line("Nothing was removed. Do it with: noa gc --apply")
+            console.print_line(f"Nothing was removed. Do it with: noa gc{' --unknown' if unknown else ''} --apply")
         return
     with console.step(f"Removing {console.count(len(plan.items), 'item')}") as tell:
         report = registry.retention.apply(
@@ -114,6 +122,16 @@ def _print_plan(plan: GcPlan) -> None:
             counts = ", ".join(f"{count} x {kind}" for kind, count in Counter(i.kind for i in plan.items).items())
             console.print_line(f"... and {len(plan.items) - len(shown):,} more (in all: {counts}); --json shows all")
         console.print_line(f"{console.count(len(plan.items), 'item')}, {console.count(plan.size_bytes, 'byte')}")
+    if plan.unknown:
+        what, size = (
+            console.count(len(plan.unknown), "unit"),
+            console.count(sum(i.size_bytes for i in plan.unknown), "byte"),
+        )
+        console.print_line(
+            f"{what} ({size}) of no version that the database knows: kept, for it may be an older backup. "
+            "See them with: noa gc --unknown",
+            "yellow",
+        )
     for kept in plan.kept:
         holds = "; ".join(str(hold) for hold in kept.holds)
         console.print_line(f"{kept.reference} is kept, although its grace period is over: {holds}", "yellow")
@@ -167,6 +185,7 @@ def _plan_to_dict(plan: GcPlan) -> dict[str, object]:
     return {
         "items": [_item_to_dict(item) for item in plan.items],
         "kept": [{"reference": kept.reference, "because": [str(hold) for hold in kept.holds]} for kept in plan.kept],
+        "unknown": [_item_to_dict(item) for item in plan.unknown],
         "bytes": plan.size_bytes,
     }
 

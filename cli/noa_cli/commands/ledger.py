@@ -71,22 +71,27 @@ def show(
 
 
 def verify(anchors: AnchorOption = None, as_json: JsonOption = False) -> None:
-    """Check the chain, the aliases, the approvals used, and anchors. Exit code 1 if something differs."""
+    """Check the chain, aliases, approvals used, anchors, and whose the store is. Exit code 1 if something differs."""
     from noa_registry import read_anchors
 
     kept = [head for path in anchors or [] for head in read_anchors(path)]
     with open_registry() as registry:
         report = registry.ledger.verify(anchors=kept)
+        strange = registry.find_store_problems()
     if as_json:
-        console.print_json(_report_to_dict(report))
+        console.print_json(
+            {**_report_to_dict(report), "store": [{"what": exc.what, "remedy": exc.remedy} for exc in strange]}
+        )
     else:
         for problem in report.problems:
             console.print_line(str(problem), "red")
+        for exc in strange:
+            console.print_line(str(exc), "red")
         end = "" if report.head is None else f", up to {report.head.hash}"
         against = f" and {console.count(report.anchors, 'anchor')}" if report.anchors else ""
-        found = console.count(len(report.problems), "problem")
+        found = console.count(len(report.problems) + len(strange), "problem")
         console.print_line(f"{console.count(report.rows, 'row')}{against} checked: {found}{end}")
-    if report.problems:
+    if report.problems or strange:
         raise typer.Exit(1)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from noa_cli import _console as console
+from noa_cli._invocation import actor
 from noa_cli._options import JsonOption
 from noa_cli._registry import open_registry
 
@@ -65,13 +66,22 @@ def verify(
             "--repair", help="Write MLflow's rows anew, and put damaged files back where their bytes exist elsewhere."
         ),
     ] = False,
+    adopt_store: Annotated[
+        bool,
+        typer.Option(
+            "--adopt-store",
+            help="First let this project have the store of another registry; e.g. the database of it is lost for good.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Hash every sealed file again and compare; also the records, the evidence, the ledger and MLflow's rows.
+    """Hash every sealed file again and compare; also records, evidence, the ledger, MLflow's rows and the store.
 
     Exit code 1 if something differs and was not repaired.
     """
     with open_registry(about=[] if reference is None else [reference]) as registry:
+        if adopt_store:
+            registry.adopt_store(actor=actor())
         repaired = [found.outcome() for found in map(_of_mirror, registry.repair_mirror())] if repair else []
         targets = _targets(registry, reference)
         problems: list[_Finding] = []
@@ -84,6 +94,7 @@ def verify(
                 repaired += put_back
         problems += _check_ledger(registry)
         problems += [_of_error("database", exc) for exc in registry.find_time_problems()]
+        problems += [_of_error("store", exc) for exc in registry.find_store_problems()]
         problems += [_of_mirror(found) for found in registry.mirror_discrepancies()]
     _print(len(targets), problems, repaired, as_json)
     if problems:

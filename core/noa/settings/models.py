@@ -455,7 +455,7 @@ class RetentionSettings(Section):
         default=90.0, ge=0, description="`noa gc --policy`: younger versions are always kept, days."
     )
     orphan_hours: StrictFloat = Field(
-        default=24.0, ge=1, description="`noa gc`: how old a folder that no version names must be, hours."
+        default=24.0, ge=1, description="`noa gc --unknown`: how old sealed files that no version names must be, hours."
     )
     cache_days: StrictFloat = Field(
         default=30.0, ge=0, description="`noa gc`: how long a local copy was not used before it may go, days."

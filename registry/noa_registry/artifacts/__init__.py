@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from noa_registry.artifacts.choice import check_artifact_settings, open_artifacts, runs_uri, s3_environment
 from noa_registry.artifacts.copying import make_folder, regular_files
+from noa_registry.artifacts.ownership import OWNER_MARK
 from noa_registry.artifacts.store import (
     FORMATS_FOLDER,
     LOADED_MARK,
@@ -24,6 +25,7 @@ from noa_registry.artifacts.store import (
 __all__ = [
     "FORMATS_FOLDER",
     "LOADED_MARK",
+    "OWNER_MARK",
     "RUNS_FOLDER",
     "ArtifactStore",
     "CachedUnit",

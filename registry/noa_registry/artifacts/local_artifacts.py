@@ -4,6 +4,7 @@
     <artifact_dir>/_staging/<uid>/               a unit that is being written
     <artifact_dir>/_staging/<uid>.lock           held (flock) by the process that writes it, until its transaction ended
     <artifact_dir>/_blobs/<2 hex>/<64 hex>       one more name of each file, by its digest: equal bytes are stored once
+    <artifact_dir>/_registry.json                whose store it is (`ownership.py`)
     <artifact_dir>/_blobs/units/<2 hex>/<uid>    the digests of a unit's shared files, to let them go with the last user
 
 The kernel drops the lock when its process dies, however it dies. So a lock that can be taken belongs to a dead writer,
@@ -30,6 +31,7 @@ from noa.errors import IntegrityError, InvalidInputError, NoaError
 from noa.references import check_name
 from noa_registry.artifacts.blobs import SHARED_FROM_BYTES, BlobFolder, file_identity, freed_bytes
 from noa_registry.artifacts.copying import copy_and_hash, is_copy_of, link_or_copy, make_folder, regular_files
+from noa_registry.artifacts.ownership import FolderMarks, Ownership
 from noa_registry.artifacts.store import (
     RUNS_FOLDER,
     CachedUnit,
@@ -111,11 +113,17 @@ class LocalArtifacts:
         self._blobs = BlobFolder(root / _BLOBS)
         self._seals = seals
         self._verified = verified
+        self._ownership = Ownership(FolderMarks(root), seals, self.units)
 
     @property
     def root(self) -> Path:
         """The folder of all units."""
         return self._root
+
+    @property
+    def ownership(self) -> Ownership:
+        """Whose store it is."""
+        return self._ownership
 
     @property
     def runs_uri(self) -> str:
@@ -131,8 +139,10 @@ class LocalArtifacts:
         """Give a folder to write one unit into. What was not sealed when the block ends is removed.
 
         Raises:
+            ConflictError: the store belongs to another registry.
             StorageError: the disk refused; nothing is left.
         """
+        self._ownership.claim()
         self._refuse_links(self._root / check_name(name))
         self._refuse_links(self._staging)
         make_folder(self._staging)
@@ -218,9 +228,11 @@ class LocalArtifacts:
         """Remove a unit's files, or what is left of them; what it shared with others stays theirs.
 
         Raises:
+            ConflictError: the store belongs to another registry.
             StorageError: the disk refused.
             IntegrityError: the model's folder is a link to elsewhere.
         """
+        self._ownership.claim()
         self._refuse_links(self._folder(key).parent)
         with translate_disk_errors(self._folder(key)):
             _remove_tree(self._folder(key))
@@ -262,6 +274,7 @@ class LocalArtifacts:
 
     def remove_leftover(self, uid: str) -> bool:
         """Remove what a dead writer left, unless it is alive after all; tell whether nothing of it is left."""
+        self._ownership.claim()
         lock, folder = self._lock(uid), self._staging / uid
         if lock.exists():
             with suppress(OSError):
@@ -285,7 +298,8 @@ class LocalArtifacts:
         removed = 0
         if self._staging.is_symlink() or not self._staging.is_dir():
             return removed
-        for lock in sorted(self._staging.glob(f"*{_LOCK}")):
+        locks = sorted(self._staging.glob(f"*{_LOCK}"))
+        for lock in locks if locks and self._ownership.may_write() else ():
             with suppress(OSError):  # somebody else removes the same leftover, or the folder is read-only
                 removed += self._remove_leftover(lock)
         return removed

@@ -1,6 +1,7 @@
 """Model files in S3: written under the unit's uid, which nobody looks for before the database has its row.
 
     <prefix>/<model name>/<uid>/<path>     one unit
+    <prefix>/_registry.json                whose store it is (`ownership.py`)
     <prefix>/_leases/<uid>.json            a writer is at this unit; written anew all the time while it lives
 
 S3 has no locks that end with a process, so a writer is alive while its lease is young by the clock of S3. One that was
@@ -31,7 +32,9 @@ from noa.digests import FileDigest, FileProblem, Manifest
 from noa.errors import IntegrityError, NoaError, StorageError
 from noa.references import check_name
 from noa_registry.artifacts.copying import file_digest, regular_files
+from noa_registry.artifacts.ownership import Ownership, S3Marks
 from noa_registry.artifacts.s3_client import S3Client, StoredObject
+from noa_registry.artifacts.s3_errors import is_missing
 from noa_registry.artifacts.store import (
     RUNS_FOLDER,
     CachedUnit,
@@ -128,11 +131,17 @@ class S3Artifacts:
         self._client = S3Client(bucket, settings)
         self._seals = seals
         self._cache = cache
+        self._ownership = Ownership(S3Marks(self._client, self._prefix), seals, self.units)
 
     @property
     def root(self) -> Path:
         """The folder of local copies."""
         return self._cache.root
+
+    @property
+    def ownership(self) -> Ownership:
+        """Whose store it is."""
+        return self._ownership
 
     @property
     def runs_uri(self) -> str:
@@ -148,8 +157,10 @@ class S3Artifacts:
         """Give a unit to upload. What was not sealed when the block ends is removed.
 
         Raises:
+            ConflictError: the store belongs to another registry.
             StorageError: S3 refused; nothing is left, or what is left is removed at a later start.
         """
+        self._ownership.claim()
         key = UnitKey(name=check_name(name), uid=os.urandom(16).hex())
         unit = S3StagedUnit(
             uid=key.uid, prefix=self._unit_prefix(key), client=self._client, parallel=self._settings.parallel
@@ -196,6 +207,7 @@ class S3Artifacts:
 
     def put_back(self, key: UnitKey, file: FileDigest, source: Path) -> None:
         """Upload a damaged or missing file anew. See `ArtifactStore`."""
+        self._ownership.claim()
         require_same(file_digest(source, name=file.path), file, where=str(source))
         sent = self._client.put_file(f"{self._unit_prefix(key)}{file.path}", source, name=file.path)
         require_same(sent, file, where=str(source))
@@ -212,8 +224,10 @@ class S3Artifacts:
         """Remove a unit's objects and its local copies.
 
         Raises:
+            ConflictError: the store belongs to another registry.
             StorageError: S3 refused.
         """
+        self._ownership.claim()
         self._remove_objects(key)
         with suppress(StorageError):  # a copy that cannot go now goes when room is needed
             self._cache.remove(key)
@@ -246,6 +260,7 @@ class S3Artifacts:
 
     def remove_leftover(self, uid: str) -> bool:
         """Remove what a dead writer left, unless it is alive after all; tell whether nothing of it is left."""
+        self._ownership.claim()
         for found, lease in self._leases():
             if found == uid:
                 return lease.age_s > self._settings.lease_s and self._remove_leftover(uid)
@@ -270,7 +285,9 @@ class S3Artifacts:
         removed = 0
         with suppress(NoaError):  # an S3 that is down must not keep anybody from reading the registry
             write_file(mark, "")
-            removed = sum([self._remove_leftover(leftover.uid) for leftover in list(self.leftovers())])
+            found = list(self.leftovers())
+            if found and self._ownership.may_write():
+                removed = sum([self._remove_leftover(leftover.uid) for leftover in found])
         return removed
 
     def close(self) -> None:
@@ -293,6 +310,10 @@ class S3Artifacts:
         """Return the model that a lease's writer wrote to, None if the lease is gone or unreadable."""
         try:
             return check_name(str(json.loads(self._client.read_bytes(self._lease_key(uid)))["name"]))
+        except StorageError as exc:
+            if not is_missing(exc):  # it would lose its lease without losing its objects
+                raise
+            return None
         except (NoaError, ValueError, KeyError, TypeError):
             return None
 

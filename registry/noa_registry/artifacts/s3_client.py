@@ -66,6 +66,21 @@ class S3Client:
         with translate_s3_errors(self.url(key)):
             self._client.put_object(Bucket=self.bucket, Key=key, Body=data, ChecksumSHA256=checksum)
 
+    def put_bytes_if_absent(self, key: str, data: bytes) -> None:
+        """Write a small object unless there is one. An S3 without conditional writes is asked to write it anyway."""
+        checksum = _base64(hashlib.sha256(data).digest())
+        try:
+            with translate_s3_errors(self.url(key)):
+                self._client.put_object(
+                    Bucket=self.bucket, Key=key, Body=data, ChecksumSHA256=checksum, IfNoneMatch="*"
+                )
+        except StorageError as exc:
+            code = exc.facts.get("code")
+            if code in _NO_CONDITION_CODES:
+                self.put_bytes(key, data)
+            elif code not in _TAKEN_CODES:
+                raise
+
     def put_file(self, key: str, path: Path, *, name: str) -> FileDigest:
         """Upload a file in one pass: what is sent is what is hashed. Confirms that it arrived whole.
 
@@ -319,6 +334,8 @@ class S3Client:
             window_started, window_bytes = time.monotonic(), 0
 
 
+_TAKEN_CODES = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+_NO_CONDITION_CODES = {"NotImplemented", "501"}
 _CHANGED_CODES = {"PreconditionFailed", "412", "InvalidRange", "416"}
 
 

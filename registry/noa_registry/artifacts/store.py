@@ -14,11 +14,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from noa.digests import FileDigest, FileProblem, Manifest
 from noa.errors import IntegrityError
 from noa_registry.faults import Checkpoint
+
+if TYPE_CHECKING:
+    from noa_registry.artifacts.ownership import Ownership
 
 FORMATS_FOLDER = "formats"
 RUNS_FOLDER = "_runs"
@@ -91,6 +94,18 @@ class CachedUnit:
 class Seals(Protocol):
     """What a store asks the database."""
 
+    def registry_id(self) -> str | None:
+        """Return the registry's id, None if it has none yet."""
+        ...
+
+    def make_registry_id(self) -> str:
+        """Return the registry's id; it gets one if it has none yet."""
+        ...
+
+    def sealed_uids(self) -> set[str]:
+        """Return all units that are part of a version."""
+        ...
+
     def is_sealed(self, uid: str) -> bool:
         """Tell whether a unit is part of a version."""
         ...
@@ -148,6 +163,11 @@ class ArtifactStore(Protocol):
         ...
 
     @property
+    def ownership(self) -> Ownership:
+        """Whose store it is. What writes or removes claims it first, and is refused if it is another registry's."""
+        ...
+
+    @property
     def runs_uri(self) -> str:
         """Where MLflow's runs put their artifacts."""
         ...
@@ -160,6 +180,7 @@ class ArtifactStore(Protocol):
         """Give a unit to write. What was not sealed when the block ends is removed.
 
         Raises:
+            ConflictError: the store belongs to another registry.
             StorageError: the store refused; nothing is left.
         """
         ...
@@ -217,6 +238,7 @@ class ArtifactStore(Protocol):
         """Remove a unit's files. What it shared with others stays theirs; a unit that is gone is no error.
 
         Raises:
+            ConflictError: the store belongs to another registry.
             StorageError: the store refused.
         """
         ...
@@ -246,7 +268,10 @@ class ArtifactStore(Protocol):
         ...
 
     def remove_leftovers(self) -> int:
-        """Remove what writers left that were killed, and return how many there were. Live writers are not touched."""
+        """Remove what writers left that were killed, and return how many there were. Live writers are not touched.
+
+        In a store of another registry nothing is removed.
+        """
         ...
 
     def close(self) -> None:

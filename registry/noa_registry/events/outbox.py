@@ -30,6 +30,7 @@ EventKind: TypeAlias = Literal[
     "attachments.removed",
     "mirror.repaired",
     "files.repaired",
+    "store.adopted",
     "generation.announced",
 ]
 WHOLE_REGISTRY: Final = "*"

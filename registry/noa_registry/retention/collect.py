@@ -27,13 +27,13 @@ from noa_registry.retention.plan import (
     GcItem,
     GcPlan,
     is_orphan,
-    named_uids,
     referenced_digests,
     unit_keys,
     unit_of,
 )
 from noa_registry.retention.reach import find_holds
 from noa_registry.retention.trash import find_trashed, trash_time
+from noa_registry.seals import named_uids
 from noa_registry.tables import attachments, replicas, trash
 from noa_registry.triggers import lifted_removal
 
@@ -77,7 +77,13 @@ class Collector:
     _skipped: list[SkippedItem] = field(default_factory=list[SkippedItem])
 
     def apply(self, plan: GcPlan) -> GcReport:
-        """Remove what the plan names and what is still not needed."""
+        """Remove what the plan names and what is still not needed.
+
+        Raises:
+            ConflictError: the store belongs to another registry; nothing was removed.
+        """
+        if plan.items:
+            self.store.ownership.claim()
         for item in plan.items:
             self.tell(item)
             if item.kind != "attachment":  # all of them in one transaction, below

@@ -26,6 +26,7 @@ from noa_registry.retention.plan import (
     plan_attachments,
     plan_files,
     plan_leases,
+    plan_orphans,
     plan_versions,
 )
 from noa_registry.retention.policy import Proposal, RetentionPolicy, propose
@@ -127,18 +128,34 @@ class Retention:
         endpoints: Mapping[str, str] = _NO_ENDPOINTS,
         orphan_age: timedelta = ORPHAN_AGE,
         cache_age: timedelta = CACHE_AGE,
+        unknown: bool = False,
     ) -> GcPlan:
         """Return what a collection would remove, why, and how many bytes that gives back; removes nothing.
 
-        `orphan_age`: how old a folder that no version names must be. `cache_age`: how long a local copy was not used.
+        `orphan_age`: how old a unit that no version names must be. `cache_age`: how long a local copy was not used.
+        `unknown`: such units go too. Otherwise they stay: where the database was lost or an older one restored, they
+        are the models.
+
+        Raises:
+            ConflictError: the store belongs to another registry.
         """
+        self.store.ownership.refuse_foreign()
         moment = self.clock()
         with self.database.snapshot() as connection:
             items, kept = plan_versions(connection, self.store, moment, approvals=self.approvals, endpoints=endpoints)
-            items += plan_files(connection, self.store, moment, orphan_age=orphan_age, cache_age=cache_age)
+            items += plan_files(self.store, moment, cache_age=cache_age)
+            orphans = tuple(plan_orphans(connection, self.store, moment, orphan_age=orphan_age))
+            items += orphans if unknown else ()
             items += plan_attachments(connection, moment, orphan_age)
             items += plan_leases(connection, moment)
-        return GcPlan(items=tuple(items), kept=tuple(kept), made_at=moment, orphan_age=orphan_age, cache_age=cache_age)
+        return GcPlan(
+            items=tuple(items),
+            kept=tuple(kept),
+            made_at=moment,
+            unknown=() if unknown else orphans,
+            orphan_age=orphan_age,
+            cache_age=cache_age,
+        )
 
     def apply(
         self,

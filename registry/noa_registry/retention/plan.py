@@ -20,6 +20,7 @@ from noa_registry.database import to_text
 from noa_registry.records import shown_time, to_json
 from noa_registry.retention.reach import Hold, find_holds
 from noa_registry.retention.trash import trash_time
+from noa_registry.seals import named_uids
 from noa_registry.tables import attachments, evidence, formats, replicas, trash, versions
 
 GcKind: TypeAlias = Literal["version", "leftover", "orphan", "attachment", "cache", "lease"]
@@ -51,11 +52,15 @@ class KeptVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcPlan:
-    """What a collection would remove. The ages are kept, so that applying the plan checks by the same ones."""
+    """What a collection would remove. The ages are kept, so that applying the plan checks by the same ones.
+
+    `unknown` are units that no version names and that stay: they go only where they were asked for.
+    """
 
     items: tuple[GcItem, ...]
     kept: tuple[KeptVersion, ...]
     made_at: datetime
+    unknown: tuple[GcItem, ...] = ()
     orphan_age: timedelta = ORPHAN_AGE
     cache_age: timedelta = CACHE_AGE
 
@@ -102,20 +107,12 @@ def _unreadable_times(row: Row[Any]) -> list[Hold]:
     return []
 
 
-def plan_files(
-    connection: Connection, store: ArtifactStore, moment: datetime, *, orphan_age: timedelta, cache_age: timedelta
-) -> list[GcItem]:
-    """Return what dead writers left, units that no row names, and copies in the cache that nobody used for long."""
+def plan_files(store: ArtifactStore, moment: datetime, *, cache_age: timedelta) -> list[GcItem]:
+    """Return what dead writers left, and copies in the cache that nobody used for long."""
     items = [
         GcItem(kind="leftover", key=left.uid, reason="its writer died before it was sealed", size_bytes=left.size_bytes)
         for left in store.leftovers()
     ]
-    known = named_uids(connection)
-    for key in store.units():
-        facts = store.unit_facts(key) if key.uid not in known else None
-        if facts is not None and is_orphan(key, facts, known, moment, orphan_age):
-            reason = f"no version names it; last changed at {shown_time(to_text(facts.modified_at))}"
-            items.append(GcItem(kind="orphan", key=unit_text(key), reason=reason, size_bytes=facts.size_bytes))
     items += [
         GcItem(
             kind="cache",
@@ -126,6 +123,20 @@ def plan_files(
         for copy in store.cached()
         if copy.used_at <= moment - cache_age
     ]
+    return items
+
+
+def plan_orphans(
+    connection: Connection, store: ArtifactStore, moment: datetime, *, orphan_age: timedelta
+) -> list[GcItem]:
+    """Return units that no row names. No writer of this registry leaves one: what a dead one left has its marker."""
+    known = named_uids(connection)
+    items: list[GcItem] = []
+    for key in store.units():
+        facts = store.unit_facts(key) if key.uid not in known else None
+        if facts is not None and is_orphan(key, facts, known, moment, orphan_age):
+            reason = f"no version names it; last changed at {shown_time(to_text(facts.modified_at))}"
+            items.append(GcItem(kind="orphan", key=unit_text(key), reason=reason, size_bytes=facts.size_bytes))
     return items
 
 
@@ -180,11 +191,6 @@ def unit_of(text: str) -> UnitKey:
     """Return the unit that an item names."""
     name, _, uid = text.partition("/")
     return UnitKey(name=name, uid=uid)
-
-
-def named_uids(connection: Connection) -> set[str]:
-    """Return the units that a row names."""
-    return {str(row[0]) for table in (versions, formats) for row in connection.execute(select(table.c.uid))}
 
 
 def is_orphan(key: UnitKey, facts: UnitFacts, known: set[str], moment: datetime, orphan_age: timedelta) -> bool:

@@ -1,0 +1,71 @@
+"""The newest row of the ledger as the store remembers it, in `_ledger.json` at its root.
+
+A database that does not have this row is older than its store: a backup was restored, and moves of aliases are lost.
+The mark is a help and no lock: a move whose mark could not be written counts all the same, and the next one writes it.
+Who must be sure that nobody wrote a new ledger keeps anchors elsewhere (`ledger_anchors.py`).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, select
+
+from noa.digests import canonical_json
+from noa.errors import IntegrityError, NoaError
+from noa_registry.artifacts.ownership import Ownership
+from noa_registry.database import Database
+from noa_registry.identity import find_registry_id
+from noa_registry.ledger_anchors import LedgerHead, head_of, parse_head
+from noa_registry.records import last_entry, load_entry
+from noa_registry.tables import ledger
+
+LEDGER_MARK: Final = "_ledger.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHead:
+    """Writes and reads the mark of one store."""
+
+    database: Database
+    ownership: Ownership
+
+    def find(self) -> LedgerHead | None:
+        """Return the newest row that the store remembers, None if it remembers none that can be read.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        data = self.ownership.marks.read(LEDGER_MARK)
+        try:
+            return None if not data or not data.strip() else parse_head(data, LEDGER_MARK)
+        except IntegrityError:
+            return None
+
+    def keep(self, head: LedgerHead) -> None:
+        """Remember a row that was just written, unless the store knows a newer one or one that is missing here."""
+        with suppress(NoaError):
+            self.ownership.claim()
+            kept = self.find()
+            if kept is not None:
+                with self.database.read() as connection:
+                    if kept.sequence >= head.sequence or not has_row(connection, kept):
+                        return
+            self._write(head)
+
+    def reset(self) -> None:
+        """Remember the present end of the ledger, whatever was remembered before."""
+        with self.database.snapshot() as connection:
+            last = last_entry(connection)
+            head = None if last is None else head_of(load_entry(connection, last[0]), find_registry_id(connection))
+        self._write(head)
+
+    def _write(self, head: LedgerHead | None) -> None:
+        self.ownership.marks.replace(LEDGER_MARK, b"\n" if head is None else canonical_json(head.to_dict()) + b"\n")
+
+
+def has_row(connection: Connection, head: LedgerHead) -> bool:
+    """Tell whether the ledger has this very row."""
+    return connection.execute(select(ledger.c.hash).where(ledger.c.sequence == head.sequence)).scalar() == head.hash

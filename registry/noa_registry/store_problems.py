@@ -1,0 +1,99 @@
+"""What of the store does not belong to the database: another registry's mark, a newer ledger, units of no version.
+
+No writer leaves a unit that no version names, however it dies: until its rows are committed, a marker beside its files
+says that it was at it. So such a unit comes from a database that is not this one: another project's, a lost one, or a
+newer one than the backup that was restored.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from noa.errors import ConflictError, IntegrityError, NoaError
+from noa_registry.artifacts import ArtifactStore, UnitKey
+from noa_registry.database import Database
+from noa_registry.identity import find_registry_id
+from noa_registry.records import last_entry
+from noa_registry.seals import named_uids
+from noa_registry.store_head import LEDGER_MARK, StoreHead, has_row
+
+_MOST_NAMED: Final = 3
+
+
+def find_store_problems(database: Database, store: ArtifactStore) -> list[NoaError]:
+    """Return what of the store does not belong to the database.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    problems: list[NoaError] = []
+    try:
+        store.ownership.refuse_foreign()
+    except (ConflictError, IntegrityError) as exc:
+        problems.append(exc)
+    problems += _older_than_the_store(database, store)
+    unknown = find_unknown_units(database, store)
+    if unknown:
+        problems.append(_unknown_error(unknown, where=store.ownership.marks.where("")))
+    return problems
+
+
+def find_unknown_units(database: Database, store: ArtifactStore) -> list[UnitKey]:
+    """Return the units in place that no version names and that no writer is at."""
+    units = list(store.units())
+    if not units:
+        return []
+    with database.read() as connection:
+        named = named_uids(connection)
+    # A writer gives up its claim after its commit: so who has none now is named by now, or never.
+    free = [key for key in units if key.uid not in named and _is_free(store, key)]
+    if not free:
+        return []
+    with database.read() as connection:
+        named = named_uids(connection)
+    return [key for key in free if key.uid not in named]
+
+
+def _older_than_the_store(database: Database, store: ArtifactStore) -> list[NoaError]:
+    head = StoreHead(database, store.ownership)
+    kept = head.find()
+    with database.read() as connection:
+        if kept is None or kept.registry != find_registry_id(connection) or has_row(connection, kept):
+            return []
+        last = last_entry(connection)
+    return [
+        IntegrityError(
+            "the store remembers a move of an alias that the database does not know: was an older backup restored?",
+            where=store.ownership.marks.where(LEDGER_MARK),
+            expected=f"row {kept.sequence} of the ledger, of {kept.created_at.isoformat(timespec='seconds')}, with "
+            f"the hash {kept.hash}",
+            received="an empty ledger" if last is None else f"a ledger of {last[0]} rows without it",
+            remedy="Restore the newest backup of the database. If there is none, look where the aliases are, and "
+            "take the database as it is: noa models verify --adopt-store",
+        )
+    ]
+
+
+def _unknown_error(unknown: list[UnitKey], *, where: str) -> IntegrityError:
+    units = [f"{key.name}/{key.uid}" for key in unknown]
+    models = sorted({key.name for key in unknown})
+    return IntegrityError(
+        f"the store holds versions of {_listed(models)} that the database does not know: was it emptied, replaced or "
+        "restored from an older backup?",
+        where=where,
+        expected="a version for each unit of model files",
+        received=f"{len(units)} that no version names: {_listed(units)}",
+        remedy="Restore the newest backup of the database. If there is none, and nothing of them is needed, remove "
+        "them: noa gc --unknown",
+        units=tuple(units),
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(f"`{name}`" for name in names[:_MOST_NAMED]) + more
+
+
+def _is_free(store: ArtifactStore, key: UnitKey) -> bool:
+    facts = store.unit_facts(key)
+    return facts is not None and not facts.is_claimed
