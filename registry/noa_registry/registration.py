@@ -18,7 +18,8 @@ from sqlalchemy import Connection, insert, select, update
 
 from noa.atomic_write import translate_disk_errors
 from noa.digests import Manifest
-from noa.errors import ConflictError, GateRefusedError, InvalidInputError
+from noa.errors import ConflictError, DependencyMissingError, GateRefusedError, InvalidInputError, NotFoundError
+from noa.formats import SignatureChecker, find_adapter
 from noa.references import check_name
 from noa.signatures import Signature
 from noa_registry import mlflow_rows
@@ -429,6 +430,17 @@ def _check_format(name: str, folder: Path, signature: Signature, *, model: str) 
             expected=_describe(signature),
             received=_describe(found),
         )
+    _check_tensors(name, folder, signature)
+
+
+def _check_tensors(name: str, folder: Path, signature: Signature) -> None:
+    """Ask the format, where it is installed and can tell, whether its own tensors are those of the signature."""
+    try:
+        adapter = find_adapter(name)
+        if isinstance(adapter, SignatureChecker):
+            adapter.check_signature(folder, signature)
+    except (NotFoundError, DependencyMissingError):  # a machine that only keeps models need not be able to read them
+        return
 
 
 def _describe(signature: Signature) -> str:

@@ -1,7 +1,7 @@
 """Whether a model from outside keeps the signature that is to be sealed: what it computes, at two sizes of the batch.
 
-What a file says of its outputs is nobody's check but ours: onnxruntime computes `float32(2, 4)` also where the file says
-`float32(2, 7)`, and whoever calls the model would be told the wrong one.
+What a file says of its outputs is nobody's check but ours: onnxruntime computes `float32(2, 4)` also where the file
+says `float32(2, 7)`, and whoever calls the model would be told the wrong one.
 """
 
 from __future__ import annotations
