@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from noa.actors import is_same_user
+from noa.actors import distinct_users, is_same_user, written_user
 from noa.digests import canonical_json, sha256_bytes
 from noa.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from noa.references import check_alias, check_name
@@ -203,6 +203,11 @@ class ApprovalDesk:
                     expires_at=approval.expires_at,
                     is_signed=approval.signature is not None,
                 )
+        people = distinct_users(valid)
+        for principal in [name for name in valid if name not in people]:
+            left_out = valid.pop(principal)
+            same = next(name for name in people if is_same_user(name, principal))
+            problems.append(f"approval {left_out.id} by {principal} is by the same person as that by {same}")
         return Standing(valid=tuple(valid.values()), problems=tuple(problems))
 
     def problem_of_used(self, connection: Connection, used: Mapping[str, object], sequence: int) -> str | None:
@@ -287,7 +292,7 @@ class ApprovalDesk:
                     remedy="Put the public key into [registry.principals] of `noa.toml`",
                 )
             check_actor(principal or "")
-            return _Signer(principal=str(principal), key=None)
+            return _Signer(principal=written_user(str(principal)), key=None)
         if key is None:
             raise InvalidInputError(
                 "approvals of this project must be signed",
