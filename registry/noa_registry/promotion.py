@@ -289,7 +289,7 @@ def _known_policy(
 ) -> KnownPolicy | None:
     """Return the policy of the alias's last move, else of the version's last check."""
     if holder is None:
-        return policy_in_evidence(candidate.evidence, alias)
+        return policy_in_evidence(candidate.evidence, candidate.digest, alias)
     return policy_in_ledger(load_entry(connection, holder.sequence).verdict, holder.sequence)
 
 

@@ -27,7 +27,7 @@ from noa_registry.adoption import Adopted, Adoption, check_digests, find_present
 from noa_registry.artifacts import FORMATS_FOLDER, ArtifactStore, StagedUnit, regular_files
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
-from noa_registry.evidence import Evidence, check_evidence
+from noa_registry.evidence import Evidence, check_evidence, refuse_reserved
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.gates import Candidate, evaluate_rollback
 from noa_registry.mlflow_model import linked_files, write_wrapper
@@ -162,6 +162,7 @@ class Registrar:
             version = load_version(connection, self.artifacts.root, name, number)
         _refuse_second(version, format_name)
         _check_format(format_name, folder, version.signature, model=name)
+        refuse_reserved(evidence)
         for fact in evidence:
             check_evidence(fact)
         self.artifacts.remove_leftovers()
@@ -206,6 +207,7 @@ def check_draft(draft: VersionDraft) -> Signature:
         InvalidInputError: names what is missing or contradicts.
     """
     check_name(draft.name)
+    refuse_reserved(draft.evidence)
     if draft.native not in draft.formats:
         raise InvalidInputError(
             f"the draft of `{draft.name}` lacks its native format",

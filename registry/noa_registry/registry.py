@@ -30,7 +30,7 @@ from noa_registry.database import Database, now
 from noa_registry.digest_prefix import DIGEST, find_version
 from noa_registry.endpoints import Endpoints
 from noa_registry.events.log import DEFAULT_KEEP, EventLog
-from noa_registry.evidence import Attachment, Evidence
+from noa_registry.evidence import Attachment, Evidence, refuse_reserved
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.file_repair import FileRepair, repair_files
 from noa_registry.gates import BootstrapPlan, GateReport
@@ -219,8 +219,14 @@ class Registry:
         return self._registrar.add_format(name, number, format, folder, evidence=evidence, actor=actor)
 
     def attach(self, name: str, number: int, evidence: Sequence[Evidence] | Evidence) -> None:
-        """Append evidence to a version."""
+        """Append evidence to a version.
+
+        Raises:
+            NotFoundError: there is no such version.
+            InvalidInputError: a fact lacks what its kind needs, or is of a kind that only noa itself writes.
+        """
         facts = [evidence] if isinstance(evidence, Evidence) else evidence
+        refuse_reserved(facts)
         self._registrar.attach(name, number, facts)
 
     def evidence(self, name: str, number: int) -> list[Evidence]:
@@ -576,7 +582,7 @@ class Registry:
         )
         newest = next(kept, None)
         if newest is None or newest.values != fact.values:
-            self.attach(name, number, fact)
+            self._registrar.attach(name, number, [fact])
 
 
 def _parsed(connection: Connection, reference: str | ModelReference) -> ModelReference:
