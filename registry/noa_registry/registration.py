@@ -46,6 +46,7 @@ from noa_registry.search.indexing import index_format, index_version
 from noa_registry.signing import Signatures, Statement, format_statement, insert_signatures, record_statement
 from noa_registry.tables import formats, models, versions
 from noa_registry.versions import ModelVersion, VersionDraft
+from noa_registry.words import check_actor, check_draft_texts
 
 _FORMAT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _PICKLES = {".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle"}
@@ -105,6 +106,7 @@ class Registrar:
         """
         draft = adoption.draft
         check_actor(actor)
+        check_draft_texts(draft)
         refuse_unallowed(draft.name, draft.formats, adoption.allow_pickle)
         for name, folder in draft.formats.items():
             _check_format(name, folder, adoption.signature, model=draft.name)
@@ -207,6 +209,7 @@ def check_draft(draft: VersionDraft) -> Signature:
         InvalidInputError: names what is missing or contradicts.
     """
     check_name(draft.name)
+    check_draft_texts(draft)
     refuse_reserved(draft.evidence)
     if draft.native not in draft.formats:
         raise InvalidInputError(
@@ -228,12 +231,6 @@ def check_draft(draft: VersionDraft) -> Signature:
         check_evidence(fact)
     to_json([draft.params, draft.environment, draft.tags])
     return signature
-
-
-def check_actor(actor: str) -> None:
-    """Raise `InvalidInputError` if `actor` is empty: the ledger must be able to tell who it was."""
-    if not actor.strip():
-        raise InvalidInputError("nobody is named as the actor", expected="a user or service name", received=repr(actor))
 
 
 def _add_wrapper(

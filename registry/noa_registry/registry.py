@@ -19,6 +19,7 @@ from noa.digests import FileProblem
 from noa.errors import IntegrityError, InvalidInputError, NotFoundError
 from noa.formats import CheckedRunnable, Runnable, find_adapter
 from noa.references import ModelReference, check_name, parse_reference
+from noa.texts import check_text
 from noa_registry.approvals.desk import ApprovalDesk
 from noa_registry.archives import Archives
 from noa_registry.archives.workspace import WORKSPACES, remove_dead, workspace
@@ -294,7 +295,7 @@ class Registry:
         Raises:
             InvalidInputError: the query is not readable (`facts["column"]`), or the cursor belongs to another one.
         """
-        return search(self._database, query, limit=limit, cursor=cursor)
+        return search(self._database, check_text(query, field="query"), limit=limit, cursor=cursor)
 
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of all versions of a model, oldest first; reads no more than that.
@@ -539,6 +540,7 @@ class Registry:
         Raises:
             NotFoundError: nothing of that name is known.
         """
+        check_text(question, field="question")
         with self._database.snapshot() as connection:
             return load_lineage(connection, question, direction=direction, depth=depth, limit=limit, moment=now())
 
