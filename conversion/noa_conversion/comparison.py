@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from noa.settings import ConversionSettings
-from noa.signatures import TensorSpec
+from noa.signatures import TensorSpec, fits_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +105,12 @@ def compare_output(
     sizes: Mapping[str, int] | None = None,
     tolerance: Tolerance | None = None,
 ) -> OutputDifference:
-    """Compare one output of both formats; never raises for a difference. `tolerance` replaces the dtype's own."""
+    """Compare one output of both formats; never raises for a difference. `tolerance` replaces the dtype's own.
+
+    With `sizes` of the inputs' free axes the output must also have the shape that its `spec` promises.
+    """
     allowed = tolerance or tolerance_for(spec.dtype, settings)
-    problem = _form_problem(spec, native, other)
+    problem = _form_problem(spec, native, other, sizes or {})
     if problem is not None:
         nan = float("nan")
         return OutputDifference(
@@ -202,11 +205,13 @@ def _argmax_agreement(left: np.ndarray, right: np.ndarray) -> float | None:
     return float(np.mean(left.argmax(axis=-1) == right.argmax(axis=-1)))
 
 
-def _form_problem(spec: TensorSpec, native: np.ndarray, other: np.ndarray) -> str | None:
+def _form_problem(spec: TensorSpec, native: np.ndarray, other: np.ndarray, sizes: Mapping[str, int]) -> str | None:
     if native.dtype != other.dtype or native.dtype.name != spec.dtype:
         return f"dtypes differ: expected {spec.dtype}, native {native.dtype.name}, target {other.dtype.name}"
     if native.shape != other.shape:
         return f"shapes differ: native {native.shape}, target {other.shape}"
+    if not fits_shape(spec, native.shape, dict(sizes)):
+        return f"both computed {native.shape}, and the signature says {spec.describe()}"
     return None
 
 

@@ -47,7 +47,7 @@ class FormatAdapter(Protocol):
     """Loads one format from its folder. Loading never runs code that comes from the folder.
 
     An adapter may say what it needs: `packages`, the modules that it imports, and `extra`, the extra of noa that brings
-    them. `noa formats` shows it.
+    them. `noa formats` shows it. One that can tell cheaply whether a folder fits a signature is a `SignatureChecker`.
     """
 
     @property
@@ -61,6 +61,20 @@ class FormatAdapter(Protocol):
         Raises:
             InvalidInputError: the folder does not hold this format.
             DependencyMissingError: the framework is not installed.
+        """
+        ...
+
+
+@runtime_checkable
+class SignatureChecker(Protocol):
+    """An adapter whose format names its tensors itself, apart from `signature.json`."""
+
+    def check_signature(self, folder: Path, signature: Signature) -> None:
+        """Compare the tensors that the format names with a signature; reads no weights and runs nothing.
+
+        Raises:
+            InvalidInputError: they differ.
+            DependencyMissingError: what reads the format is not installed.
         """
         ...
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from noa.errors import InvalidInputError
 
+MOST_NUMBER: Final = (1 << 31) - 1
+"""The largest number that the databases hold."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
@@ -57,6 +60,19 @@ def check_name(name: str) -> str:
             received=repr(name),
         )
     return name
+
+
+def check_number(number: object, *, what: str) -> int:
+    """Return the number of a version or a row; one that is too large for any is a number too.
+
+    Raises:
+        InvalidInputError: it is something else that compares like one (`True`, `1.0`), or a text.
+    """
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise InvalidInputError(
+            f"{what} is no whole number", expected="a whole number", received=f"{type(number).__name__} {number!r}"
+        )
+    return number
 
 
 def check_alias(alias: str) -> str:

@@ -87,6 +87,25 @@ class Signature:
             _check_tensor(spec, array, free)
         return next(iter(free.values()), 1)
 
+    def validate_outputs(self, outputs: Mapping[str, np.ndarray], *, sizes: Mapping[str, int]) -> None:
+        """Check what a model computed from inputs whose free axes have `sizes`. More outputs than these are no matter.
+
+        A free axis that no input has may have any size, the same one in all outputs.
+
+        Raises:
+            SignatureError: an output is missing, or has another dtype, rank or size; `facts["field"]` names it.
+        """
+        free = dict(sizes)
+        for spec in self.outputs:
+            array = outputs.get(spec.name)
+            if array is None or array.dtype.name != spec.dtype or not fits_shape(spec, array.shape, free):
+                raise SignatureError(
+                    f"output `{spec.name}` is not what the signature says",
+                    expected=f"{spec.dtype}({_axes_in_words(spec, free)})",
+                    received="nothing" if array is None else f"{array.dtype.name}{tuple(array.shape)}",
+                    field=spec.name,
+                )
+
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values; `from_dict` reads them back."""
         return {
@@ -124,19 +143,27 @@ class Signature:
             raise InvalidInputError("a format has no readable signature", where=str(path)) from exc
 
 
+def fits_shape(spec: TensorSpec, shape: tuple[int, ...], free: dict[str, int]) -> bool:
+    """Tell whether a tensor of this shape fits; `free` holds the sizes of free axes and takes up those it lacks."""
+    fits = len(shape) == len(spec.shape)
+    for axis, size in zip(spec.shape, shape, strict=False):
+        fits = fits and (free.setdefault(axis, size) if isinstance(axis, str) else axis) == size
+    return fits
+
+
+def _axes_in_words(spec: TensorSpec, free: Mapping[str, int]) -> str:
+    return ", ".join(f"{a}={free[a]}" if isinstance(a, str) and a in free else str(a) for a in spec.shape)
+
+
 def _check_tensor(spec: TensorSpec, array: np.ndarray, free: dict[str, int]) -> None:
     if array.dtype.name != spec.dtype:
         raise SignatureError(
             f"input `{spec.name}` has the wrong dtype", expected=spec.dtype, received=array.dtype.name, field=spec.name
         )
-    fits = len(array.shape) == len(spec.shape)
-    for axis, size in zip(spec.shape, array.shape, strict=False):
-        fits = fits and (free.setdefault(axis, size) if isinstance(axis, str) else axis) == size
-    if not fits:
-        expected = ", ".join(f"{a}={free[a]}" if isinstance(a, str) and a in free else str(a) for a in spec.shape)
+    if not fits_shape(spec, array.shape, free):
         raise SignatureError(
             f"input `{spec.name}` has the wrong shape",
-            expected=f"({expected})",
+            expected=f"({_axes_in_words(spec, free)})",
             received=str(tuple(array.shape)),
             field=spec.name,
         )

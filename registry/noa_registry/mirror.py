@@ -37,7 +37,7 @@ from noa_registry.artifacts import ArtifactStore, UnitKey
 from noa_registry.events.outbox import WHOLE_REGISTRY
 from noa_registry.json_columns import parse_table
 from noa_registry.mirror_moves import Places, Relocation, moved_runs, moved_versions, root_of
-from noa_registry.mlflow_rows import DELETED_STAGE, WORKSPACE
+from noa_registry.mlflow_rows import DELETED_STAGE, NO_STAGE, WORKSPACE
 from noa_registry.tables import (
     aliases,
     formats,
@@ -209,6 +209,7 @@ def _differing_versions(base: str) -> Select[*tuple[Any, ...]]:
         is_gone,
         mlflow_versions.c.source.is_distinct_from(source),
         mlflow_versions.c.storage_location.is_distinct_from(source),
+        mlflow_versions.c.current_stage.is_distinct_from(NO_STAGE),
         mlflow_versions.c.run_id.is_distinct_from(mirrored_run_id()),
         func.coalesce(mlflow_versions.c.description, "") != versions.c.description,
     )
@@ -245,6 +246,7 @@ def _differing_fields(row: Row[Any], places: Places, *, is_moved: bool) -> Itera
     received = row.source if row.source != source else row.storage_location
     compared: tuple[tuple[MirrorField, object, object], ...] = (
         ("source", source, source if is_moved or _is_right(row, places) else received),
+        ("stage", NO_STAGE, row.current_stage),
         ("run_id", row.run_id, row.found_run_id),
         ("description", row.description, row.found_description or ""),
     )

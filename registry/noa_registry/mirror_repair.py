@@ -19,7 +19,7 @@ from noa_registry.mirror import (
     sealed_formats,
 )
 from noa_registry.mirror_moves import Places, Relocation, rewrite_moved_runs, rewrite_moved_versions, root_of
-from noa_registry.mlflow_rows import DELETED_STAGE, WORKSPACE
+from noa_registry.mlflow_rows import DELETED_STAGE, NO_STAGE, WORKSPACE
 from noa_registry.tables import (
     aliases,
     mlflow_aliases,
@@ -67,7 +67,7 @@ def show_version(connection: Connection, store: ArtifactStore, name: str, number
     ).scalar_one()
     root = None if row is None else root_of(row.source, name, uid)
     if root is not None and Places(base_uri(store)).is_here(root):
-        values = {"current_stage": "None", "last_updated_time": _now_ms()}
+        values = {"current_stage": NO_STAGE, "last_updated_time": _now_ms()}
         connection.execute(update(mlflow_versions).where(_at(name, number)).values(**values))
         return
     drop_guards(connection)  # somebody deleted it in MLflow too, which wipes its source
@@ -87,7 +87,7 @@ def rewrite_version(connection: Connection, store: ArtifactStore, name: str, num
     values = {
         "source": source,
         "storage_location": source,
-        "current_stage": DELETED_STAGE if in_trash else "None",
+        "current_stage": DELETED_STAGE if in_trash else NO_STAGE,
         "user_id": row.created_by,
         "run_id": row.mirrored_run_id,
         "description": row.description or None,

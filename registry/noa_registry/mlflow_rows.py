@@ -11,6 +11,7 @@ from noa_registry.tables import mlflow_aliases, mlflow_models, mlflow_version_ta
 
 WORKSPACE = "default"
 DELETED_STAGE = "Deleted_Internal"
+NO_STAGE = "None"
 _MAX_RUN_ID = 32
 
 
@@ -45,7 +46,7 @@ def insert_version(
             last_updated_time=now_ms,
             description=description or None,
             user_id=actor,
-            current_stage="None",
+            current_stage=NO_STAGE,
             source=source,
             storage_location=source,
             run_id=run_id if run_id is None or len(run_id) <= _MAX_RUN_ID else None,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sqlalchemy import Connection, insert, select, update
 
-from noa.errors import ConflictError, GateRefusedError, IntegrityError, InvalidInputError, NotFoundError
-from noa.references import check_alias, check_name
+from noa.errors import ConflictError, GateRefusedError, IntegrityError, NotFoundError
+from noa.references import check_alias, check_name, check_number
 from noa_registry import alias_stack, mlflow_rows
 from noa_registry.approvals.desk import ApprovalDesk, Standing
 from noa_registry.approvals.values import ValidApproval
@@ -41,11 +41,12 @@ from noa_registry.records import (
     newest_number,
     shown_time,
 )
-from noa_registry.registration import candidate_of, check_actor
+from noa_registry.registration import candidate_of
 from noa_registry.sealed_files import SealedFiles
 from noa_registry.store_head import StoreHead
 from noa_registry.tables import aliases, models
 from noa_registry.versions import ModelVersion
+from noa_registry.words import check_actor, check_reason
 
 if TYPE_CHECKING:
     from noa.settings import GateSettings
@@ -276,8 +277,9 @@ class Promoter:
 
 def _checked_move(name: str, alias: str, action: Action, reason: str, actor: str, expect: Expectation) -> _Move:
     check_actor(actor)
-    if not reason.strip():
-        raise InvalidInputError("no reason is given", expected="why the alias moves; the ledger keeps it")
+    check_reason(reason, expected="why the alias moves; the ledger keeps it")
+    if expect is not None and not isinstance(expect, _Expect):
+        check_number(expect, what="the expected holder")
     return _Move(
         name=check_name(name), alias=check_alias(alias), action=action, reason=reason, actor=actor, expect=expect
     )
@@ -296,7 +298,7 @@ def _known_policy(
 ) -> KnownPolicy | None:
     """Return the policy of the alias's last move, else of the version's last check."""
     if holder is None:
-        return policy_in_evidence(candidate.evidence, alias)
+        return policy_in_evidence(candidate.evidence, candidate.digest, alias)
     return policy_in_ledger(load_entry(connection, holder.sequence).verdict, holder.sequence)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Integer, Row, and_, bindparam,
 
 from noa.digests import Manifest, canonical_json, digest_json, sha256_bytes
 from noa.errors import IntegrityError, InvalidInputError, NotFoundError
+from noa.references import MOST_NUMBER, check_number
 from noa.signatures import Signature
 from noa_registry.artifacts import FORMATS_FOLDER
 from noa_registry.attachments import insert_attachments, load_attachment
@@ -148,6 +149,7 @@ def load_version(
         NotFoundError: there is no such version, or it was deleted; the message says what there is.
         IntegrityError: the rows were changed.
     """
+    _refuse_impossible(connection, name, number)
     key = {"name": name, "number": number}
     row = connection.execute(_VERSION, key).one_or_none()
     if row is None:
@@ -432,11 +434,18 @@ def require_version(connection: Connection, name: str, number: int) -> None:
     Raises:
         NotFoundError: there is no such version, or it was deleted.
     """
+    _refuse_impossible(connection, name, number)
     row = connection.execute(_PRESENCE, {"name": name, "number": number}).one_or_none()
     if row is None:
         raise version_not_found(connection, name, number)
     if row.state is not None:
         raise version_deleted(name, number, row)
+
+
+def _refuse_impossible(connection: Connection, name: str, number: int) -> None:
+    """Raise for what is no number, and for one that no database holds."""
+    if not 1 <= check_number(number, what=f"the number of a version of `{name}`") <= MOST_NUMBER:
+        raise version_not_found(connection, name, number)
 
 
 def version_deleted(name: str, number: int, row: Row[Any]) -> NotFoundError:

@@ -18,7 +18,8 @@ from sqlalchemy import Connection, insert, select, update
 
 from noa.atomic_write import translate_disk_errors
 from noa.digests import Manifest
-from noa.errors import ConflictError, GateRefusedError, InvalidInputError
+from noa.errors import ConflictError, DependencyMissingError, GateRefusedError, InvalidInputError, NotFoundError
+from noa.formats import SignatureChecker, find_adapter
 from noa.references import check_name
 from noa.signatures import Signature
 from noa_registry import mlflow_rows
@@ -26,7 +27,7 @@ from noa_registry.adoption import Adopted, Adoption, check_digests, find_present
 from noa_registry.artifacts import FORMATS_FOLDER, ArtifactStore, StagedUnit, regular_files
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
-from noa_registry.evidence import Evidence, check_evidence
+from noa_registry.evidence import Evidence, check_evidence, refuse_reserved
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.gates import Candidate, evaluate_rollback
 from noa_registry.mlflow_model import linked_files, write_wrapper
@@ -45,6 +46,7 @@ from noa_registry.search.indexing import index_format, index_version
 from noa_registry.signing import Signatures, Statement, format_statement, insert_signatures, record_statement
 from noa_registry.tables import formats, models, versions
 from noa_registry.versions import ModelVersion, VersionDraft
+from noa_registry.words import check_actor, check_draft_texts
 
 _FORMAT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _PICKLES = {".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle"}
@@ -104,6 +106,7 @@ class Registrar:
         """
         draft = adoption.draft
         check_actor(actor)
+        check_draft_texts(draft)
         refuse_unallowed(draft.name, draft.formats, adoption.allow_pickle)
         for name, folder in draft.formats.items():
             _check_format(name, folder, adoption.signature, model=draft.name)
@@ -161,6 +164,7 @@ class Registrar:
             version = load_version(connection, self.artifacts.root, name, number)
         _refuse_second(version, format_name)
         _check_format(format_name, folder, version.signature, model=name)
+        refuse_reserved(evidence)
         for fact in evidence:
             check_evidence(fact)
         self.artifacts.remove_leftovers()
@@ -205,6 +209,8 @@ def check_draft(draft: VersionDraft) -> Signature:
         InvalidInputError: names what is missing or contradicts.
     """
     check_name(draft.name)
+    check_draft_texts(draft)
+    refuse_reserved(draft.evidence)
     if draft.native not in draft.formats:
         raise InvalidInputError(
             f"the draft of `{draft.name}` lacks its native format",
@@ -225,12 +231,6 @@ def check_draft(draft: VersionDraft) -> Signature:
         check_evidence(fact)
     to_json([draft.params, draft.environment, draft.tags])
     return signature
-
-
-def check_actor(actor: str) -> None:
-    """Raise `InvalidInputError` if `actor` is empty: the ledger must be able to tell who it was."""
-    if not actor.strip():
-        raise InvalidInputError("nobody is named as the actor", expected="a user or service name", received=repr(actor))
 
 
 def _add_wrapper(
@@ -429,6 +429,17 @@ def _check_format(name: str, folder: Path, signature: Signature, *, model: str) 
             expected=_describe(signature),
             received=_describe(found),
         )
+    _check_tensors(name, folder, signature)
+
+
+def _check_tensors(name: str, folder: Path, signature: Signature) -> None:
+    """Ask the format, where it is installed and can tell, whether its own tensors are those of the signature."""
+    try:
+        adapter = find_adapter(name)
+        if isinstance(adapter, SignatureChecker):
+            adapter.check_signature(folder, signature)
+    except (NotFoundError, DependencyMissingError):  # a machine that only keeps models need not be able to read them
+        return
 
 
 def _describe(signature: Signature) -> str:

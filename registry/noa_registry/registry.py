@@ -19,6 +19,7 @@ from noa.digests import FileProblem
 from noa.errors import IntegrityError, InvalidInputError, NoaError, NotFoundError
 from noa.formats import CheckedRunnable, Runnable, find_adapter
 from noa.references import ModelReference, check_name, parse_reference
+from noa.texts import check_text
 from noa_registry.approvals.desk import ApprovalDesk
 from noa_registry.archives import Archives
 from noa_registry.archives.workspace import WORKSPACES, remove_dead, workspace
@@ -31,7 +32,7 @@ from noa_registry.digest_prefix import DIGEST, find_version
 from noa_registry.endpoints import Endpoints
 from noa_registry.events.log import DEFAULT_KEEP, EventLog
 from noa_registry.events.outbox import WHOLE_REGISTRY, append_event
-from noa_registry.evidence import Attachment, Evidence
+from noa_registry.evidence import Attachment, Evidence, refuse_reserved
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.file_repair import FileRepair, repair_files
 from noa_registry.gates import BootstrapPlan, GateReport
@@ -223,8 +224,14 @@ class Registry:
         return self._registrar.add_format(name, number, format, folder, evidence=evidence, actor=actor)
 
     def attach(self, name: str, number: int, evidence: Sequence[Evidence] | Evidence) -> None:
-        """Append evidence to a version."""
+        """Append evidence to a version.
+
+        Raises:
+            NotFoundError: there is no such version.
+            InvalidInputError: a fact lacks what its kind needs, or is of a kind that only noa itself writes.
+        """
         facts = [evidence] if isinstance(evidence, Evidence) else evidence
+        refuse_reserved(facts)
         self._registrar.attach(name, number, facts)
 
     def evidence(self, name: str, number: int) -> list[Evidence]:
@@ -292,7 +299,7 @@ class Registry:
         Raises:
             InvalidInputError: the query is not readable (`facts["column"]`), or the cursor belongs to another one.
         """
-        return search(self._database, query, limit=limit, cursor=cursor)
+        return search(self._database, check_text(query, field="query"), limit=limit, cursor=cursor)
 
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of all versions of a model, oldest first; reads no more than that.
@@ -552,6 +559,7 @@ class Registry:
         Raises:
             NotFoundError: nothing of that name is known.
         """
+        check_text(question, field="question")
         with self._database.snapshot() as connection:
             return load_lineage(connection, question, direction=direction, depth=depth, limit=limit, moment=now())
 
@@ -595,7 +603,7 @@ class Registry:
         )
         newest = next(kept, None)
         if newest is None or newest.values != fact.values:
-            self.attach(name, number, fact)
+            self._registrar.attach(name, number, [fact])
 
 
 def _parsed(connection: Connection, reference: str | ModelReference) -> ModelReference:

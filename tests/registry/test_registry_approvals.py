@@ -426,3 +426,39 @@ def test_an_approval_that_is_in_the_way_of_nobody_stays_open(
 @pytest.fixture
 def version_of(guarded: Registry) -> Callable[[int], ModelVersion]:
     return lambda number: guarded.resolve(f"digits/{number}")
+
+
+TWO = GateSettings(approvals=2, aliases=("champion",))
+
+
+@pytest.mark.parametrize("second", ["ada@b", "Ada", "ada ", "ADA@build-7"])
+def test_two_spellings_of_one_name_are_one_approval(settings: RegistrySettings, formats: Any, second: str) -> None:
+    with Registry.open(settings, gates={"digits": TWO}) as registry:
+        registry.register(formats.draft(), actor="carl")
+        for principal in ("ada", second):
+            registry.approvals.grant("digits", 1, principal=principal, reason="r")
+        told = refusal(registry)
+        assert "expected 2 valid approvals" in told
+        assert "received 1: " in told
+        assert ("is by the same person as that by" in told) is (second != "ada ")  # spaces are not even kept
+        registry.approvals.grant("digits", 1, principal="bob", reason="r")
+        used: Any = registry.promote("digits", 1, reason="r", actor="carl").verdict["approvals"]
+        assert len({one["principal"].strip().casefold().partition("@")[0] for one in used}) == 2
+
+
+def test_two_keys_of_one_person_are_one_approval(
+    settings: RegistrySettings, formats: Any, keys: dict[str, KeyPair]
+) -> None:
+    principals = {"ada": keys["ada"].public, "Ada@laptop": keys["bob"].public, "eve": keys["eve"].public}
+    own = settings.model_copy(update={"principals": principals})
+    with Registry.open(own, gates={"digits": TWO}) as registry:
+        registry.register(formats.draft(), actor="carl")
+        for name in ("ada", "bob"):
+            registry.approvals.grant("digits", 1, reason="r", key=keys[name].private_file)
+        assert "received 1: Ada@laptop" in refusal(registry)
+        registry.approvals.grant("digits", 1, reason="r", key=keys["eve"].private_file)
+        assert registry.promote("digits", 1, reason="r", actor="carl").to_number == 1
+
+
+def test_a_principal_is_kept_without_spaces_around(guarded: Registry) -> None:
+    assert guarded.approvals.grant("digits", 1, principal=" jose\u0301 ", reason="r").principal == "jos\u00e9"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from noa_registry import (
     MetricsEvidence,
     Predictions,
     PredictionsEvidence,
+    Registry,
     ReliabilityBin,
     ScanEvidence,
     ScanFinding,
@@ -32,6 +34,7 @@ from noa_registry import (
 )
 from noa_registry.evidence import check_evidence, decode_predictions
 from noa_registry.evidence.describing import describe_evidence
+from noa_registry.gates.known_policy import KnownPolicy, policy_in_evidence
 
 ONE = "sha256:" + "1" * 64
 numbers = st.floats(allow_nan=False)
@@ -374,3 +377,34 @@ def test_a_request_that_was_accepted_is_refused_only_by_a_breaking_signature(old
         new.validate(request)
         assert {spec.name for spec in old.outputs} <= {spec.name for spec in new.outputs}
     assert compare_signatures(old, old).level == "compatible"
+
+
+@pytest.mark.parametrize("kind", ["gate", "origin", "history"])
+def test_what_only_noa_writes_is_not_taken_from_anybody_else(registry: Registry, formats: Any, kind: str) -> None:
+    version = registry.register(formats.draft(), actor="ada")
+    made_up = Evidence(
+        kind=kind,
+        subject="version",
+        digest=version.digest,
+        passed=True,
+        values={"alias": "champion", "policy": "sha256:" + "0" * 64},
+    )
+
+    with pytest.raises(InvalidInputError, match=f"`{kind}` is written by noa alone"):
+        registry.attach("digits", 1, made_up)
+    with pytest.raises(InvalidInputError, match=f"`{kind}` is written by noa alone"):
+        registry.register(formats.draft(evidence=[formats.equivalence(), made_up]), actor="ada")
+    assert [fact.kind for fact in registry.evidence("digits", 1)] == ["equivalence"]
+    registry.check("digits", 1)
+    assert [fact.kind for fact in registry.evidence("digits", 1)] == ["equivalence", "gate"]
+
+
+def test_a_verdict_about_another_version_makes_no_policy_known() -> None:
+    policy = "sha256:" + "0" * 64
+    ours, other = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+
+    def check(digest: str, subject: str = "version") -> Evidence:
+        return Evidence(kind="gate", subject=subject, digest=digest, values={"alias": "champion", "policy": policy})
+
+    assert policy_in_evidence([check(ours)], ours, "champion") == KnownPolicy(digest=policy, where="its last check")
+    assert policy_in_evidence([check(other), check(ours, "onnx")], ours, "champion") is None

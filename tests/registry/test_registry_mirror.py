@@ -388,3 +388,15 @@ def test_repaired_files_are_told_as_events(
     registry.repair_files("digits", 1)
     ((payload,),) = execute("SELECT payload FROM noa_outbox WHERE kind = 'files.repaired'")
     assert json.loads(payload)["files"][0]["path"] == WEIGHTS
+
+
+@pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning")
+def test_a_stage_that_was_set_in_mlflow_is_reported_and_repaired(registry: Registry, client: Any, formats: Any) -> None:
+    registry.register(formats.draft(), actor="ada")
+    client.transition_model_version_stage("digits", "1", "Production")
+
+    (found,) = registry.mirror_discrepancies()
+
+    assert str(found) == "digits version 1, stage: expected None; received Production"
+    assert_repaired(registry)
+    assert client.get_model_version("digits", "1").current_stage == "None"

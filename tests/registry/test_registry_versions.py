@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from noa.digests import build_manifest
@@ -299,3 +300,31 @@ def test_drafts_are_frozen(formats: Any) -> None:
     draft: VersionDraft = formats.draft()
     with pytest.raises(AttributeError):
         draft.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("side", ["inputs", "outputs", "dtype", "rank", "no graph"])
+def test_a_format_whose_own_tensors_are_not_those_of_the_signature_is_refused(
+    registry: Registry, make_formats: Callable[[int], Any], side: str
+) -> None:
+    formats = make_formats(1)
+    path = formats.onnx / "model.onnx"
+    model = onnx.load(path)
+    if side == "inputs":
+        model.graph.input[0].name = model.graph.node[0].input[0] = "features"
+    elif side == "outputs":
+        model.graph.output[0].name = model.graph.node[0].output[0] = "scores"
+    elif side == "dtype":
+        model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    elif side == "rank":
+        model.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 1
+    path.write_bytes(b"no graph" if side == "no graph" else model.SerializeToString())
+
+    with pytest.raises(InvalidInputError, match=r"`model\.onnx`"):
+        registry.register(formats.draft(), actor="ada")
+    with pytest.raises(NotFoundError):
+        registry.resolve("digits")
+
+    only_torch = make_formats(2).draft(formats={"torch": make_formats(3).torch}, evidence=())
+    version = registry.register(only_torch, actor="ada")
+    with pytest.raises(InvalidInputError, match=r"`model\.onnx`"):
+        registry.add_format("digits", version.number, "onnx", formats.onnx, evidence=(), actor="ada")

@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from noa.errors import InvalidInputError
+from noa.errors import InvalidInputError, SignatureError
 from noa.signatures import Signature, TensorSpec
+from noa_conversion.batches import sizes_of
 from noa_conversion.files import read_json
 from noa_registry.outside import AllowedMark
 
@@ -52,7 +53,14 @@ class MlflowRunnable:
                 given = self._model.predict(_arrange(inputs, self.signature, self._layout))
         except Exception as exc:  # the model's own code may raise anything
             raise InvalidInputError(f"the MLflow model could not compute: {exc}", where=str(self._where)) from exc
-        return _outputs(given, self.signature.outputs, self._where)
+        outputs = _outputs(given, self.signature.outputs, self._where)
+        try:  # an import runs nothing of the model, so this is the first to see what it computes
+            self.signature.validate_outputs(outputs, sizes=sizes_of(self.signature, inputs))
+        except SignatureError as exc:
+            raise InvalidInputError(
+                f"the MLflow model gave something else than its signature says: {exc}", where=str(self._where)
+            ) from exc
+        return outputs
 
 
 class MlflowAdapter:

@@ -94,6 +94,21 @@ class OnnxAdapter:
             raise InvalidInputError(f"onnxruntime refuses `{MODEL_FILE}`: {_first_line(exc)}", where=str(path)) from exc
         return OnnxRunnable(session, signature, path)
 
+    def check_signature(self, folder: Path, signature: Signature) -> None:
+        """Compare what the graph says it takes and gives with a signature; reads no weights and runs nothing.
+
+        Raises:
+            InvalidInputError: they differ, or there is no graph; `facts["field"]` names the tensor.
+            DependencyMissingError: onnx or onnxruntime is not installed.
+        """
+        require_onnx(f"the format `{self._name}`")
+        from noa_conversion.onnx_graph.interface import read_interface
+
+        path = folder / MODEL_FILE
+        found = read_interface(path)
+        _check_side(list(found.inputs), signature.inputs, path)
+        _check_side(list(found.outputs), signature.outputs, path)
+
 
 ADAPTER = OnnxAdapter()
 SLIM = OnnxAdapter("onnx-slim")

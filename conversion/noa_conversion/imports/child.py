@@ -17,6 +17,7 @@ from typing import Any, Final
 from noa.errors import ConversionError, InvalidInputError
 from noa.signatures import Signature
 from noa_conversion.child_process import answer, ask
+from noa_conversion.imports.kept_signature import Prepared, kept_signature
 
 EXAMPLE_FILE: Final = "example.safetensors"
 _ENVIRONMENT: Final = {"OMP_NUM_THREADS": "2", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -59,17 +60,16 @@ def prepare(request: Mapping[str, Any]) -> Signature:
         require_onnx("importing an ONNX model")  # deeper down it is an `ImportError` that names no extra
         from noa_conversion.imports.onnx_import import prepare as prepare_onnx
 
-        signature = prepare_onnx(source, folder)
+        prepared = prepare_onnx(source, folder)
     else:
         from noa_conversion.imports.torch_import import prepare as prepare_torch
 
-        signature = prepare_torch(source, folder)
-    _try_out(request, signature, folder)
-    return signature
+        prepared = Prepared(signature=prepare_torch(source, folder))
+    return _try_out(request, prepared, folder)
 
 
-def _try_out(request: Mapping[str, Any], signature: Signature, folder: Path) -> None:
-    """Run the prepared format once, and keep the inputs it ran on."""
+def _try_out(request: Mapping[str, Any], prepared: Prepared, folder: Path) -> Signature:
+    """Run the prepared format, keep the inputs it ran on, and return the signature that it keeps."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -77,9 +77,11 @@ def _try_out(request: Mapping[str, Any], signature: Signature, folder: Path) -> 
     from noa_conversion.imports.examples import make_example, read_example
 
     given = request.get("example")
+    signature = prepared.signature
     example = read_example(Path(given), signature) if given else make_example(signature)
+    model = find_adapter(str(request["kind"])).load(folder)
     try:
-        outputs = find_adapter(str(request["kind"])).load(folder).run(example)
+        outputs = model.run(example)
     except InvalidInputError as exc:
         if given:
             raise
@@ -87,15 +89,11 @@ def _try_out(request: Mapping[str, Any], signature: Signature, folder: Path) -> 
             f"the model cannot compute made-up inputs: {exc.what}",
             remedy="Give real ones with --example FILE (.npz, .safetensors or .json)",
         ) from exc
-    for spec in signature.outputs:
-        found = outputs.get(spec.name)
-        if found is None or found.dtype.name != spec.dtype or found.ndim != len(spec.shape):
-            received = "nothing" if found is None else f"{found.dtype.name}{tuple(found.shape)}"
-            raise ConversionError(
-                f"output `{spec.name}` is not what the model says", expected=spec.describe(), received=received
-            )
+    kept = kept_signature(model, prepared, example, outputs)
+    kept.save(folder)
     arrays = {name: np.ascontiguousarray(array) for name, array in example.items()}
     save_file(arrays, Path(request["example_target"]))
+    return kept
 
 
 def _answered(request: dict[str, Any]) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from noa.signatures import Axis, DType, Signature, TensorSpec
 from noa_conversion.files import MAX_GRAPH_BYTES, read_bytes
 from noa_conversion.formats.onnx_check import has_external_data, parse_model
 from noa_conversion.formats.onnx_format import MODEL_FILE
+from noa_conversion.imports.kept_signature import Prepared
 from noa_conversion.imports.onnx_outputs import complete_outputs
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
 
 
-def prepare(source: Path, folder: Path) -> Signature:
+def prepare(source: Path, folder: Path) -> Prepared:
     """Write `model.onnx` and `signature.json` into `folder`.
 
     Raises:
@@ -46,7 +48,7 @@ def prepare(source: Path, folder: Path) -> Signature:
         data = model.SerializeToString(deterministic=True)
     write_file(folder / MODEL_FILE, data)
     signature.save(folder)
-    return signature
+    return Prepared(signature=signature, unguessed=_without_guesses(model, signature))
 
 
 def read_signature(model: onnx.ModelProto, path: Path) -> Signature:
@@ -103,6 +105,17 @@ def _spec(value: onnx.ValueInfoProto, path: Path, known: tuple[str, ...]) -> Ten
         ) from exc
 
 
+def _without_guesses(model: onnx.ModelProto, signature: Signature) -> Signature:
+    """Return the signature with an own axis wherever the file does not say that an output's first one is the batch."""
+    outputs = tuple(
+        replace(spec, shape=(_own_axis(spec.name, 0), *spec.shape[1:]))
+        if spec.shape and not value.type.tensor_type.shape.dim[0].WhichOneof("value")
+        else spec
+        for spec, value in zip(signature.outputs, model.graph.output, strict=True)
+    )
+    return replace(signature, outputs=outputs)
+
+
 def _axis(dim: onnx.TensorShapeProto.Dimension, index: int, name: str, known: tuple[str, ...]) -> Axis:
     if dim.HasField("dim_value") and dim.dim_value >= 0:
         return dim.dim_value
@@ -110,6 +123,10 @@ def _axis(dim: onnx.TensorShapeProto.Dimension, index: int, name: str, known: tu
         return dim.dim_param
     if index == 0 and (not known or "batch" in known):
         return "batch"
+    return _own_axis(name, index)
+
+
+def _own_axis(name: str, index: int) -> str:
     safe = re.sub(r"[^A-Za-z0-9_]", "_", name)
     return f"{safe}_{index}"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from typing import TypeAlias
 
 from noa.errors import InvalidInputError
@@ -57,7 +58,7 @@ def _rewritten(data: bytes, start: int, end: int, message: _Message, location: s
     view = memoryview(data)
     parts: list[bytes | memoryview] = []
     done = start
-    fields: Iterable[_Field] = _fields(data, start, end)
+    fields: Iterable[_Field] = read_fields(data, start, end)
     is_external = False
     if message.is_tensor:
         fields = list(itertools.islice(fields, _MAX_TENSOR_FIELDS))
@@ -81,7 +82,12 @@ def _rewritten(data: bytes, start: int, end: int, message: _Message, location: s
     return parts
 
 
-def _fields(data: bytes, start: int, end: int) -> Iterator[_Field]:
+def read_fields(data: bytes | mmap, start: int, end: int) -> Iterator[_Field]:
+    """Give every field of a message, without reading what a field of bytes holds.
+
+    Raises:
+        ValueError, IndexError: it is not well formed.
+    """
     at = start
     while at < end:
         begin = at
@@ -103,7 +109,7 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[_Field]:
         yield key >> 3, wire, begin, first, at
 
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+def _read_varint(data: bytes | mmap, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[at]

@@ -15,12 +15,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, false, insert, select, update
 
-from noa.actors import is_same_user
+from noa.actors import distinct_users, is_same_user, written_user
 from noa.digests import canonical_json, sha256_bytes
 from noa.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
-from noa.references import check_alias, check_name
+from noa.references import MOST_NUMBER, check_alias, check_name, check_number
 from noa_registry.approvals.keys import is_signed_by, load_principals, load_private_key, principal_of, sign
 from noa_registry.approvals.values import Approval, ValidApproval
 from noa_registry.database import Database, now, to_text
@@ -28,9 +28,9 @@ from noa_registry.events.outbox import append_event
 from noa_registry.identity import find_registry_id, registry_id
 from noa_registry.json_columns import parse_time
 from noa_registry.records import newest_number, require_version
-from noa_registry.registration import check_actor
 from noa_registry.tables import approvals, ledger, trash, versions
 from noa_registry.versions import ModelVersion
+from noa_registry.words import check_actor, check_reason
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -81,8 +81,7 @@ class ApprovalDesk:
             NotFoundError: there is no such version.
         """
         check_alias(alias)
-        if not reason.strip():
-            raise InvalidInputError("no reason is given", expected="why the version may take the alias")
+        check_reason(reason, expected="why the version may take the alias")
         if not timedelta() < expires_in <= _LONGEST:
             raise InvalidInputError(
                 "an approval must end", expected=f"within {_LONGEST.days} days", received=str(expires_in)
@@ -117,7 +116,8 @@ class ApprovalDesk:
         """
         query = select(approvals).where(approvals.c.name == check_name(name)).order_by(approvals.c.id.desc())
         if number is not None:
-            query = query.where(approvals.c.number == number)
+            is_possible = 1 <= check_number(number, what="the number of a version") <= MOST_NUMBER
+            query = query.where(approvals.c.number == number if is_possible else false())
         if alias is not None:
             query = query.where(approvals.c.alias == check_alias(alias))
         with self._database.read() as connection:
@@ -155,6 +155,7 @@ class ApprovalDesk:
             ConflictError: it was used or revoked already.
         """
         check_actor(actor)
+        check_reason(reason, expected="why it is taken back; the event tells it")
         with self._database.write() as connection:
             found = self._load(connection, approval)
             if found.used_by is not None or found.revoked_at is not None:
@@ -203,6 +204,11 @@ class ApprovalDesk:
                     expires_at=approval.expires_at,
                     is_signed=approval.signature is not None,
                 )
+        people = distinct_users(valid)
+        for principal in [name for name in valid if name not in people]:
+            left_out = valid.pop(principal)
+            same = next(name for name in people if is_same_user(name, principal))
+            problems.append(f"approval {left_out.id} by {principal} is by the same person as that by {same}")
         return Standing(valid=tuple(valid.values()), problems=tuple(problems))
 
     def problem_of_used(self, connection: Connection, used: Mapping[str, object], sequence: int) -> str | None:
@@ -286,8 +292,8 @@ class ApprovalDesk:
                     "this project has no principals, so nobody could verify the signature",
                     remedy="Put the public key into [registry.principals] of `noa.toml`",
                 )
-            check_actor(principal or "")
-            return _Signer(principal=str(principal), key=None)
+            check_actor(principal or "", field="principal")
+            return _Signer(principal=written_user(str(principal)), key=None)
         if key is None:
             raise InvalidInputError(
                 "approvals of this project must be signed",
@@ -307,7 +313,9 @@ class ApprovalDesk:
 
     @staticmethod
     def _load(connection: Connection, approval: int) -> Approval:
-        row = connection.execute(select(approvals).where(approvals.c.id == approval)).one_or_none()
+        is_number = 1 <= check_number(approval, what="the number of an approval") <= MOST_NUMBER
+        found = select(approvals).where(approvals.c.id == approval)
+        row = connection.execute(found).one_or_none() if is_number else None
         if row is None:
             raise NotFoundError(f"no approval {approval}", remedy="List them with: noa models approvals NAME")
         return _to_approval(row, find_registry_id(connection))

@@ -34,8 +34,10 @@ from noa_registry.archives.workspace import WORKSPACES, workspace
 from noa_registry.archives.wrappers import check_wrapper
 from noa_registry.database import to_text
 from noa_registry.evidence import (
+    HISTORY,
     MAX_ATTACHMENT_BYTES,
     MAX_VALUES_BYTES,
+    ORIGIN,
     WHOLE_VERSION,
     Attachment,
     Evidence,
@@ -46,8 +48,6 @@ from noa_registry.file_repair import FileRepair, repair_files
 from noa_registry.registration import Registrar
 from noa_registry.versions import ModelVersion, VersionDraft
 
-ORIGIN: Final = "origin"
-HISTORY: Final = "history"
 ORIGIN_TAG: Final = "noa.origin"
 
 

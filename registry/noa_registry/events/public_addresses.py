@@ -7,10 +7,12 @@ that means another address a moment later (DNS rebinding) changes nothing.
 from __future__ import annotations
 
 import socket
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from noa.errors import InvalidInputError, NotFoundError
 
+# Python counts them as global: examples in documents (RFC 9637), and relays that no longer exist (RFC 7526).
+_NOT_PUBLIC = (IPv6Network("3fff::/20"), IPv4Network("192.88.99.0/24"))
 _NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
 
 
@@ -44,6 +46,8 @@ def is_public(address: str) -> bool:
             return is_public(str(inner))
         if parsed.is_site_local:  # Python counts the retired `fec0::/10` as global
             return False
+    if any(parsed in network for network in _NOT_PUBLIC):
+        return False
     return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
 
 

@@ -22,9 +22,11 @@ from noa_registry.evidence.facts import (
     ENVIRONMENT,
     EQUIVALENCE,
     GATE,
+    HISTORY,
     LATENCY,
     MAX_ATTACHMENT_BYTES,
     METRICS,
+    ORIGIN,
     PREDICTIONS,
     SCAN,
     SIZE,
@@ -34,7 +36,13 @@ from noa_registry.evidence.facts import (
     attachment_digests,
     plain_json,
 )
-from noa_registry.evidence.kinds import MAX_VALUES_BYTES, check_attachments, check_evidence, values_bytes
+from noa_registry.evidence.kinds import (
+    MAX_VALUES_BYTES,
+    check_attachments,
+    check_evidence,
+    refuse_reserved,
+    values_bytes,
+)
 from noa_registry.evidence.metrics import MetricsEvidence, SliceMetrics, metrics_evidence
 from noa_registry.evidence.performance import BatchLatency, Hardware, LatencyEvidence, SizeEvidence
 from noa_registry.evidence.predictions import (
@@ -51,10 +59,12 @@ __all__ = [
     "ENVIRONMENT",
     "EQUIVALENCE",
     "GATE",
+    "HISTORY",
     "LATENCY",
     "MAX_ATTACHMENT_BYTES",
     "MAX_VALUES_BYTES",
     "METRICS",
+    "ORIGIN",
     "PREDICTIONS",
     "SCAN",
     "SIZE",
@@ -85,5 +95,6 @@ __all__ = [
     "metrics_evidence",
     "plain_json",
     "predictions_evidence",
+    "refuse_reserved",
     "values_bytes",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Final
 
@@ -16,9 +16,12 @@ from noa_registry.evidence.facts import (
     CALIBRATION,
     COMPATIBILITY,
     EQUIVALENCE,
+    GATE,
+    HISTORY,
     LATENCY,
     MAX_ATTACHMENT_BYTES,
     METRICS,
+    ORIGIN,
     PREDICTIONS,
     SCAN,
     SIZE,
@@ -32,6 +35,13 @@ from noa_registry.evidence.predictions import PredictionsEvidence
 from noa_registry.evidence.scan import ScanEvidence
 
 MAX_VALUES_BYTES: Final = 1 << 20
+RESERVED: Final = MappingProxyType(
+    {
+        GATE: "`Registry.check` keeps a verdict",
+        ORIGIN: "An import of an archive keeps where a version came from",
+        HISTORY: "An import of an archive keeps where a version came from",
+    }
+)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _MEDIA_TYPE: Final = re.compile(r"[\x20-\x7e]{1,128}")
@@ -77,6 +87,18 @@ def check_evidence(fact: Evidence) -> None:
     if parse is not None:
         parse(fact)
     check_attachments(fact)
+
+
+def refuse_reserved(facts: Iterable[Evidence]) -> None:
+    """Raise `InvalidInputError` if a fact is of a kind that only noa itself writes: it would be believed."""
+    for fact in facts:
+        if fact.kind in RESERVED:
+            raise InvalidInputError(
+                f"evidence of kind `{fact.kind}` is written by noa alone",
+                expected=f"a kind other than {', '.join(f'`{kind}`' for kind in sorted(RESERVED))}",
+                received=f"`{fact.kind}`",
+                remedy=RESERVED[fact.kind],
+            )
 
 
 def values_bytes(fact: Evidence) -> int:

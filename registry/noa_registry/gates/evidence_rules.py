@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from noa.actors import is_same_user
+from noa.actors import distinct_users, is_same_user
 from noa.errors import InvalidInputError
 from noa.formats import KEPT_FORMATS, format_names
 from noa_registry.evidence.compatibility import compare_signatures
@@ -175,13 +175,13 @@ def _compatible_verdict(gate_input: GateInput) -> RuleVerdict:
 def _approvals_verdict(gate_input: GateInput, needed: int) -> RuleVerdict:
     candidate = gate_input.candidate
     principals = sorted(
-        {
+        distinct_users(
             approval.principal
             for approval in gate_input.approvals
             if candidate.digest
             and approval.digest == candidate.digest
             and not is_same_user(approval.principal, gate_input.actor)
-        }
+        )
     )
     return RuleVerdict(
         rule="approvals",

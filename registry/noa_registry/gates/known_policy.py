@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 from noa.digests import digest_json
-from noa_registry.evidence.facts import GATE, Evidence
+from noa_registry.evidence.facts import GATE, WHOLE_VERSION, Evidence
 from noa_registry.gates.report import RuleVerdict
 
 if TYPE_CHECKING:
@@ -49,15 +49,16 @@ def policy_in_ledger(verdict: Mapping[str, object], sequence: int) -> KnownPolic
     return KnownPolicy(digest=digest, where=f"row {sequence} of the ledger") if isinstance(digest, str) else None
 
 
-def policy_in_evidence(evidence: Sequence[Evidence], alias: str) -> KnownPolicy | None:
-    """Return the last policy by which the version was checked for `alias`, None if there was none.
+def policy_in_evidence(evidence: Sequence[Evidence], digest: str, alias: str) -> KnownPolicy | None:
+    """Return the last policy by which the version of `digest` was checked for `alias`, None if there was none.
 
-    A later check without a policy does not take it away.
+    A later check without a policy does not take it away. A fact about anything else is no check of this version.
     """
     for fact in reversed(evidence):
-        digest = fact.values.get("policy")
-        if fact.kind == GATE and fact.values.get("alias") == alias and isinstance(digest, str):
-            return KnownPolicy(digest=digest, where="its last check")
+        policy = fact.values.get("policy")
+        is_check = (fact.kind, fact.subject, fact.digest) == (GATE, WHOLE_VERSION, digest)
+        if is_check and fact.values.get("alias") == alias and isinstance(policy, str):
+            return KnownPolicy(digest=policy, where="its last check")
     return None
 
 

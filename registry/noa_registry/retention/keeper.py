@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final
 
-from noa.errors import InvalidInputError
 from noa.references import check_name
 from noa_registry.approvals.desk import ApprovalDesk
 from noa_registry.artifacts import ArtifactStore
@@ -16,7 +15,6 @@ from noa_registry.database import Database, now
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.mirror_repair import show_version
 from noa_registry.records import require_version
-from noa_registry.registration import check_actor
 from noa_registry.retention.collect import Collector, GcReport
 from noa_registry.retention.plan import (
     CACHE_AGE,
@@ -32,6 +30,7 @@ from noa_registry.retention.plan import (
 from noa_registry.retention.policy import Proposal, RetentionPolicy, propose
 from noa_registry.retention.reach import Hold, find_holds
 from noa_registry.retention.trash import TrashedVersion, load_trash, move_to_trash, take_from_trash
+from noa_registry.words import check_actor, check_reason
 
 GRACE: Final = timedelta(days=7)
 _NO_ENDPOINTS: Mapping[str, str] = MappingProxyType({})
@@ -84,8 +83,7 @@ class Retention:
             ConflictError: an alias, a rollback, an approval, a replica or an endpoint needs it; `facts["holds"]`.
         """
         check_actor(actor)
-        if not reason.strip():
-            raise InvalidInputError("no reason is given", expected="why the version goes; its record keeps it")
+        check_reason(reason, expected="why the version goes; its record keeps it")
         with self.database.write() as connection:
             move_to_trash(
                 connection,

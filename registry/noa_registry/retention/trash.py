@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, cast
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from noa.errors import ConflictError, InvalidInputError
+from noa.references import MOST_NUMBER, check_number
 from noa_registry import mlflow_rows
 from noa_registry.approvals.desk import ApprovalDesk
 from noa_registry.database import to_text
@@ -95,9 +96,12 @@ def take_from_trash(connection: Connection, name: str, number: int, *, actor: st
         NotFoundError: there is no such version, or its files are gone.
         ConflictError: it is not deleted.
     """
-    row = find_trashed(connection, name, number)
+    is_possible = 1 <= check_number(number, what=f"the number of a version of `{name}`") <= MOST_NUMBER
+    row = find_trashed(connection, name, number) if is_possible else None
     if row is None:
         newest_number(connection, name)
+        if not is_possible:
+            raise version_not_found(connection, name, number)
         found = select(versions.c.number).where(versions.c.name == name, versions.c.number == number)
         if connection.execute(found).one_or_none() is None:
             raise version_not_found(connection, name, number)
