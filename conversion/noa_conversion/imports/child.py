@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from noa.errors import ConversionError, InvalidInputError
+from noa.errors import InvalidInputError
 from noa.signatures import Signature
 from noa_conversion.child_process import answer, ask
 from noa_conversion.imports.kept_signature import Prepared, kept_signature
