@@ -57,7 +57,7 @@ from noa_registry.records import (
     load_versions,
     newest_number,
 )
-from noa_registry.registration import Registrar, check_actor
+from noa_registry.registration import Registrar
 from noa_registry.retention.keeper import Retention
 from noa_registry.sealed_files import SealedFiles
 from noa_registry.seals import DatabaseSeals
@@ -67,6 +67,7 @@ from noa_registry.store_head import StoreHead
 from noa_registry.store_problems import find_store_problems
 from noa_registry.time_problems import find_time_problems
 from noa_registry.versions import ModelSummary, ModelVersion, VersionDraft
+from noa_registry.words import check_actor
 
 if TYPE_CHECKING:
     import numpy as np
