@@ -146,7 +146,6 @@ def _native_with_lengths(op: Op, layer: _Layer) -> tuple[torch.Tensor, list[torc
     assert lengths is not None
     is_inside = (torch.arange(layer.x.shape[0]).unsqueeze(1) < lengths.unsqueeze(0)).unsqueeze(2)
     ends = (lengths.to(torch.int64) - 1).clamp(min=0).reshape(1, -1, 1)
-    is_empty = (lengths == 0).reshape(1, -1, 1)
     outputs: list[torch.Tensor] = []
     finals: list[list[torch.Tensor]] = []
     for i, weights in enumerate(layer.weights):
@@ -164,7 +163,7 @@ def _native_with_lengths(op: Op, layer: _Layer) -> tuple[torch.Tensor, list[torc
         found, states = _native(op, one)
         y = found.squeeze(1)
         last = torch.gather(y, 0, ends.expand(1, y.shape[1], y.shape[2]))
-        finals.append([torch.where(is_empty, initial[0], last), *states[1:]])
+        finals.append(list(_zero_where_empty((last, *states[1:]), lengths)))
         y = torch.where(is_inside, y, torch.zeros_like(y))
         outputs.append(_reversed(y, lengths) if is_backward else y)
     return torch.stack(outputs, 1), [torch.cat(parts) for parts in zip(*finals, strict=True)]
@@ -202,7 +201,7 @@ def _written_out(op: Op, layer: _Layer) -> tuple[torch.Tensor, list[torch.Tensor
         x = _reversed(layer.x, layer.lengths) if is_backward else layer.x
         y, final = _unroll(step, x, states, layer.lengths)
         outputs.append(_reversed(y, layer.lengths) if is_backward else y)
-        finals.append(final)
+        finals.append(final if layer.lengths is None else _zero_where_empty(final, layer.lengths))
     return torch.stack(outputs, 1), [torch.stack(parts) for parts in zip(*finals, strict=True)]
 
 
@@ -221,6 +220,14 @@ def _unroll(
         states = new
         outputs.append(output)
     return torch.stack(outputs), states
+
+
+def _zero_where_empty(states: tuple[torch.Tensor, ...], lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Give a sequence without steps the last state zero, whatever it began with: as onnxruntime does, ONNX is silent.
+
+    States are (..., batch, hidden).
+    """
+    return tuple(torch.where((lengths > 0).unsqueeze(1), state, torch.zeros_like(state)) for state in states)
 
 
 def _reversed(x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
