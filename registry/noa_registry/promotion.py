@@ -9,6 +9,7 @@ more versions, or because the alias has moved often.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sqlalchemy import Connection, insert, select, update
 
-from noa.errors import ConflictError, GateRefusedError, IntegrityError, NotFoundError
+from noa.errors import ConflictError, GateRefusedError, IntegrityError, NotFoundError, StorageError
 from noa.references import check_alias, check_name, check_number
 from noa_registry import alias_stack, mlflow_rows
 from noa_registry.approvals.desk import ApprovalDesk, Standing
@@ -132,7 +133,7 @@ class Promoter:
     ) -> LedgerEntry:
         """Point `alias` at a version if the gate allows it. See `Registry.promote`."""
         move = _checked_move(name, alias, "promote", reason, actor, expect)
-        self._require_anchor()
+        self._require_ours()
         work = self._work()
         while True:
             version, problem = self._hash(name, number)
@@ -150,7 +151,7 @@ class Promoter:
     def rollback(self, name: str, *, alias: str, reason: str, actor: str, expect: Expectation) -> LedgerEntry:
         """Point `alias` at the version it had before. See `Registry.rollback`."""
         move = _checked_move(name, alias, "rollback", reason, actor, expect)
-        self._require_anchor()
+        self._require_ours()
         with self.database.snapshot() as connection:  # else a move in between looks like somebody's tampering
             holder = _holder(connection, name, alias)
             if holder is not None:  # else there is nothing to go back from, whatever the caller expects
@@ -223,7 +224,11 @@ class Promoter:
         policy = self.gates.get(name)
         return policy.approvals if policy is not None and (not policy.aliases or alias in policy.aliases) else 0
 
-    def _require_anchor(self) -> None:
+    def _require_ours(self) -> None:
+        """Refuse, before anything is judged, an anchor that cannot be written and a store that is another registry's."""
+        if self.store_head is not None:
+            with suppress(StorageError):  # what it holds is verified by itself
+                self.store_head.ownership.refuse_foreign()
         if self.anchor is not None:
             self.anchor.require_writable()
 

@@ -570,7 +570,12 @@ class Registry:
             return find_discrepancies(connection, self._artifacts)
 
     def repair_mirror(self) -> list[Discrepancy]:
-        """Write MLflow's rows anew from noa's, put dropped triggers back, and return what differed."""
+        """Write MLflow's rows anew from noa's, put dropped triggers back, and return what differed.
+
+        Raises:
+            ConflictError: the store belongs to another registry; rows that point into the right one are left alone.
+        """
+        self._artifacts.ownership.refuse_foreign()
         with self._database.write() as connection:
             return repair_mirror(connection, self._artifacts)
 

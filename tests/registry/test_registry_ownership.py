@@ -368,3 +368,20 @@ def test_an_s3_without_conditional_writes_is_written_all_the_same(
     else:
         assert client.read_bytes("mark") == expected
     client.close()
+
+
+def test_where_the_store_is_anothers_no_alias_moves_and_mlflows_rows_are_left_alone(
+    registry: Registry, settings: RegistrySettings, version: ModelVersion, other: Registry
+) -> None:
+    registry.promote("digits", 1, reason="good", actor="ada")
+    other.adopt_store(actor="bob")
+    with Registry.open(settings) as again:
+        for act in (
+            lambda: again.promote("digits", 1, alias="shadow", reason="good", actor="ada"),
+            lambda: again.rollback("digits", reason="bad", actor="ada"),
+            again.repair_mirror,
+        ):
+            with pytest.raises(ConflictError, match="belong to another registry"):
+                act()
+        assert again.resolve("digits@champion").number == 1
+        assert [entry.action for entry in again.history("digits")] == ["promote"]
