@@ -1,4 +1,7 @@
-"""Digests as people type them: `sha256:` and at least eight digits, which is enough if only one digest begins so."""
+"""Digests as people type them: at least eight digits, which is enough if only one digest begins so.
+
+`sha256:` in front says that it is one; without that, a model of this name comes first.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,14 @@ from noa_registry.tables import formats, trash, version_labels, versions
 DIGEST: Final = "sha256:"
 _SHORTEST = 8
 _TEXT = re.compile(r"sha256:[0-9a-f]{8,64}")
+_BARE = re.compile(r"[0-9a-fA-F]{8,64}")
 _BEYOND_DIGITS = "g"
 _MOST_SHOWN = 5
+
+
+def is_bare(text: str) -> bool:
+    """Tell whether `text` looks like a digest without its algorithm, as columns and labels show the first digits of."""
+    return _BARE.fullmatch(text) is not None
 
 
 def complete_digest(connection: Connection, text: str) -> str:
@@ -57,7 +66,7 @@ def find_version(connection: Connection, text: str) -> tuple[str, int]:
 
 
 def _checked(text: str) -> str:
-    begin = text.lower()
+    begin = text.lower() if not is_bare(text) else f"{DIGEST}{text.lower()}"
     if not _TEXT.fullmatch(begin):
         raise InvalidInputError(
             f"`{text[:80]}` is no digest, and no beginning of one",

@@ -225,7 +225,7 @@ class Promoter:
         return policy.approvals if policy is not None and (not policy.aliases or alias in policy.aliases) else 0
 
     def _require_ours(self) -> None:
-        """Refuse, before anything is judged, an anchor that cannot be written and a store that is another registry's."""
+        """Refuse, before anything is judged, an anchor that cannot be written, and a store that is not ours."""
         if self.store_head is not None:
             with suppress(StorageError):  # what it holds is verified by itself
                 self.store_head.ownership.refuse_foreign()

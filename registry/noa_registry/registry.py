@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from noa.digests import FileProblem
 from noa.errors import IntegrityError, InvalidInputError, NoaError, NotFoundError
@@ -28,7 +28,7 @@ from noa_registry.attachments import load_attachment
 from noa_registry.bootstrap import open_database
 from noa_registry.cards import Card, CardFacts
 from noa_registry.database import Database, now
-from noa_registry.digest_prefix import DIGEST, find_version
+from noa_registry.digest_prefix import DIGEST, find_version, is_bare
 from noa_registry.endpoints import Endpoints
 from noa_registry.events.log import DEFAULT_KEEP, EventLog
 from noa_registry.events.outbox import WHOLE_REGISTRY, append_event
@@ -65,6 +65,7 @@ from noa_registry.search.pages import SearchPage, search
 from noa_registry.signing import Signatures, load_signatures
 from noa_registry.store_head import StoreHead
 from noa_registry.store_problems import find_store_problems
+from noa_registry.tables import models
 from noa_registry.time_problems import find_time_problems
 from noa_registry.versions import ModelSummary, ModelVersion, VersionDraft
 from noa_registry.words import check_actor
@@ -615,10 +616,15 @@ class Registry:
 def _parsed(connection: Connection, reference: str | ModelReference) -> ModelReference:
     if not isinstance(reference, str):
         return reference
-    if not reference.lower().startswith(DIGEST):
+    is_digest = reference.lower().startswith(DIGEST) or (is_bare(reference) and not _has_model(connection, reference))
+    if not is_digest:
         return parse_reference(reference)
     name, number = find_version(connection, reference)
     return ModelReference(name=name, number=number)
+
+
+def _has_model(connection: Connection, name: str) -> bool:
+    return connection.execute(select(models.c.name).where(models.c.name == name)).first() is not None
 
 
 def _number_of(connection: Connection, reference: ModelReference, held: dict[str, int]) -> int:

@@ -52,6 +52,19 @@ def test_a_beginning_of_several_digests_is_refused_with_the_digests(
     assert caught.value.received == f"`{first}`, `{second}`"
 
 
+def test_digits_alone_are_a_digest_unless_a_model_has_that_name(
+    registry: Registry, two: list[ModelVersion], formats: Any
+) -> None:
+    begin = two[0].digest.removeprefix("sha256:")[:12]
+    assert registry.resolve(begin).reference == "digits/1"
+    assert registry.lineage(begin).to_dict() == registry.lineage("digits/1").to_dict()
+    with pytest.raises(NotFoundError, match="has this digest"):
+        registry.resolve("0123456789")
+    registry.register(formats.draft(name="deadbeef"), actor="ada")
+    assert registry.resolve("deadbeef").reference == "deadbeef/1"
+    assert registry.resolve("deadbeef/1").reference == "deadbeef/1"
+
+
 @pytest.mark.parametrize("text", ["sha256:", "sha256:abc1234", "sha256:" + "a" * 65, "sha256:xyzxyzxy"])
 def test_what_is_no_beginning_of_a_digest_is_refused(registry: Registry, two: object, text: str) -> None:
     for look in (registry.resolve, registry.lineage):

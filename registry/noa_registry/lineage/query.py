@@ -19,7 +19,7 @@ from noa.digests import Manifest, short_digest
 from noa.errors import IntegrityError, InvalidInputError, NotFoundError
 from noa.references import parse_reference
 from noa_registry.database import to_text
-from noa_registry.digest_prefix import DIGEST, complete_digest
+from noa_registry.digest_prefix import DIGEST, complete_digest, is_bare
 from noa_registry.evidence import EQUIVALENCE
 from noa_registry.json_columns import parse_table
 from noa_registry.lineage.graph import Direction, GraphBuilder, LineageGraph
@@ -80,6 +80,8 @@ def _understand(connection: Connection, question: str) -> _Question:
         condition = _labelled(label, question)
         if _matches(connection, condition):
             return _Question(condition, (kind, question))
+    if is_bare(question):
+        return _of_digest(connection, complete_digest(connection, question))
     error = model_not_found(connection, question) if len(question) <= 128 else None
     raise NotFoundError(
         f"nothing is known of `{question[:128]}`",
