@@ -224,6 +224,7 @@ def _draw_slices(axes: Axes, comparison: Comparison, slices: Sequence[MetricComp
     low, high = (min(ends), max(ends)) if ends else (0.0, 0.0)
     margin = 0.08 * (high - low) or 0.01
     axes.set_xlim(low - margin, high + margin)
+    axes.locator_params(axis="x", nbins=5)
     axes.set_title(f"{_plain(metric)} {_ARROWS[slices[0].larger_is_better]} per slice: {how}{which}", fontsize=9)
     axes.set_xlabel(f"{what}  (axis from {low - margin:.3g} to {high + margin:.3g}; rows in brackets)")
 

@@ -109,3 +109,18 @@ def test_ctrl_c_in_the_middle_stops_everything(tmp_path: Path) -> None:
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
     assert processes_of(folder) == []
+
+
+def test_sigterm_ends_a_start_of_services_and_what_it_has_started(tmp_path: Path) -> None:
+    write_project(tmp_path, template="digits", name="ended")
+    up = [sys.executable, "-m", "noa_cli", "-C", str(tmp_path), "up", "--only", "mlflow"]
+    process = subprocess.Popen(up, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while len(processes_of(tmp_path)) < 2:  # itself, and the service
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "interrupted: what this call had started is stopped again" in output
+    assert processes_of(tmp_path) == []

@@ -195,13 +195,14 @@ def test_the_shop_windows_list_what_they_show() -> None:
         assert public <= listed, f"{name}: imported but not in __all__: {sorted(public - listed)}"
 
 
-# Handlers that take no lock: they set a plain flag, forward a signal, or (in `noa.stop_signals`) do nothing at all;
-# or Python's default, which ends the process.
+# Handlers that take no lock: they set a plain flag, forward a signal, raise, or (in `noa.stop_signals`) do nothing at
+# all; or Python's default, which ends the process.
 INSTALLS_HANDLERS = {
     "cli/noa_cli/__main__.py",
     "core/noa/stop_signals.py",
     "training/noa_training/worker.py",
     "cli/noa_cli/commands/serve.py",
+    "cli/noa_cli/commands/services.py",
     "flows/noa_flows/_warden.py",
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,12 +38,13 @@ def up(
     settings = current().settings()
     with console.step("Starting services") as tell:
         try:
-            statuses = start(
-                settings,
-                services=_names(only),
-                restart=restart,
-                on_progress=lambda event: tell(_say_of_start(event)),
-            )
+            with _ended_by_sigterm():
+                statuses = start(
+                    settings,
+                    services=_names(only),
+                    restart=restart,
+                    on_progress=lambda event: tell(_say_of_start(event)),
+                )
         except KeyboardInterrupt:
             console.note("interrupted: what this call had started is stopped again; what ran before goes on")
             raise
@@ -77,6 +81,20 @@ def status(as_json: JsonOption = False) -> None:
     from noa_flows import status as look
 
     _show(look(current().settings()), as_json)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Generator[None, None, None]:
+    """Let SIGTERM end a start as Ctrl-C does: what it has started must not stay."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _names(only: list[str] | None) -> list[ServiceName] | None:
