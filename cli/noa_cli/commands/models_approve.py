@@ -58,6 +58,7 @@ def approve(
         f"({console.short_digest(granted.digest)}) as @{alias} until {console.short_time(granted.expires_at)}"
         f"{', signed' if granted.signature else ''}"
     )
+    console.note(f"It counts where somebody other than {granted.principal} promotes.")
 
 
 def approvals(
