@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from benchmarks import bench_registry, large_models, many_versions, many_writers, search_pages
 from benchmarks.rows import Row
+
+from benchmarks import bench_registry, large_models, many_versions, search_pages
 
 
 @pytest.mark.slow
