@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -175,7 +176,16 @@ def test_delivering_without_a_webhook_says_what_to_write(project: Path, capfd: C
 
 def test_what_others_wrote_cannot_steer_the_terminal(project: Path, capfd: Capture) -> None:
     steering = "bad\x1b[2J\x1b]0;owned\x07\nledger ok\r\x9b1m \u202elive"
-    noa(capfd, "models", "promote", "digits/3", "--reason", steering)
+    assert "cannot be kept" in noa(capfd, "models", "promote", "digits/3", "--reason", steering, code=1)
+    noa(capfd, "models", "promote", "digits/3", "--reason", "STEERING")
+    (file,) = (project / ".noa").glob("*.db")
+    with sqlite3.connect(file) as connection:  # as somebody who may change the database itself
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f'DROP TRIGGER "{name}"')
+        connection.execute("UPDATE noa_ledger SET reason = ? WHERE reason = 'STEERING'", (steering,))
+        quoted = json.dumps(steering)[1:-1]
+        connection.execute("UPDATE noa_outbox SET payload = replace(payload, 'STEERING', ?)", (quoted,))
+    connection.close()
     tables = [("models", "history", "digits"), ("ledger", "show"), ("events", "list"), ("models", "lineage", "digits")]
     for command in tables:
         shown = noa(capfd, *command)

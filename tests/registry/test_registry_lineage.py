@@ -129,7 +129,7 @@ def test_a_purged_version_is_shown_as_purged_and_not_as_one_in_the_trash(
     registry: Registry, version: ModelVersion
 ) -> None:
     registry.retention.delete("digits", 1, reason="r", actor="ada", grace=timedelta())
-    registry.retention.apply(registry.retention.plan_gc())
+    registry.retention.apply(registry.retention.plan_gc(), actor="ada")
     graph = registry.lineage("digits")
     for node in [*graph.of_kind("version"), *graph.of_kind("format")]:
         assert "in_trash_since" not in node.facts
