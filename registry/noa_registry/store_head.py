@@ -7,14 +7,14 @@ Who must be sure that nobody wrote a new ledger keeps anchors elsewhere (`ledger
 
 from __future__ import annotations
 
-from contextlib import suppress
+import logging
 from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import Connection, select
 
 from noa.digests import canonical_json
-from noa.errors import IntegrityError, NoaError
+from noa.errors import IntegrityError
 from noa_registry.artifacts.ownership import Ownership
 from noa_registry.database import Database
 from noa_registry.identity import find_registry_id
@@ -23,6 +23,7 @@ from noa_registry.records import last_entry, load_entry
 from noa_registry.tables import ledger
 
 LEDGER_MARK: Final = "_ledger.json"
+log = logging.getLogger("noa.registry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,10 @@ class StoreHead:
     ownership: Ownership
 
     def find(self) -> LedgerHead | None:
-        """Return the newest row that the store remembers, None if it remembers none that can be read.
+        """Return the newest row that the store remembers, None if it remembers none or what it says is no row.
 
         Raises:
+            IntegrityError: something else is in the place of the mark.
             StorageError: the store does not answer.
         """
         data = self.ownership.marks.read(LEDGER_MARK)
@@ -45,8 +47,11 @@ class StoreHead:
             return None
 
     def keep(self, head: LedgerHead) -> None:
-        """Remember a row that was just written, unless the store knows a newer one or one that is missing here."""
-        with suppress(NoaError):
+        """Remember a row that was just written, unless the store knows a newer one or one that is missing here.
+
+        Raises nothing: the move is committed, whatever is wrong with the mark.
+        """
+        try:
             self.ownership.claim()
             kept = self.find()
             if kept is not None:
@@ -54,6 +59,8 @@ class StoreHead:
                     if kept.sequence >= head.sequence or not has_row(connection, kept):
                         return
             self._write(head)
+        except Exception as exc:  # noqa: BLE001  # who promoted must not be told that it failed
+            log.warning("the store does not remember row %d of the ledger: %s", head.sequence, exc)
 
     def reset(self) -> None:
         """Remember the present end of the ledger, whatever was remembered before."""

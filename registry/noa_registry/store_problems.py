@@ -55,8 +55,10 @@ def find_unknown_units(database: Database, store: ArtifactStore) -> list[UnitKey
 
 
 def _older_than_the_store(database: Database, store: ArtifactStore) -> list[NoaError]:
-    head = StoreHead(database, store.ownership)
-    kept = head.find()
+    try:
+        kept = StoreHead(database, store.ownership).find()
+    except IntegrityError as exc:
+        return [exc]
     with database.read() as connection:
         if kept is None or kept.registry != find_registry_id(connection) or has_row(connection, kept):
             return []

@@ -17,7 +17,7 @@ from noa.errors import ConflictError, IntegrityError, StorageError
 from noa.settings import RegistrySettings
 from noa_registry import ModelVersion, Registry
 from noa_registry.artifacts import open_artifacts
-from noa_registry.artifacts.ownership import FolderMarks
+from noa_registry.artifacts.marks import FolderMarks
 from noa_registry.artifacts.s3_client import S3Client
 from noa_registry.seals import DatabaseSeals
 from noa_registry.store_head import LEDGER_MARK
@@ -99,7 +99,7 @@ def test_a_registry_that_has_an_id_is_named_with_it(
 def test_a_store_of_another_registry_can_be_read(
     registry: Registry, settings: RegistrySettings, version: ModelVersion, stored: StoredFiles, formats: Any
 ) -> None:
-    stored.set_mark(json.dumps({"registry": "another"}).encode())
+    stored.set_mark(json.dumps({"registry": "a" * 32}).encode())
     with Registry.open(settings) as reader:
         assert reader.load("digits/1")
         reader.verify("digits", 1)

@@ -11,51 +11,23 @@ mark is looked at once per open store, and not at all by those who only read.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final
 
-from noa.atomic_write import sync_folder, translate_disk_errors
 from noa.errors import ConflictError, IntegrityError, StorageError
-from noa_registry.artifacts.copying import make_folder
+from noa_registry.artifacts.marks import Marks
 from noa_registry.artifacts.store import Seals, UnitKey
 
-if TYPE_CHECKING:
-    from noa_registry.artifacts.s3_client import S3Client
-
 OWNER_MARK: Final = "_registry.json"
-_MAX_BYTES: Final = 4096
+_ID: Final = re.compile(r"[0-9a-f]{32}")
 _REMEDY: Final = (
     "Give each project its own `registry.artifact_dir` or `registry.artifact_url`. If this place is the right one, its "
     "database was lost, emptied or replaced: restore a backup of it. If there is none, let the present database have "
     "the store: noa models verify --adopt-store"
 )
-
-
-class Marks(Protocol):
-    """Small files at the root of a store."""
-
-    def where(self, name: str) -> str:
-        """Return where a mark is, for people."""
-        ...
-
-    def read(self, name: str) -> bytes | None:
-        """Return a mark, None if there is none."""
-        ...
-
-    def create(self, name: str, data: bytes) -> None:
-        """Write a mark durably, unless there is one; of many who do this at once one succeeds."""
-        ...
-
-    def replace(self, name: str, data: bytes) -> None:
-        """Write a mark durably, whether there is one or not."""
-        ...
 
 
 @dataclass(slots=True)
@@ -78,13 +50,13 @@ class Ownership:
         if data is None:
             return None
         try:
-            return str(json.loads(data)["registry"])
-        except (ValueError, KeyError, TypeError) as exc:
+            return _id_of(json.loads(data)["registry"])
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise IntegrityError(
                 "the mark that says whose store this is was changed",
                 where=self.marks.where(OWNER_MARK),
-                expected='{"registry": ...}',
-                received=repr(data[:80]),
+                expected='{"registry": "<32 hexadecimal digits>"}',
+                received=ascii(data[:80]),
                 remedy="Put it back, or write it anew: noa models verify --adopt-store",
                 file=OWNER_MARK,
             ) from exc
@@ -152,91 +124,10 @@ class Ownership:
         return json.dumps({"registry": self.seals.make_registry_id()}).encode() + b"\n"
 
 
-@dataclass(frozen=True, slots=True)
-class FolderMarks:
-    """The marks of a store in a folder. Written in place, under a lock: who is killed leaves an empty one, or none."""
-
-    root: Path
-
-    def where(self, name: str) -> str:
-        """Return the path."""
-        return str(self.root / name)
-
-    def read(self, name: str) -> bytes | None:
-        """Return a mark's first line."""
-        path = self.root / name
-        with translate_disk_errors(path):
-            try:
-                data = path.read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-        return _first_line(data) or None
-
-    def create(self, name: str, data: bytes) -> None:
-        """Write a mark unless there is one."""
-        with self._locked(name) as handle:
-            if not _first_line(os.pread(handle, _MAX_BYTES, 0)):
-                self._write(handle, data)
-
-    def replace(self, name: str, data: bytes) -> None:
-        """Write a mark."""
-        with self._locked(name) as handle:
-            self._write(handle, data)
-
-    def _write(self, handle: int, data: bytes) -> None:
-        if os.pwrite(handle, data, 0) < len(data):
-            os.ftruncate(handle, 0)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.ftruncate(handle, len(data))
-        os.fsync(handle)
-        sync_folder(self.root)
-
-    @contextmanager
-    def _locked(self, name: str) -> Generator[int, None, None]:
-        make_folder(self.root)
-        path = self.root / name
-        with translate_disk_errors(path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX)  # released when the handle is closed
-                yield handle
-            finally:
-                os.close(handle)
-
-
-@dataclass(frozen=True, slots=True)
-class S3Marks:
-    """The marks of a store in S3, below `prefix`, which is empty or ends with a slash."""
-
-    client: S3Client
-    prefix: str
-
-    def where(self, name: str) -> str:
-        """Return the URL."""
-        return self.client.url(self.prefix + name)
-
-    def read(self, name: str) -> bytes | None:
-        """Return a mark."""
-        from noa_registry.artifacts.s3_errors import is_missing
-
-        try:
-            return self.client.read_bytes(self.prefix + name)
-        except StorageError as exc:
-            if is_missing(exc):
-                return None
-            raise
-
-    def create(self, name: str, data: bytes) -> None:
-        """Write a mark unless there is one: S3 decides."""
-        self.client.put_bytes_if_absent(self.prefix + name, data)
-
-    def replace(self, name: str, data: bytes) -> None:
-        """Write a mark."""
-        self.client.put_bytes(self.prefix + name, data)
-
-
-def _first_line(data: bytes) -> bytes:
-    return data.split(b"\n", 1)[0].strip(b"\0")  # a machine that failed in the middle may leave zeros
+def _id_of(value: object) -> str:
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise ValueError(value)
+    return value
 
 
 def _text_of(registry: str | None) -> str:
