@@ -14,7 +14,7 @@ from typing import Final
 from sqlalchemy import Connection, select
 
 from noa.digests import canonical_json
-from noa.errors import IntegrityError
+from noa.errors import ConflictError, IntegrityError
 from noa_registry.artifacts.ownership import Ownership
 from noa_registry.database import Database
 from noa_registry.identity import find_registry_id
@@ -40,11 +40,34 @@ class StoreHead:
             IntegrityError: something else is in the place of the mark.
             StorageError: the store does not answer.
         """
-        data = self.ownership.marks.read(LEDGER_MARK)
+        data = self._read()
         try:
-            return None if not data or not data.strip() else parse_head(data, LEDGER_MARK)
+            return None if data is None else parse_head(data, LEDGER_MARK)
         except IntegrityError:
             return None
+
+    def require_readable(self) -> None:
+        """Raise if the store remembers something that nobody can read.
+
+        Raises:
+            ConflictError: what it remembers is no row of a ledger.
+        """
+        data = self._read()
+        try:
+            if data is not None:
+                parse_head(data, LEDGER_MARK)
+        except IntegrityError as exc:
+            raise ConflictError(
+                "nobody can tell whether the database is older than the store: the mark of the ledger was changed",
+                where=self.ownership.marks.where(LEDGER_MARK),
+                expected=exc.expected,
+                received=exc.received,
+                remedy="If the database is the newest, promote what is live again: that writes the mark anew",
+            ) from exc
+
+    def _read(self) -> bytes | None:
+        data = self.ownership.marks.read(LEDGER_MARK)
+        return data if data and data.strip() else None
 
     def keep(self, head: LedgerHead) -> None:
         """Remember a row that was just written, unless the store knows a newer one or one that is missing here.

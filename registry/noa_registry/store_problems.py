@@ -38,6 +38,23 @@ def find_store_problems(database: Database, store: ArtifactStore) -> list[NoaErr
     return problems
 
 
+def refuse_unknown(database: Database, store: ArtifactStore) -> None:
+    """Raise if units that no version names may be models that somebody needs.
+
+    Raises:
+        ConflictError: the database is older than the store, so it does not know what it names.
+    """
+    for problem in _older_than_the_store(database, store):
+        raise ConflictError(
+            "units that no version names are not removed: the database is older than the store, or nobody can tell",
+            where=problem.where,
+            expected=problem.expected,
+            received=problem.received or problem.what,
+            remedy=problem.remedy,
+        ) from problem
+    StoreHead(database, store.ownership).require_readable()
+
+
 def find_unknown_units(database: Database, store: ArtifactStore) -> list[UnitKey]:
     """Return the units in place that no version names and that no writer is at."""
     units = list(store.units())

@@ -233,6 +233,44 @@ def test_moves_that_are_newer_than_a_restored_backup_are_reported_until_somebody
         assert kept["sequence"] == 5
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_models_of_a_newer_database_are_not_removed_as_unknown_until_somebody_takes_the_older_one_as_it_is(
+    settings: RegistrySettings, formats: Any, tmp_path: Path, stored: StoredFiles
+) -> None:
+    file = Path(settings.database_url.removeprefix("sqlite:///"))
+    with Registry.open(settings) as registry:
+        registry.register(formats.draft(), actor="ada")
+        registry.promote("digits", 1, reason="r", actor="ada")
+    shutil.copyfile(file, tmp_path / "backup.db")
+    with Registry.open(settings) as registry:
+        live = registry.register(formats.draft(), actor="ada")
+    with Registry.open(settings) as registry:
+        registry.promote("digits", 2, reason="r", actor="ada")
+    shutil.copyfile(file, tmp_path / "newest.db")
+    newest = stored.mark(LEDGER_MARK)
+    shutil.copyfile(tmp_path / "backup.db", file)
+    before = stored.all()
+    with Registry.open(settings) as registry:
+        with pytest.raises(ConflictError, match="the database is older than the store") as caught:
+            registry.retention.plan_gc(orphan_age=NOW, unknown=True)
+        assert "Restore the newest backup" in str(caught.value.remedy)
+        assert [item.kind for item in registry.retention.plan_gc(orphan_age=NOW).unknown] == ["orphan"]
+        stored.set_mark(None, LEDGER_MARK)
+        plan = registry.retention.plan_gc(orphan_age=NOW, unknown=True)
+        assert [item.key for item in plan.items] == [f"digits/{live.uid}"]
+        stored.set_mark(b"nonsense", LEDGER_MARK)
+        with pytest.raises(ConflictError, match="nobody can tell"):
+            registry.retention.apply(plan, actor="ada")
+        stored.set_mark(newest, LEDGER_MARK)
+        with pytest.raises(ConflictError, match="the database is older than the store"):
+            registry.retention.apply(plan, actor="ada")
+    assert before == stored.all()
+    shutil.copyfile(tmp_path / "newest.db", file)
+    with Registry.open(settings) as registry:
+        registry.verify("digits", 2)
+        assert registry.find_store_problems() == []
+
+
 def test_the_store_remembers_the_newest_move_and_hinders_none(
     registry: Registry, promoted: list[ModelVersion], stored: StoredFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:

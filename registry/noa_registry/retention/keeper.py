@@ -30,6 +30,7 @@ from noa_registry.retention.plan import (
 from noa_registry.retention.policy import Proposal, RetentionPolicy, propose
 from noa_registry.retention.reach import Hold, find_holds
 from noa_registry.retention.trash import TrashedVersion, load_trash, move_to_trash, take_from_trash
+from noa_registry.store_problems import refuse_unknown
 from noa_registry.words import check_actor, check_reason
 
 GRACE: Final = timedelta(days=7)
@@ -135,9 +136,11 @@ class Retention:
         are the models.
 
         Raises:
-            ConflictError: the store belongs to another registry.
+            ConflictError: the store belongs to another registry, or (`unknown`) is newer than the database.
         """
         self.store.ownership.refuse_foreign()
+        if unknown:
+            refuse_unknown(self.database, self.store)
         moment = self.clock()
         with self.database.snapshot() as connection:
             items, kept = plan_versions(connection, self.store, moment, approvals=self.approvals, endpoints=endpoints)
