@@ -7,10 +7,11 @@ newer one than the backup that was restored.
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Final
 
 from noa.errors import ConflictError, IntegrityError, NoaError
-from noa_registry.artifacts import ArtifactStore, UnitKey
+from noa_registry.artifacts import OWNER_MARK, ArtifactStore, UnitKey
 from noa_registry.database import Database
 from noa_registry.identity import find_registry_id
 from noa_registry.records import last_entry
@@ -38,12 +39,25 @@ def find_store_problems(database: Database, store: ArtifactStore) -> list[NoaErr
     return problems
 
 
-def refuse_unknown(database: Database, store: ArtifactStore) -> None:
+def refuse_unknown(database: Database, store: ArtifactStore, *, moment: datetime, grace: timedelta) -> None:
     """Raise if units that no version names may be models that somebody needs.
 
     Raises:
-        ConflictError: the database is older than the store, so it does not know what it names.
+        ConflictError: the database is older than the store, so it does not know what it names; or it took the store
+            over less than `grace` ago, and that may have been a mistake; or the store is another registry's by now.
     """
+    store.ownership.refuse_foreign_now()
+    mark = store.ownership.mark()
+    if mark is not None and mark.adopted_at is not None and moment - mark.adopted_at < grace:
+        raise ConflictError(
+            "units that no version names are not removed: this registry took the store over lately",
+            where=store.ownership.marks.where(OWNER_MARK),
+            expected=f"that it did so at least {grace / timedelta(days=1):g} days ago (`retention.grace_days`)",
+            received=f"it did so at {mark.adopted_at.isoformat(timespec='seconds')}"
+            + (f"; before, the store was of registry {mark.before[-1]}" if mark.before else ""),
+            remedy="Wait. If it was a mistake, restore the database of that registry and let it have the store again: "
+            "noa models verify --adopt-store",
+        )
     for problem in _older_than_the_store(database, store):
         raise ConflictError(
             "units that no version names are not removed: the database is older than the store, or nobody can tell",

@@ -141,9 +141,20 @@ def test_a_lost_database_is_told_everywhere_and_costs_no_model(project: Path, ca
         assert len(as_json(capfd, "gc", "--apply")["unknown"]) == 3
     assert "seem to belong to another" in noa(capfd, "gc", "--unknown", "--apply", code=1) or is_marked
     assert before <= {path for path in artifacts.rglob("*") if path.is_file()}
-    noa(capfd, "models", "verify", "--adopt-store", code=1)
-    assert "noa gc --unknown --apply" in noa(capfd, "gc", "--unknown")
-    assert len(as_json(capfd, "gc", "--unknown", "--apply")["removed"]) == 3
+    mark = (artifacts / OWNER_MARK).read_bytes() if is_marked else b""
+    told = noa(capfd, "models", "verify", "--adopt-store", code=1)
+    assert "does not know 3 units of it: digits/" in told
+    assert "ends with row " in told
+    assert "nobody said yes" in told
+    if is_marked:
+        assert json.loads(mark)["registry"] in told
+        assert (artifacts / OWNER_MARK).read_bytes() == mark
+    noa(capfd, "models", "verify", "--adopt-store", "--yes", code=1)
+    assert "took the store over lately" in noa(capfd, "gc", "--unknown", "--apply", code=1)
+    assert before <= {path for path in artifacts.rglob("*") if path.is_file()}
+    at_once = ("-o", "retention.grace_days=0")
+    assert "noa gc --unknown --apply" in noa(capfd, "gc", "--unknown", *at_once)
+    assert len(as_json(capfd, "gc", "--unknown", "--apply", *at_once)["removed"]) == 3
     noa(capfd, "models", "verify")
     noa(capfd, "ledger", "verify")
 

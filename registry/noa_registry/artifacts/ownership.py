@@ -15,19 +15,37 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from datetime import datetime
+from typing import Final, cast
 
 from noa.errors import ConflictError, IntegrityError, StorageError
 from noa_registry.artifacts.marks import Marks
 from noa_registry.artifacts.store import Seals, UnitKey
 
 OWNER_MARK: Final = "_registry.json"
+_MOST_BEFORE: Final = 16
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 _REMEDY: Final = (
     "Give each project its own `registry.artifact_dir` or `registry.artifact_url`. If this place is the right one, its "
     "database was lost, emptied or replaced: restore a backup of it. If there is none, let the present database have "
     "the store: noa models verify --adopt-store"
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerMark:
+    """What the mark says: whose the store is, whose it was before (oldest first), and when it changed hands last."""
+
+    registry: str
+    before: tuple[str, ...] = ()
+    adopted_at: datetime | None = None
+
+    def to_bytes(self) -> bytes:
+        """Return one line of JSON."""
+        value: dict[str, object] = {"registry": self.registry}
+        if self.adopted_at is not None:
+            value |= {"before": list(self.before), "adopted_at": self.adopted_at.isoformat()}
+        return json.dumps(value).encode() + b"\n"
 
 
 @dataclass(slots=True)
@@ -39,8 +57,8 @@ class Ownership:
     units: Callable[[], Iterator[UnitKey]]
     _is_ours: bool = field(default=False, init=False)
 
-    def owner(self) -> str | None:
-        """Return the id of the registry whose store this is, None if nobody has written there since there are marks.
+    def mark(self) -> OwnerMark | None:
+        """Return what the store is marked with, None if nobody has written there since there are marks.
 
         Raises:
             IntegrityError: the mark was changed.
@@ -50,7 +68,7 @@ class Ownership:
         if data is None:
             return None
         try:
-            return _id_of(json.loads(data)["registry"])
+            return _read_mark(data)
         except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise IntegrityError(
                 "the mark that says whose store this is was changed",
@@ -69,9 +87,10 @@ class Ownership:
         """
         if self._is_ours:
             return True
-        owner = self.owner()
-        if owner is None:
+        mark = self.mark()
+        if mark is None:
             return False
+        owner = mark.registry
         mine = self.seals.registry_id()
         if owner != mine:
             raise ConflictError(
@@ -83,6 +102,15 @@ class Ownership:
             )
         self._is_ours = True
         return True
+
+    def refuse_foreign_now(self) -> None:
+        """Raise if the store is another registry's by now: it may have changed hands since it was looked at.
+
+        Raises:
+            ConflictError: the store belongs to another registry.
+        """
+        self._is_ours = False
+        self.refuse_foreign()
 
     def claim(self) -> None:
         """Make sure, before anything is written or removed, that the store is ours; mark it if nobody has.
@@ -104,7 +132,7 @@ class Ownership:
                 received=f"{unknown} of {len(units)} units that it does not name",
                 remedy=_REMEDY,
             )
-        self.marks.create(OWNER_MARK, self._ours())
+        self.marks.create(OWNER_MARK, OwnerMark(registry=self.seals.make_registry_id()).to_bytes())
         self.refuse_foreign()  # somebody else may have been faster
 
     def may_write(self) -> bool:
@@ -115,13 +143,29 @@ class Ownership:
             return False
         return True
 
-    def take_over(self) -> None:
-        """Mark the store as ours, whoever's it was."""
-        self.marks.replace(OWNER_MARK, self._ours())
+    def take_over(self, moment: datetime) -> None:
+        """Mark the store as ours, whoever's it was; the mark keeps whose."""
+        mine = self.seals.make_registry_id()
+        try:
+            old = self.mark()
+        except IntegrityError:  # written anew, unless something that is no file is in its place
+            old = None
+        before = () if old is None else (*old.before, *((old.registry,) if old.registry != mine else ()))
+        mark = OwnerMark(registry=mine, before=before[-_MOST_BEFORE:], adopted_at=moment)
+        self.marks.replace(OWNER_MARK, mark.to_bytes())
         self._is_ours = True
 
-    def _ours(self) -> bytes:
-        return json.dumps({"registry": self.seals.make_registry_id()}).encode() + b"\n"
+
+def _read_mark(data: bytes) -> OwnerMark:
+    value = cast("dict[str, object]", json.loads(data))
+    registry = _id_of(value["registry"])
+    if "adopted_at" not in value:
+        return OwnerMark(registry=registry)
+    adopted_at = datetime.fromisoformat(cast("str", value["adopted_at"]))
+    if adopted_at.tzinfo is None:
+        raise ValueError(adopted_at)
+    before = cast("list[object]", value["before"])
+    return OwnerMark(registry=registry, before=tuple(_id_of(one) for one in before), adopted_at=adopted_at)
 
 
 def _id_of(value: object) -> str:

@@ -82,12 +82,12 @@ class Collector:
 
         Raises:
             ConflictError: the store belongs to another registry, or units that no version names are to go and the
-                database is older than the store; nothing was removed.
+                store is newer than the database or was taken over lately; nothing was removed.
         """
         if plan.items:
             self.store.ownership.claim()
         if any(item.kind == "orphan" for item in plan.items):
-            refuse_unknown(self.database, self.store)
+            refuse_unknown(self.database, self.store, moment=self.clock(), grace=plan.grace)
         for item in plan.items:
             self.tell(item)
             if item.kind != "attachment":  # all of them in one transaction, below
