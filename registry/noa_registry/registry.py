@@ -63,7 +63,7 @@ from noa_registry.seals import DatabaseSeals
 from noa_registry.search.pages import SearchPage, search
 from noa_registry.signing import Signatures, load_signatures
 from noa_registry.store_head import StoreHead
-from noa_registry.store_problems import find_store_problems
+from noa_registry.store_problems import find_lost_models, find_store_problems
 from noa_registry.store_transfer import StoreTransfer, adopt_store, look_at_store
 from noa_registry.time_problems import find_time_problems
 from noa_registry.versions import ModelSummary, ModelVersion, VersionDraft
@@ -339,6 +339,10 @@ class Registry:
         That is another registry's mark, a newer ledger than the database's, and units of no version.
         """
         return find_store_problems(self._database, self._artifacts)
+
+    def find_lost_models(self) -> NoaError | None:
+        """Return why this may be the wrong database for the store, if it shows no model at all."""
+        return find_lost_models(self._database, self._artifacts)
 
     def look_at_store(self) -> StoreTransfer:
         """Return whose the store is and what `adopt_store` would take over; changes nothing."""

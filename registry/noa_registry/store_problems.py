@@ -39,6 +39,27 @@ def find_store_problems(database: Database, store: ArtifactStore) -> list[NoaErr
     return problems
 
 
+def find_lost_models(database: Database, store: ArtifactStore) -> NoaError | None:
+    """Return why a database that shows no model may be the wrong one, None if its store is empty, too. Cheap."""
+    try:
+        store.ownership.refuse_foreign()
+        with database.read() as connection:
+            if named_uids(connection):
+                return None
+        found = next((key for key in store.units() if _is_free(store, key)), None)
+    except NoaError as exc:
+        return exc
+    if found is None:
+        return None
+    return IntegrityError(
+        f"the store holds versions of `{found.name}` that the database does not know: was it lost or emptied?",
+        where=store.ownership.marks.where(""),
+        expected="an empty store, as the database has no version",
+        received=f"at least the unit {found.name}/{found.uid}",
+        remedy="Restore the newest backup of the database. See all of it with: noa models verify",
+    )
+
+
 def refuse_unknown(database: Database, store: ArtifactStore, *, moment: datetime, grace: timedelta) -> None:
     """Raise if units that no version names may be models that somebody needs.
 
