@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from noa.errors import IntegrityError, NotFoundError, StorageError
 from noa_registry.ledger import LedgerEntry
 
 _TAIL_BYTES = 4096
+_MOST_ROWS = 2**63 - 1
+_REGISTRY = re.compile(r"[0-9a-f]{32}")
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,18 +152,26 @@ def parse_head(line: bytes, where: str) -> LedgerHead:
     """
     try:
         value = cast("dict[str, object]", json.loads(line))
-        registry = value["registry"]
+        registry, sequence = value["registry"], value["sequence"]
+        if type(sequence) is not int or not 0 <= sequence <= _MOST_ROWS:
+            raise ValueError(sequence)
         return LedgerHead(
-            registry=None if registry is None else str(registry),
-            sequence=int(cast("int", value["sequence"])),
-            hash=str(value["hash"]),
+            registry=None if registry is None else _text(_REGISTRY, registry),
+            sequence=sequence,
+            hash=_text(_HASH, value["hash"]),
             created_at=datetime.fromisoformat(str(value["created_at"])),
         )
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as exc:
         raise IntegrityError(
             "a line of the anchor file is no anchor",
             where=where,
             expected="a JSON object with `registry`, `sequence`, `hash` and `created_at`",
-            received=repr(line[:80]),
+            received=ascii(line[:80]),
             file=where,
         ) from exc
+
+
+def _text(pattern: re.Pattern[str], value: object) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(value)
+    return value

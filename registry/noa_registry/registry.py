@@ -31,7 +31,6 @@ from noa_registry.database import Database, now
 from noa_registry.digest_prefix import DIGEST, find_version, is_bare
 from noa_registry.endpoints import Endpoints
 from noa_registry.events.log import DEFAULT_KEEP, EventLog
-from noa_registry.events.outbox import WHOLE_REGISTRY, append_event
 from noa_registry.evidence import Attachment, Evidence, refuse_reserved
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.file_repair import FileRepair, repair_files
@@ -64,7 +63,8 @@ from noa_registry.seals import DatabaseSeals
 from noa_registry.search.pages import SearchPage, search
 from noa_registry.signing import Signatures, load_signatures
 from noa_registry.store_head import StoreHead
-from noa_registry.store_problems import find_store_problems
+from noa_registry.store_problems import find_lost_models, find_store_problems
+from noa_registry.store_transfer import StoreTransfer, adopt_store, look_at_store
 from noa_registry.tables import models
 from noa_registry.time_problems import find_time_problems
 from noa_registry.versions import ModelSummary, ModelVersion, VersionDraft
@@ -341,13 +341,21 @@ class Registry:
         """
         return find_store_problems(self._database, self._artifacts)
 
-    def adopt_store(self, *, actor: str) -> None:
-        """Let this registry have the store, whoever's it was: what another one has there is never removed unasked."""
+    def find_lost_models(self) -> NoaError | None:
+        """Return why this may be the wrong database for the store, if it shows no model at all."""
+        return find_lost_models(self._database, self._artifacts)
+
+    def look_at_store(self) -> StoreTransfer:
+        """Return whose the store is and what `adopt_store` would take over; changes nothing."""
+        return look_at_store(self._database, self._artifacts)
+
+    def adopt_store(self, *, actor: str) -> StoreTransfer:
+        """Let this registry have the store, whoever's it was, and return what it was.
+
+        What another registry has there is never removed unasked, and not at all before the grace period is over.
+        """
         check_actor(actor)
-        self._artifacts.ownership.take_over()
-        StoreHead(self._database, self._artifacts.ownership).reset()
-        with self._database.write() as connection:
-            append_event(connection, "store.adopted", name=WHOLE_REGISTRY, payload={"actor": actor})
+        return adopt_store(self._database, self._artifacts, actor=actor, moment=now())
 
     def find_problems(self, version: ModelVersion, *, format: str | None = None) -> list[FileProblem]:  # our word
         """Do as `verify` does, and return what it found instead of raising."""

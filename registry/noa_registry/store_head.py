@@ -7,14 +7,14 @@ Who must be sure that nobody wrote a new ledger keeps anchors elsewhere (`ledger
 
 from __future__ import annotations
 
-from contextlib import suppress
+import logging
 from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import Connection, select
 
 from noa.digests import canonical_json
-from noa.errors import IntegrityError, NoaError
+from noa.errors import ConflictError, IntegrityError
 from noa_registry.artifacts.ownership import Ownership
 from noa_registry.database import Database
 from noa_registry.identity import find_registry_id
@@ -23,6 +23,7 @@ from noa_registry.records import last_entry, load_entry
 from noa_registry.tables import ledger
 
 LEDGER_MARK: Final = "_ledger.json"
+log = logging.getLogger("noa.registry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +34,47 @@ class StoreHead:
     ownership: Ownership
 
     def find(self) -> LedgerHead | None:
-        """Return the newest row that the store remembers, None if it remembers none that can be read.
+        """Return the newest row that the store remembers, None if it remembers none or what it says is no row.
 
         Raises:
+            IntegrityError: something else is in the place of the mark.
             StorageError: the store does not answer.
         """
-        data = self.ownership.marks.read(LEDGER_MARK)
+        data = self._read()
         try:
-            return None if not data or not data.strip() else parse_head(data, LEDGER_MARK)
+            return None if data is None else parse_head(data, LEDGER_MARK)
         except IntegrityError:
             return None
 
+    def require_readable(self) -> None:
+        """Raise if the store remembers something that nobody can read.
+
+        Raises:
+            ConflictError: what it remembers is no row of a ledger.
+        """
+        data = self._read()
+        try:
+            if data is not None:
+                parse_head(data, LEDGER_MARK)
+        except IntegrityError as exc:
+            raise ConflictError(
+                "nobody can tell whether the database is older than the store: the mark of the ledger was changed",
+                where=self.ownership.marks.where(LEDGER_MARK),
+                expected=exc.expected,
+                received=exc.received,
+                remedy="If the database is the newest, promote what is live again: that writes the mark anew",
+            ) from exc
+
+    def _read(self) -> bytes | None:
+        data = self.ownership.marks.read(LEDGER_MARK)
+        return data if data and data.strip() else None
+
     def keep(self, head: LedgerHead) -> None:
-        """Remember a row that was just written, unless the store knows a newer one or one that is missing here."""
-        with suppress(NoaError):
+        """Remember a row that was just written, unless the store knows a newer one or one that is missing here.
+
+        Raises nothing: the move is committed, whatever is wrong with the mark.
+        """
+        try:
             self.ownership.claim()
             kept = self.find()
             if kept is not None:
@@ -54,6 +82,8 @@ class StoreHead:
                     if kept.sequence >= head.sequence or not has_row(connection, kept):
                         return
             self._write(head)
+        except Exception as exc:  # noqa: BLE001  # who promoted must not be told that it failed
+            log.warning("the store does not remember row %d of the ledger: %s", head.sequence, exc)
 
     def reset(self) -> None:
         """Remember the present end of the ledger, whatever was remembered before."""

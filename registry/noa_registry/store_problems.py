@@ -7,10 +7,11 @@ newer one than the backup that was restored.
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Final
 
 from noa.errors import ConflictError, IntegrityError, NoaError
-from noa_registry.artifacts import ArtifactStore, UnitKey
+from noa_registry.artifacts import OWNER_MARK, ArtifactStore, UnitKey
 from noa_registry.database import Database
 from noa_registry.identity import find_registry_id
 from noa_registry.records import last_entry
@@ -38,6 +39,57 @@ def find_store_problems(database: Database, store: ArtifactStore) -> list[NoaErr
     return problems
 
 
+def find_lost_models(database: Database, store: ArtifactStore) -> NoaError | None:
+    """Return why a database that shows no model may be the wrong one, None if its store is empty, too. Cheap."""
+    try:
+        store.ownership.refuse_foreign()
+        with database.read() as connection:
+            if named_uids(connection):
+                return None
+        found = next((key for key in store.units() if _is_free(store, key)), None)
+    except NoaError as exc:
+        return exc
+    if found is None:
+        return None
+    return IntegrityError(
+        f"the store holds versions of `{found.name}` that the database does not know: was it lost or emptied?",
+        where=store.ownership.marks.where(""),
+        expected="an empty store, as the database has no version",
+        received=f"at least the unit {found.name}/{found.uid}",
+        remedy="Restore the newest backup of the database. See all of it with: noa models verify",
+    )
+
+
+def refuse_unknown(database: Database, store: ArtifactStore, *, moment: datetime, grace: timedelta) -> None:
+    """Raise if units that no version names may be models that somebody needs.
+
+    Raises:
+        ConflictError: the database is older than the store, so it does not know what it names; or it took the store
+            over less than `grace` ago, and that may have been a mistake; or the store is another registry's by now.
+    """
+    store.ownership.refuse_foreign_now()
+    mark = store.ownership.mark()
+    if mark is not None and mark.adopted_at is not None and moment - mark.adopted_at < grace:
+        raise ConflictError(
+            "units that no version names are not removed: this registry took the store over lately",
+            where=store.ownership.marks.where(OWNER_MARK),
+            expected=f"that it did so at least {grace / timedelta(days=1):g} days ago (`retention.grace_days`)",
+            received=f"it did so at {mark.adopted_at.isoformat(timespec='seconds')}"
+            + (f"; before, the store was of registry {mark.before[-1]}" if mark.before else ""),
+            remedy="Wait. If it was a mistake, restore the database of that registry and let it have the store again: "
+            "noa models verify --adopt-store",
+        )
+    for problem in _older_than_the_store(database, store):
+        raise ConflictError(
+            "units that no version names are not removed: the database is older than the store, or nobody can tell",
+            where=problem.where,
+            expected=problem.expected,
+            received=problem.received or problem.what,
+            remedy=problem.remedy,
+        ) from problem
+    StoreHead(database, store.ownership).require_readable()
+
+
 def find_unknown_units(database: Database, store: ArtifactStore) -> list[UnitKey]:
     """Return the units in place that no version names and that no writer is at."""
     units = list(store.units())
@@ -55,8 +107,10 @@ def find_unknown_units(database: Database, store: ArtifactStore) -> list[UnitKey
 
 
 def _older_than_the_store(database: Database, store: ArtifactStore) -> list[NoaError]:
-    head = StoreHead(database, store.ownership)
-    kept = head.find()
+    try:
+        kept = StoreHead(database, store.ownership).find()
+    except IntegrityError as exc:
+        return [exc]
     with database.read() as connection:
         if kept is None or kept.registry != find_registry_id(connection) or has_row(connection, kept):
             return []

@@ -118,6 +118,17 @@ def test_a_collection_shows_first_and_removes_only_when_told(project: Path, capf
     noa(capfd, "models", "verify")
 
 
+def test_an_empty_project_is_told_how_to_begin_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    (tmp_path / "noa.toml").write_text('[project]\nname = "new"\n')
+    monkeypatch.chdir(tmp_path)
+    assert run(["models", "list"]) == 0
+    told = capfd.readouterr().err
+    assert "No model is registered yet" in told
+    assert "store" not in told
+
+
 @pytest.mark.parametrize("is_marked", [True, False])
 def test_a_lost_database_is_told_everywhere_and_costs_no_model(project: Path, capfd: Capture, is_marked: bool) -> None:
     artifacts = project / ".noa" / "artifacts"
@@ -132,6 +143,12 @@ def test_a_lost_database_is_told_everywhere_and_costs_no_model(project: Path, ca
         told = noa(capfd, *command, code=1)
         assert "versions of `digits` that the database does not know" in told
         assert ("belong to another registry" in told) == is_marked
+    for arguments in ((), ("--json",)):
+        assert run(["models", "list", *arguments]) == 0
+        told = capfd.readouterr().err
+        assert ("belong to another registry" if is_marked else "versions of `digits` that the database") in told
+        assert "backup" in told
+        assert "No model is registered yet" not in told
     (found,) = (one for one in as_json(capfd, "doctor", code=1 if is_marked else 0) if one["name"] == "registry")
     assert (found["state"], "backup" in found["remedy"]) == ("problem" if is_marked else "warning", True)
     if is_marked:
@@ -141,9 +158,20 @@ def test_a_lost_database_is_told_everywhere_and_costs_no_model(project: Path, ca
         assert len(as_json(capfd, "gc", "--apply")["unknown"]) == 3
     assert "seem to belong to another" in noa(capfd, "gc", "--unknown", "--apply", code=1) or is_marked
     assert before <= {path for path in artifacts.rglob("*") if path.is_file()}
-    noa(capfd, "models", "verify", "--adopt-store", code=1)
-    assert "noa gc --unknown --apply" in noa(capfd, "gc", "--unknown")
-    assert len(as_json(capfd, "gc", "--unknown", "--apply")["removed"]) == 3
+    mark = (artifacts / OWNER_MARK).read_bytes() if is_marked else b""
+    told = noa(capfd, "models", "verify", "--adopt-store", code=1)
+    assert "does not know 3 units of it: digits/" in told
+    assert "ends with row " in told
+    assert "nobody said yes" in told
+    if is_marked:
+        assert json.loads(mark)["registry"] in told
+        assert (artifacts / OWNER_MARK).read_bytes() == mark
+    noa(capfd, "models", "verify", "--adopt-store", "--yes", code=1)
+    assert "took the store over lately" in noa(capfd, "gc", "--unknown", "--apply", code=1)
+    assert before <= {path for path in artifacts.rglob("*") if path.is_file()}
+    at_once = ("-o", "retention.grace_days=0")
+    assert "noa gc --unknown --apply" in noa(capfd, "gc", "--unknown", *at_once)
+    assert len(as_json(capfd, "gc", "--unknown", "--apply", *at_once)["removed"]) == 3
     noa(capfd, "models", "verify")
     noa(capfd, "ledger", "verify")
 

@@ -235,7 +235,7 @@ def head(sequence: int) -> LedgerHead:
     from datetime import UTC, datetime
 
     return LedgerHead(
-        registry="r", sequence=sequence, hash=f"sha256:{sequence}", created_at=datetime(2026, 1, 1, tzinfo=UTC)
+        registry="a" * 32, sequence=sequence, hash=f"sha256:{sequence:064}", created_at=datetime(2026, 1, 1, tzinfo=UTC)
     )
 
 
@@ -247,7 +247,7 @@ def test_an_anchor_file_takes_only_newer_heads(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.path.stat().st_mode) & 0o022 == 0
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[]", '{"sequence": 1}', '{"sequence": "x", "hash": "h"}'])
+@pytest.mark.parametrize("line", ["nonsense", "[]", "[" * 3000, '{"sequence": 1}', '{"sequence": "x", "hash": "h"}'])
 def test_a_line_that_is_no_anchor_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "anchors"
     path.write_bytes(canonical_json(head(1).to_dict()) + b"\n" + line.encode() + b"\n")

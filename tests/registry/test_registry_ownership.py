@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from noa.errors import ConflictError, IntegrityError, StorageError
 from noa.settings import RegistrySettings
 from noa_registry import ModelVersion, Registry
 from noa_registry.artifacts import open_artifacts
-from noa_registry.artifacts.ownership import FolderMarks
+from noa_registry.artifacts.marks import FolderMarks
 from noa_registry.artifacts.s3_client import S3Client
 from noa_registry.seals import DatabaseSeals
 from noa_registry.store_head import LEDGER_MARK
@@ -99,7 +100,7 @@ def test_a_registry_that_has_an_id_is_named_with_it(
 def test_a_store_of_another_registry_can_be_read(
     registry: Registry, settings: RegistrySettings, version: ModelVersion, stored: StoredFiles, formats: Any
 ) -> None:
-    stored.set_mark(json.dumps({"registry": "another"}).encode())
+    stored.set_mark(json.dumps({"registry": "a" * 32}).encode())
     with Registry.open(settings) as reader:
         assert reader.load("digits/1")
         reader.verify("digits", 1)
@@ -165,7 +166,9 @@ def test_a_store_changes_hands_when_somebody_says_so_and_keeps_what_is_in_it(
     settings: RegistrySettings, version: ModelVersion, other: Registry, stored: StoredFiles, formats: Any
 ) -> None:
     before = stored.all()
-    other.adopt_store(actor="bob")
+    lost = registry_of(stored)
+    seen = other.adopt_store(actor="bob")
+    assert (seen.owner, seen.is_ours, seen.head, len(seen.unknown)) == (lost, False, None, 1)
     other.register(formats.draft(), actor="bob")
     assert before <= stored.all()
     assert [problem.what[:10] for problem in other.find_store_problems()] == ["the store "]
@@ -173,11 +176,52 @@ def test_a_store_changes_hands_when_somebody_says_so_and_keeps_what_is_in_it(
     assert before <= stored.all()
     with Registry.open(settings) as loser, pytest.raises(ConflictError):
         loser.register(formats.draft(), actor="ada")
-    other.retention.apply(other.retention.plan_gc(orphan_age=NOW, unknown=True), actor="bob")
+    plan = other.retention.plan_gc(orphan_age=NOW, unknown=True, grace=NOW)
+    other.retention.apply(plan, actor="bob")
     assert not before & stored.all()
     assert other.find_store_problems() == []
     other.verify("digits", 1)
-    assert next(event.kind for event in other.events.read("test")) == "store.adopted"
+    event = next(iter(other.events.read("test")))
+    assert (event.kind, event.payload["before"], event.payload["unknown"]) == ("store.adopted", lost, 1)
+
+
+def registry_of(stored: StoredFiles) -> str:
+    return json.loads(stored.mark() or b"")["registry"]
+
+
+def test_who_took_the_wrong_store_removes_nothing_of_it_before_the_grace_period_is_over_and_can_give_it_back(
+    registry: Registry, settings: RegistrySettings, promoted: list[ModelVersion], other: Registry, stored: StoredFiles
+) -> None:
+    before, right = stored.all(), registry_of(stored)
+    units = len(list(other._artifacts.units()))
+    head = registry.ledger.entries(limit=1)[0]
+    seen = other.look_at_store()
+    assert seen.head is not None
+    assert (seen.owner, seen.head.hash, len(seen.unknown)) == (right, head.hash, units)
+    assert registry_of(stored) == right
+    other.adopt_store(actor="bob")
+    wrong = registry_of(stored)
+    assert json.loads(stored.mark() or b"")["before"] == [right]
+    with pytest.raises(ConflictError, match="took the store over lately") as caught:
+        other.retention.plan_gc(orphan_age=NOW, unknown=True)
+    assert right in str(caught.value.received)
+    hasty = other.retention.plan_gc(orphan_age=NOW, unknown=True, grace=NOW)
+    assert len(hasty.items) == units
+    with pytest.raises(ConflictError, match="took the store over lately"):
+        other.retention.apply(replace(hasty, grace=timedelta(days=7)), actor="bob")
+    later = replace(other.retention, clock=lambda: datetime.now(UTC) + timedelta(days=8))
+    assert len(later.plan_gc(unknown=True).items) == units
+    assert stored.all() == before
+    (event,) = [event for event in other.events.read("test") if event.kind == "store.adopted"]
+    assert event.payload["ledger"]["hash"] == head.hash
+    with Registry.open(settings) as owner:
+        assert owner.adopt_store(actor="ada").owner == wrong
+        assert owner.find_store_problems() == []
+        assert owner.promote("digits", 1, reason="r", actor="ada")
+    mark = json.loads(stored.mark() or b"")
+    assert (mark["registry"], mark["before"]) == (right, [right, wrong])
+    with pytest.raises(ConflictError, match="belong to another"):
+        other.retention.apply(hasty, actor="bob")
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
@@ -231,6 +275,44 @@ def test_moves_that_are_newer_than_a_restored_backup_are_reported_until_somebody
         assert registry.find_store_problems() == []
         kept = json.loads(stored.mark(LEDGER_MARK) or b"")
         assert kept["sequence"] == 5
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_models_of_a_newer_database_are_not_removed_as_unknown_until_somebody_takes_the_older_one_as_it_is(
+    settings: RegistrySettings, formats: Any, tmp_path: Path, stored: StoredFiles
+) -> None:
+    file = Path(settings.database_url.removeprefix("sqlite:///"))
+    with Registry.open(settings) as registry:
+        registry.register(formats.draft(), actor="ada")
+        registry.promote("digits", 1, reason="r", actor="ada")
+    shutil.copyfile(file, tmp_path / "backup.db")
+    with Registry.open(settings) as registry:
+        live = registry.register(formats.draft(), actor="ada")
+    with Registry.open(settings) as registry:
+        registry.promote("digits", 2, reason="r", actor="ada")
+    shutil.copyfile(file, tmp_path / "newest.db")
+    newest = stored.mark(LEDGER_MARK)
+    shutil.copyfile(tmp_path / "backup.db", file)
+    before = stored.all()
+    with Registry.open(settings) as registry:
+        with pytest.raises(ConflictError, match="the database is older than the store") as caught:
+            registry.retention.plan_gc(orphan_age=NOW, unknown=True)
+        assert "Restore the newest backup" in str(caught.value.remedy)
+        assert [item.kind for item in registry.retention.plan_gc(orphan_age=NOW).unknown] == ["orphan"]
+        stored.set_mark(None, LEDGER_MARK)
+        plan = registry.retention.plan_gc(orphan_age=NOW, unknown=True)
+        assert [item.key for item in plan.items] == [f"digits/{live.uid}"]
+        stored.set_mark(b"nonsense", LEDGER_MARK)
+        with pytest.raises(ConflictError, match="nobody can tell"):
+            registry.retention.apply(plan, actor="ada")
+        stored.set_mark(newest, LEDGER_MARK)
+        with pytest.raises(ConflictError, match="the database is older than the store"):
+            registry.retention.apply(plan, actor="ada")
+    assert before == stored.all()
+    shutil.copyfile(tmp_path / "newest.db", file)
+    with Registry.open(settings) as registry:
+        registry.verify("digits", 2)
+        assert registry.find_store_problems() == []
 
 
 def test_the_store_remembers_the_newest_move_and_hinders_none(
@@ -329,7 +411,7 @@ def test_a_mark_that_a_killed_process_left_empty_is_none(
 def test_a_mark_that_was_changed_is_reported_and_written_anew_on_demand(
     settings: RegistrySettings, version: ModelVersion, stored: StoredFiles, formats: Any
 ) -> None:
-    mark = stored.mark()
+    owner = registry_of(stored)
     stored.set_mark(b"[1]\n")
     with Registry.open(settings) as registry:
         with pytest.raises(IntegrityError, match="whose store this is was changed"):
@@ -337,7 +419,7 @@ def test_a_mark_that_was_changed_is_reported_and_written_anew_on_demand(
         assert len(registry.find_store_problems()) == 1
         registry.adopt_store(actor="ada")
         assert registry.find_store_problems() == []
-        assert stored.mark() == mark
+        assert registry_of(stored) == owner
         assert registry.register(formats.draft(), actor="ada").number == 2
 
 

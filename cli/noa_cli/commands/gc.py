@@ -66,6 +66,7 @@ def _collect(registry: Registry, settings: Settings, apply: bool, unknown: bool,
             orphan_age=timedelta(hours=retention.orphan_hours),
             cache_age=timedelta(days=retention.cache_days),
             unknown=unknown,
+            grace=timedelta(days=retention.grace_days),
         )
         tell.end(f"{len(plan.items)} found")
     if not as_json:

@@ -75,6 +75,9 @@ def list_models(
             models = registry.models()
             for problem in [model.problem for model in models if model.problem is not None]:
                 console.note(problem, "red")
+            lost = None if models else registry.find_lost_models()
+            if lost is not None:
+                console.note(str(lost), "red")
             if as_json:
                 rows = [
                     {"name": m.name, "versions": m.versions, "newest": m.newest, "aliases": dict(m.aliases)}
@@ -82,7 +85,7 @@ def list_models(
                 ]
                 console.print_json(rows)
                 return
-            if not models:
+            if not models and lost is None:
                 console.note("No model is registered yet; train one with `noa train RECIPE`.")
             aliases = {m.name: ", ".join(f"{alias} -> {number}" for alias, number in m.aliases.items()) for m in models}
             console.print_table(

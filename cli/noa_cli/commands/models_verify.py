@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +11,7 @@ import typer
 
 from noa_cli import _console as console
 from noa_cli._invocation import actor
-from noa_cli._options import JsonOption
+from noa_cli._options import JsonOption, YesOption
 from noa_cli._registry import open_registry
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from noa_registry import Discrepancy, FileRepair, Registry
 
 _MOST_LINES = 200
+_MOST_UNITS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ def verify(
             help="First let this project have the store of another registry; e.g. the database of it is lost for good.",
         ),
     ] = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Hash every sealed file again and compare; also records, evidence, the ledger, MLflow's rows and the store.
@@ -81,7 +84,7 @@ def verify(
     """
     with open_registry(about=[] if reference is None else [reference]) as registry:
         if adopt_store:
-            registry.adopt_store(actor=actor())
+            _adopt_store(registry, yes)
         repaired = [found.outcome() for found in map(_of_mirror, registry.repair_mirror())] if repair else []
         targets = _targets(registry, reference)
         problems: list[_Finding] = []
@@ -99,6 +102,32 @@ def verify(
     _print(len(targets), problems, repaired, as_json)
     if problems:
         raise typer.Exit(1)
+
+
+def _adopt_store(registry: Registry, yes: bool) -> None:
+    """Show whose the store is and what goes with it, and take it over if somebody says yes."""
+    from noa.errors import ConflictError
+
+    seen = registry.look_at_store()
+    whose = "this registry's" if seen.is_ours else "nobody's" if seen.owner is None else f"registry {seen.owner}'s"
+    console.note(f"The store at {seen.where} is {'marked with what cannot be read' if seen.problems else whose}.")
+    for problem in seen.problems:
+        console.note(problem, "red")
+    head = seen.head
+    if head is not None:
+        moment = head.created_at.isoformat(timespec="seconds")
+        console.note(f"The ledger that it remembers ends with row {head.sequence}, of {moment}: {head.hash}")
+    units = ", ".join(f"{key.name}/{key.uid}" for key in seen.unknown[:_MOST_UNITS])
+    more = f": {units}{', ...' if len(seen.unknown) > _MOST_UNITS else ''}" if units else ""
+    console.note(f"This database does not know {console.count(len(seen.unknown), 'unit')} of it{more}")
+    if not yes and not (sys.stdin.isatty() and typer.confirm("Let this registry have the store?", err=True)):
+        raise ConflictError(
+            "the store was not adopted: nobody said yes",
+            where=seen.where,
+            expected="`--yes`, or a yes at a terminal",
+            remedy="If the database of its registry is lost for good: noa models verify --adopt-store --yes",
+        )
+    registry.adopt_store(actor=actor())
 
 
 def _check_version(registry: Registry, target: ModelReference, repair: bool) -> tuple[list[_Finding], list[str]]:

@@ -31,7 +31,8 @@ from noa.errors import IntegrityError, InvalidInputError, NoaError
 from noa.references import check_name
 from noa_registry.artifacts.blobs import SHARED_FROM_BYTES, BlobFolder, file_identity, freed_bytes
 from noa_registry.artifacts.copying import copy_and_hash, is_copy_of, link_or_copy, make_folder, regular_files
-from noa_registry.artifacts.ownership import FolderMarks, Ownership
+from noa_registry.artifacts.marks import FolderMarks
+from noa_registry.artifacts.ownership import Ownership
 from noa_registry.artifacts.store import (
     RUNS_FOLDER,
     CachedUnit,

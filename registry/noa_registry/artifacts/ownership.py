@@ -11,26 +11,20 @@ mark is looked at once per open store, and not at all by those who only read.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from datetime import datetime
+from typing import Final, cast
 
-from noa.atomic_write import sync_folder, translate_disk_errors
 from noa.errors import ConflictError, IntegrityError, StorageError
-from noa_registry.artifacts.copying import make_folder
+from noa_registry.artifacts.marks import Marks
 from noa_registry.artifacts.store import Seals, UnitKey
 
-if TYPE_CHECKING:
-    from noa_registry.artifacts.s3_client import S3Client
-
 OWNER_MARK: Final = "_registry.json"
-_MAX_BYTES: Final = 4096
+_MOST_BEFORE: Final = 16
+_ID: Final = re.compile(r"[0-9a-f]{32}")
 _REMEDY: Final = (
     "Give each project its own `registry.artifact_dir` or `registry.artifact_url`. If this place is the right one, its "
     "database was lost, emptied or replaced: restore a backup of it. If there is none, let the present database have "
@@ -38,24 +32,20 @@ _REMEDY: Final = (
 )
 
 
-class Marks(Protocol):
-    """Small files at the root of a store."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerMark:
+    """What the mark says: whose the store is, whose it was before (oldest first), and when it changed hands last."""
 
-    def where(self, name: str) -> str:
-        """Return where a mark is, for people."""
-        ...
+    registry: str
+    before: tuple[str, ...] = ()
+    adopted_at: datetime | None = None
 
-    def read(self, name: str) -> bytes | None:
-        """Return a mark, None if there is none."""
-        ...
-
-    def create(self, name: str, data: bytes) -> None:
-        """Write a mark durably, unless there is one; of many who do this at once one succeeds."""
-        ...
-
-    def replace(self, name: str, data: bytes) -> None:
-        """Write a mark durably, whether there is one or not."""
-        ...
+    def to_bytes(self) -> bytes:
+        """Return one line of JSON."""
+        value: dict[str, object] = {"registry": self.registry}
+        if self.adopted_at is not None:
+            value |= {"before": list(self.before), "adopted_at": self.adopted_at.isoformat()}
+        return json.dumps(value).encode() + b"\n"
 
 
 @dataclass(slots=True)
@@ -67,8 +57,8 @@ class Ownership:
     units: Callable[[], Iterator[UnitKey]]
     _is_ours: bool = field(default=False, init=False)
 
-    def owner(self) -> str | None:
-        """Return the id of the registry whose store this is, None if nobody has written there since there are marks.
+    def mark(self) -> OwnerMark | None:
+        """Return what the store is marked with, None if nobody has written there since there are marks.
 
         Raises:
             IntegrityError: the mark was changed.
@@ -78,13 +68,13 @@ class Ownership:
         if data is None:
             return None
         try:
-            return str(json.loads(data)["registry"])
-        except (ValueError, KeyError, TypeError) as exc:
+            return _read_mark(data)
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise IntegrityError(
                 "the mark that says whose store this is was changed",
                 where=self.marks.where(OWNER_MARK),
-                expected='{"registry": ...}',
-                received=repr(data[:80]),
+                expected='{"registry": "<32 hexadecimal digits>"}',
+                received=ascii(data[:80]),
                 remedy="Put it back, or write it anew: noa models verify --adopt-store",
                 file=OWNER_MARK,
             ) from exc
@@ -97,9 +87,10 @@ class Ownership:
         """
         if self._is_ours:
             return True
-        owner = self.owner()
-        if owner is None:
+        mark = self.mark()
+        if mark is None:
             return False
+        owner = mark.registry
         mine = self.seals.registry_id()
         if owner != mine:
             raise ConflictError(
@@ -111,6 +102,15 @@ class Ownership:
             )
         self._is_ours = True
         return True
+
+    def refuse_foreign_now(self) -> None:
+        """Raise if the store is another registry's by now: it may have changed hands since it was looked at.
+
+        Raises:
+            ConflictError: the store belongs to another registry.
+        """
+        self._is_ours = False
+        self.refuse_foreign()
 
     def claim(self) -> None:
         """Make sure, before anything is written or removed, that the store is ours; mark it if nobody has.
@@ -132,7 +132,7 @@ class Ownership:
                 received=f"{unknown} of {len(units)} units that it does not name",
                 remedy=_REMEDY,
             )
-        self.marks.create(OWNER_MARK, self._ours())
+        self.marks.create(OWNER_MARK, OwnerMark(registry=self.seals.make_registry_id()).to_bytes())
         self.refuse_foreign()  # somebody else may have been faster
 
     def may_write(self) -> bool:
@@ -143,100 +143,35 @@ class Ownership:
             return False
         return True
 
-    def take_over(self) -> None:
-        """Mark the store as ours, whoever's it was."""
-        self.marks.replace(OWNER_MARK, self._ours())
+    def take_over(self, moment: datetime) -> None:
+        """Mark the store as ours, whoever's it was; the mark keeps whose."""
+        mine = self.seals.make_registry_id()
+        try:
+            old = self.mark()
+        except IntegrityError:  # written anew, unless something that is no file is in its place
+            old = None
+        before = () if old is None else (*old.before, *((old.registry,) if old.registry != mine else ()))
+        mark = OwnerMark(registry=mine, before=before[-_MOST_BEFORE:], adopted_at=moment)
+        self.marks.replace(OWNER_MARK, mark.to_bytes())
         self._is_ours = True
 
-    def _ours(self) -> bytes:
-        return json.dumps({"registry": self.seals.make_registry_id()}).encode() + b"\n"
+
+def _read_mark(data: bytes) -> OwnerMark:
+    value = cast("dict[str, object]", json.loads(data))
+    registry = _id_of(value["registry"])
+    if "adopted_at" not in value:
+        return OwnerMark(registry=registry)
+    adopted_at = datetime.fromisoformat(cast("str", value["adopted_at"]))
+    if adopted_at.tzinfo is None:
+        raise ValueError(adopted_at)
+    before = cast("list[object]", value["before"])
+    return OwnerMark(registry=registry, before=tuple(_id_of(one) for one in before), adopted_at=adopted_at)
 
 
-@dataclass(frozen=True, slots=True)
-class FolderMarks:
-    """The marks of a store in a folder. Written in place, under a lock: who is killed leaves an empty one, or none."""
-
-    root: Path
-
-    def where(self, name: str) -> str:
-        """Return the path."""
-        return str(self.root / name)
-
-    def read(self, name: str) -> bytes | None:
-        """Return a mark's first line."""
-        path = self.root / name
-        with translate_disk_errors(path):
-            try:
-                data = path.read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-        return _first_line(data) or None
-
-    def create(self, name: str, data: bytes) -> None:
-        """Write a mark unless there is one."""
-        with self._locked(name) as handle:
-            if not _first_line(os.pread(handle, _MAX_BYTES, 0)):
-                self._write(handle, data)
-
-    def replace(self, name: str, data: bytes) -> None:
-        """Write a mark."""
-        with self._locked(name) as handle:
-            self._write(handle, data)
-
-    def _write(self, handle: int, data: bytes) -> None:
-        if os.pwrite(handle, data, 0) < len(data):
-            os.ftruncate(handle, 0)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.ftruncate(handle, len(data))
-        os.fsync(handle)
-        sync_folder(self.root)
-
-    @contextmanager
-    def _locked(self, name: str) -> Generator[int, None, None]:
-        make_folder(self.root)
-        path = self.root / name
-        with translate_disk_errors(path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX)  # released when the handle is closed
-                yield handle
-            finally:
-                os.close(handle)
-
-
-@dataclass(frozen=True, slots=True)
-class S3Marks:
-    """The marks of a store in S3, below `prefix`, which is empty or ends with a slash."""
-
-    client: S3Client
-    prefix: str
-
-    def where(self, name: str) -> str:
-        """Return the URL."""
-        return self.client.url(self.prefix + name)
-
-    def read(self, name: str) -> bytes | None:
-        """Return a mark."""
-        from noa_registry.artifacts.s3_errors import is_missing
-
-        try:
-            return self.client.read_bytes(self.prefix + name)
-        except StorageError as exc:
-            if is_missing(exc):
-                return None
-            raise
-
-    def create(self, name: str, data: bytes) -> None:
-        """Write a mark unless there is one: S3 decides."""
-        self.client.put_bytes_if_absent(self.prefix + name, data)
-
-    def replace(self, name: str, data: bytes) -> None:
-        """Write a mark."""
-        self.client.put_bytes(self.prefix + name, data)
-
-
-def _first_line(data: bytes) -> bytes:
-    return data.split(b"\n", 1)[0].strip(b"\0")  # a machine that failed in the middle may leave zeros
+def _id_of(value: object) -> str:
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise ValueError(value)
+    return value
 
 
 def _text_of(registry: str | None) -> str:

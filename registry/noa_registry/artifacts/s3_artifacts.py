@@ -32,7 +32,8 @@ from noa.digests import FileDigest, FileProblem, Manifest
 from noa.errors import IntegrityError, NoaError, StorageError
 from noa.references import check_name
 from noa_registry.artifacts.copying import file_digest, regular_files
-from noa_registry.artifacts.ownership import Ownership, S3Marks
+from noa_registry.artifacts.marks import S3Marks
+from noa_registry.artifacts.ownership import Ownership
 from noa_registry.artifacts.s3_client import S3Client, StoredObject
 from noa_registry.artifacts.s3_errors import is_missing
 from noa_registry.artifacts.store import (

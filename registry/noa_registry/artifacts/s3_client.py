@@ -103,10 +103,10 @@ class S3Client:
         with translate_s3_errors(self.url(key)):
             self._client.copy_object(Bucket=self.bucket, Key=target, CopySource={"Bucket": self.bucket, "Key": key})
 
-    def read_bytes(self, key: str) -> bytes:
-        """Return a small object."""
+    def read_bytes(self, key: str, *, most: int | None = None) -> bytes:
+        """Return a small object, or its first `most` bytes."""
         with translate_s3_errors(self.url(key)):
-            return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+            return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read(most)
 
     def exists(self, key: str) -> bool:
         """Tell whether there is an object."""

@@ -34,6 +34,7 @@ from noa_registry.retention.plan import (
 from noa_registry.retention.reach import find_holds
 from noa_registry.retention.trash import find_trashed, trash_time
 from noa_registry.seals import named_uids
+from noa_registry.store_problems import refuse_unknown
 from noa_registry.tables import attachments, replicas, trash
 from noa_registry.triggers import lifted_removal
 
@@ -80,10 +81,13 @@ class Collector:
         """Remove what the plan names and what is still not needed.
 
         Raises:
-            ConflictError: the store belongs to another registry; nothing was removed.
+            ConflictError: the store belongs to another registry, or units that no version names are to go and the
+                store is newer than the database or was taken over lately; nothing was removed.
         """
         if plan.items:
             self.store.ownership.claim()
+        if any(item.kind == "orphan" for item in plan.items):
+            refuse_unknown(self.database, self.store, moment=self.clock(), grace=plan.grace)
         for item in plan.items:
             self.tell(item)
             if item.kind != "attachment":  # all of them in one transaction, below

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Final
 
 from noa.references import check_name
 from noa_registry.approvals.desk import ApprovalDesk
@@ -18,6 +17,7 @@ from noa_registry.records import require_version
 from noa_registry.retention.collect import Collector, GcReport
 from noa_registry.retention.plan import (
     CACHE_AGE,
+    GRACE,
     ORPHAN_AGE,
     GcItem,
     GcPlan,
@@ -30,9 +30,9 @@ from noa_registry.retention.plan import (
 from noa_registry.retention.policy import Proposal, RetentionPolicy, propose
 from noa_registry.retention.reach import Hold, find_holds
 from noa_registry.retention.trash import TrashedVersion, load_trash, move_to_trash, take_from_trash
+from noa_registry.store_problems import refuse_unknown
 from noa_registry.words import check_actor, check_reason
 
-GRACE: Final = timedelta(days=7)
 _NO_ENDPOINTS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -127,18 +127,22 @@ class Retention:
         orphan_age: timedelta = ORPHAN_AGE,
         cache_age: timedelta = CACHE_AGE,
         unknown: bool = False,
+        grace: timedelta = GRACE,
     ) -> GcPlan:
         """Return what a collection would remove, why, and how many bytes that gives back; removes nothing.
 
         `orphan_age`: how old a unit that no version names must be. `cache_age`: how long a local copy was not used.
         `unknown`: such units go too. Otherwise they stay: where the database was lost or an older one restored, they
-        are the models.
+        are the models. `grace`: how long ago this registry must have taken the store over, if it did, for them to go.
 
         Raises:
-            ConflictError: the store belongs to another registry.
+            ConflictError: the store belongs to another registry; or they should go, and the store is newer than the
+                database or was taken over lately.
         """
         self.store.ownership.refuse_foreign()
         moment = self.clock()
+        if unknown:
+            refuse_unknown(self.database, self.store, moment=moment, grace=grace)
         with self.database.snapshot() as connection:
             items, kept = plan_versions(connection, self.store, moment, approvals=self.approvals, endpoints=endpoints)
             items += plan_files(self.store, moment, cache_age=cache_age)
@@ -153,6 +157,7 @@ class Retention:
             unknown=() if unknown else orphans,
             orphan_age=orphan_age,
             cache_age=cache_age,
+            grace=grace,
         )
 
     def apply(

@@ -27,6 +27,7 @@ GcKind: TypeAlias = Literal["version", "leftover", "orphan", "attachment", "cach
 ORPHAN_AGE: Final = timedelta(hours=24)
 """Younger folders are left alone: a writer whose clock or disk is slow may still be at it."""
 CACHE_AGE: Final = timedelta(days=30)
+GRACE: Final = timedelta(days=7)
 LEASE_AGE: Final = timedelta(days=1)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _PAGE = 5000
@@ -63,6 +64,7 @@ class GcPlan:
     unknown: tuple[GcItem, ...] = ()
     orphan_age: timedelta = ORPHAN_AGE
     cache_age: timedelta = CACHE_AGE
+    grace: timedelta = GRACE
 
     @property
     def size_bytes(self) -> int:
