@@ -227,7 +227,9 @@ class Promoter:
     def _require_ours(self) -> None:
         """Refuse, before anything is judged, an anchor that cannot be written, and a store that is not ours."""
         if self.store_head is not None:
-            with suppress(StorageError):  # what it holds is verified by itself
+            with suppress(
+                StorageError, IntegrityError
+            ):  # the mark is a help; what the store holds is verified by itself
                 self.store_head.ownership.refuse_foreign()
         if self.anchor is not None:
             self.anchor.require_writable()
