@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from sqlalchemy import Connection
 
@@ -608,9 +608,9 @@ class Registry:
 
 
 def _parsed(connection: Connection, reference: str | ModelReference) -> ModelReference:
-    if not isinstance(reference, str):
+    if isinstance(reference, ModelReference):
         return reference
-    if not reference.lower().startswith(DIGEST):
+    if not isinstance(cast("object", reference), str) or not reference.lower().startswith(DIGEST):
         return parse_reference(reference)
     name, number = find_version(connection, reference)
     return ModelReference(name=name, number=number)
