@@ -1,4 +1,4 @@
-"""Database URLs as people may see them: without the password.
+"""URLs of databases and of web servers as people may see them: without what is secret in them.
 
 Works on the text alone, so that also a URL that nothing can parse is safe to show in an error.
 """
@@ -20,6 +20,20 @@ def mask_password(url: str) -> str:
     if separator and at and colon and password:
         url = f"{scheme}{separator}{user}:{MASK}@{place}"
     return _SECRET_OPTIONS.sub(rf"\g<1>{MASK}", url)
+
+
+def mask_web_address(url: str) -> str:
+    """Return the address of a web server without what may be a secret in it: user, path, query and fragment.
+
+    Webhooks of many services carry their token in one of them.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return MASK if url else url
+    place = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+    account, at, host = place.rpartition("@")
+    shown = f"{scheme}{separator}{f'{MASK}@' if at and account else ''}{host}"
+    return shown if rest in (place, f"{place}/") else f"{shown}/{MASK}"
 
 
 def has_password(url: str) -> bool:

@@ -34,6 +34,7 @@ def parse_reference(text: str) -> ModelReference:
     Raises:
         InvalidInputError: the text is none of them.
     """
+    _check_text(text, field="reference", expected="`name@alias` or `name/number`")
     name, mark, rest = text.partition("@")
     if mark:
         return ModelReference(name=check_name(name), alias=check_alias(rest))
@@ -53,6 +54,7 @@ def check_name(name: str) -> str:
     Raises:
         InvalidInputError: it has other characters, or is too long. Names become folders and URLs.
     """
+    _check_text(name, field="name", expected="a text")
     if not _NAME.fullmatch(name):
         raise InvalidInputError(
             f"`{name}` cannot be a name",
@@ -81,6 +83,7 @@ def check_alias(alias: str) -> str:
     Raises:
         InvalidInputError: it has other characters, is too long, or reads like a version number (`v3`, `latest`).
     """
+    _check_text(alias, field="alias", expected="a text")
     if not _ALIAS.fullmatch(alias) or re.fullmatch(r"v\d+", alias) or alias == "latest":
         raise InvalidInputError(
             f"`{alias}` cannot be an alias",
@@ -88,3 +91,10 @@ def check_alias(alias: str) -> str:
             received=repr(alias),
         )
     return alias
+
+
+def _check_text(value: object, *, field: str, expected: str) -> None:
+    if not isinstance(value, str):
+        raise InvalidInputError(
+            f"the {field} is no text", expected=expected, received=type(value).__name__, field=field
+        )

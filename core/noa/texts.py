@@ -50,7 +50,7 @@ def check_text(
 
 
 def check_texts_in(value: object, *, field: str) -> None:
-    """Check every text within a JSON value, keys included; what is no text is no matter.
+    """Check every text within a JSON value, keys included, which are texts or numbers; other values are no matter.
 
     Raises:
         InvalidInputError: as `check_text`; names the place.
@@ -59,7 +59,7 @@ def check_texts_in(value: object, *, field: str) -> None:
         check_text(value, field=field, controls=ALL_BUT_NUL)
     elif isinstance(value, Mapping):
         for key, entry in cast("Mapping[object, object]", value).items():
-            if isinstance(key, str):
+            if not isinstance(key, int | float):  # a number becomes a text in JSON
                 check_text(key, field=f"name in {field}", controls=ALL_BUT_NUL)
             check_texts_in(entry, field=f"{field} `{key}`")
     elif isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from sqlalchemy import Connection, select
 
@@ -622,8 +622,10 @@ class Registry:
 
 
 def _parsed(connection: Connection, reference: str | ModelReference) -> ModelReference:
-    if not isinstance(reference, str):
+    if isinstance(reference, ModelReference):
         return reference
+    if not isinstance(cast("object", reference), str):
+        return parse_reference(reference)  # which says what it is
     is_digest = reference.lower().startswith(DIGEST) or (is_bare(reference) and not _has_model(connection, reference))
     if not is_digest:
         return parse_reference(reference)

@@ -42,6 +42,7 @@ def check_draft_texts(draft: VersionDraft) -> None:
     _check_length("description", draft.description, _MOST_DESCRIPTION)
     check_text(draft.description, field="description", controls=ALL_BUT_NUL)
     for key in draft.tags:
+        check_text(key, field="name of a tag", controls=ALL_BUT_NUL)
         _check_length("name of a tag", key, _MOST_KEY)
 
 

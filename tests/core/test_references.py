@@ -35,6 +35,14 @@ def test_everything_else_is_refused_with_what_is_expected(text: str) -> None:
     assert caught.value.expected
 
 
+@pytest.mark.parametrize("value", [b"digits", None, 3, ["digits"]])
+def test_what_is_no_text_is_refused_by_field(value: object) -> None:
+    for read, field in ((parse_reference, "reference"), (check_name, "name"), (check_alias, "alias")):
+        with pytest.raises(InvalidInputError, match=f"the {field} is no text") as caught:
+            read(value)  # pyright: ignore[reportArgumentType]  # the point of the test
+        assert caught.value.facts["field"] == field
+
+
 @given(st.text(max_size=20))
 def test_any_text_is_read_or_refused_never_anything_else(text: str) -> None:
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from noa.database_urls import MASK
+from noa.database_urls import MASK, mask_web_address
 from noa.errors import NotFoundError, SettingsError
 from noa.settings import Settings, explain, is_loopback, json_schema, list_values, load_settings
 from noa.settings.models import ServingSettings
@@ -165,6 +166,76 @@ def test_secrets_are_masked_wherever_settings_are_shown(project: Write) -> None:
     assert loaded.settings.serving.api_keys[0].get_secret_value() == secret
     assert secret not in repr(loaded.settings)
     assert secret not in json.dumps([str(value) for value in list_values(loaded)])
+
+
+def test_of_a_webhooks_address_only_the_place_is_shown(project: Write) -> None:
+    text = (
+        '[webhooks.ci]\nurl = "https://ci.example.com:8443/services/T0/path-token?token=query-token"\n'
+        'secret = "correct-horse-battery"\n[registry]\nartifact_url = "s3://bucket/prefix"\n'
+    )
+    loaded = load_settings(project(text))
+    assert loaded.settings.webhooks["ci"].url.endswith("?token=query-token")
+    shown = {value.key: value.value for value in list_values(loaded)}
+    assert shown["webhooks.ci.url"] == f"https://ci.example.com:8443/{MASK}"
+    assert shown["registry.artifact_url"] == "s3://bucket/prefix"
+    for everything in (repr(loaded.settings), str(shown)):
+        assert "path-token" not in everything
+        assert "query-token" not in everything
+    with pytest.raises(SettingsError) as caught:
+        load_settings(project(text.replace('url = "https', 'url = ["https').replace('query-token"', 'query-token"]')))
+    assert "query-token" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://h", "https://h"),
+        ("https://h:1/", "https://h:1"),
+        ("https://h?t=1", f"https://h/{MASK}"),
+        ("https://user:pass@h/a", f"https://{MASK}@h/{MASK}"),
+        ("no address", MASK),
+        ("", ""),
+    ],
+)
+def test_web_addresses_are_shown_without_what_may_be_secret(url: str, shown: str) -> None:
+    assert mask_web_address(url) == shown
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_bytes(b'\xef\xbb\xbf[project]\nname = "marked"\n')
+    loaded = load_settings(tmp_path)
+    assert loaded.settings.project.name == "marked"
+    assert loaded.origins["project.name"].endswith(":2:1")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"[retention]\ngrace_days = {'9' * 10_000}\n", "malformed TOML"),
+        (f"[{'.'.join(['a'] * 20_000)}]\n", "nested too deeply"),
+        (f"x = {'[' * 500}{']' * 500}\n", "nested too deeply"),
+        (f"x = {'[' * 100_000}\n", "nested too deeply"),
+        (f"#{'x' * (1 << 20)}\n", "at most 1048576 bytes"),
+    ],
+)
+def test_files_that_would_exhaust_something_are_refused_in_words(project: Write, text: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        load_settings(project(text))
+
+
+@pytest.mark.parametrize("pair", [f"{'a.' * 20_000}a=1", f"a={'[' * 100_000}", f"a={'[' * 500}{']' * 500}"])
+def test_an_override_that_is_nested_too_deeply_is_refused_in_words(tmp_path: Path, pair: str) -> None:
+    with pytest.raises(SettingsError, match="nested too deeply") as caught:
+        load_settings(tmp_path, overrides=[pair])
+    assert len(str(caught.value)) < 500
+
+
+def test_a_large_file_of_many_keys_is_read_in_seconds(project: Write) -> None:
+    text = "".join(f"[gates.m{index}]\nmin_metrics = {{ accuracy = 0.5 }}\n" for index in range(15_000))
+    begun = time.perf_counter()
+    loaded = load_settings(project(text))
+    assert time.perf_counter() - begun < 30
+    assert loaded.origins["gates.m7.min_metrics.accuracy"].endswith(":16:17")
 
 
 def test_a_secret_that_is_not_set_is_shown_as_not_set(project: Write) -> None:

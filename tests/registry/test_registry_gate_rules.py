@@ -261,9 +261,8 @@ def test_metrics_that_the_predictions_do_not_give_are_refused_by_every_rule(poli
     holder = candidate(*measured(logits_that_are_right(TARGETS, TARGETS >= 0), TARGETS), reference="digits/1")
     boast = replace(GOOD[0], values={**GOOD[0].values, "metrics": {"accuracy": 0.9999}})
     for facts in ((*GOOD, boast), (boast, GOOD[1])):
-        refused = judge(candidate(*facts), policy, holder).refusals
-        assert [entry.rule for entry in refused] == ["recomputed.accuracy"]
-        assert "0.9 from its predictions" in refused[0].received
+        refused = {entry.rule: entry for entry in judge(candidate(*facts), policy, holder).refusals}
+        assert "0.9 from its predictions" in refused["recomputed.accuracy"].received
     honest = judge(candidate(*GOOD), policy, holder).refusals
     assert "recomputed.accuracy" not in [entry.rule for entry in honest]
     elsewhere = measured(logits_that_are_right(TARGETS, RIGHT), TARGETS, dataset="sha256:other")
@@ -275,7 +274,8 @@ def test_metrics_that_the_predictions_do_not_give_are_refused_by_every_rule(poli
 def test_a_holder_that_was_made_worse_by_hand_is_no_way_around_the_gate() -> None:
     better = measured(logits_that_are_right(TARGETS, TARGETS >= 0), TARGETS)
     slighted = replace(better[0], values={**better[0].values, "metrics": {"accuracy": 0.1}})
-    (refused,) = judge(candidate(*GOOD), COMPARED, candidate(*better, slighted, reference="digits/1")).refusals
+    refused, regression = judge(candidate(*GOOD), COMPARED, candidate(*better, slighted, reference="digits/1")).refusals
+    assert "has 1, the largest of 2 measurements" in regression.expected
     assert refused.rule == "recomputed.accuracy"
     assert "`digits/1`" in refused.expected
 
@@ -285,7 +285,8 @@ def test_metrics_of_slices_are_computed_anew_too() -> None:
     boast = replace(GOOD[0], values={**GOOD[0].values, "slices": slices})
     policy = GateSettings(slices={"class=0": {"accuracy": 0.99}})
     refused = judge(candidate(*GOOD, boast), policy).refusals
-    assert [entry.rule for entry in refused] == ["recomputed.class=0.accuracy"]
+    assert [entry.rule for entry in refused] == ["slices.class=0.accuracy", "recomputed.class=0.accuracy"]
+    assert "the smallest of 2 measurements" in refused[0].received
 
 
 def test_a_metric_that_no_predictions_give_is_believed() -> None:

@@ -111,7 +111,7 @@ def test_the_metrics_of_onnx_are_preferred_to_those_of_the_native_format() -> No
     assert not judge(candidate(equivalence(), metrics(accuracy=0.5), native), policy).passed
 
 
-def test_the_newest_metrics_count() -> None:
+def test_a_model_that_is_measured_again_and_is_worse_is_worse() -> None:
     policy = GateSettings(min_metrics={"accuracy": 0.9})
     assert not judge(candidate(equivalence(), metrics(accuracy=0.95), metrics(accuracy=0.5)), policy).passed
 

@@ -302,7 +302,7 @@ def test_drafts_are_frozen(formats: Any) -> None:
         draft.name = "other"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("side", ["inputs", "outputs", "dtype", "rank", "no graph"])
+@pytest.mark.parametrize("side", ["inputs", "outputs", "dtype", "rank", "no graph", "free", "fixed", "fixed output"])
 def test_a_format_whose_own_tensors_are_not_those_of_the_signature_is_refused(
     registry: Registry, make_formats: Callable[[int], Any], side: str
 ) -> None:
@@ -317,6 +317,12 @@ def test_a_format_whose_own_tensors_are_not_those_of_the_signature_is_refused(
         model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
     elif side == "rank":
         model.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 1
+    elif side == "free":
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "n"
+    elif side == "fixed":
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    elif side == "fixed output":
+        model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2
     path.write_bytes(b"no graph" if side == "no graph" else model.SerializeToString())
 
     with pytest.raises(InvalidInputError, match=r"`model\.onnx`"):

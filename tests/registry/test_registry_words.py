@@ -38,6 +38,35 @@ def test_a_draft_with_a_text_that_cannot_be_kept_is_refused_by_field(
         registry.numbers("digits")
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tags": {b"\xff": "a"}}, "name of a tag is no text|name in tags is no text"),
+        ({"tags": {1: "a"}}, "name of a tag is no text"),
+        ({"params": {"a": {None: 1}}}, "name in params `a` is no text"),
+        ({"name": b"digits"}, "the name is no text"),
+    ],
+)
+def test_names_that_are_no_text_are_refused_by_field(
+    registry: Registry, formats: Any, change: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=told):
+        registry.register(formats.draft(**change), actor="ada")
+    with pytest.raises(NotFoundError):
+        registry.numbers("digits")
+
+
+def test_names_of_parameters_may_be_numbers(registry: Registry, formats: Any) -> None:
+    version = registry.register(formats.draft(params={"class_weight": {0: 1.0, 1: 5.0}}), actor="ada")
+    assert version.params["class_weight"] == {"0": 1.0, "1": 5.0}
+
+
+@pytest.mark.parametrize("reference", [b"digits", b"sha256:12345678", None, 3])
+def test_a_reference_that_is_no_text_is_refused(registry: Registry, reference: Any) -> None:
+    with pytest.raises(InvalidInputError, match="the reference is no text"):
+        registry.resolve(reference)
+
+
 def test_what_mlflow_has_no_room_for_is_refused(registry: Registry, formats: Any) -> None:
     for change, told in (
         ({"description": "x" * 5001}, "description is too long"),

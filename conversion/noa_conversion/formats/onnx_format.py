@@ -97,6 +97,9 @@ class OnnxAdapter:
     def check_signature(self, folder: Path, signature: Signature) -> None:
         """Compare what the graph says it takes and gives with a signature; reads no weights and runs nothing.
 
+        Stricter than `load`, which also reads what was sealed before: a size is free in both or in none. Only an input
+        may be held to a size that the graph leaves free.
+
         Raises:
             InvalidInputError: they differ, or there is no graph; `facts["field"]` names the tensor.
             DependencyMissingError: onnx or onnxruntime is not installed.
@@ -106,8 +109,9 @@ class OnnxAdapter:
 
         path = folder / MODEL_FILE
         found = read_interface(path)
-        _check_side(list(found.inputs), signature.inputs, path)
-        _check_side(list(found.outputs), signature.outputs, path)
+        for side, specs in ((found.inputs, signature.inputs), (found.outputs, signature.outputs)):
+            _check_side(list(side), specs, path)
+            _check_free(list(side), specs, path, is_output=side is found.outputs)
 
 
 ADAPTER = OnnxAdapter()
@@ -163,7 +167,7 @@ def _check_side(values: list[onnx.ValueInfoProto], specs: tuple[TensorSpec, ...]
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
         except (KeyError, ValueError):
             dtype = f"type {tensor.elem_type}"
-        sizes = tuple(dim.dim_value if dim.HasField("dim_value") else "?" for dim in tensor.shape.dim)
+        sizes = _sizes(tensor)
         fits = len(sizes) == len(spec.shape) or not tensor.HasField("shape")
         fits = fits and all(
             size == "?" or size == axis for size, axis in zip(sizes, spec.shape, strict=False) if isinstance(axis, int)
@@ -176,6 +180,34 @@ def _check_side(values: list[onnx.ValueInfoProto], specs: tuple[TensorSpec, ...]
                 received=f"{dtype}{sizes}",
                 field=spec.name,
             )
+
+
+def _check_free(
+    values: list[onnx.ValueInfoProto], specs: tuple[TensorSpec, ...], path: Path, *, is_output: bool
+) -> None:
+    """Refuse a free axis of a signature where the graph has a size; of an output also a size where the graph has none.
+
+    A caller who sends what the signature allows would be refused by the graph, or get what the signature excludes.
+    """
+    found = {value.name: value.type.tensor_type for value in values}
+    for spec in specs:
+        sizes = _sizes(found[spec.name])
+        for size, axis in zip(sizes, spec.shape, strict=False):  # a graph may leave out the whole shape
+            if isinstance(axis, str) != (size == "?") and (is_output or isinstance(axis, str)):
+                raise InvalidInputError(
+                    f"tensor `{spec.name}` of `{MODEL_FILE}` differs from its signature: "
+                    + ("a free axis has one size there" if isinstance(axis, str) else "a fixed size is free there"),
+                    where=str(path),
+                    expected=spec.describe(),
+                    received=str(sizes),
+                    remedy="Write into the signature what the graph says, or export the graph anew",
+                    field=spec.name,
+                )
+
+
+def _sizes(tensor: onnx.TypeProto.Tensor) -> tuple[int | str, ...]:
+    free = (not dim.HasField("dim_value") or dim.dim_value < 0 for dim in tensor.shape.dim)  # some write -1
+    return tuple("?" if is_free else dim.dim_value for is_free, dim in zip(free, tensor.shape.dim, strict=True))
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:

@@ -10,10 +10,10 @@ from typing import Annotated, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 
-from noa.database_urls import MASK, mask_password
+from noa.database_urls import MASK, mask_password, mask_web_address
 from noa.errors import NotFoundError
 from noa.settings._loader import LoadedSettings, model_at
-from noa.settings.models import Settings
+from noa.settings.models import Settings, WebhookSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +86,8 @@ def _walk(section: BaseModel, prefix: str) -> Iterator[tuple[str, object]]:
         elif isinstance(value, dict) and value and _has_sections(cast("dict[str, object]", value)):
             for key, inner in cast("dict[str, BaseModel]", value).items():
                 yield from _walk(inner, f"{prefix}{name}.{key}.")
+        elif isinstance(section, WebhookSettings) and name == "url":
+            yield f"{prefix}{name}", mask_web_address(cast("str", value))
         else:
             yield f"{prefix}{name}", _plain(value)
 
@@ -98,7 +100,7 @@ def _plain(value: object) -> object:
     if isinstance(value, SecretStr):
         return MASK if value.get_secret_value() else ""  # nothing is no secret
     if isinstance(value, str):
-        return mask_password(value)  # a URL may hold one
+        return _without_secrets(value)
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (list, tuple)):
@@ -106,6 +108,15 @@ def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in cast("dict[object, object]", value).items()}
     return value
+
+
+def _without_secrets(text: str) -> str:
+    """Return a text without what may be secret in it, if it is a URL: the password, and a web address's query."""
+    text = mask_password(text)
+    if not text.lower().startswith(("http://", "https://")):
+        return text
+    place, mark, _ = text.partition("?")
+    return f"{place}{mark}{MASK}" if mark else text
 
 
 def _origin(loaded: LoadedSettings, key: str) -> str:

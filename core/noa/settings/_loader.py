@@ -131,13 +131,16 @@ def _own_file() -> Path | None:
 def _lay(sources: Sequence[Source], *, project_file: Path | None, start: Path) -> LoadedSettings:
     table: Table = {}
     origins: dict[str, str] = {}
+    below: dict[str, set[str]] = {}  # the keys at and below each key
     for source in sources:
         table = merge(table, source.table)
         for key in leaves(source.table):
             dotted = ".".join(key)
-            for shadowed in [old for old in origins if old == dotted or old.startswith(f"{dotted}.")]:
-                del origins[shadowed]
+            for shadowed in below.pop(dotted, ()):
+                origins.pop(shadowed, None)
             origins[dotted] = _origin_of(source, key)
+            for end in (*(index for index, char in enumerate(dotted) if char == "."), len(dotted)):
+                below.setdefault(dotted[:end], set()).add(dotted)
     root = project_file.parent if project_file else start.absolute()
     try:
         settings = Settings.model_validate(table)
@@ -291,7 +294,8 @@ def _explain(error: ValidationError, sources: Sequence[Source]) -> SettingsError
     )
     message = re.sub(r"^Value error, ", "", first["msg"])
     received = first.get("input")
-    hides_input = "key" in dotted or "secret" in dotted or isinstance(received, dict) or first["type"] == "value_error"
+    hides_input = "key" in dotted or "secret" in dotted or wanted[:1] == ("webhooks",)
+    hides_input = hides_input or isinstance(received, dict) or first["type"] == "value_error"
     return SettingsError(
         f"setting `{dotted}` is not valid: {message}" if dotted else f"the settings are not valid: {message}",
         where=origin,

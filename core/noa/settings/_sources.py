@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 from noa.errors import SettingsError
 
 Table = dict[str, object]
 KeyPath = tuple[str, ...]
 ENV_PREFIX = "NOA__"
+MAX_FILE_BYTES: Final = 1 << 20
+MAX_DEPTH: Final = 32
+"""Of tables and lists within each other."""
+_SHOWN: Final = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +43,12 @@ def read_toml(path: Path) -> Source:
     """Read one TOML file.
 
     Raises:
-        SettingsError: not readable, or malformed; the message has line and column.
+        SettingsError: not readable, too large, or malformed; the message has line and column.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except FileNotFoundError as exc:
         raise SettingsError("no such settings file", where=str(path)) from exc
     except UnicodeDecodeError as exc:
@@ -48,10 +56,14 @@ def read_toml(path: Path) -> Source:
     except OSError as exc:
         reason = os.strerror(exc.errno or 0).lower()
         raise SettingsError(f"cannot read the settings: {reason}", where=str(path)) from exc
+    if len(data) > MAX_FILE_BYTES:
+        raise SettingsError(
+            "a settings file is too large", where=str(path), expected=f"at most {MAX_FILE_BYTES} bytes", received="more"
+        )
     try:
-        return Source(origin=str(path), table=tomllib.loads(text), text=text)
+        table = tomllib.loads(text)
     except RecursionError as exc:
-        raise SettingsError("the settings are nested too deeply", where=str(path)) from exc
+        raise _too_deep(str(path)) from exc
     except tomllib.TOMLDecodeError as exc:
         message = str(exc)
         position = re.search(r"\(at line (\d+), column (\d+)\)", message)
@@ -59,6 +71,14 @@ def read_toml(path: Path) -> Source:
         what = re.sub(r"\s*\(at .*\)$", "", message)
         place = f"line {position[1]}, column {position[2]}" if position else "the end of the file"
         raise SettingsError(f"malformed TOML at {place}: {what}", where=where, remedy="Correct the file") from exc
+    except ValueError as exc:  # Python reads no whole number of thousands of digits
+        raise SettingsError(
+            "malformed TOML: a value cannot be held, such as a number of thousands of digits",
+            where=str(path),
+            remedy="Correct the file",
+        ) from exc
+    _check_depth(table, str(path))
+    return Source(origin=str(path), table=table, text=text)
 
 
 def read_environment(environ: Mapping[str, str]) -> Source:
@@ -67,7 +87,8 @@ def read_environment(environ: Mapping[str, str]) -> Source:
     for name in sorted(environ):
         if name.upper().startswith(ENV_PREFIX):
             path = [part.lower() for part in name[len(ENV_PREFIX) :].split("__")]
-            _insert(table, path, _parse_value(environ[name]), origin=f"environment variable {name}")
+            origin = f"environment variable {name}"
+            _insert(table, path, _parse_value(environ[name], origin=origin), origin=origin)
     return Source(origin="environment", table=table, is_file=False)
 
 
@@ -82,7 +103,7 @@ def read_overrides(pairs: Sequence[str]) -> Source:
         key, mark, value = pair.partition("=")
         if not mark or not key.strip():
             raise SettingsError("an override is not readable", where=f"-o {pair}", expected="-o section.key=value")
-        _insert(table, key.strip().split("."), _parse_value(value), origin=f"-o {pair}")
+        _insert(table, key.strip().split("."), _parse_value(value, origin=f"-o {pair}"), origin=f"-o {pair}")
     return Source(origin="-o", table=table, is_file=False)
 
 
@@ -120,6 +141,8 @@ def leaves(table: Table, prefix: KeyPath = ()) -> dict[KeyPath, object]:
 
 
 def _insert(table: Table, path: Sequence[str], value: object, *, origin: str) -> None:
+    if len(path) > MAX_DEPTH:
+        raise _too_deep(origin)
     here = table
     for part in path[:-1]:
         below = here.setdefault(part, {})
@@ -129,30 +152,80 @@ def _insert(table: Table, path: Sequence[str], value: object, *, origin: str) ->
     here[path[-1]] = value
 
 
-def _parse_value(text: str) -> object:
+def _parse_value(text: str, *, origin: str) -> object:
     try:
-        return cast("object", json.loads(text))
+        value = cast("object", json.loads(text))
+    except RecursionError as exc:
+        raise _too_deep(origin) from exc
     except ValueError:
         return text
+    _check_depth(value, origin)
+    return value
 
 
-def _find_place(text: str, dotted: str) -> tuple[int, int] | None:
-    """Find line and column of a dotted key: `[section]` headers give the prefix, `key =` pairs the rest."""
+def _check_depth(value: object, where: str) -> None:
+    """Refuse what is nested so deeply that reading on would end in Python's own limit."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            entry
+            for table in level
+            for entry in (
+                cast("Table", table).values()
+                if isinstance(table, dict)
+                else cast("list[object]", table)
+                if isinstance(table, list)
+                else ()
+            )
+        ]
+        if not level:
+            return
+    raise _too_deep(where)
+
+
+def _too_deep(where: str) -> SettingsError:
+    shown = where if len(where) <= _SHOWN else f"{where[:_SHOWN]}..."
+    return SettingsError("the settings are nested too deeply", where=shown, expected=f"at most {MAX_DEPTH} levels")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Places:
+    """Where keys stand in a text: the first line of each, and the last pair whose value may hold keys below."""
+
+    first: Mapping[str, tuple[int, int]]
+    pairs: Mapping[str, tuple[int, int, str]]
+
+
+@lru_cache(maxsize=8)
+def _places(text: str) -> _Places:
+    """Read a text once: `[section]` headers give the prefix, `key =` pairs the rest."""
     section = ""
-    best: tuple[int, int] | None = None
+    first: dict[str, tuple[int, int]] = {}
+    pairs: dict[str, tuple[int, int, str]] = {}
     for number, line in enumerate(text.splitlines(), start=1):
+        column = len(line) - len(line.lstrip()) + 1
         if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
             section = re.sub(r"[\"'\s]", "", header[1])
             key = section
         elif pair := re.match(r"\s*([A-Za-z0-9_\-.\"' ]+?)\s*=", line):
             key = re.sub(r"[\"'\s]", "", pair[1])
             key = f"{section}.{key}" if section else key
+            pairs[key] = number, column, line
         else:
             continue
-        column = len(line) - len(line.lstrip()) + 1
-        if key == dotted:
-            return number, column
-        if dotted.startswith(f"{key}.") and not line.lstrip().startswith("["):
-            inner = re.search(rf"[{{,]\s*([\"']?{re.escape(dotted[len(key) + 1 :])}[\"']?)\s*=", line)
-            best = number, inner.start(1) + 1 if inner else column
-    return best
+        first.setdefault(key, (number, column))
+    return _Places(first=first, pairs=pairs)
+
+
+def _find_place(text: str, dotted: str) -> tuple[int, int] | None:
+    """Find line and column of a dotted key, or of the pair whose value holds it."""
+    places = _places(text)
+    if dotted in places.first:
+        return places.first[dotted]
+    ends = [index for index, char in enumerate(dotted) if char == "."]
+    above = [(places.pairs[dotted[:end]], end) for end in ends if dotted[:end] in places.pairs]
+    if not above:
+        return None
+    (number, column, line), end = max(above)
+    inner = re.search(rf"[{{,]\s*([\"']?{re.escape(dotted[end + 1 :])}[\"']?)\s*=", line)
+    return number, inner.start(1) + 1 if inner else column

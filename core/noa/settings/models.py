@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from noa.database_urls import mask_password
+from noa.database_urls import mask_password, mask_web_address
 from noa.errors import InvalidInputError
 from noa.references import check_alias, check_name, parse_reference
 
@@ -531,6 +531,11 @@ class WebhookSettings(Section):
         default=None,
         description="PEM file of the authority that signed the receiver's certificate; none: the system's.",
     )
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, object]]:
+        """Show of the address no more than where it is."""
+        for key, value in super().__repr_args__():
+            yield key, mask_web_address(value) if key == "url" and isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _is_safe(self) -> Self:

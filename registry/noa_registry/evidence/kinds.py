@@ -29,7 +29,7 @@ from noa_registry.evidence.facts import (
     attachment_digests,
     plain_json,
 )
-from noa_registry.evidence.metrics import MetricsEvidence
+from noa_registry.evidence.metrics import MetricsEvidence, check_possible
 from noa_registry.evidence.performance import LatencyEvidence, SizeEvidence
 from noa_registry.evidence.predictions import PredictionsEvidence
 from noa_registry.evidence.scan import ScanEvidence
@@ -52,7 +52,7 @@ _PARSERS: Final = MappingProxyType[str, Callable[[Evidence], object]](
         COMPATIBILITY: CompatibilityEvidence.from_evidence,
         EQUIVALENCE: check_equivalence,
         LATENCY: LatencyEvidence.from_evidence,
-        METRICS: MetricsEvidence.from_evidence,
+        METRICS: lambda fact: check_possible(MetricsEvidence.from_evidence(fact)),
         PREDICTIONS: PredictionsEvidence.from_evidence,
         SCAN: ScanEvidence.from_evidence,
         SIZE: SizeEvidence.from_evidence,

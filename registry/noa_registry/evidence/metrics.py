@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from noa.errors import InvalidInputError
+from noa.metric_bounds import is_possible
 from noa_registry.evidence.facts import METRICS, Evidence, plain_json
 from noa_registry.evidence.reading import Reader
 
@@ -30,7 +32,12 @@ class MetricsEvidence:
     slices: Mapping[str, SliceMetrics] = field(default_factory=dict[str, SliceMetrics])
 
     def to_evidence(self) -> Evidence:
-        """Return it as a fact to attach."""
+        """Return it as a fact to attach.
+
+        Raises:
+            InvalidInputError: a metric cannot have such a value, as its name says.
+        """
+        check_possible(self)
         values: dict[str, object] = {
             "dataset_digest": self.dataset_digest,
             "split": self.split,
@@ -67,6 +74,21 @@ class MetricsEvidence:
                 for name, part in parts.items()
             },
         )
+
+
+def check_possible(measured: MetricsEvidence) -> None:
+    """Raise `InvalidInputError` if a metric has a value that none of its name can have, e.g. an accuracy of 3."""
+    parts = [("", measured.metrics), *((f" of slice `{name}`", part.metrics) for name, part in measured.slices.items())]
+    for where, metrics in parts:
+        for name, value in metrics.items():
+            if not is_possible(name, value):
+                raise InvalidInputError(
+                    f"`{name}`{where} cannot have this value",
+                    expected="a number from 0 to 1",
+                    received=f"{value:g}",
+                    remedy=f"Record it as a fraction, or under a name that says what it is, e.g. `{name}_percent`",
+                    field=name,
+                )
 
 
 def metrics_evidence(

@@ -78,6 +78,13 @@ class Candidate:
         """Return the newest test metrics of the sealed bytes, of `onnx` if it has any, else of the native format."""
         return self.on_test_rows(METRICS, dataset_digest)
 
+    def all_test_metrics(self, dataset_digest: str | None = None) -> tuple[Evidence, ...]:
+        """Return all facts that tell of the same bytes and rows as `test_metrics` does, oldest first."""
+        newest = self.test_metrics(dataset_digest)
+        if newest is None:
+            return ()
+        return tuple(fact for fact in self.evidence if _what(fact) == _what(newest))
+
     def on_all_rows(self) -> Candidate:
         """Return the version with all its measurements."""
         return replace(self, test_rows=())
@@ -111,3 +118,9 @@ class GateInput:
         """Return the same, of both versions only with what was measured on these test rows; on all if none is named."""
         holder = None if self.holder is None else replace(self.holder, test_rows=digests)
         return replace(self, candidate=replace(self.candidate, test_rows=digests), holder=holder)
+
+
+def _what(fact: Evidence) -> tuple[object, ...]:
+    """Return what a fact tells of: bytes and rows."""
+    values = fact.values
+    return fact.kind, fact.subject, fact.digest, values.get("split"), values.get("dataset_digest")

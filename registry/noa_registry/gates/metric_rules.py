@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from noa.errors import IntegrityError, InvalidInputError, NotFoundError
 from noa.metric_directions import known_direction
-from noa_registry.evidence.facts import Evidence
-from noa_registry.evidence.metrics import MetricsEvidence, SliceMetrics
 from noa_registry.gates.candidate import Candidate, GateInput
+from noa_registry.gates.recorded_metrics import ChosenValue, RecordedMetrics
 from noa_registry.gates.report import RuleVerdict
 
 if TYPE_CHECKING:
@@ -25,12 +24,14 @@ _MEASURE_BOTH = "`noa flows run` and `noa train --promote` measure both on the s
 
 def metric_verdicts(gate_input: GateInput, policy: GateSettings, work: GateWork) -> list[RuleVerdict]:
     """Return the verdicts of all rules about metrics."""
-    verdicts = _limit_verdicts(gate_input.candidate, policy) + _slice_verdicts(gate_input.candidate, policy)
-    verdicts += _contradictions(gate_input, policy, work)
-    for metric, allowed in sorted(policy.max_regression.items()):
-        verdicts.append(_regression(gate_input, policy, work, metric, allowed, None))
-    for name, metric, allowed in _by_slice(gate_input.candidate, policy.slice_regression):
-        verdicts.append(_regression(gate_input, policy, work, metric, allowed, name))
+    recorded = RecordedMetrics.of(gate_input.candidate)
+    verdicts = _limit_verdicts(recorded, policy) + _slice_verdicts(recorded, policy)
+    verdicts += _contradictions(gate_input, recorded, policy, work)
+    asked: list[tuple[str | None, str, float]] = [(None, *limit) for limit in sorted(policy.max_regression.items())]
+    asked += _by_slice(recorded, policy.slice_regression)
+    if asked:
+        before = _rivals_metrics(gate_input)
+        verdicts += [_regression(gate_input, policy, work, (recorded, before), *one) for one in asked]
     return verdicts
 
 
@@ -53,7 +54,9 @@ def is_lower_better(metric: str, policy: GateSettings | None = None) -> bool | N
         return None if known is None else known == "lower"
 
 
-def _contradictions(gate_input: GateInput, policy: GateSettings, work: GateWork) -> list[RuleVerdict]:
+def _contradictions(
+    gate_input: GateInput, recorded: RecordedMetrics, policy: GateSettings, work: GateWork
+) -> list[RuleVerdict]:
     """Refuse recorded values, of those that the policy judges, that are not what the predictions give.
 
     What is judged by a bootstrap is compared there. Nothing is said of values that do not contradict.
@@ -62,9 +65,9 @@ def _contradictions(gate_input: GateInput, policy: GateSettings, work: GateWork)
     compared: list[tuple[str, str | None]] = []
     if policy.confidence is None:
         compared += [(metric, None) for metric in policy.max_regression]
-        compared += [(metric, name) for name, metric, _ in _by_slice(candidate, policy.slice_regression)]
+        compared += [(metric, name) for name, metric, _ in _by_slice(recorded, policy.slice_regression)]
     limited: list[tuple[str, str | None]] = [(metric, None) for metric in (*policy.min_metrics, *policy.max_metrics)]
-    limited += [(metric, name) for name, metric, _ in _by_slice(candidate, policy.slices)]
+    limited += [(metric, name) for name, metric, _ in _by_slice(recorded, policy.slices)]
     asked = [(candidate, None, *one) for one in dict.fromkeys((*limited, *compared))]
     measured = candidate.test_metrics()
     if rival is not None and measured is not None:
@@ -91,37 +94,22 @@ def _contradiction(
     return None
 
 
-def _limit_verdicts(candidate: Candidate, policy: GateSettings) -> list[RuleVerdict]:
-    evidence = candidate.test_metrics()
-    measured, problem = _read(evidence)
-    values = {} if measured is None else measured.metrics
+def _limit_verdicts(recorded: RecordedMetrics, policy: GateSettings) -> list[RuleVerdict]:
     return [
-        _limit_verdict(f"{kind}.{metric}", metric, limit, values, problem, lower_is_better=kind == "max_metrics")
+        _limit_verdict(f"{kind}.{metric}", recorded, metric, None, limit, lower_is_better=kind == "max_metrics")
         for kind, limits in (("min_metrics", policy.min_metrics), ("max_metrics", policy.max_metrics))
         for metric, limit in sorted(limits.items())
     ]
 
 
-def _slice_verdicts(candidate: Candidate, policy: GateSettings) -> list[RuleVerdict]:
-    measured, problem = _read(candidate.test_metrics())
+def _slice_verdicts(recorded: RecordedMetrics, policy: GateSettings) -> list[RuleVerdict]:
     verdicts: list[RuleVerdict] = []
-    for name, metric, limit in _by_slice(candidate, policy.slices):
-        lower = is_lower_better(metric, policy)
+    for name, metric, limit in _by_slice(recorded, policy.slices):
+        rule, lower = f"slices.{name}.{metric}", is_lower_better(metric, policy)
         if lower is None:
-            verdicts.append(_unknown_direction(f"slices.{name}.{metric}", metric))
-            continue
-        part = None if measured is None else measured.slices.get(name)
-        verdicts.append(
-            _limit_verdict(
-                f"slices.{name}.{metric}",
-                metric,
-                limit,
-                {} if part is None else part.metrics,
-                _no_slice(measured, name) if part is None and problem is None else problem,
-                lower_is_better=lower,
-                rows=None if part is None else part.rows,
-            )
-        )
+            verdicts.append(_unknown_direction(rule, metric))
+        else:
+            verdicts.append(_limit_verdict(rule, recorded, metric, name, limit, lower_is_better=lower))
     return verdicts
 
 
@@ -137,39 +125,58 @@ def _unknown_direction(rule: str, metric: str) -> RuleVerdict:
 
 def _limit_verdict(
     rule: str,
+    recorded: RecordedMetrics,
     metric: str,
+    slice_name: str | None,
     limit: float,
-    values: Mapping[str, float],
-    problem: str | None,
     *,
     lower_is_better: bool,
-    rows: int | None = None,
 ) -> RuleVerdict:
-    value = values.get(metric)
-    passed = value is not None and math.isfinite(value) and (value <= limit if lower_is_better else value >= limit)
+    chosen = recorded.choose(metric, slice_name, largest=lower_is_better)
+    passed = False
+    if chosen is None:
+        received = recorded.describe_missing(metric, slice_name)
+    else:
+        value = chosen.value
+        passed = math.isfinite(value) and (value <= limit if lower_is_better else value >= limit)
+        received = _describe(value) + ("" if chosen.rows is None else f" on {chosen.rows} rows")
+        received += chosen.describe_others()
     return RuleVerdict(
         rule=rule,
         passed=passed,
         expected=f"{'at most' if lower_is_better else 'at least'} {limit:g} on the test split",
-        received=_describe(value, metric, values, problem) + ("" if rows is None else f" on {rows} rows"),
-        remedy=None if value is not None else f"Measure it: add `{metric}` to the recipe's `metrics` and train again",
+        received=received,
+        remedy=None if chosen is not None else f"Measure it: add `{metric}` to the recipe's `metrics` and train again",
+        measured={"measurements": chosen.to_list()} if chosen is not None and chosen.is_disputed else {},
     )
 
 
-def _by_slice(candidate: Candidate, table: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, float]]:
+def _by_slice(recorded: RecordedMetrics, table: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, float]]:
     """Return (slice, metric, limit) of a table, with `*` spelled out; it stays where nothing is known of slices."""
-    measured, _ = _read(candidate.test_metrics())
-    known = sorted(measured.slices) if measured is not None else []
     return [
         (chosen, metric, limit)
         for name, limits in sorted(table.items())
-        for chosen in ((known or [EVERY_SLICE]) if name == EVERY_SLICE else [name])
+        for chosen in ((recorded.slices or (EVERY_SLICE,)) if name == EVERY_SLICE else (name,))
         for metric, limit in sorted(limits.items())
     ]
 
 
+def _rivals_metrics(gate_input: GateInput) -> RecordedMetrics:
+    """Return what is recorded of the present holder on the rows by which the version is judged."""
+    rival, newest = gate_input.rival, gate_input.candidate.test_metrics()
+    if rival is None or newest is None:
+        return RecordedMetrics(reference="" if rival is None else rival.reference)
+    return RecordedMetrics.of(rival, str(newest.values.get("dataset_digest")))
+
+
 def _regression(
-    gate_input: GateInput, policy: GateSettings, work: GateWork, metric: str, allowed: float, slice_name: str | None
+    gate_input: GateInput,
+    policy: GateSettings,
+    work: GateWork,
+    recorded: tuple[RecordedMetrics, RecordedMetrics],
+    slice_name: str | None,
+    metric: str,
+    allowed: float,
 ) -> RuleVerdict:
     rule = f"max_regression.{metric}" if slice_name is None else f"slice_regression.{slice_name}.{metric}"
     rival = gate_input.rival
@@ -180,12 +187,17 @@ def _regression(
     lower = is_lower_better(metric, policy)
     if lower is None:
         return _unknown_direction(rule, metric)
-    judge: Callable[..., RuleVerdict] = _by_values if policy.confidence is None else _by_bootstrap
     try:
         dataset = _common_dataset(gate_input.candidate, rival, metric)
         if policy.confidence is None:
-            return judge(rule, gate_input.candidate, rival, dataset, metric, allowed, slice_name, lower)
-        return judge(rule, gate_input.candidate, rival, dataset, metric, allowed, slice_name, lower, policy, work)
+            return _by_values(rule, recorded, dataset, metric, allowed, slice_name, lower)
+        found = _by_bootstrap(
+            rule, gate_input.candidate, rival, dataset, metric, allowed, slice_name, lower, policy, work
+        )
+        if found.passed and any(_is_disputed(side, metric, slice_name) for side in recorded):
+            by_values = _by_values(rule, recorded, dataset, metric, allowed, slice_name, lower)
+            return found if by_values.passed else by_values
+        return found
     except (InvalidInputError, NotFoundError, IntegrityError) as exc:
         return RuleVerdict(
             rule=rule,
@@ -194,6 +206,12 @@ def _regression(
             received=exc.received or exc.what,
             remedy=exc.remedy,
         )
+
+
+def _is_disputed(side: RecordedMetrics, metric: str, slice_name: str | None) -> bool:
+    """Tell whether several measurements of the same bytes say different things; the interval is of the newest alone."""
+    chosen = side.choose(metric, slice_name, largest=True)
+    return chosen is not None and chosen.is_disputed
 
 
 def _common_dataset(candidate: Candidate, rival: Candidate, metric: str) -> str:
@@ -221,8 +239,7 @@ def _common_dataset(candidate: Candidate, rival: Candidate, metric: str) -> str:
 
 def _by_values(
     rule: str,
-    candidate: Candidate,
-    rival: Candidate,
+    recorded: tuple[RecordedMetrics, RecordedMetrics],
     dataset: str,
     metric: str,
     allowed: float,
@@ -230,16 +247,27 @@ def _by_values(
     lower: bool,
 ) -> RuleVerdict:
     """Judge by the measured values. Limits are decimal numbers and compared as such: 0.94 is 0.95 - 0.01."""
-    new = _value(candidate, candidate.test_metrics(dataset), metric, slice_name)
-    old = _value(rival, rival.test_metrics(dataset), metric, slice_name)
+    mine, theirs = recorded
+    worst = _chosen(mine, metric, slice_name, largest=lower)
+    best = _chosen(theirs, metric, slice_name, largest=not lower)
+    new, old = worst.value, best.value
     limit = _exact(old) + _exact(allowed) if lower else _exact(old) - _exact(allowed)
+    measured: dict[str, object] = {
+        "holder": old,
+        "challenger": new,
+        "difference": new - old,
+        "dataset_digest": dataset,
+    }
+    for name, chosen in (("holder_measurements", best), ("challenger_measurements", worst)):
+        if chosen.is_disputed:
+            measured[name] = chosen.to_list()
     return RuleVerdict(
         rule=rule,
         passed=_exact(new) <= limit if lower else _exact(new) >= limit,
         expected=f"{'at most' if lower else 'at least'} {limit:g} "
-        f"(`{rival.reference}` has {old:g}, {allowed:g} worse is allowed)",
-        received=f"{new:g}",
-        measured={"holder": old, "challenger": new, "difference": new - old, "dataset_digest": dataset},
+        f"(`{theirs.reference}` has {old:g}{best.describe_others()}, {allowed:g} worse is allowed)",
+        received=f"{new:g}{worst.describe_others()}",
+        measured=measured,
     )
 
 
@@ -275,45 +303,25 @@ def _describe_difference(found: PairedDifference) -> str:
     )
 
 
-def _value(candidate: Candidate, evidence: Evidence | None, metric: str, slice_name: str | None) -> float:
+def _chosen(recorded: RecordedMetrics, metric: str, slice_name: str | None, *, largest: bool) -> ChosenValue:
     """Return a finite metric.
 
     Raises:
         InvalidInputError: it was not measured, or is not finite.
     """
-    measured, problem = _read(evidence)
-    part: MetricsEvidence | SliceMetrics | None = measured
-    where = f"`{metric}` of `{candidate.reference}` on the test split"
-    if slice_name is not None:
-        part = None if measured is None else measured.slices.get(slice_name)
-        problem = _no_slice(measured, slice_name) if part is None and problem is None else problem
-        where += f", slice `{slice_name}`"
-    values = {} if part is None else part.metrics
-    value = values.get(metric)
-    if value is None or not math.isfinite(value):
-        raise InvalidInputError("not measured", expected=where, received=_describe(value, metric, values, problem))
-    return value
+    chosen = recorded.choose(metric, slice_name, largest=largest)
+    if chosen is None or not math.isfinite(chosen.value):
+        where = f"`{metric}` of `{recorded.reference}` on the test split"
+        raise InvalidInputError(
+            "not measured",
+            expected=where if slice_name is None else f"{where}, slice `{slice_name}`",
+            received=recorded.describe_missing(metric, slice_name) if chosen is None else _describe(chosen.value),
+        )
+    return chosen
 
 
-def _read(evidence: Evidence | None) -> tuple[MetricsEvidence | None, str | None]:
-    """Return what a fact measured, or why there is nothing to judge by."""
-    if evidence is None:
-        return None, "no test metrics of these bytes"
-    try:
-        return MetricsEvidence.from_evidence(evidence), None
-    except InvalidInputError as exc:
-        return None, str(exc)
-
-
-def _no_slice(measured: MetricsEvidence | None, name: str) -> str:
-    known = [] if measured is None else sorted(measured.slices)
-    return f"no slice `{name}`; there are " + (", ".join(f"`{entry}`" for entry in known) or "none")
-
-
-def _describe(value: float | None, metric: str, values: Mapping[str, float], problem: str | None) -> str:
-    if value is not None:
-        return f"{value:g}" if math.isfinite(value) else f"{value}, which is no measurement"
-    return problem or f"no `{metric}`; there are " + ", ".join(f"`{name}`" for name in sorted(values))
+def _describe(value: float) -> str:
+    return f"{value:g}" if math.isfinite(value) else f"{value}, which is no measurement"
 
 
 def _exact(value: float) -> Decimal:

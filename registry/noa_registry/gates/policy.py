@@ -26,8 +26,9 @@ from typing import Final, cast
 
 from noa.errors import InvalidInputError, NoaError
 from noa_registry.evidence.facts import Evidence
-from noa_registry.evidence.metrics import MetricsEvidence
 from noa_registry.gates.candidate import Candidate, GateInput
+from noa_registry.gates.metric_rules import is_lower_better
+from noa_registry.gates.recorded_metrics import RecordedMetrics
 from noa_registry.gates.report import RuleVerdict
 
 PROJECT_FILE: Final = "noa.toml"
@@ -41,8 +42,9 @@ _one_at_a_time = threading.RLock()  # the import path belongs to the whole proce
 class PolicyView:
     """What a project's function sees: copies, so that it can look at everything and change nothing.
 
-    `metrics` are those by which the gate judges: on the test split, of the served format. The holder's parts are empty
-    where nobody, or the version itself, holds the alias.
+    `metrics` are those by which the gate judges: on the test split, of the served format; of several measurements the
+    worst of the version and the best of the holder. The holder's parts are empty where nobody, or the version itself,
+    holds the alias.
     """
 
     reference: str
@@ -76,19 +78,29 @@ def _view(gate_input: GateInput) -> PolicyView:
     return PolicyView(
         reference=candidate.reference,
         alias=gate_input.alias,
-        metrics=_metrics(candidate),
+        metrics=_metrics(gate_input, candidate),
         evidence=_copies(candidate),
         holder=None if rival is None else rival.reference,
-        holder_metrics=MappingProxyType({}) if rival is None else _metrics(rival),
+        holder_metrics=MappingProxyType({}) if rival is None else _metrics(gate_input, rival),
         holder_evidence=() if rival is None else _copies(rival),
     )
 
 
-def _metrics(candidate: Candidate) -> Mapping[str, float]:
-    evidence = candidate.test_metrics()
-    if evidence is None:
-        return MappingProxyType({})
-    return MappingProxyType(dict(MetricsEvidence.from_evidence(evidence).metrics))
+def _metrics(gate_input: GateInput, side: Candidate) -> Mapping[str, float]:
+    """Return the values by which the gate judges: of several the worst of the version, the best of the holder.
+
+    Where nobody says which that is, the first measurement counts.
+    """
+    recorded, is_rival = RecordedMetrics.of(side), side is not gate_input.candidate
+    if recorded.problem is not None and side.test_metrics() is not None:
+        raise InvalidInputError(recorded.problem)
+    values: dict[str, float] = {}
+    for metric in recorded.names():
+        lower = is_lower_better(metric, gate_input.policy)
+        chosen = recorded.choose(metric, largest=lower is (not is_rival))
+        if chosen is not None:
+            values[metric] = chosen.among[0].value if lower is None else chosen.value
+    return MappingProxyType(values)
 
 
 def _copies(candidate: Candidate) -> tuple[Evidence, ...]:
