@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from noa_cli import _console as console
 from noa_cli._converted import Converted, check_output, keep_folder
-from noa_cli._equivalence_report import problem_of
+from noa_cli._equivalence_report import problem_of, refuse_vacuous
 from noa_cli._named_values import read_given_inputs
 from noa_cli._quiet_stdout import stdout_to_stderr
 
@@ -55,6 +55,7 @@ def convert_file(
         folder = scratch / to
         chain, report = _convert(source, to, folder, inputs, settings, is_new=library is not None)
         if report is not None and not report.passed:
+            refuse_vacuous(report, inputs)
             raise _different(source, to, report)
         evidence = proof if report is None else {**report.to_dict(), **({"library": proof} if proof else {})}
         digest = build_manifest(folder).digest

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from noa_cli import _console as console
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from noa_conversion.comparison import OutputDifference
     from noa_conversion.equivalence import EquivalenceReport
 
@@ -30,6 +32,25 @@ def print_report(report: EquivalenceReport) -> None:
         console.print_line("equal: both compute the same within the tolerance", "green")
     else:
         console.print_line(f"different: {problem_of(report)}", "red")
+
+
+def refuse_vacuous(report: EquivalenceReport, inputs: Path | None) -> None:
+    """Raise where no number of an output was compared, and name the file of the inputs.
+
+    Raises:
+        InvalidInputError: nothing was compared.
+    """
+    if not report.is_vacuous:
+        return
+    from noa.errors import InvalidInputError
+
+    raise InvalidInputError(
+        report.problem or "nothing was compared",
+        where=None if inputs is None else str(inputs),
+        expected="inputs for which every output holds a finite number",
+        received=report.inputs,
+        remedy="Give other inputs with `--input FILE`",
+    )
 
 
 def problem_of(report: EquivalenceReport) -> str:

@@ -11,7 +11,7 @@ A format of reduced precision states a tolerance of its own instead (`optimise/p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,6 +56,8 @@ class OutputDifference:
     native_not_finite: int = 0
     """How many elements of the native output are NaN or infinite."""
     other_not_finite: int = 0
+    compared: int = 0
+    """How many elements are numbers on both sides: what is left proves nothing."""
 
     def to_dict(self) -> dict[str, object]:
         """Return JSON values; what is not finite becomes text."""
@@ -72,6 +74,7 @@ class OutputDifference:
             "argmax_agreement": self.argmax_agreement,
             "native_not_finite": self.native_not_finite,
             "other_not_finite": self.other_not_finite,
+            "compared": self.compared,
             "absolute_tolerance": self.tolerance.absolute,
             "relative_tolerance": self.tolerance.relative,
             "tolerance_of_largest": self.tolerance.of_largest,
@@ -130,6 +133,17 @@ def compare_output(
     return _compare_values(spec, native, other, batch=batch, sizes=sizes or {}, tolerance=allowed)
 
 
+def find_vacuous(specs: Sequence[TensorSpec], differences: Sequence[OutputDifference]) -> str | None:
+    """Return that an output had no number to compare in any run, or None. Empty by its signature, it has none ever."""
+    for spec in specs:
+        runs = [difference for difference in differences if difference.output == spec.name]
+        if 0 in spec.shape or not runs or any(run.compared for run in runs):
+            continue
+        found = "holds no number" if any(run.native_not_finite for run in runs) else "is empty"
+        return f"nothing was compared: output `{spec.name}` {found} in every run"
+    return None
+
+
 def finite_or_text(value: float) -> float | str:
     """Return a number that JSON can hold: NaN and infinities as text."""
     return value if np.isfinite(value) else str(value)
@@ -176,6 +190,7 @@ def _compare_values(
         tolerance=tolerance,
         native_not_finite=_count_not_finite(left) if is_float else 0,
         other_not_finite=_count_not_finite(right) if is_float else 0,
+        compared=int((np.isfinite(left) & np.isfinite(right)).sum()) if is_float else native.size,
     )
 
 

@@ -22,7 +22,7 @@ from noa.settings import ConversionSettings
 from noa.signatures import DType, Signature, TensorSpec
 from noa_conversion.batches import batch_axis, batch_sizes, sizes_of, take_batch
 from noa_conversion.bisection import FirstDifference, find_first_difference
-from noa_conversion.comparison import OutputDifference, Tolerance, compare_output, finite_or_text
+from noa_conversion.comparison import OutputDifference, Tolerance, compare_output, find_vacuous, finite_or_text
 from noa_conversion.generated_inputs import (
     InputRange,
     describe_ranges,
@@ -58,6 +58,8 @@ class EquivalenceReport:
     first_difference: FirstDifference | None = None
     worst_inputs: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     """The inputs of the run with the largest difference."""
+    is_vacuous: bool = False
+    """An output had no number to compare in any run: neither equal nor different."""
 
     def to_dict(self) -> dict[str, object]:
         """Return JSON values, without the arrays."""
@@ -98,7 +100,7 @@ def measure(
     problem = signature_problem(native.signature, other.signature)
     found = _Comparison(native, other, settings, allow)
     if problem is None:
-        problem = found.run(draws)
+        problem = found.run(draws) or found.vacuous
     first = None
     if found.differs_in_values:
         first = find_first_difference(
@@ -158,7 +160,7 @@ def compare_models(
             ranges = _read_ranges(source, target)
             said += "; " + "; ".join(f"`{k}` {v}" for k, v in describe_ranges(native.signature, ranges).items())
             draws = _generated_draws(native, {**(sizes or {}), **fixed}, ranges, seed)
-        problem = found.run(draws)
+        problem = found.run(draws) or found.vacuous
         if problem is None and found.passed:
             notes += found.special_values(seed)
     if batch_axis(native.signature) is None:
@@ -178,6 +180,7 @@ def compare_models(
         differences=tuple(found.differences),
         first_difference=first,
         worst_inputs=found.worst_inputs,
+        is_vacuous=problem is not None and problem == found.vacuous,
     )
 
 
@@ -209,6 +212,11 @@ class _Comparison:
     @property
     def differs_in_values(self) -> bool:
         return any(not difference.passed for difference in self.differences)
+
+    @property
+    def vacuous(self) -> str | None:
+        """Say which output had nothing to compare, where nothing else is wrong."""
+        return find_vacuous(self._native.signature.outputs, self.differences) if self.passed else None
 
     def run(self, draws: Iterator[dict[str, np.ndarray]]) -> str | None:
         """Compare on all draws; return a problem that ends the comparison."""

@@ -65,6 +65,23 @@ def test_different_files_end_with_one_and_name_the_node(here: Path, capsys: pyte
     assert answer["inputs"] == "given" and answer["first_difference"]["node"] == "linear"
 
 
+def test_inputs_that_compare_nothing_are_refused_by_their_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load(_kept_inputs()) as kept:
+        x = kept["x"]
+    for name, array in (("empty.npz", x[:0]), ("nan.npz", np.full_like(x, np.nan))):
+        np.savez(name, x=array)
+        for command in (["verify", "a.onnx", "a.onnx"], ["convert", "a.onnx", "--to", "onnx-bf16", "-o", "out"]):
+            assert run([*command, "--input", name]) == 1
+            text = capsys.readouterr().err
+            assert "nothing was compared: output `y`" in text and name in text
+    assert not Path("out").exists()
+
+
+def _kept_inputs() -> str:
+    assert run(["verify", "a.onnx", "b.onnx", "--keep", "some.npz"]) == 1
+    return "some.npz"
+
+
 def test_a_file_that_is_not_there_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", "a.onnx", "c.onnx"]) == 1
     assert "no such model" in capsys.readouterr().err

@@ -238,3 +238,19 @@ def test_jax_and_onnx_of_one_model_are_compared(zoo: Any) -> None:
     target = ModelFiles(format="onnx", folder=zoo.folder("jax", "image", "onnx"), label="onnx")
     report = compare_models(source, target, settings=SETTINGS)
     assert report.passed, report
+
+
+@pytest.mark.parametrize("x", [np.zeros((0, 4), np.float32), np.full((3, 4), np.nan, np.float32)])
+def test_where_no_number_was_compared_nothing_is_equal(x: np.ndarray, tmp_path: Path) -> None:
+    first = saved(tmp_path, "a", elementwise(["Neg"], ["batch", 4]))
+    report = compared(first, saved(tmp_path, "b", elementwise(["Abs"], ["batch", 4])), inputs={"x": x})
+    assert not report.passed and report.is_vacuous
+    assert report.problem is not None and report.problem.startswith("nothing was compared: output `y`")
+
+
+def test_one_number_among_others_is_compared(tmp_path: Path) -> None:
+    x = np.full((1, 4), np.nan, np.float32)
+    x[0, 2] = 1
+    first = saved(tmp_path, "a", elementwise(["Neg"], ["batch", 4]))
+    report = compared(first, first, inputs={"x": x})
+    assert report.passed and {difference.compared for difference in report.differences} == {1, 7}

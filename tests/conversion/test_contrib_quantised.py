@@ -62,6 +62,17 @@ def test_a_quantised_pool_with_channels_last(kind: str) -> None:
     check_against_onnxruntime(kind, inputs, attributes, atol=1)
 
 
+def test_a_quantised_mean_of_padding_beyond_the_edge_is_refused() -> None:
+    """onnxruntime's kernel divides windows that hang over the edge by another number than its `AveragePool` does."""
+    inputs = [*quantised(np.uint8, 1, 3, 6, 5), OUT_SCALE, zero(3, np.uint8)]
+    attributes = {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "strides": [2, 2], "ceil_mode": 1}
+    check_against_onnxruntime("QLinearAveragePool", inputs, attributes, atol=1)
+    attributes["count_include_pad"] = 1
+    model = one_node_model("QLinearAveragePool", inputs, attributes, 1, "com.microsoft")
+    with pytest.raises(ConversionError, match="`QLinearAveragePool` cannot be imported: with `ceil_mode`"):
+        compute(read_model(model.SerializeToString()), {f"x{index}": array for index, array in enumerate(inputs)})
+
+
 def test_quantised_softmax_before_opset_13_flattens() -> None:
     inputs = [*quantised(np.uint8, 2, 3, 4), np.asarray(1 / 256, np.float32), zero(0, np.uint8)]
     check_against_onnxruntime("QLinearSoftmax", inputs, {"axis": 1, "opset": 11}, atol=1)

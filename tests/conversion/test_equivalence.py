@@ -75,6 +75,14 @@ def test_tampered_weights_fail_and_name_the_worst_input(zoo: Any, tmp_path: Path
     assert float(str(evidence.values["max_abs_error"])) > 1e-2
 
 
+def test_samples_that_give_no_number_are_no_evidence(zoo: Any) -> None:
+    target = zoo.folder("torch", "image", "onnx")
+    samples = {name: np.full_like(x, np.nan) for name, x in zoo.draw_inputs(Signature.load(target), 3).items()}
+    evidence = _measure(zoo, "torch", "image", target, samples)
+    assert evidence.passed is False
+    assert "nothing was compared" in str(evidence.values["problem"])
+
+
 def test_nan_in_the_target_only_fails(zoo: Any, tmp_path: Path) -> None:
     folder = _edit(zoo, tmp_path, _poison)
     evidence = _measure(zoo, "torch", "rows", folder, zoo.draw_inputs(Signature.load(folder), 8))

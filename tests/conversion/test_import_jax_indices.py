@@ -158,3 +158,19 @@ def test_a_sequence_that_is_turned_beyond_its_end_is_marked() -> None:
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     turned = import_onnx_to_jax(data).run({"x": x, "n": np.asarray([2, 4])})["y"]
     np.testing.assert_array_equal(turned, [[1, 0, 2], [np.nan, 5, 4]])
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_zeros_of_both_signs_are_one_number_to_top_k(dtype: Any, largest: int) -> None:
+    """And its values keep their signs."""
+    number = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    x = np.asarray([[-0.0, 0.0, -0.0, 0.0, -1.0], [0.0, 1.0, -0.0, 1e-3, np.inf]], dtype)
+    node = helper.make_node("TopK", ["x", "k"], ["y", "at"], largest=largest)
+    outputs = [value("y", number, [2, 4]), value("at", INT64, [2, 4])]
+    data = model([node], [value("x", number, [2, 5])], outputs, {"k": np.asarray([4])}).SerializeToString()
+    expected, places = onnxruntime.InferenceSession(data).run(None, {"x": x})
+    given = import_onnx_to_jax(data).run({"x": x})
+    np.testing.assert_array_equal(given["at"], places)
+    np.testing.assert_array_equal(given["y"], expected)
+    np.testing.assert_array_equal(np.signbit(given["y"]), np.signbit(expected))

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from noa.errors import ConversionError
-from noa_conversion import import_onnx_to_torch
+from noa_conversion import import_onnx_to_jax, import_onnx_to_torch
 
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
@@ -271,3 +271,18 @@ def test_the_sign_of_no_number_is_no_number() -> None:
     data = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]).SerializeToString()
     given = import_onnx_to_torch(data).module(torch.tensor([float("nan"), -2.0, 0.0, 3.0]))
     np.testing.assert_array_equal(given.numpy(), [np.nan, -1.0, 0.0, 1.0])
+
+
+@pytest.mark.parametrize("coordinates", ["align_corners", "half_pixel", "asymmetric"])
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+@pytest.mark.parametrize("scale", [0.6, 0.7, 1.7])
+@pytest.mark.parametrize("target", ["torch", "jax"])
+def test_scales_without_a_whole_size_resize_as_onnxruntime_does(
+    target: str, scale: float, mode: str, coordinates: str
+) -> None:
+    inputs = {"x": draw(1, 2, 5, 10)}
+    weights = {"roi": np.zeros(0, np.float32), "scales": np.asarray([1, 1, scale, scale], np.float32)}
+    proto = one_node("Resize", inputs, weights=weights, mode=mode, coordinate_transformation_mode=coordinates)
+    (expected,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, inputs)
+    read = import_onnx_to_torch if target == "torch" else import_onnx_to_jax
+    np.testing.assert_allclose(read(proto.SerializeToString()).run(inputs)["y0"], expected, rtol=1e-3, atol=1e-4)

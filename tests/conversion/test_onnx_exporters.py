@@ -222,3 +222,26 @@ def test_integer_and_boolean_inputs_keep_their_width(tmp_path: Path) -> None:
 def _initialisers(folder: Path) -> dict[str, np.ndarray]:
     model = onnx.load(folder / "model.onnx")
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+class Rounded(torch.nn.Module):
+    """Divides whole numbers by a number and by a tensor, rounding in both ways."""
+
+    def forward(self, x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        parts = [torch.div(x, other, rounding_mode=mode) for other in (7, by) for mode in ("trunc", "floor")]
+        return torch.stack(parts, 1)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "int8"])
+def test_whole_numbers_are_divided_in_whole_numbers(dtype: Any, tmp_path: Path) -> None:
+    """Beyond 2**24 a float of 32 bits has not all of them."""
+    info = np.iinfo(dtype)
+    signature = Signature(
+        inputs=tuple(TensorSpec(name=name, dtype=dtype, shape=("batch", 5)) for name in ("x", "by")),
+        outputs=(TensorSpec(name="y", dtype=dtype, shape=("batch", 4, 5)),),
+    )
+    x = np.asarray([[info.max, info.min, info.max // 3, -7, 20]], dtype)
+    by = np.asarray([[7, -3, 3, 2, -6]], dtype)
+    convert(TorchModel(module=Rounded(), signature=signature), tmp_path / "onnx", settings=ConversionSettings())
+    given = load_format("onnx", tmp_path / "onnx").run({"x": x, "by": by})["y"]
+    np.testing.assert_array_equal(given, Rounded()(torch.from_numpy(x), torch.from_numpy(by)).numpy())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noa_cli import _console as console
-from noa_cli._equivalence_report import print_report
+from noa_cli._equivalence_report import print_report, refuse_vacuous
 from noa_cli._invocation import current
 from noa_cli._model_sources import open_models
 from noa_cli._named_values import parse_bindings, parse_sizes, read_given_inputs
@@ -70,6 +70,7 @@ def verify(
             )
     if keep is not None:
         _keep(report, keep)
+    refuse_vacuous(report, inputs)
     if as_json:
         console.print_json(report.to_dict())
     else:

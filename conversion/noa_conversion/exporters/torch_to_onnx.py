@@ -19,7 +19,8 @@ from noa.settings import ConversionSettings
 from noa_conversion.exporters.onnx_model import write_model
 from noa_conversion.exporters.onnx_names import name_tensors
 from noa_conversion.exporters.onnx_ranges import count_in_whole_numbers
-from noa_conversion.exporters.torch_quantisation_onnx import translations
+from noa_conversion.exporters.torch_division_onnx import translations as divisions
+from noa_conversion.exporters.torch_quantisation_onnx import translations as quantisers
 from noa_conversion.formats.torch_format import (
     dynamic_axes,
     example_inputs,
@@ -80,7 +81,7 @@ def _export_proto(model: TorchModel, settings: ConversionSettings) -> onnx.Model
                 input_names=[f"{_PLACE}input_{i}" for i in range(len(signature.inputs))],
                 output_names=[f"{_PLACE}output_{i}" for i in range(len(signature.outputs))],
                 dynamic_shapes=_per_argument(model),
-                custom_translation_table=translations(),
+                custom_translation_table={**divisions(), **quantisers()},
             )
             return program.model_proto
     except Exception as exc:  # tracing runs the user's forward, which may raise anything

@@ -15,7 +15,7 @@ from noa.formats import find_adapter
 from noa.settings import ConversionSettings
 from noa.signatures import Signature
 from noa_conversion.batches import batch_axis, sizes_of
-from noa_conversion.comparison import compare_output
+from noa_conversion.comparison import compare_output, find_vacuous
 from noa_conversion.equivalence import summarise
 from noa_conversion.generated_inputs import generate_inputs
 from noa_conversion.onnx_input_ranges import read_input_ranges
@@ -86,6 +86,13 @@ def prove(
     ]
     summary = summarise(differences, problem=None)
     failed = next((difference for difference in differences if not difference.passed), None)
+    vacuous = find_vacuous(signature.outputs, differences)
+    if failed is None and vacuous is not None:
+        raise ConversionError(
+            f"nothing shows that the graph computes what {library} does: {vacuous}",
+            expected="samples for which the model gives numbers",
+            remedy="Give other samples",
+        )
     if failed is not None or not differences:
         what = "no output could be compared" if failed is None else f"output `{failed.output}`: {failed.problem}"
         raise ConversionError(

@@ -48,6 +48,8 @@ def _softmax(b: Body) -> str:
 
 
 def _average_pool(b: Body) -> str:
+    if b.attribute("ceil_mode", 0) and b.attribute("count_include_pad", 0):
+        b.refuse("with `ceil_mode` and `count_include_pad` the kernel divides by what no other pooling does")
     x = dequantised(b, 0)
     if b.attribute("channels_last", 0):
         return quantised(b, channels_last(b, "AveragePool", x, b.rank(0)), 3)

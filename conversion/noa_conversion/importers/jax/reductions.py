@@ -157,17 +157,29 @@ def top_k(op: Op, data: Any, k: Any = None) -> tuple[Tensor, Tensor]:
     count = op.attribute("k") if op.version < 10 else op.integer(k, "K")
     axis = op.axis(op.attribute("axis", -1), x.ndim)
     moved = jnp.moveaxis(x, axis, -1)
-    if op.attribute("largest", 1):
-        values, indices = lax.top_k(moved, count)
-    else:
-        _, indices = lax.top_k(_reversed_order(moved), count)
-        values = jnp.take_along_axis(moved, indices, axis=-1)
+    order = moved if op.attribute("largest", 1) else _reversed_order(moved)
+    _, indices = lax.top_k(lax.stop_gradient(_with_one_zero(order)), count)
+    values = jnp.take_along_axis(moved, indices, axis=-1)
     indices = indices.astype(held_as(np.int64))
     return jnp.moveaxis(values, -1, axis), jnp.moveaxis(indices, -1, axis)
 
 
 def _reversed_order(x: Tensor) -> Tensor:
     return -x if is_float(x) else jnp.bitwise_not(x)  # the complement turns the order of all integers, signed or not
+
+
+def _with_one_zero(x: Tensor) -> Tensor:
+    """Return what `lax.top_k` is to order by: it puts -0 below 0, and to onnxruntime they are equal.
+
+    By its bits, where JAX has a type for them: compared as a number, what is not quite zero could count as it.
+    """
+    if not is_float(x):
+        return x
+    width = np.dtype(x.dtype).itemsize * 8
+    if width == 64:  # the bits of 64 are whole numbers that JAX may not have
+        return jnp.where(x == 0, jnp.zeros_like(x), x)
+    bits = lax.bitcast_convert_type(x, np.dtype(f"uint{width}"))
+    return jnp.where(bits == bits.dtype.type(1 << (width - 1)), jnp.zeros_like(x), x)
 
 
 def _softmax_shape(op: Op, x: Tensor) -> tuple[Tensor, int]:

@@ -209,6 +209,9 @@ def _source(op: Op, xp: Any, axis: _Axis, rule: _Rule) -> Any:
         source = jnp.asarray(axis.source, jnp.float32)
         length = axis.scale * source
         is_single = False
+    # `length_resized` of the standard is a whole number, as in onnxruntime and PyTorch; its reference does not round it
+    resized: Any = axis.target if xp is np else jnp.asarray(axis.target, jnp.float32)
+    steps = xp.maximum(resized - 1, 1)
     half_pixel = (at + 0.5) / axis.scale - 0.5
     match rule.coordinates:
         case "half_pixel":
@@ -220,11 +223,11 @@ def _source(op: Op, xp: Any, axis: _Axis, rule: _Rule) -> Any:
         case "asymmetric":
             return at / axis.scale
         case "align_corners":
-            return xp.zeros_like(at) if is_single else at * (source - 1) / (length - 1)
+            return at * (source - 1) / steps
         case "tf_crop_and_resize":
             begin, end = axis.roi or (0.0, 1.0)
             span = (end - begin) * (source - 1)
-            inner = span / 2 + xp.zeros_like(at) if is_single else at * span / (length - 1)
+            inner = xp.where(resized == 1, span / 2, at * span / steps)
             return inner + begin * (source - 1)
         case other:
             return op.refuse(f"`coordinate_transformation_mode` is {other!r}")

@@ -1,7 +1,7 @@
 """Along one axis, which pixels make each pixel of a resized image, and with what weights: numpy, in double precision.
 
 Source: the specification of ONNX's `Resize` and its reference implementation (onnx/reference/ops/op_resize.py, Apache
-2.0), whose rule for ties between neighbours is kept.
+2.0), whose rule for ties between neighbours is kept. Sizes are rounded as onnxruntime does it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,16 @@ class ResizeRule:
     exclude_outside: bool
 
 
+def scaled_size(size: int, factor: float) -> int:
+    """Return the pixels of a scaled axis, by 32 bits as onnxruntime has them: 0.7 of 10 is 7."""
+    return int(np.float32(factor) * np.float32(size))
+
+
 def source_places(axis: AxisResize, coordinates: str) -> np.ndarray:
     """Return where each new pixel lies in the source.
+
+    `length_resized` of the standard is the whole number of pixels there are, as in onnxruntime and PyTorch; its
+    reference takes the size times the scale, which only `half_pixel_symmetric` is defined by.
 
     Raises:
         ValueError: the transformation is unknown.
@@ -45,12 +53,12 @@ def source_places(axis: AxisResize, coordinates: str) -> np.ndarray:
     new = np.arange(axis.new_size, dtype=np.float64)
     width = axis.scale * axis.size
     if coordinates == "align_corners":
-        return np.zeros_like(new) if width == 1 else new * (axis.size - 1) / (width - 1)
+        return new * (axis.size - 1) / max(axis.new_size - 1, 1)
     if coordinates == "asymmetric":
         return new / axis.scale
     if coordinates == "tf_crop_and_resize":
         span = (axis.end - axis.start) * (axis.size - 1)
-        inside = np.full_like(new, span / 2) if width == 1 else new * span / (width - 1)
+        inside = np.full_like(new, span / 2) if axis.new_size == 1 else new * span / (axis.new_size - 1)
         return inside + axis.start * (axis.size - 1)
     if coordinates == "pytorch_half_pixel" and width == 1:
         return np.full_like(new, -0.5)

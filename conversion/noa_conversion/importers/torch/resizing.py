@@ -13,7 +13,13 @@ from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Size, Value
 from noa_conversion.importers.torch.operands import in_wider, is_integer, is_static
-from noa_conversion.importers.torch.resize_weights import AxisResize, ResizeRule, resize_weights, source_places
+from noa_conversion.importers.torch.resize_weights import (
+    AxisResize,
+    ResizeRule,
+    resize_weights,
+    scaled_size,
+    source_places,
+)
 from noa_conversion.importers.torch.table import register
 
 
@@ -122,6 +128,9 @@ def _by_pytorch(x: torch.Tensor, rule: ResizeRule, request: _Request) -> torch.T
         return None
     if rule.coordinates == "half_pixel":
         if scales is not None:
+            pairs = zip(x.shape, scales, strict=True)
+            if any(is_static(size) and scaled_size(size, by) != math.floor(size * by) for size, by in pairs):
+                return None
             return functional.interpolate(x, scale_factor=scales[2:], mode=name, align_corners=False)
         return functional.interpolate(x, size=list(sizes or ())[2:], mode=name, align_corners=False)
     if rule.coordinates == "align_corners" and sizes is not None:
@@ -142,7 +151,7 @@ def _by_weights(op: Op, x: torch.Tensor, rule: ResizeRule, request: _Request) ->
                 f"axis {axis}, which is free, is resized in a way that PyTorch has no operator for",
                 remedy=fixing(size if not is_static(size) else wanted),
             )
-        new_size = math.floor(size * factor) if wanted is None and factor is not None else int(wanted or 0)
+        new_size = scaled_size(size, factor) if wanted is None and factor is not None else int(wanted or 0)
         scale = float(factor) if factor is not None else new_size / size
         if is_whole and new_size == size and math.isclose(scale, 1.0):
             continue
