@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from noa_cli import _console as console
 
@@ -38,7 +39,16 @@ class Converted:
         error = self.evidence.get("max_abs_error")
         apart = f", at most {error:.3g} apart" if isinstance(error, float) and error else ""
         way = f" ({' -> '.join(self.chain)})" if len(self.chain) > 2 else ""
-        return f"{self.format} ({console.short_digest(self.digest)}) {self.place}, equal to {self.source}{apart}{way}"
+        agrees = f"{'close' if self._is_reduced else 'equal'} to {self.source}{apart}{way}"
+        return f"{self.format} ({console.short_digest(self.digest)}) {self.place}, {agrees}"
+
+    @property
+    def _is_reduced(self) -> bool:
+        """Whether an output may differ by a share of its largest number: a format of reduced precision."""
+        outputs = self.evidence.get("outputs")
+        if not isinstance(outputs, list):
+            return False
+        return any(output["tolerance_of_largest"] for output in cast("list[dict[str, object]]", outputs))
 
 
 def keep_folder(folder: Path, output: Path) -> None:

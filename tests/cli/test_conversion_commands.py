@@ -95,6 +95,9 @@ def test_a_file_is_converted_into_a_folder_and_nothing_is_overwritten(
     answer = _json(["convert", "a.onnx", "--to", "onnx-bf16", "-o", "out"], capsys)
     assert answer["chain"] == ["onnx", "onnx-bf16"] and answer["evidence"]["passed"]
     assert {path.name for path in Path("out").iterdir()} == {"model.onnx", "signature.json", "change.json"}
+    assert run(["convert", "a.onnx", "--to", "onnx-bf16", "-o", "again"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "close to a.onnx" in text and "equal to" not in text
     assert run(["verify", "out", "a.onnx"]) == 1  # float32's tolerance is not the reduced format's
     assert run(["convert", "a.onnx", "--to", "onnx-bf16", "-o", "out"]) == 1
     assert "already there" in capsys.readouterr().err

@@ -9,13 +9,15 @@ import numpy as np
 import onnxruntime
 import pytest
 from graph_kit import INT64, model, value
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
 from noa.errors import ConversionError
+from noa_conversion import import_onnx_to_torch
 from noa_conversion.importers.jax import import_onnx_to_jax
 
 X = np.arange(12).reshape(4, 3)
+INT32 = TensorProto.INT32
 ROW, PAIRS = np.asarray([[0, -1, 2]]), np.asarray([[0, 1], [-1, -3]])
 # name: (operator, indices in range, indices out of range, the shape of the updates)
 CASES: dict[str, tuple[str, np.ndarray, np.ndarray, tuple[int, ...] | None]] = {
@@ -173,4 +175,38 @@ def test_zeros_of_both_signs_are_one_number_to_top_k(dtype: Any, largest: int) -
     given = import_onnx_to_jax(data).run({"x": x})
     np.testing.assert_array_equal(given["at"], places)
     np.testing.assert_array_equal(given["y"], expected)
-    np.testing.assert_array_equal(np.signbit(given["y"]), np.signbit(expected))
+    np.testing.assert_array_equal(np.signbit(given["y"]), np.signbit(np.asarray(expected)))
+
+
+def recurrent(lengths: list[int] | None) -> bytes:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((1, 6, size)).astype(np.float32) for name, size in (("w", 3), ("r", 2))}
+    node = helper.make_node("GRU", ["x", "w", "r", "", "lengths"], ["y", "last"], hidden_size=2)
+    inputs = [value("x", 1, [5, 2, 3])] + ([value("lengths", INT32, [2])] if lengths is None else [])
+    known = {} if lengths is None else {"lengths": np.asarray(lengths, np.int32)}
+    outputs = [value("y", 1, [5, 1, 2, 2]), value("last", 1, [1, 2, 2])]
+    return model([node], inputs, outputs, weights | known).SerializeToString()
+
+
+@pytest.mark.parametrize("length", [-1, 6])
+def test_a_sequence_of_impossible_length_is_refused_or_marked(length: int) -> None:
+    for read in (import_onnx_to_jax, import_onnx_to_torch):
+        with pytest.raises(ConversionError, match=f"`sequence_lens` has {length} steps, and there are 5"):
+            read(recurrent([3, length]))
+    x = np.random.default_rng(1).standard_normal((5, 2, 3)).astype(np.float32)
+    given = import_onnx_to_jax(recurrent(None)).run({"x": x, "lengths": np.asarray([3, length], np.int32)})
+    expected = onnxruntime.InferenceSession(recurrent([3, 5])).run(None, {"x": x})
+    for output, right in zip((given["y"], given["last"]), expected, strict=True):
+        np.testing.assert_allclose(output[..., 0, :], np.asarray(right)[..., 0, :], rtol=1e-4, atol=1e-5)
+        assert np.isnan(output[..., 1, :]).all()
+
+
+def test_cubic_samples_at_the_border_are_onnxruntimes() -> None:
+    x = (np.arange(25, dtype=np.float32) ** 2).reshape(1, 1, 5, 5)
+    grid = np.linspace(-1.6, 1.6, 18, dtype=np.float32).reshape(1, 3, 3, 2)
+    node = helper.make_node("GridSample", ["x", "grid"], ["y"], mode="cubic", padding_mode="border", align_corners=1)
+    inputs = [value("x", 1, x.shape), value("grid", 1, grid.shape)]
+    data = model([node], inputs, [value("y", 1, [1, 1, 3, 3])], {}).SerializeToString()
+    (expected,) = onnxruntime.InferenceSession(data).run(None, {"x": x, "grid": grid})
+    given = import_onnx_to_jax(data).run({"x": x, "grid": grid})["y"]
+    np.testing.assert_allclose(given, np.asarray(expected), rtol=1e-4, atol=1e-2)

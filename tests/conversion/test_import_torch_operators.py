@@ -285,4 +285,6 @@ def test_scales_without_a_whole_size_resize_as_onnxruntime_does(
     proto = one_node("Resize", inputs, weights=weights, mode=mode, coordinate_transformation_mode=coordinates)
     (expected,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, inputs)
     read = import_onnx_to_torch if target == "torch" else import_onnx_to_jax
-    np.testing.assert_allclose(read(proto.SerializeToString()).run(inputs)["y0"], expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        read(proto.SerializeToString()).run(inputs)["y0"], np.asarray(expected), rtol=1e-3, atol=1e-4
+    )

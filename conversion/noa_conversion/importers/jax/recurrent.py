@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from noa_conversion.importers.jax.handlers import Tensor, register
+from noa_conversion.importers.sequence_lengths import check_lengths
 
 if TYPE_CHECKING:
     from noa_conversion.importers.op import Op
@@ -48,45 +49,45 @@ class _Cell:
     peephole: Tensor | None = None
 
 
-@register("RNN", tensors=True)
+@register("RNN")
 def rnn(
     op: Op,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None = None,
-    lengths: Tensor | None = None,
-    initial: Tensor | None = None,
+    x: Any,
+    w: Any,
+    r: Any,
+    b: Any = None,
+    lengths: Any = None,
+    initial: Any = None,
 ) -> tuple[Tensor, ...]:
     """Run the simple recurrent network."""
     return _run(op, x, w, r, b, lengths, (initial,), None, _rnn_step, ["Tanh"])
 
 
-@register("GRU", tensors=True)
+@register("GRU")
 def gru(
     op: Op,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None = None,
-    lengths: Tensor | None = None,
-    initial: Tensor | None = None,
+    x: Any,
+    w: Any,
+    r: Any,
+    b: Any = None,
+    lengths: Any = None,
+    initial: Any = None,
 ) -> tuple[Tensor, ...]:
     """Run gated recurrent units."""
     return _run(op, x, w, r, b, lengths, (initial,), None, _gru_step, ["Sigmoid", "Tanh"])
 
 
-@register("LSTM", tensors=True)
+@register("LSTM")
 def lstm(
     op: Op,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None = None,
-    lengths: Tensor | None = None,
-    initial: Tensor | None = None,
-    initial_cell: Tensor | None = None,
-    peephole: Tensor | None = None,
+    x: Any,
+    w: Any,
+    r: Any,
+    b: Any = None,
+    lengths: Any = None,
+    initial: Any = None,
+    initial_cell: Any = None,
+    peephole: Any = None,
 ) -> tuple[Tensor, ...]:
     """Run the long short-term memory."""
     states = (initial, initial_cell)
@@ -95,16 +96,20 @@ def lstm(
 
 def _run(
     op: Op,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None,
-    lengths: Tensor | None,
-    initial: tuple[Tensor | None, ...],
-    peephole: Tensor | None,
+    x: Any,
+    w: Any,
+    r: Any,
+    b: Any,
+    lengths: Any,
+    initial: tuple[Any, ...],
+    peephole: Any,
     make_step: Callable[[Op, _Cell], tuple[Tensor, Step]],
     defaults: list[str],
 ) -> tuple[Tensor, ...]:
+    check_lengths(op, lengths, op.shape(x)[1 if op.attribute("layout", 0) else 0])
+    x, w, r = (op.tensor(part) for part in (x, w, r))
+    b, lengths, peephole = (None if part is None else op.tensor(part) for part in (b, lengths, peephole))
+    initial = tuple(None if state is None else op.tensor(state) for state in initial)
     direction = op.attribute("direction", "forward")
     count = w.shape[0]
     if direction not in ("forward", "reverse", "bidirectional") or count != (2 if direction == "bidirectional" else 1):
@@ -134,8 +139,11 @@ def _run(
         )
         backwards = direction == "reverse" or i == 1
         final, sequence = _direction(op, x, cell, make_step, lengths, backwards)
+        if lengths is not None:
+            final = _zero_where_empty(final, lengths)
+            sequence, *final = _marked((sequence, *final), lengths, x.shape[0])
         sequences.append(sequence)
-        finals.append(final if lengths is None else _zero_where_empty(final, lengths))
+        finals.append(tuple(final))
     return _outputs(op, sequences, finals, batch_first)
 
 
@@ -181,6 +189,12 @@ def _zero_where_empty(states: tuple[Tensor, ...], lengths: Tensor) -> tuple[Tens
     As onnxruntime does it. ONNX's text is silent, and its reference computes as if all sequences were whole.
     """
     return tuple(jnp.where((lengths > 0)[:, None], state, 0) for state in states)
+
+
+def _marked(parts: tuple[Tensor, ...], lengths: Tensor, steps: Any) -> list[Tensor]:
+    """Make all of a sequence NaN whose steps are said to be negative, or more than there are."""
+    is_right = ((lengths >= 0) & (lengths <= jnp.asarray(steps, lengths.dtype)))[:, None]
+    return [jnp.where(is_right, part, jnp.asarray(jnp.nan, part.dtype)) for part in parts]
 
 
 def _rnn_step(op: Op, cell: _Cell) -> tuple[Tensor, Step]:

@@ -54,7 +54,7 @@ def grid_sample(op: Op, x: Tensor, grid: Tensor) -> Tensor:
         at = grid[..., len(sizes) - 1 - axis]
         place = (at + 1) / 2 * (size - 1) if aligned else ((at + 1) * size - 1) / 2
         places.append(jnp.round(place) if mode == "nearest" else place)
-    if padding == "border":
+    if padding == "border" and mode != "cubic":  # its four pixels are taken from the border, not its place
         places = [jnp.clip(place, 0, size - 1) for place, size in zip(places, sizes, strict=True)]
     elif padding == "reflection":
         places = [_reflected(place, *border) for place, border in zip(places, borders, strict=True)]

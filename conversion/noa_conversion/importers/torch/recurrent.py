@@ -10,6 +10,7 @@ import torch
 
 from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.op import Op
+from noa_conversion.importers.sequence_lengths import check_lengths
 from noa_conversion.importers.target import Value
 from noa_conversion.importers.torch.operands import is_static
 from noa_conversion.importers.torch.recurrent_cells import (
@@ -76,6 +77,7 @@ def _layer(op: Op, x: Value, w: Value, r: Value, b: Value, lengths: Value, initi
     image, kernels, recurrent = op.tensor(x), op.tensor(w), op.tensor(r)
     batch_first = bool(op.attribute("layout", 0))
     image = image.transpose(0, 1) if batch_first else image
+    check_lengths(op, lengths, image.shape[0])
     directions = 2 if direction == "bidirectional" else 1
     biases, peepholes = (None if value is None else op.tensor(value) for value in (b, p))
     weights = [
