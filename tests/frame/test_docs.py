@@ -85,7 +85,7 @@ def test_python_in_the_docs_runs(page: Path, tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=280,
         )
         assert result.returncode == 0, f"{page.name}:\n{block}\n{result.stderr}"
 
