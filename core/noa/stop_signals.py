@@ -32,22 +32,22 @@ def stop_on_signals() -> Generator[threading.Event]:
     stop = threading.Event()
     watcher = _Watcher(stop)
     reader, writer = socket.socketpair()
-    with reader:
-        with writer:
-            writer.setblocking(False)
-            wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-            before = {number: signal.signal(number, _do_nothing) for number in STOP_SIGNALS}
-            watcher.start(reader)
-            try:
-                yield stop
-            finally:
-                for number in STOP_SIGNALS:
-                    signal.signal(number, signal.SIG_IGN)
-                signal.set_wakeup_fd(wakeup)
-        watcher.join()  # it ends when the writing end is closed
-    if not watcher.has_seen_one:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    with reader, writer:
+        writer.setblocking(False)
+        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, _do_nothing) for number in STOP_SIGNALS}
+        watcher.start(reader)
+        try:
+            yield stop
+        finally:
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            signal.set_wakeup_fd(wakeup)
+            writer.close()
+            watcher.join()  # it ends when the writing end is closed
+            if not watcher.has_seen_one:
+                for number, handler in before.items():
+                    signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class _Watcher:

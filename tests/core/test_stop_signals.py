@@ -57,6 +57,15 @@ def test_without_a_signal_everything_is_as_before() -> None:
     assert threading.active_count() == threads
 
 
+def test_an_error_inside_leaves_everything_as_before() -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    threads = threading.active_count()
+    with pytest.raises(LookupError), stop_on_signals():
+        raise LookupError
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+    assert threading.active_count() == threads
+
+
 def test_outside_of_the_main_thread_it_is_refused_and_leaves_nothing() -> None:
     failures: list[BaseException] = []
 
