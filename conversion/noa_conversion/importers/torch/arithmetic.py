@@ -61,7 +61,9 @@ def pow_(op: Op, a: Value, b: Value) -> torch.Tensor:
     first = op.tensor(a)
     exponent = second_operand(op, first, b)
     if isinstance(exponent, torch.Tensor) and exponent.dtype == torch.uint64:
-        op.refuse("PyTorch has no exponents of 64-bit unsigned integers")
+        if not first.is_floating_point():
+            op.refuse("PyTorch has no integer powers with exponents of 64-bit unsigned integers")
+        exponent = exponent.to(torch.float64)
     if isinstance(exponent, float) and exponent.is_integer() and abs(exponent) < 2**31:
         exponent = int(exponent) if exponent >= 0 or first.is_floating_point() else exponent
     if isinstance(exponent, torch.Tensor):
