@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.serving.bursts import Figure
 from benchmarks.serving.roster import BENTOML, ECHO, FASTAPI, LIMIT, MLSERVER, NOA, PYTRITON, TRITON
+from benchmarks.serving.stress import OVERLOAD_CONNECTIONS
 
 if TYPE_CHECKING:
     from benchmarks.serving.stress import HalfLoad, Memory, Overload
@@ -181,10 +182,14 @@ def _half(found: Sequence[HalfLoad]) -> Iterator[Goal]:
 
 
 def _overload(found: Sequence[Overload]) -> Iterator[Goal]:
-    rows = {one.model: one for one in found if one.peer == NOA and not one.is_patient}
+    rows = {
+        one.model: one
+        for one in found
+        if one.peer == NOA and not one.is_patient and one.connections == OVERLOAD_CONNECTIONS
+    }
     for model in ("mlp", "cnn"):
         one = rows.get(model)
-        case = f"{model.upper()}, 512 impatient connections"
+        case = f"{model.upper()}, {OVERLOAD_CONNECTIONS} impatient connections"
         ours = None if one is None or one.fault else one
         yield Goal(
             case=f"{case}: goodput",

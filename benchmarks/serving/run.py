@@ -32,7 +32,7 @@ from benchmarks.serving.roster import (
     start_peer,
 )
 from benchmarks.serving.served_models import ServedModel, make_model
-from benchmarks.serving.stress import half_load, memory, overload
+from benchmarks.serving.stress import BEYOND_PLACES, OVERLOAD_CONNECTIONS, half_load, memory, overload
 from benchmarks.serving.wire import Way
 
 CASES = ("mlp", "grpc", "cnn", "minilm", "tensor", "memory")
@@ -278,9 +278,18 @@ def _under_stress(
                         rounds=plan.rounds,
                     )
                 )
-            for is_patient in (False,) if plan.quick else (False, True):
+            pressures = ((OVERLOAD_CONNECTIONS, False), (BEYOND_PLACES, False), (OVERLOAD_CONNECTIONS, True))
+            for connections, is_patient in pressures[:1] if plan.quick else pressures:
                 record.overloads.append(
-                    overload(place, server, model, way, seconds=plan.overload_s, is_patient=is_patient)
+                    overload(
+                        place,
+                        server,
+                        model,
+                        way,
+                        seconds=plan.overload_s,
+                        is_patient=is_patient,
+                        connections=connections,
+                    )
                 )
         except (PeerFailedError, OSError) as exc:
             record.absent[f"{model.name}, under stress: {server.name}"] = str(exc)

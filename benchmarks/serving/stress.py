@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from benchmarks.serving.served_models import ServedModel
 
 OVERLOAD_CONNECTIONS = 512
+BEYOND_PLACES = 2048
+"""Connections of which noa has no place for half, as it is by default (`serving.max_in_flight`)."""
 HALF_CONNECTIONS = 64
 _CALM_ANSWERS = 10
 
@@ -115,9 +117,16 @@ def half_load(
 
 
 def overload(
-    bench: Bench, server: Server, model: ServedModel, way: Way, *, seconds: float, is_patient: bool
+    bench: Bench,
+    server: Server,
+    model: ServedModel,
+    way: Way,
+    *,
+    seconds: float,
+    is_patient: bool,
+    connections: int = OVERLOAD_CONNECTIONS,
 ) -> Overload:
-    """Call from far more connections than are answered at once; `is_patient` ones wait as `Retry-After` says.
+    """Call from far more connections than saturate; `is_patient` ones wait as `Retry-After` says.
 
     Saturation is measured just before and after, over 64 connections.
     """
@@ -128,13 +137,11 @@ def overload(
         loaded, _ = load_server(bench, server, path, connections=HALF_CONNECTIONS, seconds=max(1.0, seconds / 5))
         return loaded.rate
 
-    say(f"{model.name}, {server.name}: {OVERLOAD_CONNECTIONS} connections for {seconds:g} s")
+    say(f"{model.name}, {server.name}: {connections} connections for {seconds:g} s")
     before = saturate()
     server.thaw()
     calm_s = statistics.median(_time_one(server, request) for _ in range(20))
-    loaded, _ = load_server(
-        bench, server, path, connections=OVERLOAD_CONNECTIONS, seconds=seconds, backs_off=is_patient
-    )
+    loaded, _ = load_server(bench, server, path, connections=connections, seconds=seconds, backs_off=is_patient)
     server.thaw()
     recovery_s = loaded.drain_s + _recovery_s(server, request, calm_s)
     server.freeze()
@@ -143,7 +150,7 @@ def overload(
         peer=server.name,
         model=model.name,
         is_patient=is_patient,
-        connections=OVERLOAD_CONNECTIONS,
+        connections=connections,
         saturation=statistics.mean([before, saturate()]),
         goodput=loaded.rate,
         refused=loaded.refused,

@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from uvicorn.config import Config
+from uvicorn.server import ServerState
 
 from noa.settings import EndpointSettings, Settings
 from noa.signatures import Signature, TensorSpec
@@ -21,6 +24,7 @@ from noa_serving._application import Application
 from noa_serving._asgi import AsgiApplication
 from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
+from noa_serving._protocol import hot_protocol
 from noa_serving._shared_memory import SharedRegions
 
 DATASET = "sha256:" + "0" * 64
@@ -244,3 +248,41 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 20.0, what: 
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true in {timeout_s:g} s")
         time.sleep(0.01)
+
+
+class Pipe(asyncio.Transport):
+    """A transport that keeps what is written, and whether it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.is_closed = False
+        self.is_read = True
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def pause_reading(self) -> None:
+        self.is_read = False
+
+    def resume_reading(self) -> None:
+        assert not self.is_closed
+        self.is_read = True
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return ("127.0.0.1", 1) if name in ("sockname", "peername") else default
+
+
+def open_pipe(app: AsgiApplication) -> tuple[Any, Pipe]:
+    """Connect a protocol to a pipe inside a running loop."""
+    config = Config(app=app, http="httptools", log_config=None, timeout_keep_alive=5)
+    protocol = hot_protocol(app._application)(config, ServerState(), {}, asyncio.get_running_loop())
+    pipe = Pipe()
+    protocol.connection_made(pipe)
+    return protocol, pipe

@@ -7,19 +7,14 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from serving_kit import Project, affine_model, build_app, make_project, slow_model
-from uvicorn.config import Config
-from uvicorn.server import ServerState
+from serving_kit import Project, affine_model, build_app, make_project, open_pipe, slow_model
 
 from noa.settings import Settings
-from noa_serving._application import Application
 from noa_serving._asgi import AsgiApplication
 from noa_serving._breath import LONGEST_S, REFUSALS_PER_S, Breaths
-from noa_serving._protocol import hot_protocol
 
 
 class Clock(asyncio.AbstractEventLoop):
@@ -81,33 +76,6 @@ def test_a_calm_time_is_forgotten() -> None:
     assert not paused
 
 
-class Pipe(asyncio.Transport):
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.is_closed = False
-        self.is_read = True
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.written += bytes(data)
-
-    def is_closing(self) -> bool:
-        return self.is_closed
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def pause_reading(self) -> None:
-        self.is_read = False
-
-    def resume_reading(self) -> None:
-        assert not self.is_closed
-        self.is_read = True
-
-    def get_extra_info(self, name: str, default: object = None) -> object:
-        return ("127.0.0.1", 1) if name in ("sockname", "peername") else default
-
-
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory, empty_state: Path) -> Iterator[AsgiApplication]:
     project: Project = make_project(tmp_path_factory.mktemp("breath"), empty_state)
@@ -118,14 +86,6 @@ def app(tmp_path_factory: pytest.TempPathFactory, empty_state: Path) -> Iterator
     app = build_app(settings, digits="digits@champion", slow="slow@champion")
     yield app
     app._application.close()
-
-
-def connect(application: Application, app: AsgiApplication) -> tuple[Any, Pipe]:
-    config = Config(app=app, http="httptools", log_config=None)
-    protocol = hot_protocol(application)(config, ServerState(), {}, asyncio.get_running_loop())
-    pipe = Pipe()
-    protocol.connection_made(pipe)
-    return protocol, pipe
 
 
 SMALL = b'{"inputs": [[1, 2, 3, 4]]}'
@@ -143,10 +103,10 @@ def test_refused_connections_are_not_read_for_a_moment_and_all_are_answered_in_t
     application = app._application
 
     async def main() -> None:
-        busy, slow_pipe = connect(application, app)
+        busy, slow_pipe = open_pipe(app)
         busy.data_received(message("/predict/slow", SLOW))
         assert application.admission.is_full
-        others = [connect(application, app) for _ in range(400)]
+        others = [open_pipe(app) for _ in range(400)]
         for protocol, _ in others:
             protocol.data_received(message("/predict/digits"))
         assert all(b"HTTP/1.1 503" in pipe.written and b"retry-after: " in pipe.written for _, pipe in others)
@@ -171,12 +131,10 @@ def test_refused_connections_are_not_read_for_a_moment_and_all_are_answered_in_t
 
 
 def test_a_breath_does_not_read_past_a_request_that_asgi_still_answers(app: AsgiApplication) -> None:
-    application = app._application
-
     async def main() -> None:
-        busy, slow_pipe = connect(application, app)
+        busy, slow_pipe = open_pipe(app)
         busy.data_received(message("/predict/slow", SLOW))
-        others = [connect(application, app) for _ in range(400)]
+        others = [open_pipe(app) for _ in range(400)]
         for other, _ in others:
             other.data_received(message("/predict/digits"))
         protocol, pipe = others[-1]

@@ -16,15 +16,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving_kit import Project, affine_model, build_app, call, make_project, slow_model
-from uvicorn.config import Config
-from uvicorn.server import ServerState
+from serving_kit import Pipe, Project, affine_model, build_app, call, make_project, open_pipe, slow_model
 
 from noa.settings import Settings
 from noa_serving import Client
 from noa_serving._asgi import AsgiApplication
 from noa_serving._client_wire import Request
-from noa_serving._protocol import MAX_HOT_BODY_BYTES, MAX_UNPLACED_BODY_BYTES, hot_protocol
+from noa_serving._protocol import MAX_HOT_BODY_BYTES, MAX_UNPLACED_BODY_BYTES
 
 BODY = b'{"inputs": [[1, 2, 3, 4]]}'
 GOOD = b'"total":[30.0]'
@@ -162,46 +160,12 @@ def test_a_half_closed_connection_does_not_disturb_the_server(wire: socket.socke
         assert client.predict("digits", np.ones((1, 4), np.float32)).version == 2
 
 
-class Pipe(asyncio.Transport):
-    """A transport that keeps what is written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.is_closed = False
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.written += bytes(data)
-
-    def is_closing(self) -> bool:
-        return self.is_closed
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def get_extra_info(self, name: str, default: object = None) -> object:
-        return ("127.0.0.1", 1) if name in ("sockname", "peername") else default
-
-
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory, empty_state: Path) -> Project:
     project = make_project(tmp_path_factory.mktemp("local"), empty_state)
     project.publish("digits", affine_model(3.0))
     project.publish("slow", slow_model)
     return project
-
-
-def open_pipe(app: AsgiApplication) -> tuple[asyncio.Protocol, Pipe]:
-    """Connect a protocol to a pipe inside a running loop."""
-    config = Config(app=app, http="httptools", log_config=None, timeout_keep_alive=5)
-    protocol = hot_protocol(app._application)(config, ServerState(), {}, asyncio.get_running_loop())
-    pipe = Pipe()
-    protocol.connection_made(pipe)
-    return protocol, pipe
 
 
 def shortened(project: Project, **serving: object) -> AsgiApplication:
