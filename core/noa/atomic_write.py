@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from noa.errors import StorageError
+from noa.regular_files import special_kind
 
 _DISK_ERRORS = {
     errno.ENOSPC,
@@ -30,9 +31,18 @@ def write_file(path: Path, data: bytes | str, *, private: bool = False) -> None:
     """Replace the content of `path` atomically, creating parent folders; `private`: only the owner may read it.
 
     Raises:
-        StorageError: the disk refused (full, read-only, no permission); the old content is still there.
+        StorageError: what is there is no regular file, or the disk refused (full, read-only, no permission); the old
+            content is still there.
     """
     payload = data.encode() if isinstance(data, str) else data
+    if kind := special_kind(path):  # a device or pipe would be gone, and no folder can be replaced
+        raise StorageError(
+            f"cannot write `{path.name}`: it is {kind}",
+            where=str(path),
+            expected="a regular file, or none",
+            remedy="Choose another name",
+            path=str(path),
+        )
     with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, cast
 
 from noa.errors import IntegrityError, InvalidInputError
+from noa.regular_files import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,8 +98,8 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Return `sha256:...` of the file's bytes, streamed."""
-    with path.open("rb", buffering=0) as file:
+    """Return `sha256:...` of the bytes of a regular file, streamed."""
+    with open_regular(path) as file:
         return sha256_handle(file.fileno())
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from noa.errors import InvalidInputError, SignatureError
+from noa.regular_files import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,7 +139,8 @@ class Signature:
         """Read `signature.json` from a format's folder."""
         path = folder / SIGNATURE_FILE
         try:
-            return Signature.from_dict(json.loads(path.read_text()))
+            with open_regular(path) as file:
+                return Signature.from_dict(json.loads(file.read()))
         except (OSError, ValueError) as exc:
             raise InvalidInputError("a format has no readable signature", where=str(path)) from exc
 

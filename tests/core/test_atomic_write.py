@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,13 @@ def test_kill_9_in_the_middle_leaves_old_or_new(tmp_path: Path) -> None:
         process.wait()
         process.stdout.close()
         assert target.read_bytes() in (old, new)
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, kind in (("pipe", "a pipe"), ("folder", "a folder")):
+        with pytest.raises(StorageError, match=f"cannot write `{name}`: it is {kind} .*/{name}\\)"):
+            write_file(tmp_path / name, "new")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]

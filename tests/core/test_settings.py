@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -316,3 +317,54 @@ def test_types_are_told_as_people_write_them() -> None:
     assert explain("serving.port").type == "int"
     assert explain("gates.digits.min_metrics").type == "dict[str, float]"
     assert explain("gates.digits.confidence").type == "float | None"
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    """A named pipe at whose other end nobody is: whoever opens it as a file waits for ever."""
+    path = tmp_path / "pipe.py"
+    os.mkfifo(path)
+    return path
+
+
+def test_a_named_pipe_in_the_place_of_a_settings_file_is_refused_at_once(
+    project: Write, tmp_path: Path, pipe: Path
+) -> None:
+    root = project("")
+    for layers in ({"config_files": [pipe]}, {"user_file": pipe}):
+        with pytest.raises(SettingsError, match=r"`pipe.py` is a pipe .*/pipe.py\); expected a regular file"):
+            load_settings(root, **layers)  # pyright: ignore[reportArgumentType]  # layers vary
+    for other, kind in ((tmp_path, "a folder"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(SettingsError, match=f"is {kind}"):
+            load_settings(root, config_files=[other])
+    pipe.rename(root / "noa.toml")
+    with pytest.raises(SettingsError, match="no regular file"):
+        load_settings(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ('[registry.signing]\nprivate_key = "pipe.py"\n', "registry.signing.private_key", 2),
+        ('[registry.signing]\n\ntrusted_keys = ["pipe.py"]\n', "registry.signing.trusted_keys", 3),
+        ('[registry]\nledger_anchor = "pipe.py"\n', "registry.ledger_anchor", 2),
+        ('[registry.principals]\nada = "pipe.py"\n', "registry.principals.ada", 2),
+        (
+            '[webhooks.ci]\nurl = "https://ci.test/"\nsecret = "of-twenty-letters-at-least"\nca_file = "pipe.py"\n',
+            "webhooks.ci.ca_file",
+            4,
+        ),
+        ('[gates.digits]\ncheck = "pipe.py:judge"\n', "gates.digits.check", 2),
+    ],
+)
+def test_a_setting_that_names_a_pipe_is_refused_with_its_place(
+    project: Write, pipe: Path, text: str, key: str, line: int
+) -> None:
+    root = project(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(root)
+    assert f"setting `{key}` names a pipe ({root}/noa.toml:{line}:1); expected a regular file; received {pipe}" == str(
+        caught.value
+    )
+    pipe.unlink()
+    load_settings(root)  # what is not there yet is told by whoever needs it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,9 @@ def test_unknown_dtypes_and_repeated_names_are_refused() -> None:
     spec = TensorSpec(name="x", dtype="float32", shape=())
     with pytest.raises(InvalidInputError, match="distinct"):
         Signature(inputs=(spec, spec), outputs=(spec,))
+
+
+def test_a_pipe_in_the_place_of_a_signature_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "signature.json")
+    with pytest.raises(InvalidInputError, match=r"`signature\.json` is a pipe"):
+        Signature.load(tmp_path)

@@ -17,6 +17,7 @@ from typing import cast
 from pydantic import BaseModel, ValidationError
 
 from noa.errors import SettingsError
+from noa.settings._named_files import refuse_special_files
 from noa.settings._sources import (
     KeyPath,
     Source,
@@ -146,7 +147,9 @@ def _lay(sources: Sequence[Source], *, project_file: Path | None, start: Path) -
         settings = Settings.model_validate(table)
     except ValidationError as exc:
         raise _explain(exc, sources) from exc
-    return LoadedSettings(settings=settings.resolved(root), origins=origins, project_file=project_file)
+    settings = settings.resolved(root)
+    refuse_special_files(settings, origins)
+    return LoadedSettings(settings=settings, origins=origins, project_file=project_file)
 
 
 def _only(source: Source, keys: Collection[str]) -> Source:
@@ -195,7 +198,7 @@ def _inner_section(annotation: object) -> tuple[type[BaseModel], bool] | None:
 def _file_sources(user_file: Path | None, project_file: Path | None, profile: str | None) -> Iterator[Source]:
     profiles: dict[str, Source] = {}
     for path in (user_file, project_file):
-        if path is None or not (path == project_file or path.is_file()):
+        if path is None or not (path == project_file or path.exists()):
             continue
         source = read_toml(path)
         tables = source.table.pop(_PROFILES, {})

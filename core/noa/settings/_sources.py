@@ -13,7 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, cast
 
-from noa.errors import SettingsError
+from noa.errors import InvalidInputError, SettingsError
+from noa.regular_files import open_regular
 
 Table = dict[str, object]
 KeyPath = tuple[str, ...]
@@ -43,12 +44,14 @@ def read_toml(path: Path) -> Source:
     """Read one TOML file.
 
     Raises:
-        SettingsError: not readable, too large, or malformed; the message has line and column.
+        SettingsError: not readable, no regular file, too large, or malformed; the message has line and column.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_FILE_BYTES + 1)
         text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except InvalidInputError as exc:
+        raise SettingsError(f"the settings cannot be read: {exc.what}", where=str(path), expected=exc.expected) from exc
     except FileNotFoundError as exc:
         raise SettingsError("no such settings file", where=str(path)) from exc
     except UnicodeDecodeError as exc:
