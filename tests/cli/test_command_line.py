@@ -125,8 +125,33 @@ def test_show_origin_and_explain(noa: Noa, tmp_path: Path) -> None:
 def test_diff_shows_what_a_profile_changes(noa: Noa, tmp_path: Path) -> None:
     (tmp_path / "noa.toml").write_text("[profiles.prod.serving]\nport = 9\n")
     assert json.loads(noa("config", "diff", "-", "prod", "--json").stdout) == [
-        {"key": "serving.port", "a": 3000, "b": 9}
+        {"key": "serving.port", "a": 3000, "b": 9, "is_secret": False}
     ]
+
+
+def test_diff_tells_that_secrets_differ_and_shows_neither(noa: Noa, tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text("""
+        [registry]
+        database_url = "postgresql://ada:first@db/noa"
+        [serving]
+        api_keys = ["a-secret-of-twenty-letters"]
+        [profiles.same.serving]
+        api_keys = ["a-secret-of-twenty-letters"]
+        [profiles.prod.serving]
+        api_keys = ["another-of-twenty-letters"]
+        [profiles.prod.registry]
+        database_url = "postgresql://ada:second@db/noa"
+    """)
+    found = noa("config", "diff", "-", "prod")
+    words = [line.split() for line in found.stdout.splitlines()]
+    assert ["serving.api_keys", '["********"]', '["********"]', "(another", "secret)"] in words
+    url = "postgresql://ada:********@db/noa"
+    assert ["registry.database_url", url, url, "(another", "secret)"] in words
+    table = json.loads(noa("config", "diff", "-", "prod", "--json").stdout)
+    assert {"key": "serving.api_keys", "a": ["********"], "b": ["********"], "is_secret": True} in table
+    for shown in (found.stdout, json.dumps(table)):
+        assert not any(secret in shown for secret in ("twenty", "first", "second"))
+    assert noa("config", "diff", "-", "same").stdout == "no difference\n"
 
 
 def test_the_schema_is_json_schema(noa: Noa) -> None:

@@ -15,7 +15,9 @@ from noa_cli._invocation import current
 from noa_cli._options import JsonOption
 
 if TYPE_CHECKING:
-    from noa.settings import Settings
+    from noa.settings import LoadedSettings, Settings
+
+_ANOTHER = " (another secret)"
 
 
 def build() -> typer.Typer:
@@ -113,18 +115,18 @@ def diff(
     profile_b: Annotated[str, typer.Argument(help="Another profile, or `-`.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show what differs between two profiles."""
-    from noa.settings import list_values
+    """Show what differs between two profiles; of secrets only that they differ."""
+    from noa.settings import compare_values
 
-    sides: list[dict[str, object]] = []
+    sides: list[LoadedSettings] = []
     for name in (profile_a, profile_b):
         current().profile = None if name == "-" else name
-        sides.append({value.key: value.value for value in list_values(current().load())})
-    keys = [key for key in {**sides[0], **sides[1]} if sides[0].get(key) != sides[1].get(key)]
+        sides.append(current().load())
+    found = compare_values(*sides)
     if as_json:
-        console.print_json([{"key": key, "a": sides[0].get(key), "b": sides[1].get(key)} for key in keys])
-    elif keys:
-        rows = [[key, _text(sides[0].get(key)), _text(sides[1].get(key))] for key in keys]
+        console.print_json([asdict(difference) for difference in found])
+    elif found:
+        rows = [[each.key, _text(each.a), _text(each.b) + (_ANOTHER if each.is_secret else "")] for each in found]
         console.print_table(["setting", profile_a, profile_b], rows)
     else:
         console.print_line("no difference")

@@ -1,6 +1,14 @@
 """Settings: one `noa.toml`, typed, layered and strict. The only place that knows where a value comes from."""
 
-from noa.settings._describe import SettingHelp, SettingValue, explain, json_schema, list_values
+from noa.settings._describe import (
+    SettingDifference,
+    SettingHelp,
+    SettingValue,
+    compare_values,
+    explain,
+    json_schema,
+    list_values,
+)
 from noa.settings._loader import (
     PROJECT_FILE,
     LoadedSettings,
@@ -43,6 +51,7 @@ __all__ = [
     "RetentionSettings",
     "S3Settings",
     "Section",
+    "SettingDifference",
     "SettingHelp",
     "SettingValue",
     "ServingSettings",
@@ -51,6 +60,7 @@ __all__ = [
     "TrackingSettings",
     "TrainingSettings",
     "WebhookSettings",
+    "compare_values",
     "explain",
     "find_project",
     "is_loopback",

@@ -26,6 +26,19 @@ class SettingValue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SettingDifference:
+    """One key that is not the same in two settings, as each shows it; None where it is not set.
+
+    `is_secret`: what differs is masked, so that `a` and `b` look the same.
+    """
+
+    key: str
+    a: object
+    b: object
+    is_secret: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SettingHelp:
     """What one key means."""
 
@@ -39,9 +52,23 @@ class SettingHelp:
 
 def list_values(loaded: LoadedSettings) -> list[SettingValue]:
     """Return every key with its value and origin, in the order of the sections."""
+    origins = _origins_by_prefix(loaded)
     return [
-        SettingValue(key=key, value=value, origin=_origin(loaded, key)) for key, value in _walk(loaded.settings, "")
+        SettingValue(key=key, value=found.shown, origin=origins.get(key, "default"))
+        for key, found in _walk(loaded.settings, "")
     ]
+
+
+def compare_values(a: LoadedSettings, b: LoadedSettings) -> list[SettingDifference]:
+    """Return every key whose value differs, also where all that differs is a secret, which is not shown."""
+    left, right = dict(_walk(a.settings, "")), dict(_walk(b.settings, ""))
+    differences: list[SettingDifference] = []
+    for key in {**left, **right}:
+        first, second = left.get(key, _UNSET), right.get(key, _UNSET)
+        if first.value != second.value:
+            is_secret = first.shown == second.shown
+            differences.append(SettingDifference(key=key, a=first.shown, b=second.shown, is_secret=is_secret))
+    return differences
 
 
 def explain(dotted: str) -> SettingHelp:
@@ -76,7 +103,18 @@ def json_schema() -> dict[str, object]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "noa.toml"}
 
 
-def _walk(section: BaseModel, prefix: str) -> Iterator[tuple[str, object]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """A value as it is, and as it may be shown."""
+
+    value: object
+    shown: object
+
+
+_UNSET = _Found(value=None, shown=None)
+
+
+def _walk(section: BaseModel, prefix: str) -> Iterator[tuple[str, _Found]]:
     for name in type(section).model_fields:
         value = cast("object", getattr(section, name))
         if isinstance(section, Settings) and name == "root":
@@ -86,10 +124,10 @@ def _walk(section: BaseModel, prefix: str) -> Iterator[tuple[str, object]]:
         elif isinstance(value, dict) and value and _has_sections(cast("dict[str, object]", value)):
             for key, inner in cast("dict[str, BaseModel]", value).items():
                 yield from _walk(inner, f"{prefix}{name}.{key}.")
-        elif isinstance(section, WebhookSettings) and name == "url":
-            yield f"{prefix}{name}", mask_web_address(cast("str", value))
         else:
-            yield f"{prefix}{name}", _plain(value)
+            is_address = isinstance(section, WebhookSettings) and name == "url"
+            shown = mask_web_address(cast("str", value)) if is_address else _plain(value)
+            yield f"{prefix}{name}", _Found(value=value, shown=shown)
 
 
 def _has_sections(table: dict[str, object]) -> bool:
@@ -119,11 +157,13 @@ def _without_secrets(text: str) -> str:
     return f"{place}{mark}{MASK}" if mark else text
 
 
-def _origin(loaded: LoadedSettings, key: str) -> str:
-    for candidate, origin in loaded.origins.items():
-        if candidate == key or candidate.startswith(f"{key}."):
-            return origin
-    return "default"
+def _origins_by_prefix(loaded: LoadedSettings) -> dict[str, str]:
+    """Return the origin of each key that is set, and for each table above it that of its first one."""
+    origins: dict[str, str] = {}
+    for key, origin in loaded.origins.items():
+        for end in (*(index for index, char in enumerate(key) if char == "."), len(key)):
+            origins.setdefault(key[:end], origin)
+    return origins
 
 
 def _section_of(annotation: object) -> type[BaseModel] | None:
