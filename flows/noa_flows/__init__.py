@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from noa_flows._service_plans import SERVICE_NAMES, ServiceName
 from noa_flows.services import ServiceEvent, ServiceStatus, address_of, down, status, up
+from noa_flows.serving_status import EndpointStatus, ServerStatus, serving_status
 from noa_flows.supervisor import Command, ServiceRecord, Supervisor
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ __all__ = [
     "Command",
     "Conversion",
     "Deployment",
+    "EndpointStatus",
     "Evaluation",
     "FlowDeployment",
     "FlowRun",
@@ -126,6 +128,7 @@ __all__ = [
     "ServiceEvent",
     "ServiceName",
     "ServiceRecord",
+    "ServerStatus",
     "ServiceStatus",
     "StepName",
     "Supervisor",
@@ -153,6 +156,7 @@ __all__ = [
     "run_child",
     "run_pipeline",
     "schedule",
+    "serving_status",
     "status",
     "train_job",
     "unschedule",

@@ -70,6 +70,16 @@ def find_members(marker: str, *, leader: ProcessId | None, log_file: Path | None
     return sorted((table[pid].id for pid in members), key=lambda item: item.pid)
 
 
+def find_tree(root: ProcessId) -> list[ProcessId]:
+    """Return a living process and its living descendants; none if it has gone."""
+    table = {stat.id.pid: stat for stat in _read_all() if not stat.is_zombie}
+    if root.pid not in table or table[root.pid].id != root:
+        return []
+    members = {root.pid}
+    _add_descendants(members, table)
+    return [table[pid].id for pid in members]
+
+
 def send_signal(process: ProcessId, number: signal.Signals) -> bool:
     """Signal exactly this process; False if it is gone. A pid that was reused meanwhile is never hit."""
     try:

@@ -5,6 +5,7 @@ A server is a child process that runs BentoML's machinery with noa's own stack i
 """
 
 from noa_serving._client_wire import Prediction
+from noa_serving._running_servers import RunningServer, running_servers
 from noa_serving._server_process import (
     READY_PATH,
     STARTED_PATH,
@@ -26,12 +27,14 @@ __all__ = [
     "AsyncClient",
     "Client",
     "Prediction",
+    "RunningServer",
     "ServerAddress",
     "ServerCommand",
     "ServerProcess",
     "check_endpoints",
     "check_port",
     "read_address",
+    "running_servers",
     "server_command",
     "start_server",
 ]

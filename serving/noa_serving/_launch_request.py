@@ -27,6 +27,7 @@ from noa.settings import EndpointSettings, Settings
 
 REQUEST_VARIABLE = "NOA_SERVING_REQUEST"
 
+_FOLDER = "serving"
 _REQUEST_FILE = "request.json"
 _READY_FILE = "ready.json"
 _GRPC_FILE = "grpc_port"
@@ -74,10 +75,15 @@ class LaunchRequest:
 def new_request(settings: Settings, *, die_with_parent: bool) -> LaunchRequest:
     """Return a request with a fresh folder below the project's state folder, and remove what dead servers left
     there."""
-    parent = settings.state_dir / "serving"
+    parent = settings.state_dir / _FOLDER
     sweep(parent)
     folder = parent / f"{int(time.time())}-{secrets.token_hex(4)}"
     return LaunchRequest(settings=settings, folder=folder, die_with_parent=die_with_parent)
+
+
+def requests_of(state_dir: Path) -> list[Path]:
+    """Return the files of all requests below a project's state folder, also of servers that were killed."""
+    return sorted((state_dir / _FOLDER).glob(f"*/{_REQUEST_FILE}"))
 
 
 def load_request(path: Path) -> LaunchRequest:

@@ -60,7 +60,7 @@ async def _measure(
     settings = current().load().settings
     keys = settings.serving.api_keys
     key = keys[0].get_secret_value() if keys else None
-    async with AsyncClient(url or find_server(settings), api_key=key, max_connections=max(counts)) as client:
+    async with AsyncClient(url or find_server(settings, endpoint), api_key=key, max_connections=max(counts)) as client:
         specs = await client.inputs(endpoint)
         inputs = example_inputs(specs, batch=batch, seed=0) if source is None else read_inputs(source, specs)
         return await run_load(client, endpoint, inputs, connections=counts, seconds=seconds)

@@ -93,7 +93,7 @@ def _ask(reference: ModelReference, source: str, *, url: str | None, format: str
     keys = settings.serving.api_keys
     endpoint = reference.name
     _check_source(source)
-    address = url or find_server(settings)
+    address = url or find_server(settings, endpoint)
     with Client(address, api_key=keys[0].get_secret_value() if keys else None) as client:
         if not client.answers("/v2/health/live"):
             remedy = _without_server(reference, source, settings, url=url, format=format)
@@ -122,11 +122,15 @@ def _without_server(
     return f"{start if url is None else 'Check `--url`'}, or compute here: {here}"
 
 
-def find_server(settings: Settings) -> str:
-    """Return the address of the project's server: the one that `noa up` started, else the configured one."""
+def find_server(settings: Settings, endpoint: str) -> str:
+    """Return the address of the project's server: that of `noa up`, else of a `noa serve`, else the configured one."""
     from noa_flows import address_of
+    from noa_serving import running_servers
 
     known = address_of(settings, "serving") if settings.state_dir.exists() else None
+    if known is None:
+        serving = [one for one in running_servers(settings.state_dir) if endpoint in one.settings.endpoints]
+        known = serving[-1].address.url if serving else None
     return known or f"http://{settings.serving.host}:{settings.serving.port}"
 
 

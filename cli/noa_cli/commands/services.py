@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,8 +15,12 @@ from noa_cli._invocation import current
 from noa_cli._options import DryRunOption, JsonOption
 
 if TYPE_CHECKING:
-    from noa_flows import ServiceEvent, ServiceName, ServiceStatus
+    from datetime import datetime
+    from pathlib import Path
 
+    from noa_flows import ServerStatus, ServiceEvent, ServiceName, ServiceStatus
+
+_FOREGROUND = "noa serve"
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option("--only", help="Only this service (repeatable): prefect, mlflow, serving, worker, webhooks."),
@@ -77,10 +82,12 @@ def down(only: OnlyOption = None, dry_run: DryRunOption = False, as_json: JsonOp
 
 
 def status(as_json: JsonOption = False) -> None:
-    """Show what runs, where, and where its log is."""
+    """Show what runs, where, where its log is, and which version answers, also of `noa serve` in another terminal."""
+    from noa_flows import serving_status
     from noa_flows import status as look
 
-    _show(look(current().settings()), as_json)
+    settings = current().settings()
+    _show(look(settings), as_json, servers=serving_status(settings))
 
 
 @contextmanager
@@ -118,38 +125,77 @@ def _say_of_start(event: ServiceEvent) -> str:
     return f"{_say(event)}; Ctrl-C once more kills it" if event.phase == "stopping" else _say(event)
 
 
-def _show(statuses: list[ServiceStatus], as_json: bool) -> None:
+def _show(statuses: list[ServiceStatus], as_json: bool, *, servers: Sequence[ServerStatus] = ()) -> None:
+    foreground = [server for server in servers if not server.is_service]
+    logs = statuses[0].log_file.parent if statuses else None
     if as_json:
-        console.print_json(
-            [
-                {
-                    "name": found.name,
-                    "state": found.state,
-                    "pid": found.pid,
-                    "address": found.address,
-                    "started_at": found.started_at,
-                    "memory_bytes": found.memory_bytes,
-                    "log_file": str(found.log_file),
-                    "detail": found.detail,
-                    "has_old_settings": found.has_old_settings,
-                }
-                for found in statuses
-            ]
-        )
+        ours = [asdict(endpoint) for server in servers if server.is_service for endpoint in server.endpoints]
+        rows = [_row_of(found, ours if found.name == "serving" else []) for found in statuses]
+        console.print_json(rows + [_row_of_foreground(server, logs) for server in foreground])
         return
     console.print_table(
         ["service", "state", "address", "pid", "memory", "since"],
         [
-            [
-                found.name,
-                f"{found.state} ({found.detail})" if found.detail else found.state,
-                found.address,
-                found.pid,
-                f"{found.memory_bytes / 1e6:.0f} MB" if found.memory_bytes else None,
-                console.short_time(found.started_at) if found.started_at else None,
-            ]
-            for found in statuses
+            *(
+                [
+                    found.name,
+                    f"{found.state} ({found.detail})" if found.detail else found.state,
+                    *_place(found.address, found.pid, found.memory_bytes, found.started_at),
+                ]
+                for found in statuses
+            ),
+            *(
+                [_FOREGROUND, "running", *_place(server.address, server.pid, server.memory_bytes, server.started_at)]
+                for server in foreground
+            ),
         ],
     )
-    if statuses:
-        console.print_line(f"Logs: {statuses[0].log_file.parent}", "dim")
+    if servers:
+        console.print_table(
+            ["endpoint", "model", "format", "version", "digest", "state", "address"],
+            [
+                [
+                    *(found.name, found.model, found.format, found.version),
+                    *(found.digest and console.short_digest(found.digest), found.state, server.address),
+                ]
+                for server in servers
+                for found in server.endpoints
+            ],
+        )
+    if logs is not None:
+        console.print_line(f"Logs: {logs}", "dim")
+
+
+def _place(address: str | None, pid: int | None, memory_bytes: int, since: datetime | None) -> list[object]:
+    memory = f"{memory_bytes / 1e6:.0f} MB" if memory_bytes else None
+    return [address, pid, memory, console.short_time(since) if since else None]
+
+
+def _row_of(found: ServiceStatus, endpoints: list[dict[str, object]]) -> dict[str, object]:
+    return {
+        "name": found.name,
+        "state": found.state,
+        "pid": found.pid,
+        "address": found.address,
+        "started_at": found.started_at,
+        "memory_bytes": found.memory_bytes,
+        "log_file": str(found.log_file),
+        "detail": found.detail,
+        "has_old_settings": found.has_old_settings,
+        "endpoints": endpoints,
+    }
+
+
+def _row_of_foreground(server: ServerStatus, logs: Path | None) -> dict[str, object]:
+    return {
+        "name": _FOREGROUND,
+        "state": "running",
+        "pid": server.pid,
+        "address": server.address,
+        "started_at": server.started_at,
+        "memory_bytes": server.memory_bytes,
+        "log_file": None if logs is None else str(logs / "serve.log"),
+        "detail": "",
+        "has_old_settings": False,
+        "endpoints": [asdict(endpoint) for endpoint in server.endpoints],
+    }

@@ -1,0 +1,78 @@
+"""`noa status` knows the server that somebody started in another terminal, for as long as it lives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from noa_cli.__main__ import run
+
+pytestmark = [pytest.mark.bentoml]
+KEY = "a-key-of-sixteen-characters"
+
+
+@contextmanager
+def serving(root: Path, *arguments: str) -> Generator[tuple[subprocess.Popen[str], dict[str, object]]]:
+    """Run `noa serve` until the end of the block, and give it with what it printed."""
+    command = [sys.executable, "-m", "noa_cli", "serve", *arguments, "--port", "0", "--json"]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            text = ""
+            while not text.endswith("}\n"):
+                line = process.stdout.readline()
+                assert line, "the server ended"
+                text += line
+            yield process, json.loads(text)
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def status(registered: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.chdir(registered)
+
+    def look(*options: str) -> str:
+        capfd.readouterr()
+        assert run(["status", *options]) == 0
+        return capfd.readouterr().out
+
+    return look
+
+
+def test_a_server_in_the_foreground_is_listed_while_it_lives(registered: Path, status: object) -> None:
+    assert callable(status)
+
+    def listed() -> list[dict[str, object]]:
+        return [row for row in json.loads(status("--json")) if row["name"] == "noa serve"]
+
+    assert listed() == []
+    with serving(registered, "digits@champion", "numbers", "-o", f'serving.api_keys=["{KEY}"]') as (process, told):
+        (row,) = listed()
+        assert (row["state"], row["address"], row["pid"]) == ("running", told["url"], told["pid"])
+        endpoints = row["endpoints"]
+        assert isinstance(endpoints, list)
+        found = {one["name"]: (one["model"], one["version"], one["state"]) for one in endpoints}
+        assert found == {"digits": ("digits@champion", 2, "ready"), "numbers": ("digits/1", 1, "ready")}
+        lines = [line.split() for line in status().splitlines()]
+        assert any(words[:5] == ["noa", "serve", "running", told["url"], str(told["pid"])] for words in lines)
+        assert any(words[:4] == ["digits", "digits@champion", "onnx", "2"] for words in lines)
+        (registered / "in.json").write_text(json.dumps({"x": [[1, 2, 3, 4]]}))
+        assert run(["predict", "numbers", "--input", "in.json", "-o", f'serving.api_keys=["{KEY}"]']) == 0
+        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        os.kill(int(str(told["pid"])), signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while listed():
+            assert time.monotonic() < deadline, "a server that was killed is still listed"
+        assert list((registered / ".noa" / "serving").glob("*/request.json")), "what it left is not what hides it"
+    psutil.wait_procs(tree, timeout=20)
