@@ -119,7 +119,9 @@ class Demo:
                 )
         columns = ["validation accuracy", "test accuracy", "largest error of onnx", "equivalence", "digest"]
         self._table(["version", "backend", *columns], rows)
-        self._line(f"{result.best.version.reference} is the better one on the validation split.")
+        best = result.best.version.reference
+        tie = f"; of equals {result.tie_break}" if result.tie_break else ""
+        self._line(f"{best} is the better one on the validation split{tie}.")
         self._line(f"The gate let {result.best.version.reference} through: it is {MODEL}@{ALIAS} now.")
         self._values["first"] = result.to_dict()
 

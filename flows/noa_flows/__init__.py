@@ -43,9 +43,9 @@ if TYPE_CHECKING:
         schedule,
         unschedule,
     )
+    from noa_flows.selection import choose_best
     from noa_flows.steps import (
         check_gate,
-        choose_best,
         convert_job,
         evaluate_job,
         find_holder,
@@ -94,7 +94,6 @@ _LAZY = {
     **dict.fromkeys(
         (
             "check_gate",
-            "choose_best",
             "convert_job",
             "evaluate_job",
             "find_holder",
@@ -104,6 +103,7 @@ _LAZY = {
         ),
         "steps",
     ),
+    **dict.fromkeys(("choose_best",), "selection"),
     **dict.fromkeys(("train_job",), "training_job"),
 }
 

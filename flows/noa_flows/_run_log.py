@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from noa_flows.pipeline_values import Candidate, Deployment, Promotion
+from noa_flows.selection import explain_tie
 from noa_registry import GateReport
 from noa_training import CheckpointWritten, EarlyStopped, Epoch, Failed, Finished, JobEvent, Resumed, Started, Warned
 
@@ -62,6 +63,8 @@ def render_summary(
             f"| {candidate.backend}{mark} | {candidate.version.reference} | {values} "
             f"| {candidate.job.steps} | {candidate.job.seconds:.1f} |"
         )
+    if tie := explain_tie(candidates, metric):
+        lines += ["", f"Of equals in {metric}: {tie}."]
     lines += ["", "| rule | expected | received |", "|---|---|---|"]
     lines += [f"| {v.rule} | {_cell(v.expected)} | {_cell(v.received)} |" for v in report.verdicts]
     served = f"by {', '.join(deployment.endpoints)} at {deployment.address}" if deployment.endpoints else "by nobody"

@@ -24,6 +24,7 @@ from noa.settings import RecipeSettings, Settings
 from noa_flows import steps
 from noa_flows.deployment import deploy
 from noa_flows.pipeline_values import Candidate, OnEvent, PipelineEvent, PipelineResult, StepName
+from noa_flows.selection import choose_best, explain_tie
 from noa_flows.training_job import train_job
 from noa_registry import check_signing
 from noa_training import BACKENDS, BackendName, JobEvent, JobRequest, is_larger_better, recipe_of
@@ -113,9 +114,9 @@ def run_pipeline(
         alias = plan.recipe.promote_to
         holder = steps.find_holder(settings, plan.model, alias)
         candidates = _run_lanes(plan, settings, runner, who)
-        best = steps.choose_best(candidates, plan.recipe.primary_metric)
+        best = choose_best(candidates, plan.recipe.primary_metric)
         report = runner.run("gate", None, lambda: steps.check_gate(settings, best, alias))
-        reason = promotion_reason(plan, best)
+        reason = promotion_reason(plan, best, candidates)
         promotion = runner.run(
             "promote",
             None,
@@ -126,6 +127,7 @@ def run_pipeline(
         model=plan.model,
         candidates=tuple(candidates),
         best=best,
+        tie_break=explain_tie(candidates, plan.recipe.primary_metric),
         gate=report,
         promotion=promotion,
         deployment=deployment,
@@ -133,13 +135,15 @@ def run_pipeline(
     )
 
 
-def promotion_reason(plan: PipelinePlan, best: Candidate) -> str:
+def promotion_reason(plan: PipelinePlan, best: Candidate, candidates: Sequence[Candidate]) -> str:
     """Return why the ledger says that a candidate was promoted: what chose it, and what the test split says of it."""
     metric = plan.recipe.primary_metric
     told = f"{metric} {best.metrics[metric]:.6g} on the test split ({best.backend}"
     if len(plan.requests) == 1:
         return f"{told})"
-    return f"{told}, best of {len(plan.requests)} backends by {best.validation[metric]:.6g} on the validation split)"
+    tie = explain_tie(candidates, metric)
+    by = f"best of {len(plan.requests)} backends by {best.validation[metric]:.6g} on the validation split"
+    return f"{told}, {by}{f'; of equals {tie}' if tie else ''})"
 
 
 class StepRunner:
@@ -289,12 +293,13 @@ def check_backends(names: Sequence[str]) -> tuple[BackendName, ...]:
 
 
 def _result(plan: PipelinePlan, candidates: Sequence[Candidate], begun: float) -> PipelineResult:
-    metric = plan.recipe.primary_metric
-    has_metric = all(metric in candidate.validation for candidate in candidates)
+    wanted = plan.recipe.primary_metric
+    metric = wanted if all(wanted in candidate.validation for candidate in candidates) else "loss"
     return PipelineResult(
         model=plan.model,
         candidates=tuple(candidates),
-        best=steps.choose_best(candidates, metric if has_metric else "loss"),
+        best=choose_best(candidates, metric),
+        tie_break=explain_tie(candidates, metric),
         gate=None,
         promotion=None,
         deployment=None,

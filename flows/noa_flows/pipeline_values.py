@@ -147,11 +147,15 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineResult:
-    """What a pipeline did. `best` is the candidate with the best primary metric on the validation split."""
+    """What a pipeline did. `best` is the candidate with the best primary metric on the validation split.
+
+    `tie_break` says what told it from its equals in that metric, "" if it has none.
+    """
 
     model: str
     candidates: tuple[Candidate, ...]
     best: Candidate
+    tie_break: str
     gate: GateReport | None
     promotion: Promotion | None
     deployment: Deployment | None
@@ -163,6 +167,7 @@ class PipelineResult:
             "model": self.model,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "best": self.best.version.reference,
+            "tie_break": self.tie_break,
             "gate": None if self.gate is None else self.gate.to_dict(),
             "promotion": None if self.promotion is None else self.promotion.to_dict(),
             "deployment": None if self.deployment is None else self.deployment.to_dict(),

@@ -30,6 +30,7 @@ from noa_flows._run_log import describe_job_event, render_summary
 from noa_flows.deployment import deploy
 from noa_flows.pipeline import check_backends, pipeline_lock, plan_pipeline, promotion_reason
 from noa_flows.pipeline_values import Candidate, Conversion, Deployment, Evaluation, Promotion, Verification
+from noa_flows.selection import choose_best
 from noa_flows.training_job import train_job
 from noa_registry import GateReport, ModelVersion
 from noa_training import JobEvent, JobRequest, TrainedJob
@@ -150,9 +151,9 @@ def retrain(
     with pipeline_lock(settings, plan.model):
         holder = steps.find_holder(settings, plan.model, alias)
         candidates = _run_lanes(context, plan.requests)
-        best = steps.choose_best(candidates, plan.recipe.primary_metric)
+        best = choose_best(candidates, plan.recipe.primary_metric)
         report = _gate(context, best, alias)
-        promotion = _promote(context, best, alias, holder, promotion_reason(plan, best))
+        promotion = _promote(context, best, alias, holder, promotion_reason(plan, best, candidates))
         deployment = _deploy(context, best.version, alias)
     slug = re.sub(r"[^a-z0-9]+", "-", plan.model.lower()).strip("-")
     create_markdown_artifact(

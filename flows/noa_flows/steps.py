@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from noa.atomic_write import translate_disk_errors
 from noa.digests import build_manifest
-from noa.errors import ConversionError, GateRefusedError, InvalidInputError
+from noa.errors import ConversionError, GateRefusedError
 from noa.settings import Settings
 from noa_conversion import convert, load_format, measure_equivalence, measure_performance
 from noa_flows._test_data import load_test_data
@@ -22,7 +21,7 @@ from noa_flows.pipeline_values import Candidate, Conversion, Evaluation, Promoti
 from noa_flows.provenance import capture_environment
 from noa_flows.training_job import JOB_FOLDER_TAG
 from noa_registry import GateReport, ModelVersion, Registry, VersionDraft
-from noa_training import is_larger_better, load_trained, measure, recipe_of
+from noa_training import load_trained, measure, recipe_of
 
 if TYPE_CHECKING:
     from noa_training import TrainedJob
@@ -130,30 +129,6 @@ def find_holder(settings: Settings, model: str, alias: str) -> int | None:
     with Registry.open(settings.registry) as registry:
         found = registry.resolve_digest(model, alias)
     return None if found is None else found[0]
-
-
-def choose_best(candidates: Sequence[Candidate], metric: str) -> Candidate:
-    """Return the candidate with the best value of a metric on the validation split; of equals, the first.
-
-    Not on the test split: the larger of two numbers is no fair estimate of either, and the test split's are reported,
-    judged by the gate and kept as evidence.
-
-    Raises:
-        InvalidInputError: there is no candidate, or one has no such metric.
-    """
-    for candidate in candidates:
-        if metric not in candidate.validation:
-            raise InvalidInputError(
-                f"the primary metric `{metric}` was not measured",
-                where=candidate.version.reference,
-                expected=", ".join(f"`{name}`" for name in candidate.validation),
-                received=f"`{metric}`",
-                remedy="Set `primary_metric` of the recipe in `noa.toml`, or add it to the recipe's `metrics`",
-            )
-    if not candidates:
-        raise InvalidInputError("there is no candidate to choose from")
-    sign = 1.0 if is_larger_better(metric) else -1.0
-    return max(candidates, key=lambda candidate: sign * candidate.validation[metric])
 
 
 def check_gate(settings: Settings, candidate: Candidate, alias: str) -> GateReport:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def serving(root: Path, *arguments: str) -> Generator[tuple[subprocess.Popen[str
 
 
 @pytest.fixture
-def status(registered: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> object:
+def status(registered: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     monkeypatch.chdir(registered)
 
     def look(*options: str) -> str:
@@ -50,9 +50,7 @@ def status(registered: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pyt
     return look
 
 
-def test_a_server_in_the_foreground_is_listed_while_it_lives(registered: Path, status: object) -> None:
-    assert callable(status)
-
+def test_a_server_in_the_foreground_is_listed_while_it_lives(registered: Path, status: Callable[..., str]) -> None:
     def listed() -> list[dict[str, object]]:
         return [row for row in json.loads(status("--json")) if row["name"] == "noa serve"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,12 @@ from flows_helpers import make_project
 
 from noa.errors import InvalidInputError
 from noa.settings import Settings
-from noa_flows import PipelineResult, pipeline, plan_pipeline, run_pipeline, steps
+from noa_cli.commands.train import show_result
+from noa_flows import PipelineResult, pipeline, plan_pipeline, run_pipeline
 from noa_flows._run_log import render_summary
 from noa_flows.pipeline import promotion_reason
 from noa_flows.pipeline_values import Candidate, Deployment, Promotion
+from noa_flows.selection import choose_best, explain_tie
 from noa_registry import Registry
 
 if TYPE_CHECKING:
@@ -52,24 +55,85 @@ def disagreeing(trained: PipelineResult) -> tuple[Candidate, Candidate]:
 def test_where_validation_and_test_disagree_the_validation_split_chooses(
     disagreeing: tuple[Candidate, Candidate], metric: str
 ) -> None:
-    assert steps.choose_best(disagreeing, metric) is disagreeing[0]
-    assert steps.choose_best(disagreeing[::-1], metric) is disagreeing[0]
+    assert choose_best(disagreeing, metric) is disagreeing[0]
+    assert choose_best(disagreeing[::-1], metric) is disagreeing[0]
 
 
-def test_of_equals_the_first_is_chosen_and_a_metric_that_is_missing_is_named(
+def sized(candidate: Candidate, size_bytes: int) -> Candidate:
+    """The same candidate, its served format of another size."""
+    onnx = candidate.version.formats["onnx"]
+    file = replace(onnx.manifest.files[0], size_bytes=size_bytes)
+    sealed = replace(onnx, manifest=replace(onnx.manifest, files=(file,)))
+    return replace(candidate, version=replace(candidate.version, formats={**candidate.version.formats, "onnx": sealed}))
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "why"),
+    [
+        ((0.9, 0.2, 500), (0.9, 0.3, 400), "that with the better validation loss, 0.2"),
+        ((0.9, 0.2, 400), (0.9, 0.2, 500), "that with the smaller `onnx`, 400 bytes"),
+        ((0.9, 0.3, 500), (0.8, 0.2, 400), ""),
+        ((0.9, 0.3, 500), (math.nan, 0.2, 400), ""),
+    ],
+)
+def test_equals_are_told_apart_by_what_means_something_whichever_comes_first(
+    trained: PipelineResult, better: tuple[float, float, int], worse: tuple[float, float, int], why: str
+) -> None:
+    best, other = (
+        sized(measured(candidate, validation={"accuracy": accuracy, "loss": loss}, test={}), size)
+        for candidate, (accuracy, loss, size) in zip(trained.candidates, (better, worse), strict=True)
+    )
+    for candidates in ((best, other), (other, best)):
+        assert choose_best(candidates, "accuracy") is best
+        assert explain_tie(candidates, "accuracy") == why
+
+
+def test_of_equals_in_all_the_first_is_chosen_and_a_metric_that_is_missing_is_named(
     disagreeing: tuple[Candidate, Candidate],
 ) -> None:
-    equal = [replace(each, job=replace(each.job, metrics={"loss": 0.5})) for each in disagreeing]
-    assert steps.choose_best(equal, "loss") is equal[0]
+    equal = [sized(measured(each, validation={"loss": 0.5}, test={}), 400) for each in disagreeing]
+    assert choose_best(equal, "loss") is equal[0]
+    assert explain_tie(equal, "loss") == f"that of the first backend, `{equal[0].backend}`"
+    assert explain_tie(equal[:1], "loss") == ""
     with pytest.raises(InvalidInputError, match=r"`accuracy` was not measured.*expected `loss`"):
-        steps.choose_best(equal, "accuracy")
+        choose_best(equal, "accuracy")
+
+
+def test_a_tie_is_told_in_the_ledger_the_summary_and_the_result(
+    project: Settings,
+    disagreeing: tuple[Candidate, Candidate],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tied = [
+        measured(each, validation={"accuracy": 0.9, "loss": loss}, test=each.metrics)
+        for each, loss in zip(disagreeing, (0.5, 0.3), strict=True)
+    ]
+    lanes = {candidate.backend: candidate for candidate in tied}
+    why = "of equals that with the better validation loss, 0.3"
+
+    def said(request: JobRequest, *_: object) -> Candidate:
+        return lanes[request.backend]
+
+    monkeypatch.setattr(pipeline, "run_lane", said)
+    result = run_pipeline(project, "tiny", backends=("torch", "jax"), promote=True)
+    assert f"of equals {result.to_dict()['tie_break']}" == why
+    show_result(result, as_json=False)
+    assert f"best on the validation split: {tied[1].version.reference} (jax); {why}" in capsys.readouterr().out
+    with Registry.open(project.registry) as registry:
+        assert registry.history("tiny")[-1].reason.endswith(f"by 0.9 on the validation split; {why})")
+    assert result.gate is not None
+    assert result.promotion is not None
+    assert result.deployment is not None
+    summary = render_summary(tied, tied[1], result.gate, result.promotion, result.deployment, metric="accuracy")
+    assert "Of equals in accuracy: that with the better validation loss, 0.3." in summary.splitlines()
 
 
 def test_the_ledger_and_the_summary_tell_what_chose_and_what_was_measured(
     project: Settings, disagreeing: tuple[Candidate, Candidate]
 ) -> None:
     plan = plan_pipeline(project, "tiny", backends=("torch", "jax"), promote=True)
-    reason = promotion_reason(plan, disagreeing[0])
+    reason = promotion_reason(plan, disagreeing[0], disagreeing)
     assert reason == "accuracy 0.7 on the test split (torch, best of 2 backends by 0.9 on the validation split)"
     version = disagreeing[0].version
     promotion = Promotion(

@@ -113,7 +113,8 @@ def show_result(result: PipelineResult, *, as_json: bool) -> None:
     )
     if len(result.candidates) > 1:
         best = result.best
-        console.print_line(f"best on the validation split: {best.version.reference} ({best.backend})")
+        tie = f"; of equals {result.tie_break}" if result.tie_break else ""
+        console.print_line(f"best on the validation split: {best.version.reference} ({best.backend}){tie}")
     if result.promotion is not None:
         console.print_line(
             f"promoted {result.promotion.reference} to {result.promotion.alias}, ledger row {result.promotion.sequence}"
