@@ -121,7 +121,7 @@ def test_a_tie_is_told_in_the_ledger_the_summary_and_the_result(
     show_result(result, as_json=False)
     assert f"best on the validation split: {tied[1].version.reference} (jax); {why}" in capsys.readouterr().out
     with Registry.open(project.registry) as registry:
-        assert registry.history("tiny")[-1].reason.endswith(f"by 0.9 on the validation split; {why})")
+        assert registry.history("tiny")[0].reason.endswith(f"by 0.9 on the validation split; {why})")
     assert result.gate is not None
     assert result.promotion is not None
     assert result.deployment is not None
@@ -166,4 +166,4 @@ def test_a_pipeline_promotes_what_the_validation_split_prefers(
     rows: Any = result.to_dict()["candidates"]
     assert [row["validation"]["accuracy"] for row in rows] == [0.8, 0.9]
     with Registry.open(project.registry) as registry:
-        assert registry.history("tiny")[-1].reason.endswith("best of 2 backends by 0.9 on the validation split)")
+        assert registry.history("tiny")[0].reason.endswith("best of 2 backends by 0.9 on the validation split)")
