@@ -45,6 +45,22 @@ def commands(page: Path) -> list[str]:
     return found
 
 
+WRAPPED = [
+    page
+    for page in PAGES
+    if page.parent.name in ("docs", "core", "cli", "flows")
+    or page.parents[1] == ROOT / "examples"
+    or (page.name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md") and page.parent == ROOT)
+]
+
+
+@pytest.mark.parametrize("page", WRAPPED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_of_prose_and_code_fit_into_120_columns(page: Path) -> None:
+    """A row of a table is one line, however long."""
+    lines = enumerate(page.read_text().splitlines(), start=1)
+    assert [f"{number}: {line}" for number, line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
 def test_pages_are_found() -> None:
     assert {"README.md", "start.md"} <= {page.name for page in PAGES}
 
