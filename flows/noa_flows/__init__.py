@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from noa_flows._ports import refuse_shared_ports
 from noa_flows._service_plans import SERVICE_NAMES, ServiceName
 from noa_flows.services import ServiceEvent, ServiceStatus, address_of, down, status, up
 from noa_flows.serving_status import EndpointStatus, ServerStatus, serving_status
@@ -150,6 +151,7 @@ __all__ = [
     "list_runs",
     "plan_pipeline",
     "promote_best",
+    "refuse_shared_ports",
     "register_job",
     "reproduce_version",
     "run",

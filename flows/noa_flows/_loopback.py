@@ -12,6 +12,8 @@ import urllib.request
 from dataclasses import dataclass
 from typing import cast
 
+import psutil
+
 from noa.errors import ConflictError, ServiceError
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
@@ -44,6 +46,7 @@ def claim_port(host: str, port: int, *, service: str, setting: str) -> int:
             raise ConflictError(
                 f"port {port} is in use by another process, and service `{service}` needs it",
                 where=f"{host}:{port}",
+                received=_holder_of(port),
                 remedy=f"Set `{setting}` to another port, or to 0 for a free one",
                 port=port,
                 service=service,
@@ -91,6 +94,16 @@ def refusal_of(url: str) -> str:
         return ""
     table = cast("dict[str, object]", answer.body) if isinstance(answer.body, dict) else {}
     return str(table.get("error", f"it answers {answer.status}"))
+
+
+def _holder_of(port: int) -> str | None:
+    """Return who listens on a port, None if that is not for us to know."""
+    try:
+        found = psutil.net_connections("tcp")
+        pid = next((one.pid for one in found if one.status == "LISTEN" and one.laddr and one.laddr[1] == port), None)
+        return None if pid is None else f"process {pid} ({psutil.Process(pid).name()})"
+    except psutil.Error:
+        return None
 
 
 def _parse(payload: bytes) -> object:

@@ -20,6 +20,7 @@ from noa.atomic_write import translate_disk_errors
 from noa.errors import ConflictError, InvalidInputError, NoaError, ServiceError
 from noa.settings import PROJECT_FILE, Settings
 from noa_flows._loopback import claim_port
+from noa_flows._ports import refuse_shared_ports
 from noa_flows._process_tree import memory_bytes
 from noa_flows._service_plans import SERVICE_NAMES, ServiceName, ServicePlan, plan_services, require_prefect
 from noa_flows._settings_digest import settings_digest
@@ -40,7 +41,8 @@ class ServiceStatus:
     """One service now. `unhealthy`: a process is there but does not answer as it should.
 
     `detail` says why a service that was started is not running, or what one that runs cannot do yet; `memory_bytes` is
-    that of its whole process tree. `has_old_settings`: it was started with other settings than these.
+    that of its whole process tree. `has_old_settings`: it was started with other settings than these; `is_wanted`:
+    these settings have such a service.
     """
 
     name: ServiceName
@@ -52,6 +54,7 @@ class ServiceStatus:
     memory_bytes: int
     detail: str = ""
     has_old_settings: bool = False
+    is_wanted: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,7 @@ def up(
     stops it, and starts anew what these settings have.
 
     Raises:
+        SettingsError: two services would listen on one port.
         ConflictError: a port is in use, or another `up` or `down` of this project does not end.
         ServiceError: a service died or did not answer in `flows.start_timeout_s`; the message has its last log lines,
             and everything that this call started was stopped again.
@@ -87,11 +91,12 @@ def up(
     """
     require_prefect()
     plans = _choose(plan_services(settings), services)
+    refuse_shared_ports(settings, plans)
     supervisor = Supervisor(settings.state_dir)
     with _project_lock(settings):
         launch = _Launch(settings=settings, supervisor=supervisor, report=on_progress or _say_nothing)
         if restart:
-            launch.stop_outdated(SERVICE_NAMES if services is None else list(plans))
+            launch.stop_outdated(SERVICE_NAMES if services is None else list(plans), plans)
         launch.run(plans)
     shown = [found for found in status(settings) if found.name in plans or services is None]
     return [found for found in shown if found.name in plans or found.has_old_settings]
@@ -182,10 +187,17 @@ class _Launch:
             self._undo(started)
             raise
 
-    def stop_outdated(self, names: Sequence[ServiceName]) -> None:
-        """Stop what of these runs with other settings, and a worker whose server is among it."""
+    def stop_outdated(self, names: Sequence[ServiceName], plans: Mapping[ServiceName, ServicePlan]) -> None:
+        """Stop what of these runs with other settings, and a worker whose server is among it.
+
+        What could not be started anew, as its new port is in use, goes on.
+        """
         records = {name: self.supervisor.find(name) for name in names}
         outdated: list[ServiceName] = [name for name in names if _is_outdated(records[name], name, self.settings)]
+        freed = {_port_of(record) for name in outdated if (record := records[name]) is not None}
+        for plan in (plans[name] for name in outdated if name in plans):
+            if plan.host is not None and plan.port not in freed:
+                self._claim(plan)
         if "prefect" in outdated and "worker" not in outdated and self.supervisor.find("worker") is not None:
             outdated.append("worker")
         failures = _stop(
@@ -323,6 +335,7 @@ def _status_of(
         log_file=settings.state_dir / "logs" / f"{name}.log",
         memory_bytes=memory_bytes(members),
         detail=detail,
+        is_wanted=plan is not None,
         has_old_settings=state != "stopped" and _is_outdated(record, name, settings),
     )
 
@@ -348,6 +361,10 @@ def _reachable(host: str) -> str:
     """Return the host part of the address at which this machine reaches a server that listens on `host`."""
     found = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{found}]" if ":" in found else found
+
+
+def _port_of(record: ServiceRecord) -> int | None:
+    return None if record.address is None else int(record.address.rpartition(":")[2])
 
 
 def _addresses(records: Mapping[ServiceName, ServiceRecord | None]) -> dict[ServiceName, str]:

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from noa_cli.__main__ import run
+from noa_flows import Command, Supervisor
 
-pytestmark = [pytest.mark.bentoml]
 KEY = "a-key-of-sixteen-characters"
 
 
@@ -50,6 +50,7 @@ def status(registered: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pyt
     return look
 
 
+@pytest.mark.bentoml
 def test_a_server_in_the_foreground_is_listed_while_it_lives(registered: Path, status: Callable[..., str]) -> None:
     def listed() -> list[dict[str, object]]:
         return [row for row in json.loads(status("--json")) if row["name"] == "noa serve"]
@@ -74,3 +75,34 @@ def test_a_server_in_the_foreground_is_listed_while_it_lives(registered: Path, s
             assert time.monotonic() < deadline, "a server that was killed is still listed"
         assert list((registered / ".noa" / "serving").glob("*/request.json")), "what it left is not what hides it"
     psutil.wait_procs(tree, timeout=20)
+
+
+def test_status_tells_what_runs_otherwise_than_the_settings_say_and_the_remedy_works(
+    registered: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(registered)
+    state = registered / ".noa"
+    for name in ("serving", "webhooks"):  # the project has an endpoint and no webhook
+        Supervisor(state).start(
+            Command(
+                name=name,
+                arguments=("sleep", "60"),
+                environment=dict(os.environ),
+                folder=registered,
+                log_file=state / "logs" / f"{name}.log",
+                address="http://127.0.0.1:9" if name == "serving" else None,
+                settings_digest="sha256:of-other-settings",
+            )
+        )
+    try:
+        assert run(["status"]) == 0
+        told = capfd.readouterr().err.splitlines()
+        ends = ("Restart it: noa up --restart --only serving", "Stop it: noa down --only webhooks")
+        assert [line.startswith(f"{name} runs") for line, name in zip(told, ("serving", "webhooks"), strict=True)]
+        assert all(line.endswith(end) for line, end in zip(told, ends, strict=True))
+        assert run(["down", "--only", "webhooks"]) == 0
+        assert "stopped and gone: webhooks" in capfd.readouterr().out
+        assert run(["status"]) == 0
+        assert "webhooks" not in capfd.readouterr().err
+    finally:
+        assert run(["down"]) == 0

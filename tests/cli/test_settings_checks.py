@@ -80,3 +80,8 @@ def test_models_that_nobody_knows_are_warnings(project: Path, capfd: pytest.Capt
     for warning, word in zip(warnings, ("[endpoints.x] serves", "[webhooks.ci] waits for"), strict=True):
         assert word in warning
         assert "Did you mean `digits`?" in warning
+
+
+def test_two_services_on_one_port_are_a_warning(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["config", "validate", "-o", "flows.port=4300", "-o", "tracking.port=4300"]) == 0
+    assert "warning: `flows.port` and `tracking.port` are the same port 4300" in capfd.readouterr().out

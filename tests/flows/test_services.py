@@ -12,9 +12,9 @@ import filelock
 import pytest
 from flows_helpers import make_project, wait_until
 
-from noa.errors import ConflictError, InvalidInputError, ServiceError
+from noa.errors import ConflictError, InvalidInputError, ServiceError, SettingsError
 from noa.settings import Settings, load_settings
-from noa_flows import ServiceEvent, down, status, up
+from noa_flows import ServiceEvent, down, refuse_shared_ports, status, up
 from noa_flows.supervisor import Supervisor
 
 _UP = """
@@ -54,6 +54,59 @@ def test_a_port_in_use_starts_nothing_and_names_the_setting(tmp_path: Path) -> N
             up(settings)
     assert [entry.state for entry in status(settings)] == ["stopped"] * 4
     assert Supervisor(settings.state_dir).names() == []
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        (["flows.port=4300", "tracking.port=4300"], ["`flows.port`", "`tracking.port`", "4300"]),
+        (["flows.port=4300", "serving.port=4300"], ["`flows.port`", "`serving.port`"]),
+        (["serving.port=4300", "serving.grpc_port=4300"], ["`serving.port`", "`serving.grpc_port`"]),
+        (["flows.port=4300", "serving.host=0.0.0.0", "serving.port=4300"], ["`serving.port`"]),
+    ],
+)
+def test_two_services_on_one_port_are_refused_before_anything_starts(
+    tmp_path: Path, pairs: list[str], words: list[str]
+) -> None:
+    make_project(tmp_path)
+    keys = ['serving.api_keys=["a-key-of-sixteen-characters"]']
+    with pytest.raises(SettingsError, match="a port of its own") as caught:
+        up(load_settings(tmp_path, overrides=[*pairs, *keys]).settings)
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert not (tmp_path / ".noa").exists()
+
+
+def test_ports_that_do_not_meet_are_not_refused(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    for pairs in (
+        ["flows.port=0", "tracking.port=0", "serving.port=0", "serving.grpc_port=0"],
+        ["flows.host=127.0.0.2", "flows.port=4300", "tracking.port=4300"],
+    ):
+        refuse_shared_ports(load_settings(tmp_path, overrides=pairs).settings)
+    shared = load_settings(tmp_path, overrides=["flows.port=4300", "serving.port=4300"]).settings
+    refuse_shared_ports(shared, ["serving", "mlflow"])
+    (tmp_path / "noa.toml").write_text("")  # without an endpoint nothing listens for it
+    refuse_shared_ports(load_settings(tmp_path, overrides=["flows.port=4300", "serving.port=4300"]).settings)
+
+
+@pytest.mark.bentoml
+def test_a_restart_onto_a_port_in_use_leaves_the_service_as_it_is(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    settings = load_settings(tmp_path).settings
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = load_settings(tmp_path, overrides=[f"serving.port={server.getsockname()[1]}"]).settings
+        try:
+            (before,) = up(settings, services=["serving"])
+            with pytest.raises(ConflictError, match=r"`serving\.port`") as caught:
+                up(taken, services=["serving"], restart=True)
+            assert f"process {os.getpid()} (" in str(caught.value)
+            found = next(entry for entry in status(taken) if entry.name == "serving")
+            assert (found.pid, found.state, found.has_old_settings) == (before.pid, before.state, True)
+            (tmp_path / "noa.toml").write_text("")
+            left = next(entry for entry in status(load_settings(tmp_path).settings) if entry.name == "serving")
+            assert (left.has_old_settings, left.is_wanted) == (True, False)
+        finally:
+            down(settings)
 
 
 def test_a_service_that_the_project_lacks_is_refused(tmp_path: Path) -> None:

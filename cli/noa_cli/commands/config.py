@@ -133,6 +133,22 @@ def diff(
 
 
 def _warnings(settings: Settings) -> list[str]:
+    return [*_port_warnings(settings), *_name_warnings(settings)]
+
+
+def _port_warnings(settings: Settings) -> list[str]:
+    """`noa up` refuses it; who starts one service only may want it so."""
+    from noa.errors import SettingsError
+    from noa_flows import refuse_shared_ports
+
+    try:
+        refuse_shared_ports(settings)
+    except SettingsError as exc:
+        return [str(exc)]
+    return []
+
+
+def _name_warnings(settings: Settings) -> list[str]:
     if not (settings.gates or settings.endpoints or settings.webhooks):
         return []
     from noa.errors import NoaError

@@ -54,10 +54,7 @@ def up(
             console.note("interrupted: what this call had started is stopped again; what ran before goes on")
             raise
     _show(statuses, as_json)
-    for found in statuses:
-        if found.has_old_settings:
-            command = current().command_line("up", "--restart", "--only", found.name)
-            console.note(f"{found.name} runs with older settings, which have changed since. Restart it: {command}")
+    _tell_changes(statuses)
 
 
 def down(only: OnlyOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
@@ -87,7 +84,20 @@ def status(as_json: JsonOption = False) -> None:
     from noa_flows import status as look
 
     settings = current().settings()
-    _show(look(settings), as_json, servers=serving_status(settings))
+    statuses = look(settings)
+    _show(statuses, as_json, servers=serving_status(settings))
+    _tell_changes(statuses)
+
+
+def _tell_changes(statuses: list[ServiceStatus]) -> None:
+    """Say on standard error what runs otherwise than the settings say now, and how that is changed."""
+    for found in statuses:
+        if found.has_old_settings and found.is_wanted:
+            command = current().command_line("up", "--restart", "--only", found.name)
+            console.note(f"{found.name} runs with older settings, which have changed since. Restart it: {command}")
+        elif found.has_old_settings:
+            command = current().command_line("down", "--only", found.name)
+            console.note(f"{found.name} runs, and these settings have no such service any more. Stop it: {command}")
 
 
 @contextmanager
@@ -182,6 +192,7 @@ def _row_of(found: ServiceStatus, endpoints: list[dict[str, object]]) -> dict[st
         "log_file": str(found.log_file),
         "detail": found.detail,
         "has_old_settings": found.has_old_settings,
+        "is_wanted": found.is_wanted,
         "endpoints": endpoints,
     }
 
@@ -197,5 +208,6 @@ def _row_of_foreground(server: ServerStatus, logs: Path | None) -> dict[str, obj
         "log_file": None if logs is None else str(logs / "serve.log"),
         "detail": "",
         "has_old_settings": False,
+        "is_wanted": True,
         "endpoints": [asdict(endpoint) for endpoint in server.endpoints],
     }
