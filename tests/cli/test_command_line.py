@@ -183,6 +183,13 @@ def test_init_keeps_a_gitignore(noa: Noa, tmp_path: Path) -> None:
     assert (tmp_path / ".gitignore").read_text() == "*.log\n.noa/\n__pycache__/\n*.key\n*.pem\n!*.pub.pem\n"
 
 
+def test_init_writes_nothing_where_gitignore_is_no_file(noa: Noa, tmp_path: Path) -> None:
+    (tmp_path / "fresh" / ".gitignore").mkdir(parents=True)
+    result = noa("init", "fresh")
+    assert (result.returncode, "`.gitignore` is a folder" in result.stderr) == (1, True)
+    assert [path.name for path in (tmp_path / "fresh").iterdir()] == [".gitignore"]
+
+
 def test_the_next_command_of_init_can_be_copied_whatever_the_folder_is_called(noa: Noa, tmp_path: Path) -> None:
     told = noa("init", "bad name!", "--name", "mine").stdout
     step = told.partition("Next: ")[2].partition(" && ")[0]

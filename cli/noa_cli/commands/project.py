@@ -99,7 +99,12 @@ def _name_from(folder: Path) -> str:
 
 def _gitignore_with_state(folder: Path) -> str | None:
     """Return `.gitignore` with what must not be committed added; None if nothing is to be added."""
+    from noa.errors import ConflictError
+    from noa.regular_files import special_kind
+
     path = folder / ".gitignore"
+    if kind := special_kind(path):
+        raise ConflictError(f"`.gitignore` is {kind}", where=str(path), remedy="Move it away; nothing was written")
     text = path.read_text() if path.is_file() else ""
     present = {line.strip().strip("/") for line in text.splitlines()}
     missing = [entry for entry in _IGNORED if entry.strip("/") not in present]
