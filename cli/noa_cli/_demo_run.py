@@ -77,7 +77,7 @@ class Demo:
         return DemoReport(values=self._values, problems=tuple(self._problems))
 
     def _hear(self, event: ServiceEvent) -> None:
-        self._heard = f"{event.service} {event.phase}"
+        self._heard = f"{event.service or ''} {event.phase}"
 
     def _train(self) -> PipelineResult:
         from noa_flows import run_pipeline

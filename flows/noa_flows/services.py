@@ -28,7 +28,7 @@ from noa_flows._stopping import stop_together
 from noa_flows.supervisor import ServiceRecord, Supervisor
 
 State = Literal["running", "unhealthy", "stopped"]
-Phase = Literal["starting", "healthy", "already running", "stopping", "stopped"]
+Phase = Literal["waiting", "starting", "healthy", "already running", "stopping", "stopped"]
 _POLL_S = 0.1
 _REMEDIES: Mapping[str, str] = {
     "serving": "Configure an endpoint in `noa.toml`",
@@ -59,9 +59,9 @@ class ServiceStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceEvent:
-    """A step of `up` or `down`, for progress displays."""
+    """A step of `up` or `down`, for progress displays. `waiting`: for another `up` or `down`; it is of no service."""
 
-    service: ServiceName
+    service: ServiceName | None
     phase: Phase
     address: str | None = None
 
@@ -93,8 +93,9 @@ def up(
     plans = _choose(plan_services(settings), services)
     refuse_shared_ports(settings, plans)
     supervisor = Supervisor(settings.state_dir)
-    with _project_lock(settings):
-        launch = _Launch(settings=settings, supervisor=supervisor, report=on_progress or _say_nothing)
+    report = on_progress or _say_nothing
+    with _project_lock(settings, report):
+        launch = _Launch(settings=settings, supervisor=supervisor, report=report)
         if restart:
             launch.stop_outdated(SERVICE_NAMES if services is None else list(plans), plans)
         launch.run(plans)
@@ -118,7 +119,7 @@ def down(
     failures: list[NoaError] = []
     present: list[ServiceName] = []
     wanted: list[ServiceName] = [name for name in SERVICE_NAMES if services is None or name in services]
-    with _project_lock(settings):
+    with _project_lock(settings, report):
         for name in reversed(wanted):
             try:
                 if supervisor.find(name) is not None:
@@ -265,11 +266,14 @@ class _Launch:
                     remedy = "What was started with it has been stopped; correct the cause and run `noa up` again"
                     raise self._failure(record, "died while it started", remedy)
             if waiting and time.monotonic() > deadline:
-                raise self._lateness(next(iter(waiting.values())))
+                raise self._lateness(next(iter(waiting.values())), started)
             time.sleep(_POLL_S if waiting else 0)
 
-    def _lateness(self, record: ServiceRecord) -> ServiceError:
+    def _lateness(self, record: ServiceRecord, started: Mapping[ServiceName, ServiceRecord]) -> ServiceError:
         limit_s = self.settings.flows.start_timeout_s
+        if record not in started.values():
+            remedy = f"Stop it with `noa down --only {record.name}`, and run `noa up` again"
+            return self._failure(record, f"ran before and does not answer within {limit_s:g} s", remedy)
         file, more = self.settings.root / PROJECT_FILE, f"flows.start_timeout_s={2 * limit_s:g}"
         return self._failure(
             record,
@@ -372,14 +376,18 @@ def _addresses(records: Mapping[ServiceName, ServiceRecord | None]) -> dict[Serv
 
 
 @contextmanager
-def _project_lock(settings: Settings) -> Generator[None]:
+def _project_lock(settings: Settings, report: OnProgress) -> Generator[None]:
     folder = settings.state_dir / "services"
     with translate_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     timeout_s = 2 * settings.flows.start_timeout_s + settings.flows.stop_timeout_s
-    lock = filelock.FileLock(folder / "lock", timeout=timeout_s)
+    lock = filelock.FileLock(folder / "lock")
     try:
-        lock.acquire()
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            report(ServiceEvent(service=None, phase="waiting"))
+            lock.acquire(timeout=timeout_s)
     except filelock.Timeout as exc:
         raise ConflictError(
             "another `noa up` or `noa down` of this project is under way",

@@ -15,7 +15,7 @@ from flows_helpers import make_project, wait_until
 from noa.errors import ConflictError, InvalidInputError, ServiceError, SettingsError
 from noa.settings import Settings, load_settings
 from noa_flows import ServiceEvent, down, refuse_shared_ports, status, up
-from noa_flows.supervisor import Supervisor
+from noa_flows.supervisor import Command, Supervisor
 
 _UP = """
 import sys
@@ -119,8 +119,33 @@ def test_a_second_up_that_waits_too_long_says_so(tmp_path: Path) -> None:
     make_project(tmp_path)
     settings = load_settings(tmp_path, overrides=["flows.start_timeout_s=0.1", "flows.stop_timeout_s=0.1"]).settings
     (tmp_path / ".noa" / "services").mkdir(parents=True)
+    told: list[ServiceEvent] = []
     with filelock.FileLock(tmp_path / ".noa" / "services" / "lock"), pytest.raises(ConflictError, match="another"):
-        up(settings, services=["prefect"])
+        up(settings, services=["prefect"], on_progress=told.append)
+    assert told == [ServiceEvent(service=None, phase="waiting")]
+
+
+def test_a_service_that_ran_before_and_hangs_is_told_from_one_that_is_slow_to_start(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    settings = load_settings(tmp_path, overrides=["flows.start_timeout_s=0.5"]).settings
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and answers none
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        record = Supervisor(settings.state_dir).start(
+            Command(
+                name="serving",
+                arguments=("sleep", "60"),
+                environment=dict(os.environ),
+                folder=tmp_path,
+                log_file=tmp_path / "log",
+                address=address,
+            )
+        )
+        try:
+            with pytest.raises(ServiceError, match=r"ran before and does not answer.*`noa down --only serving`"):
+                up(settings, services=["serving"])
+            assert Supervisor(settings.state_dir).is_running(record)
+        finally:
+            assert down(settings) == ["serving"]
 
 
 @pytest.mark.prefect
@@ -202,7 +227,7 @@ def test_services_are_stopped_side_by_side_and_the_server_after_its_worker(
     monkeypatch.setattr(Supervisor, "find", lambda self, name: None if name == "webhooks" else object())
     monkeypatch.setattr(Supervisor, "stop", meet)
     settings.state_dir.mkdir()
-    seen: list[tuple[str, str]] = []
+    seen: list[tuple[str | None, str]] = []
     with pytest.raises(ServiceError, match="`mlflow` did not stop"):
         down(settings, on_progress=lambda event: seen.append((event.service, event.phase)))
     assert order.index("worker") < order.index("prefect")

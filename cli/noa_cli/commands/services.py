@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -48,7 +48,7 @@ def up(
                     settings,
                     services=_names(only),
                     restart=restart,
-                    on_progress=lambda event: tell(_say_of_start(event)),
+                    on_progress=lambda event: _tell(event, tell, _say_of_start),
                 )
         except KeyboardInterrupt:
             console.note("interrupted: what this call had started is stopped again; what ran before goes on")
@@ -71,7 +71,7 @@ def down(only: OnlyOption = None, dry_run: DryRunOption = False, as_json: JsonOp
             console.print_line(f"would stop {found.name} (pid {found.pid})")
         return
     with console.step("Stopping services") as tell:
-        stopped = stop(settings, services=_names(only), on_progress=lambda event: tell(_say(event)))
+        stopped = stop(settings, services=_names(only), on_progress=lambda event: _tell(event, tell, _say))
     if as_json:
         console.print_json({"stopped": stopped})
     else:
@@ -124,6 +124,14 @@ def _names(only: list[str] | None) -> list[ServiceName] | None:
     if unknown:
         raise InvalidInputError(f"no service `{unknown[0]}`", expected=", ".join(SERVICE_NAMES), received=unknown[0])
     return [name for name in SERVICE_NAMES if name in only]
+
+
+def _tell(event: ServiceEvent, tell: Callable[[str], None], say: Callable[[ServiceEvent], str]) -> None:
+    """Show a step of a start or stop; that it waits for another one also where steps are shown now and then only."""
+    if event.phase == "waiting":
+        console.note("waiting for another `noa up` or `noa down` of this project, which is under way")
+    else:
+        tell(say(event))
 
 
 def _say(event: ServiceEvent) -> str:
