@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import cast
 
 from noa.settings import EndpointSettings, Settings
 from noa_flows._process_tree import find_tree, identify, memory_bytes
@@ -13,7 +14,10 @@ from noa_flows.supervisor import Supervisor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointStatus:
-    """One endpoint of a server now. `version` is the number that answers, None if none does; `state` says why."""
+    """One endpoint of a server now. `version` is the number that answers, None if none does.
+
+    `detail` says what keeps another from answering, "" if nothing: no version yet, or one that was refused.
+    """
 
     name: str
     model: str
@@ -21,6 +25,7 @@ class EndpointStatus:
     version: int | None
     digest: str | None
     state: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +63,24 @@ def serving_status(settings: Settings) -> list[ServerStatus]:
 def _endpoints(
     rules: Mapping[str, EndpointSettings], report: Mapping[str, Mapping[str, object]] | None
 ) -> tuple[EndpointStatus, ...]:
-    rows = {name: {"state": "no answer"} if report is None else report.get(name, {}) for name in rules}
-    return tuple(
-        EndpointStatus(
-            name=name,
-            model=rule.model,
-            format=rule.format,
-            version=version if isinstance(version := rows[name].get("version"), int) else None,
-            digest=digest if isinstance(digest := rows[name].get("digest"), str) else None,
-            state=str(rows[name].get("state", "unknown")),
-        )
-        for name, rule in rules.items()
+    silent: Mapping[str, object] = {"state": "no answer" if report is None else "unknown"}
+    return tuple(_endpoint(name, rule, (report or {}).get(name, silent)) for name, rule in rules.items())
+
+
+def _endpoint(name: str, rule: EndpointSettings, row: Mapping[str, object]) -> EndpointStatus:
+    version, digest, refused = row.get("version"), row.get("digest"), row.get("refused")
+    detail = str(row.get("waiting_for", ""))
+    if isinstance(refused, dict):
+        facts = cast("dict[str, object]", refused)
+        detail = f"version {facts.get('version')} is refused: {facts.get('reason')}"
+    return EndpointStatus(
+        name=name,
+        model=rule.model,
+        format=rule.format,
+        version=version if isinstance(version, int) else None,
+        digest=digest if isinstance(digest, str) else None,
+        state=str(row.get("state", "unknown")),
+        detail=detail,
     )
 
 

@@ -14,7 +14,7 @@ from flows_helpers import make_project, wait_until
 
 from noa.errors import ConflictError, InvalidInputError, ServiceError, SettingsError
 from noa.settings import Settings, load_settings
-from noa_flows import ServiceEvent, down, refuse_shared_ports, status, up
+from noa_flows import ServiceEvent, down, refuse_shared_ports, serving_status, status, up
 from noa_flows.supervisor import Command, Supervisor
 
 _UP = """
@@ -97,6 +97,10 @@ def test_a_restart_onto_a_port_in_use_leaves_the_service_as_it_is(tmp_path: Path
         taken = load_settings(tmp_path, overrides=[f"serving.port={server.getsockname()[1]}"]).settings
         try:
             (before,) = up(settings, services=["serving"])
+            (listening,) = serving_status(settings)
+            assert (listening.address, listening.is_service) == (before.address, True)
+            (waiting,) = (one for one in listening.endpoints if one.state == "waiting")
+            assert (waiting.version, "points to no version yet" in waiting.detail) == (None, True)
             with pytest.raises(ConflictError, match=r"`serving\.port`") as caught:
                 up(taken, services=["serving"], restart=True)
             assert f"process {os.getpid()} (" in str(caught.value)

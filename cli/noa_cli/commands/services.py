@@ -174,7 +174,9 @@ def _show(statuses: list[ServiceStatus], as_json: bool, *, servers: Sequence[Ser
             [
                 [
                     *(found.name, found.model, found.format, found.version),
-                    *(found.digest and console.short_digest(found.digest), found.state, server.address),
+                    found.digest and console.short_digest(found.digest),
+                    f"{found.state} ({found.detail})" if found.detail else found.state,
+                    server.address,
                 ]
                 for server in servers
                 for found in server.endpoints
