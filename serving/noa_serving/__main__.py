@@ -11,7 +11,6 @@ import os
 import shutil
 import socket
 import sys
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +22,6 @@ SERVICE = "noa_serving.bento_service:SERVICE"
 PARENT_VARIABLE = "NOA_SERVING_PARENT"
 _KEEP_ALIVE_S = 75
 _GRACE_S = 5
-_LOOK_EVERY_S = 0.5
 
 
 def main() -> int:
@@ -102,7 +100,9 @@ def _serve(request: LaunchRequest) -> int:
     os.environ.update(bento_environment(request.folder))
     from bentoml_cli.cli import cli
 
-    _look_after_workers()
+    from noa_serving._bento_arbiter import look_for_dead_workers_often
+
+    look_for_dead_workers_often()
     serving = request.settings.serving
     reserved = None if serving.grpc_port is None else reserve_port(_address(serving.host), serving.grpc_port)
     if reserved is not None:
@@ -118,14 +118,6 @@ def _serve(request: LaunchRequest) -> int:
         if reserved is not None:
             reserved.close()
     return 0
-
-
-def _look_after_workers() -> None:
-    """Let the arbiter look for dead workers twice a second. It does so every 10 s, for which BentoML has no option."""
-    from bentoml._internal.utils import circus
-
-    create = circus.create_standalone_arbiter
-    circus.create_standalone_arbiter = partial(create, check_delay=_LOOK_EVERY_S)
 
 
 def _address(host: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,9 +13,12 @@ import pytest
 from serving_kit import Project, affine_model, endpoint, wait_until
 
 from noa.errors import ConflictError, ServiceError
+from noa_serving._application import Application
 from noa_serving._board import create_board, open_board, private_board
 from noa_serving._crew import SILENT_S, Content, Crew, join_crew
 from noa_serving._endpoint import Endpoint
+from noa_serving._follower import Follower
+from noa_serving._grpc_server import GrpcServer
 from noa_serving._memory import free_bytes, require_memory
 
 ONE, TWO = Content(1, "sha256:1"), Content(2, "sha256:2")
@@ -215,6 +219,46 @@ def test_ready_is_first_all_workers_and_then_those_that_take_connections(folder:
     assert not a.is_ready("digits"), "connections would reach a worker that serves nothing"
     a.close()
     again.close()
+
+
+def test_rest_and_grpc_say_ready_for_the_whole_server_and_what_it_lacks(project: Project, folder: Path) -> None:
+    project.publish("digits", affine_model(2.0))
+    one = Endpoint("digits", endpoint("digits@champion"), threads=1, crew=crew_of(folder))
+    follower = Follower([one], project.registry, poll_interval_s=1)
+    follower.poll()
+    application = Application(project.settings.serving, [one], follower, crew=one.crew)
+    grpc = GrpcServer(application, host="127.0.0.1", port=0)
+
+    def ask(path: str) -> tuple[int, dict[str, object]]:
+        answer = application.answer("GET", path, {}, b"")
+        return answer.status, json.loads(answer.body)
+
+    def statuses() -> list[int]:
+        paths = ("/health/startup", "/v2/health/ready", "/ping", "/v2/models/digits/ready", "/v2/health/live")
+        return [ask(path)[0] for path in paths]
+
+    assert statuses() == [503, 503, 503, 503, 200], "this worker answers, the other one is not up yet"
+    assert ask("/v2/health/ready")[1]["degraded"] == "worker 1 of 2 is not up yet"
+    assert [grpc._health(name) for name in ("", "digits")] == ["NOT_SERVING", "NOT_SERVING"]
+    other = crew_of(folder)
+    content = other.agreement("digits").content
+    assert content is not None
+    other.join("digits", content)
+    other.mark_tried()
+    assert statuses() == [200] * 5
+    assert [grpc._health(name) for name in ("", "digits")] == ["SERVING", "SERVING"]
+    assert ask("/v2/health/ready")[1] == {"ready": True, "live": True}
+    other.close()
+    assert statuses() == [200] * 5
+    assert ask("/v2/health/ready")[1]["degraded"] == "worker 1 of 2 is dead"
+    status = ask("/status")[1]
+    assert (status["ready"], status["degraded"]) == (True, "worker 1 of 2 is dead")
+    assert status["workers"] == [
+        {"worker": 0, "state": "serving", "pid": os.getpid(), "versions": {"digits": 1}},
+        {"worker": 1, "state": "dead"},
+    ]
+    application.close()
+    one.crew.close()
 
 
 def test_started_is_when_every_worker_has_tried_every_endpoint_once(folder: Path) -> None:
