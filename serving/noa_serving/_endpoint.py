@@ -177,7 +177,9 @@ class Endpoint:
         except Exception as exc:  # noqa: BLE001  # whatever a broken model raises, the old one must go on
             self._log_refusal(ballot.content, exc)
             self.crew.vote(self.name, ballot.id, public_text(exc) or type(exc).__name__)
-        else:
+            return
+        # Loading takes long: who moved the alias on meanwhile, and waited for that, must not see this version.
+        if self._look_up(registry) == ballot.content:
             self._prepared = ballot, generation
             self.crew.vote(self.name, ballot.id)
 
