@@ -87,9 +87,13 @@ def whole(running: Running) -> None:
 
 @dataclass(slots=True)
 class Load(threading.Thread):
-    """Requests over one connection, opened anew after a failure; each answer is checked against its version."""
+    """Requests over one connection, opened anew after a failure; each answer is checked against its version.
+
+    Where it does not keep its connection, any worker that takes one may get the next request.
+    """
 
     host: str
+    keeps: bool = True
     stopping: threading.Event = field(default_factory=threading.Event)
     versions: Counter[int] = field(default_factory=Counter[int])
     broken: int = 0
@@ -118,6 +122,8 @@ class Load(threading.Thread):
                 self.broken += 1
                 connection.close()
                 continue
+            if not self.keeps:
+                connection.close()
             if response.status != 200:
                 self.refused.append(f"{response.status}: {answer}")
                 continue
@@ -128,7 +134,7 @@ class Load(threading.Thread):
 
 
 def start_load(running: Running, clients: int) -> list[Load]:
-    loads = [Load(running.url.removeprefix("http://")) for _ in range(clients)]
+    loads = [Load(running.url.removeprefix("http://"), keeps=index > 0) for index in range(clients)]
     for one in loads:
         one.start()
     wait_until(lambda: all(one.versions.total() > 5 for one in loads), what="the load")
