@@ -85,14 +85,14 @@ def answers(url: str) -> bool:
 
 
 def refusal_of(url: str) -> str:
-    """Return why a server that runs does not answer this address with success, "" if it does."""
+    """Return why a server that runs does not answer this address with success, or what it lacks; "" for neither."""
     try:
         answer = ask(url, timeout_s=2.0)
     except ConnectionError:
         return "it does not answer"
-    if 200 <= answer.status < 300:
-        return ""
     table = cast("dict[str, object]", answer.body) if isinstance(answer.body, dict) else {}
+    if 200 <= answer.status < 300:
+        return str(table.get("degraded", ""))
     return str(table.get("error", f"it answers {answer.status}"))
 
 

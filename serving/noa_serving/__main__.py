@@ -100,6 +100,9 @@ def _serve(request: LaunchRequest) -> int:
     os.environ.update(bento_environment(request.folder))
     from bentoml_cli.cli import cli
 
+    from noa_serving._bento_arbiter import look_for_dead_workers_often
+
+    look_for_dead_workers_often()
     serving = request.settings.serving
     reserved = None if serving.grpc_port is None else reserve_port(_address(serving.host), serving.grpc_port)
     if reserved is not None:

@@ -20,6 +20,7 @@ from noa_serving import _invocations, _oip, _openapi, _plain
 from noa_serving._admission import Admission, KeyRing
 from noa_serving._breath import Breaths
 from noa_serving._computing import Computing
+from noa_serving._crew import Crew, lone_crew
 from noa_serving._http import JSON_TYPE, RequestRefusedError, Response, json_response, refuse
 from noa_serving._json_body import json_kind, parse_object
 from noa_serving._metrics import RouteMetrics, render
@@ -83,9 +84,11 @@ class Application:
         follower: Follower,
         *,
         regions: SharedRegions | None = None,
+        crew: Crew | None = None,
     ) -> None:
         self.settings = settings
         self.follower = follower
+        self.crew = crew or lone_crew([endpoint.name for endpoint in endpoints])
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self.keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
         self.admission = Admission(settings.max_in_flight, max_bytes=settings.max_in_flight_bytes)
@@ -206,6 +209,8 @@ class Application:
         table: dict[str, object] = {"ready": not waiting, "live": True}
         if waiting:
             table["error"] = "not ready: " + ", ".join(f"`{name}`" for name in waiting)
+        if self.crew.size > 1 and (shortfall := self.crew.shortfall()) is not None:
+            table["degraded"] = shortfall
         return json_response(table, status=503 if waiting else 200)
 
     def _startup(self) -> Response:
@@ -213,16 +218,16 @@ class Application:
         return json_response({"started": is_settled}, status=200 if is_settled else 503)
 
     def _status(self) -> Response:
-        rows = {name: describe(one) for name, one in self.endpoints.items()}
-        return json_response(
-            {
-                "ready": all(one.current is not None for one in self.endpoints.values()),
-                "registry_reachable": self.follower.problem is None,
-                "in_flight": self.admission.in_flight,
-                "worker": os.getpid(),
-                "endpoints": rows,
-            }
-        )
+        table: dict[str, object] = {
+            "ready": not self.models.waiting(),
+            "registry_reachable": self.follower.problem is None,
+            "in_flight": self.admission.in_flight,
+            "worker": os.getpid(),
+            "endpoints": {name: describe(one) for name, one in self.endpoints.items()},
+        }
+        if self.crew.size > 1:
+            table |= {"workers": self.crew.rows(), "degraded": self.crew.shortfall()}
+        return json_response(table)
 
     def _render_metrics(self) -> Response:
         text = render(

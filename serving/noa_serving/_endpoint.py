@@ -1,8 +1,9 @@
 """An endpoint: the name clients call, the generation that answers now, and what is known about following the registry.
 
-`follow` runs in the follower's thread; requests read `current` on the event loop. Replacing that one reference is the
-swap. A version that cannot be loaded is refused: the old one goes on, the reason is kept, and the same bytes are tried
-again only after a growing pause.
+`follow` and `settle` run in the follower's thread; requests read `current` on the event loop. Replacing that one
+reference is the swap. What is served is agreed on with the other workers of the server (`_crew`): a new version is
+loaded and warmed beside the old one, and swapped in once every worker has it ready. One that a worker cannot load is
+refused: the old one goes on, the reason is kept, and the same bytes are tried again only after a growing pause.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from noa.errors import NoaError, NotFoundError
 from noa.references import parse_reference
+from noa_serving._crew import Ballot, Content, Crew, lone_crew
 from noa_serving._generation import Generation, load_generation
 from noa_serving._http import RequestRefusedError, public_text
+from noa_serving._memory import require_memory
 
 if TYPE_CHECKING:
     from noa.settings import EndpointSettings
@@ -26,6 +29,16 @@ log = logging.getLogger("noa.serving")
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
+_ANNOUNCE_PATIENCE_S = 10.0
+
+
+class Served(NamedTuple):
+    """A version that may be announced to the registry."""
+
+    model: str
+    number: int
+    digest: str
+    format: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,17 +55,32 @@ class SwapFailure:
 class Endpoint:
     """One endpoint of this process. All attributes may be read from any thread."""
 
-    def __init__(self, name: str, settings: EndpointSettings, *, threads: int) -> None:
+    def __init__(self, name: str, settings: EndpointSettings, *, threads: int, crew: Crew | None = None) -> None:
         self.name = name
         self.settings = settings
         self.reference = parse_reference(settings.model)
         self.threads = threads
+        self.crew = lone_crew([name]) if crew is None else crew
         self.current: Generation | None = None
+        self.announced: Served | None = None
         self.waiting_for: str | None = None
         self.failure: SwapFailure | None = None
         self.swaps = 0
         self.refusals = 0
-        self.was_tried = False
+        self._prepared: tuple[Ballot, Generation] | None = None
+        self._swapped_at = 0.0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the server answers for it: this process, and with several workers the server as a whole."""
+        if self.crew.size == 1:
+            return self.current is not None
+        return self.crew.is_ready(self.name)
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether the other workers are waited for: `settle` is to be called soon."""
+        return self._prepared is not None or (self.current is not None and not self._is_announced(self.current))
 
     @property
     def state(self) -> str:
@@ -82,63 +110,163 @@ class Endpoint:
     def follow(self, registry: Registry, *, clock: Callable[[], float] = time.monotonic) -> bool:
         """Look where the reference points and load what is new. Returns whether the generation was swapped.
 
-        A version that cannot be served is recorded in `failure`, never raised.
+        A version that cannot be served is recorded in `failure`, never raised. With other workers a new version is only
+        made ready here, and swapped in by a later call or by `settle`.
 
         Raises:
             NoaError: the registry itself cannot be read; what is served stays.
         """
+        was_swapped = self._catch_up(registry, clock)
         wanted = self._look_up(registry)
         if wanted is None:
-            return False
-        number, digest = wanted
+            return was_swapped
         self.waiting_for = None
-        current = self.current
-        if current is not None and (current.number, current.digest) == wanted:
-            self.failure = None
+        if wanted == self.crew.agreement(self.name).content:
+            if self.current is not None and wanted == (self.current.number, self.current.digest):
+                self.failure, self._prepared = None, None
+                self.crew.drop_ballot(self.name)
+                self._announce(clock())
+            return was_swapped
+        ballot, is_new = self.crew.open_ballot(self.name, wanted, clock())
+        if ballot.reason:
+            self._note_refusal(ballot)
+        elif self._prepared is None or self._prepared[0].id != ballot.id:
+            self._prepare(registry, ballot, is_new=is_new)
+        return self.settle(clock=clock) or was_swapped
+
+    def settle(self, *, clock: Callable[[], float] = time.monotonic) -> bool:
+        """Swap if all workers have the new version ready now; drop it if one cannot have it. Whether it was swapped."""
+        was_swapped = False
+        agreement = self.crew.decide(self.name, clock())
+        if self._prepared is not None:
+            ballot, generation = self._prepared
+            now = agreement.ballot
+            if agreement.content == ballot.content:
+                was_swapped = self._swap(generation, ballot.content, clock())
+                self._prepared = None
+            elif now is None or now.id != ballot.id or now.reason:
+                self._prepared = None
+        if agreement.ballot is not None and agreement.ballot.reason:
+            self._note_refusal(agreement.ballot)
+        self._announce(clock())
+        return was_swapped
+
+    def _catch_up(self, registry: Registry, clock: Callable[[], float]) -> bool:
+        """Serve what the other workers serve, if this one does not: it is new, or stood still during a swap."""
+        agreed = self.crew.agreement(self.name).content
+        current, failure = self.current, self.failure
+        if agreed is None or (current is not None and (current.number, current.digest) == agreed):
             return False
-        failure = self.failure
-        if failure is not None and (failure.number, failure.digest) == wanted and clock() < failure.retry_at:
+        if self._prepared is not None and self._prepared[0].content == agreed:
+            return self.settle(clock=clock)
+        if failure is not None and (failure.number, failure.digest) == agreed and clock() < failure.retry_at:
             return False
         try:
-            self.current = self._load(registry, number, digest)
+            generation = self._load(registry, agreed, workers=1)
         except Exception as exc:  # noqa: BLE001  # whatever a broken model raises, the old one must go on
-            self._record(exc, number, digest, clock())
+            self._record(exc, agreed, clock())
+            return False
+        return self._swap(generation, agreed, clock())
+
+    def _prepare(self, registry: Registry, ballot: Ballot, *, is_new: bool) -> None:
+        """Have the version of a ballot ready beside what is served, or vote against it."""
+        self._prepared = None
+        try:
+            # Who opens the ballot looks for all workers whether there is room: later some of them have it already.
+            generation = self._load(registry, ballot.content, workers=self.crew.size if is_new else 0)
+        except Exception as exc:  # noqa: BLE001  # whatever a broken model raises, the old one must go on
+            self._log_refusal(ballot.content, exc)
+            self.crew.vote(self.name, ballot.id, public_text(exc) or type(exc).__name__)
+            return
+        # Loading takes long: who moved the alias on meanwhile, and waited for that, must not see this version.
+        if self._look_up(registry) == ballot.content:
+            self._prepared = ballot, generation
+            self.crew.vote(self.name, ballot.id)
+
+    def _swap(self, generation: Generation, content: Content, now: float) -> bool:
+        """Let `generation` answer from now on, unless the workers have agreed on something else meanwhile."""
+        before, self.current = self.current, generation
+        if not self.crew.join(self.name, content):
+            self.current = before
             return False
         self.failure = None
-        self.swaps += current is not None
-        before = "nothing" if current is None else current.reference
-        log.info("endpoint %s: %s -> %s/%d %s", self.name, before, self.reference.name, number, digest)
+        self.swaps += before is not None
+        self._swapped_at = now
+        name = "nothing" if before is None else before.reference
+        log.info("endpoint %s: %s -> %s %s", self.name, name, generation.reference, generation.digest)
+        self._announce(now)
         return True
 
-    def _look_up(self, registry: Registry) -> tuple[int, str] | None:
+    def _announce(self, now: float) -> None:
+        """Let the lease of what is served be written once all workers serve it; the registry learns of laggards."""
+        current = self.current
+        if current is None or self._is_announced(current):
+            return
+        if self.crew.all_serve(self.name) or now - self._swapped_at > _ANNOUNCE_PATIENCE_S:
+            self.announced = Served(current.model, current.number, current.digest, current.format)
+
+    def _is_announced(self, current: Generation) -> bool:
+        return self.announced is not None and self.announced[:3] == (current.model, current.number, current.digest)
+
+    def _look_up(self, registry: Registry) -> Content | None:
         reference = self.reference
         if reference.alias is not None:
             found = registry.resolve_digest(reference.name, reference.alias)
         elif self.current is not None:
-            return self.current.number, self.current.digest  # a pinned version never moves
+            return Content(self.current.number, self.current.digest)  # a pinned version never moves
         else:
             found = _pinned(registry, str(reference))
         if found is None:
             self.waiting_for = f"`{reference}` points to no version yet; promote one"
-        return found
+        return None if found is None else Content(*found)
 
-    def _load(self, registry: Registry, number: int, digest: str) -> Generation:
-        version = registry.resolve(f"{self.reference.name}/{number}")
-        if version.digest != digest:
-            raise NoaError(f"`{version.reference}` changed while it was read", expected=digest, received=version.digest)
+    def _load(self, registry: Registry, content: Content, *, workers: int) -> Generation:
+        version = registry.resolve(f"{self.reference.name}/{content.number}")
+        if version.digest != content.digest:
+            raise NoaError(
+                f"`{version.reference}` changed while it was read", expected=content.digest, received=version.digest
+            )
+        if self.settings.format in version.formats:
+            size = version.formats[self.settings.format].manifest.size_bytes
+            require_memory(size, workers=workers, reference=version.reference)
         return load_generation(registry, version, endpoint=self.name, format=self.settings.format, threads=self.threads)
 
-    def _record(self, error: Exception, number: int, digest: str, now: float) -> None:
+    def _record(self, error: Exception, content: Content, now: float) -> None:
+        """Note that this worker alone cannot serve what the others serve."""
         last = self.failure
-        is_same = last is not None and (last.number, last.digest) == (number, digest)
+        is_same = last is not None and (last.number, last.digest) == content
         attempts = last.attempts + 1 if last is not None and is_same else 1
         pause_s = min(_FIRST_PAUSE_S * 2 ** (attempts - 1), _LONGEST_PAUSE_S)
         self.failure = SwapFailure(
-            number=number, digest=digest, reason=public_text(error), attempts=attempts, retry_at=now + pause_s
+            number=content.number,
+            digest=content.digest,
+            reason=public_text(error),
+            attempts=attempts,
+            retry_at=now + pause_s,
         )
         self.refusals += 1
+        self._log_refusal(content, error)
+
+    def _note_refusal(self, ballot: Ballot) -> None:
+        """Note that the workers could not agree on a version."""
+        found = SwapFailure(
+            number=ballot.content.number,
+            digest=ballot.content.digest,
+            reason=ballot.reason,
+            attempts=ballot.attempts,
+            retry_at=ballot.retry_at,
+        )
+        if found == self.failure:
+            return
+        self.failure = found
+        self.refusals += 1
+        if self.crew.size > 1:
+            self._log_refusal(ballot.content, ballot.reason)
+
+    def _log_refusal(self, content: Content, reason: object) -> None:
         kept = "nothing is served" if self.current is None else f"{self.current.reference} goes on"
-        log.error("endpoint %s: refused %s/%d: %s; %s", self.name, self.reference.name, number, error, kept)
+        name, number = self.reference.name, content.number
+        log.error("endpoint %s: refused %s/%d: %s; %s", self.name, name, number, reason, kept)
 
 
 def _pinned(registry: Registry, reference: str) -> tuple[int, str] | None:

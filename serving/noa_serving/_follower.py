@@ -1,13 +1,16 @@
 """The follower: one thread per worker that keeps every endpoint at what the registry says.
 
 A thread, not a task: hashing, loading and warming a model must not hold up the event loop. If the registry cannot be
-read, serving goes on with what it has; the problem is logged once when it begins and once when it ends.
+read, serving goes on with what it has; the problem is logged once when it begins and once when it ends. While this
+worker has a new version ready and others do not, it looks at them every few milliseconds, so that all swap at the same
+time.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,9 +18,12 @@ from noa_serving._endpoint import Endpoint
 
 if TYPE_CHECKING:
     from noa_registry import Registry
+    from noa_serving._endpoint import Served
     from noa_serving._leases import LeaseKeeper
 
 log = logging.getLogger("noa.serving")
+
+_STEP_S = 0.01  # between looks at the other workers while a swap is under way
 
 
 class Follower:
@@ -43,8 +49,8 @@ class Follower:
 
     @property
     def is_settled(self) -> bool:
-        """Whether every endpoint was tried at least once: each is ready, or has a reason why not."""
-        return all(endpoint.was_tried for endpoint in self._endpoints)
+        """Whether every worker tried every endpoint at least once: each is ready, or has a reason why not."""
+        return all(endpoint.crew.is_started() for endpoint in self._endpoints)
 
     def start(self) -> None:
         """Begin to follow."""
@@ -60,19 +66,27 @@ class Follower:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        poll_at = time.monotonic()
         while not self._stopping.is_set():
-            self.poll()
-            self._stopping.wait(self._poll_interval_s)
+            if time.monotonic() >= poll_at:
+                self.poll()
+                poll_at = time.monotonic() + self._poll_interval_s
+            else:
+                self._settle()
+            left_s = max(0.0, poll_at - time.monotonic())
+            is_settled = not any(endpoint.is_unsettled for endpoint in self._endpoints)
+            self._stopping.wait(left_s if is_settled else min(left_s, _STEP_S))
         if self._registry is not None:
             self._registry.close()
 
     def poll(self) -> None:
         """Bring every endpoint up to date once."""
         for endpoint in self._endpoints:
+            before = endpoint.announced
             try:
                 if self._registry is None:
                     self._registry = self._open_registry()
-                was_swapped = endpoint.follow(self._registry)
+                endpoint.follow(self._registry)
             except Exception as exc:  # noqa: BLE001  # any failure of the registry must leave serving alone
                 self.failed_polls += 1
                 if self.problem is None:
@@ -82,8 +96,24 @@ class Follower:
                 if self.problem is not None:
                     log.info("the registry can be read again")
                 self.problem = None
-                if was_swapped and self._leases is not None:
-                    self._leases.wake()
-            endpoint.was_tried = True
+            self._wake_leases(endpoint, before)
             if self._stopping.is_set():
                 return
+        for endpoint in self._endpoints:
+            endpoint.crew.mark_tried()
+
+    def _settle(self) -> None:
+        """Look whether the other workers are as far as this one, where it waits for them."""
+        for endpoint in self._endpoints:
+            if not endpoint.is_unsettled:
+                continue
+            before = endpoint.announced
+            try:
+                endpoint.settle()
+            except Exception as exc:  # noqa: BLE001  # whatever it is, the old generation must go on
+                log.warning("endpoint %s: the other workers cannot be told what is ready here: %s", endpoint.name, exc)
+            self._wake_leases(endpoint, before)
+
+    def _wake_leases(self, endpoint: Endpoint, before: Served | None) -> None:
+        if self._leases is not None and endpoint.announced != before:
+            self._leases.wake()

@@ -54,6 +54,7 @@ class GrpcServer:
     """The gRPC side of one worker. Belongs to its event loop."""
 
     def __init__(self, application: Application, *, host: str, port: int) -> None:
+        self.port = port
         self._application = application
         self._timeout_s = application.settings.timeout_s
         self._routes = application.add_routes("grpc", partial(_grpc_infer.prepare, regions=application.regions))
@@ -226,7 +227,7 @@ class GrpcServer:
         endpoint = self._application.endpoints.get(service)
         if endpoint is None:
             return "SERVICE_UNKNOWN"
-        return "NOT_SERVING" if endpoint.current is None else "SERVING"
+        return "SERVING" if endpoint.is_ready else "NOT_SERVING"
 
 
 def _parse(kind: Any, body: bytes) -> Any:

@@ -24,6 +24,7 @@ from pydantic import SecretStr, ValidationError
 from noa.atomic_write import write_file
 from noa.errors import NotFoundError, SettingsError
 from noa.settings import EndpointSettings, Settings
+from noa_serving._board import create_board
 
 REQUEST_VARIABLE = "NOA_SERVING_REQUEST"
 
@@ -69,6 +70,7 @@ class LaunchRequest:
         if self.regions_folder is not None:
             self.regions_folder.mkdir(mode=0o700)
         table = {"settings": _reveal(self.settings.model_dump()), "die_with_parent": self.die_with_parent}
+        create_board(self.folder, size=self.settings.serving.workers, endpoints=len(self.settings.endpoints))
         write_file(self.path, json.dumps(table), private=True)
 
 

@@ -2,7 +2,8 @@
 
 A thread of its own, beside the follower: a database that is locked or gone must hold up neither a request nor a swap.
 All of it is best effort. What cannot be written now is written later, serving never waits for it, and the lease of a
-process that was killed ends by itself.
+process that was killed ends by itself, or is taken over by the worker that comes in its place. A new version is
+announced once every worker of the server serves it.
 """
 
 from __future__ import annotations
@@ -41,8 +42,15 @@ class _Held:
 class LeaseKeeper:
     """Announces and acknowledges what `endpoints` serve, until `stop`. `problem` tells why that fails just now."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], open_registry: Callable[[], Registry], *, lease_s: float) -> None:
-        self.replica = f"{socket.gethostname()[:80]}:{os.getpid()}:{secrets.token_hex(3)}"
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        open_registry: Callable[[], Registry],
+        *,
+        lease_s: float,
+        replica: str | None = None,
+    ) -> None:
+        self.replica = replica or f"{socket.gethostname()[:80]}:{os.getpid()}:{secrets.token_hex(3)}"
         self.problem: str | None = None
         self._endpoints = endpoints
         self._open_registry = open_registry
@@ -95,7 +103,7 @@ class LeaseKeeper:
         return self._lease_s / _RENEWALS_PER_LEASE
 
     def _keep(self, registry: Registry, endpoint: Endpoint, moment: float) -> None:
-        now = endpoint.current
+        now = endpoint.announced
         if now is None:
             return
         held = self._held.get(endpoint.name)

@@ -37,8 +37,8 @@ class Models:
         return {"name": "noa", "version": __version__, "extensions": self._extensions}
 
     def waiting(self) -> list[str]:
-        """Return the endpoints that do not answer yet."""
-        return [name for name, one in self._endpoints.items() if one.current is None]
+        """Return the endpoints that the server does not answer for yet."""
+        return [name for name, one in self._endpoints.items() if not one.is_ready]
 
     def find(self, name: str) -> Endpoint:
         """Return an endpoint.
@@ -62,14 +62,14 @@ class Models:
         return require_version(self.find(name), parse_version(name, version))
 
     def is_ready(self, name: str, version: str = "") -> bool:
-        """Tell whether an endpoint answers.
+        """Tell whether the server answers for an endpoint.
 
         Raises:
             NotFoundError: no such endpoint, or it serves another version.
         """
         number = parse_version(name, version)
         endpoint = self.find(name)
-        if endpoint.current is None:
+        if endpoint.current is None or not endpoint.is_ready:
             return False
         require_version(endpoint, number)
         return True

@@ -7,14 +7,16 @@ worker.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import logging
 import os
 import socket
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bentoml
 from _bentoml_sdk import Service
@@ -24,6 +26,7 @@ from noa.atomic_write import write_file
 from noa.errors import SettingsError
 from noa_serving._application import Application, compute_threads
 from noa_serving._asgi import AsgiApplication
+from noa_serving._crew import BEAT_S, Crew, join_crew
 from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
 from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, load_request
@@ -32,8 +35,13 @@ from noa_serving._parent_death import die_with_parent
 from noa_serving._protocol import hot_protocol
 from noa_serving._shared_memory import SharedRegions
 
+if TYPE_CHECKING:
+    from noa_serving._grpc_server import GrpcServer
+
 _YOUNG_OBJECTS = 20_000
 _LEASE_PATIENCE_S = 5.0
+_CATCH_UP_S = 10.0
+_CATCH_UP_STEP_S = 0.01
 
 
 class NoaService(Service[Any]):
@@ -48,9 +56,7 @@ class NoaService(Service[Any]):
         _calm_collector()
         # The worker makes its uvicorn configuration after this call and looks the protocol up in this table.
         HTTP_PROTOCOLS["auto"] = hot_protocol(application)  # pyright: ignore[reportArgumentType]  # uvicorn takes classes too
-        if _REQUEST.settings.serving.grpc_port is None:
-            return AsgiApplication(application, on_startup=lambda: _report_address(_REQUEST))
-        return _with_grpc(application, _REQUEST)
+        return _with_crew(application, _REQUEST)
 
 
 def _calm_collector() -> None:
@@ -68,7 +74,13 @@ def build_application(request: LaunchRequest) -> Application:
     """Build the application of one worker; it starts to follow the registry when the server starts it."""
     settings = request.settings
     threads = compute_threads(settings.serving)
-    endpoints = [Endpoint(name, one, threads=threads) for name, one in settings.endpoints.items()]
+    crew = join_crew(
+        request.folder,
+        list(settings.endpoints),
+        size=settings.serving.workers,
+        timeout_s=settings.serving.swap_timeout_s,
+    )
+    endpoints = [Endpoint(name, one, threads=threads, crew=crew) for name, one in settings.endpoints.items()]
 
     def open_registry() -> Any:
         from noa_registry import Registry
@@ -81,22 +93,61 @@ def build_application(request: LaunchRequest) -> Application:
         patience_s = min(settings.registry.lock_timeout_s, _LEASE_PATIENCE_S)
         return Registry.open(settings.registry.model_copy(update={"lock_timeout_s": patience_s}))
 
-    leases = LeaseKeeper(endpoints, open_for_leases, lease_s=settings.serving.lease_s)
+    # The worker that takes a dead one's place takes over its lease, so that nobody waits for the dead one.
+    replica = f"{socket.gethostname()[:80]}:{os.getppid()}.{crew.slot}:{request.folder.name[-8:]}"
+    leases = LeaseKeeper(endpoints, open_for_leases, lease_s=settings.serving.lease_s, replica=replica)
     follower = Follower(endpoints, open_registry, poll_interval_s=settings.serving.poll_interval_s, leases=leases)
-    return Application(settings.serving, endpoints, follower, regions=SharedRegions(request.regions_folder))
+    return Application(settings.serving, endpoints, follower, regions=SharedRegions(request.regions_folder), crew=crew)
 
 
-def _with_grpc(application: Application, request: LaunchRequest) -> AsgiApplication:
-    from noa_serving._grpc_server import GrpcServer
-
-    grpc_port = int(request.grpc_file.read_text())
-    server = GrpcServer(application, host=_listening_address()[0], port=grpc_port)
+def _with_crew(application: Application, request: LaunchRequest) -> AsgiApplication:
+    """Return the application of a worker that takes connections once it serves what the other workers serve."""
+    grpc = _grpc_server(application, request)
 
     async def start() -> None:
-        await server.start()
-        await _report_address(request, grpc_port=grpc_port)
+        _keep_beating(application.crew)
+        await _catch_up(application)
+        if grpc is not None:
+            await grpc.start()
+        await _report_address(request, grpc_port=None if grpc is None else grpc.port)
+        application.crew.accept()
 
-    return AsgiApplication(application, on_startup=start, on_shutdown=server.stop)
+    async def stop() -> None:
+        if grpc is not None:
+            await grpc.stop()
+        application.crew.leave()
+
+    return AsgiApplication(application, on_startup=start, on_shutdown=stop)
+
+
+def _grpc_server(application: Application, request: LaunchRequest) -> GrpcServer | None:
+    if request.settings.serving.grpc_port is None:
+        return None
+    from noa_serving._grpc_server import GrpcServer
+
+    return GrpcServer(application, host=_listening_address()[0], port=int(request.grpc_file.read_text()))
+
+
+def _keep_beating(crew: Crew) -> None:
+    crew.beat()
+    asyncio.get_running_loop().call_later(BEAT_S, _keep_beating, crew)
+
+
+async def _catch_up(application: Application) -> None:
+    """Wait until this worker serves what is agreed; the connections meanwhile are those of the other workers.
+
+    Where no other worker serves it, a client had better be told to come again than wait for longer than a few seconds.
+    """
+    crew, deadline = application.crew, time.monotonic() + _CATCH_UP_S
+    while True:
+        waiting = [
+            one.name
+            for one in application.endpoints.values()
+            if one.current is None and crew.agreement(one.name).content is not None
+        ]
+        if not waiting or (time.monotonic() > deadline and not all(map(crew.others_serve, waiting))):
+            return
+        await asyncio.sleep(_CATCH_UP_STEP_S)
 
 
 async def _report_address(request: LaunchRequest, *, grpc_port: int | None = None) -> None:

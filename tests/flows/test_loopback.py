@@ -47,8 +47,12 @@ def test_a_peer_that_speaks_no_http_is_a_connection_error() -> None:
         thread.join()
 
 
+_REFUSED = b'{"ready": false, "error": "not ready: `digits`"}'
+_DEGRADED = b'{"ready": true, "degraded": "worker 1 of 2 is dead"}'
+
+
 class _NotReady(BaseHTTPRequestHandler):
-    answers = ((503, b'{"ready": false, "error": "not ready: `digits`"}'), (503, b"busy"), (200, b"{}"))
+    answers = ((503, _REFUSED), (503, b"busy"), (200, b"{}"), (200, _DEGRADED))
     told = 0
 
     def do_GET(self) -> None:  # the name that http.server looks for
@@ -70,5 +74,5 @@ def test_a_server_that_runs_and_is_not_ready_says_why() -> None:
         found = [refusal_of(address) for _ in _NotReady.answers]
         server.shutdown()
         thread.join()
-    assert found == ["not ready: `digits`", "it answers 503", ""]
+    assert found == ["not ready: `digits`", "it answers 503", "", "worker 1 of 2 is dead"]
     assert refusal_of(address) == "it does not answer"

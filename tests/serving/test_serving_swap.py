@@ -19,6 +19,7 @@ from noa_registry import ModelVersion, Registry
 from noa_serving import Client, ServerProcess, start_server
 from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
+from noa_serving._generation import load_generation
 from noa_serving._http import RequestRefusedError
 
 SCALES = {1: 2.0, 2: 3.0, 3: 5.0}
@@ -214,6 +215,28 @@ def test_moving_the_alias_back_clears_the_failure(project: Project) -> None:
     project.promote("digits", 1)
     assert not follow(project, one)
     assert (one.require().number, one.failure) == (1, None)
+
+
+def test_a_version_that_the_alias_has_left_while_it_was_loaded_is_not_swapped_in(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.publish("digits", affine_model(2.0))
+    one = Endpoint("digits", endpoint("digits@champion"), threads=1)
+    follow(project, one)
+    project.publish("digits", affine_model(3.0))
+
+    def load(*args: object, **kwargs: object) -> object:
+        project.promote("digits", 1)
+        return load_generation(*args, **kwargs)
+
+    monkeypatch.setattr("noa_serving._endpoint.load_generation", load)
+    assert not follow(project, one)
+    assert not one.settle(clock=lambda: 0.0)
+    assert (one.require().number, one.failure) == (1, None)
+    monkeypatch.undo()
+    project.promote("digits", 2)
+    assert follow(project, one)
+    assert one.require().number == 2
 
 
 def test_a_first_version_that_cannot_be_loaded_leaves_the_endpoint_failed_with_503(project: Project) -> None:

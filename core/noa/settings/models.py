@@ -304,6 +304,11 @@ class ServingSettings(Section):
     poll_interval_s: StrictFloat = Field(
         default=0.5, gt=0, description="How often an alias is looked up for a swap, seconds."
     )
+    swap_timeout_s: StrictFloat = Field(
+        default=300.0,
+        gt=0,
+        description="How long all workers may take to have a new version ready before it is refused, seconds.",
+    )
     lease_s: StrictFloat = Field(
         default=30.0,
         ge=1,
