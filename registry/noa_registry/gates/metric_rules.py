@@ -54,6 +54,24 @@ def is_lower_better(metric: str, policy: GateSettings | None = None) -> bool | N
         return None if known is None else known == "lower"
 
 
+def counted_value(
+    recorded: RecordedMetrics,
+    metric: str,
+    slice_name: str | None = None,
+    *,
+    policy: GateSettings | None,
+    as_holder: bool = False,
+) -> ChosenValue | None:
+    """Return the value by which the gate judges: the worst of a version, or the best of the holder.
+
+    Where nobody says which that is, the first measurement counts.
+    """
+    lower = is_lower_better(metric, policy)
+    if lower is None:
+        return recorded.first(metric, slice_name)
+    return recorded.choose(metric, slice_name, largest=lower is not as_holder)
+
+
 def _contradictions(
     gate_input: GateInput, recorded: RecordedMetrics, policy: GateSettings, work: GateWork
 ) -> list[RuleVerdict]:
