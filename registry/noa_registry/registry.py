@@ -183,6 +183,7 @@ class Registry:
                 moves=tuple(load_moves_of(connection, version.name, version.number)),
                 signatures=tuple(load_signatures(connection, version.name, version.number)),
                 lineage=graph,
+                policy=self._promoter.gates.get(version.name),
             )
         return Card(facts)
 

@@ -9,7 +9,7 @@ Each kind has a type of its own with `to_evidence` and `from_evidence`. Numbers 
 are kept as the texts `nan`, `inf` and `-inf`.
 """
 
-from noa_registry.evidence.calibration import CalibrationEvidence, ReliabilityBin
+from noa_registry.evidence.calibration import CalibrationEvidence, ReliabilityBin, worst_calibration
 from noa_registry.evidence.compatibility import (
     Compatibility,
     CompatibilityEvidence,
@@ -102,5 +102,6 @@ __all__ = [
     "refuse_reserved",
     "thing_of",
     "values_bytes",
+    "worst_calibration",
     "worst_judgement",
 ]
