@@ -41,7 +41,7 @@ def attach_gate_evidence(registry: Registry, settings: Settings, candidate: Cand
     policy = settings.gates.get(version.name)
     holder = _holder(registry, version.name, alias)
     if holder is not None and holder.number != version.number:
-        registry.attach(version.name, version.number, compare_with_holder(version, holder))
+        registry.attach(version.name, version.number, compare_with_holder(version, holder), by_pipeline=True)
         if policy is not None and _compares(policy):
             _measure_holder(registry, candidate, holder)
     if policy is not None and policy.max_latency_ms:
@@ -51,7 +51,7 @@ def attach_gate_evidence(registry: Registry, settings: Settings, candidate: Cand
             folder = registry.open_format(version, served)
             samples = load_test_data(candidate.job).head(_LATENCY_ROWS).inputs
             facts = measure_performance(served, folder, samples, threads=threads)
-            registry.attach(version.name, version.number, facts)
+            registry.attach(version.name, version.number, facts, by_pipeline=True)
 
 
 def compare_with_holder(version: ModelVersion, holder: ModelVersion) -> Evidence:
@@ -101,4 +101,4 @@ def _measure_holder(registry: Registry, candidate: Candidate, holder: ModelVersi
     measured = measure(
         recipe_of(candidate.job.request), runnable, test, subject=served, digest=digest, dataset_digest=rows
     )
-    registry.attach(holder.name, holder.number, measured.evidence)
+    registry.attach(holder.name, holder.number, measured.evidence, by_pipeline=True)

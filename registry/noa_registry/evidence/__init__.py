@@ -52,6 +52,7 @@ from noa_registry.evidence.predictions import (
     decode_predictions,
     predictions_evidence,
 )
+from noa_registry.evidence.recording import RECORDING_KEY, Recording, Way
 from noa_registry.evidence.same_thing import by_thing, measurements_of, thing_of, worst_judgement
 from noa_registry.evidence.scan import ScanEvidence, ScanFinding
 
@@ -68,6 +69,7 @@ __all__ = [
     "METRICS",
     "ORIGIN",
     "PREDICTIONS",
+    "RECORDING_KEY",
     "SCAN",
     "SIZE",
     "WHOLE_VERSION",
@@ -82,12 +84,14 @@ __all__ = [
     "MetricsEvidence",
     "Predictions",
     "PredictionsEvidence",
+    "Recording",
     "ReliabilityBin",
     "ScanEvidence",
     "ScanFinding",
     "SignatureComparison",
     "SizeEvidence",
     "SliceMetrics",
+    "Way",
     "attachment_digests",
     "by_thing",
     "check_attachments",

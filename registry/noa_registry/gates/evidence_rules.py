@@ -13,7 +13,7 @@ from noa_registry.evidence.facts import EQUIVALENCE, WHOLE_VERSION, Evidence
 from noa_registry.evidence.same_thing import measurements_of, worst_judgement
 from noa_registry.gates.candidate import Candidate, GateInput
 from noa_registry.gates.recorded_latency import RecordedLatency
-from noa_registry.gates.report import RuleVerdict
+from noa_registry.gates.report import RuleVerdict, recorded_of
 
 if TYPE_CHECKING:
     from noa.settings import GateSettings
@@ -90,6 +90,7 @@ def _equivalence_verdict(candidate: Candidate, target: str) -> RuleVerdict:
         passed=received == "passed",
         expected=expected,
         received=received,
+        recorded=() if counted is None else recorded_of({"": counted}),
     )
 
 
@@ -117,6 +118,7 @@ def _latency_verdict(candidate: Candidate, name: str, limit: float) -> RuleVerdi
         remedy="Measure it: `noa train` does" if chosen is None else None,
         warning=_slower_elsewhere(recorded, percentile, batch, limit) if chosen is not None else None,
         measured=found,
+        recorded=() if chosen is None else recorded_of({"": chosen.chosen.fact}),
     )
 
 
@@ -165,6 +167,7 @@ def _required_verdict(candidate: Candidate, kind: str) -> RuleVerdict:
         expected=f"evidence of kind `{kind}` for these bytes, which passed if it judges",
         received=received,
         remedy=None if newest else f"Attach it with `Registry.attach`, or take `{kind}` out of `require`",
+        recorded=recorded_of({subject if len(counted) > 1 else "": fact for subject, fact in sorted(counted.items())}),
     )
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from noa.errors import IntegrityError, InvalidInputError, NotFoundError
 from noa.metric_directions import known_direction
+from noa_registry.evidence.facts import PREDICTIONS
 from noa_registry.gates.candidate import Candidate, GateInput
 from noa_registry.gates.recorded_metrics import ChosenValue, RecordedMetrics
-from noa_registry.gates.report import RuleVerdict
+from noa_registry.gates.report import RuleVerdict, recorded_of
 
 if TYPE_CHECKING:
     from noa.settings import GateSettings
@@ -166,6 +167,7 @@ def _limit_verdict(
         received=received,
         remedy=None if chosen is not None else f"Measure it: add `{metric}` to the recipe's `metrics` and train again",
         measured={"measurements": chosen.to_list()} if chosen is not None and chosen.is_disputed else {},
+        recorded=() if chosen is None else recorded_of({"": chosen.chosen.fact}),
     )
 
 
@@ -286,6 +288,7 @@ def _by_values(
         f"(`{theirs.reference}` has {old:g}{best.describe_others()}, {allowed:g} worse is allowed)",
         received=f"{new:g}{worst.describe_others()}",
         measured=measured,
+        recorded=recorded_of({"": worst.chosen.fact, theirs.reference: best.chosen.fact}),
     )
 
 
@@ -302,6 +305,11 @@ def _by_bootstrap(
     work: GateWork,
 ) -> RuleVerdict:
     found = work.difference(candidate, rival, dataset, metric=metric, slice_name=slice_name, policy=policy)
+    answered = {
+        "": candidate.on_test_rows(PREDICTIONS, dataset),
+        rival.reference: rival.on_test_rows(PREDICTIONS, dataset),
+    }
+    facts = {side: fact for side, fact in answered.items() if fact is not None}
     bound = found.upper if lower else found.lower
     passed = math.isfinite(bound) and (_exact(bound) <= _exact(allowed) if lower else _exact(bound) >= _exact(-allowed))
     return RuleVerdict(
@@ -311,6 +319,7 @@ def _by_bootstrap(
         received=_describe_difference(found),
         remedy=None if passed else "Train a better model, or measure on more test rows: they narrow the interval",
         measured={**found.to_dict(), "dataset_digest": dataset},
+        recorded=recorded_of(facts),
     )
 
 
