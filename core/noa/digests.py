@@ -270,6 +270,8 @@ class _Walk:
         """Look at a folder and all below it."""
         try:
             names = sorted(path.name for path in folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):  # then nothing is in it
+            return
         except OSError as exc:
             self.closed[place] = reason_of(exc)
             return
