@@ -59,6 +59,7 @@ from noa_registry.records import (
 )
 from noa_registry.registration import Registrar
 from noa_registry.retention.keeper import Retention
+from noa_registry.retention.plan import GRACE, ORPHAN_AGE
 from noa_registry.sealed_files import SealedFiles
 from noa_registry.seals import DatabaseSeals
 from noa_registry.search.pages import SearchPage, search
@@ -348,12 +349,13 @@ class Registry:
         with self._database.snapshot() as connection:
             return find_time_problems(connection)
 
-    def find_store_problems(self) -> list[NoaError]:
+    def find_store_problems(self, *, orphan_age: timedelta = ORPHAN_AGE, grace: timedelta = GRACE) -> list[NoaError]:
         """Return what of the store does not belong to the database.
 
-        That is another registry's mark, a newer ledger than the database's, and units of no version.
+        That is another registry's mark, a newer ledger than the database's, and units of no version: they may be
+        removed when they are `orphan_age` old, and `grace` after this registry took the store over.
         """
-        return find_store_problems(self._database, self._artifacts)
+        return find_store_problems(self._database, self._artifacts, orphan_age=orphan_age, grace=grace)
 
     def find_lost_models(self) -> NoaError | None:
         """Return why this may be the wrong database for the store, if it shows no model at all."""

@@ -12,7 +12,7 @@ import typer
 from noa_cli import _console as console
 from noa_cli._invocation import actor
 from noa_cli._options import JsonOption, YesOption
-from noa_cli._registry import open_registry
+from noa_cli._registry import open_registry, store_problems
 
 if TYPE_CHECKING:
     from noa.errors import NoaError
@@ -163,9 +163,10 @@ def _check_store(registry: Registry) -> list[_Finding]:
     from noa.errors import StorageError
 
     try:
-        return [_of_error("store", exc) for exc in registry.find_store_problems()]
+        found = store_problems(registry)
     except StorageError as exc:
         return [_of_error("store", exc)]
+    return [_of_error("store", exc) for exc in found]
 
 
 def _check_records(registry: Registry, target: ModelReference) -> list[_Finding]:
