@@ -437,3 +437,22 @@ def test_the_same_facts_are_judged_once_and_a_new_fact_anew() -> None:
 def test_settings_of_a_gate_that_cannot_be_meant_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         GateSettings.model_validate(wrong)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_predictions_that_are_attached_later_narrow_no_interval(order: int) -> None:
+    others = np.roll(RIGHT, 45)  # as many right, but other rows
+    honest = measured(logits_that_are_right(TARGETS, others), TARGETS)
+    flattering = GOOD[1]  # what the holder answers: no row differs
+    policy = GateSettings(max_regression={"accuracy": 0.01}, confidence=0.95, resamples=200)
+    holder = candidate(*GOOD, reference="digits/1")
+    assert honest[0].values["metrics"] != {}
+    assert not found(candidate(*honest), "max_regression.accuracy", policy, holder).passed
+    assert found(candidate(honest[0], flattering), "max_regression.accuracy", policy, holder).passed
+    facts = [honest[1], flattering][::order]
+    assert not found(candidate(honest[0], *facts), "max_regression.accuracy", policy, holder).passed
+    # ... and neither do those that flatter the version by speaking against the holder
+    worse = measured(logits_that_are_right(TARGETS, others), TARGETS, metrics=dict(GOOD[0].values["metrics"]))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert not found(
+        candidate(*honest), "max_regression.accuracy", policy, candidate(*GOOD, worse[1], reference="digits/1")
+    ).passed

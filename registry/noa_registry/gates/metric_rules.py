@@ -304,7 +304,9 @@ def _by_bootstrap(
     policy: GateSettings,
     work: GateWork,
 ) -> RuleVerdict:
-    found = work.difference(candidate, rival, dataset, metric=metric, slice_name=slice_name, policy=policy)
+    found = work.difference(
+        candidate, rival, dataset, metric=metric, slice_name=slice_name, policy=policy, lower_is_better=lower
+    )
     answered = {
         "": candidate.on_test_rows(PREDICTIONS, dataset),
         rival.reference: rival.on_test_rows(PREDICTIONS, dataset),
