@@ -68,7 +68,7 @@ def _check_tensor(meta: Mapping[str, Any] | None, spec: TensorSpec, path: Path) 
     if meta is None:
         return
     dtype = _DTYPES.get(meta.get("dtype", 0))
-    sizes = [cast("Any", size).get("as_int") for size in meta.get("sizes", ())]
+    sizes = [size.get("as_int") for size in meta.get("sizes", ())]
     fits = len(sizes) == len(spec.shape) and all(
         size is None or size == axis for size, axis in zip(sizes, spec.shape, strict=True)
     )
