@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from noa.errors import NotFoundError
 from noa_cli._invocation import current
 
 if TYPE_CHECKING:
+    from noa.errors import NoaError
     from noa.settings import Settings
     from noa_registry import GateReport, LedgerEntry, ModelVersion, Registry
 
@@ -92,6 +94,14 @@ def version_to_dict(version: ModelVersion) -> dict[str, object]:
         "created_at": version.created_at,
         "created_by": version.created_by,
     }
+
+
+def store_problems(registry: Registry, settings: Settings | None = None) -> list[NoaError]:
+    """Return what of the store does not belong to the database, by the ages that the settings name."""
+    retention = (settings or current().settings()).retention
+    return registry.find_store_problems(
+        orphan_age=timedelta(hours=retention.orphan_hours), grace=timedelta(days=retention.grace_days)
+    )
 
 
 def report_to_dict(report: GateReport) -> dict[str, object]:

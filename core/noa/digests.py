@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, cast
 
@@ -28,7 +29,7 @@ _BLOCK_BYTES = 1 << 18
 _PARALLEL_FROM_BYTES = 8 << 20
 _MAX_THREADS = 4
 
-Change: TypeAlias = Literal["changed", "missing", "added"]
+Change: TypeAlias = Literal["changed", "missing", "added", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +79,18 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileProblem:
-    """One file that is not what was sealed. `path` is relative to the folder that was compared."""
+    """One file that is not what was sealed, or that cannot be read: then `why` says so, and it may be a whole folder.
+
+    `path` is relative to the folder that was compared.
+    """
 
     path: str
     change: Change
+    why: str = ""
 
     def __str__(self) -> str:
+        if self.change == "unreadable":
+            return f"`{self.path}` cannot be read ({self.why})"
         return f"`{self.path}` {'was' if self.change != 'missing' else 'is'} {self.change}"
 
 
@@ -194,15 +201,23 @@ def compare_folder(
 ) -> list[FileProblem]:
     """Return every file that differs, is missing or is extra, by path. A link or special file counts as changed.
 
-    A folder in which nothing is, and nothing was sealed, is extra too.
+    A folder in which nothing is, and nothing was sealed, is extra too. What cannot be read is one problem of its own, a
+    folder with all that is in it; the rest is compared.
 
     `has_digest` tells whether a file of the right size has its digest (default: by hashing it); `ignore` names files,
     by their path, that are no part of what was sealed.
     """
-    found, odd, empty = _walk(folder, ignore)
+    walk = _Walk()
+    walk.enter(folder, "", ignore)
+    found, odd, empty = walk.files, walk.odd, walk.empty
     sealed = {file.path: file for file in manifest.files}
-    problems = [FileProblem(path=path, change="changed" if path in sealed else "added") for path in odd]
-    problems += [FileProblem(path=path, change="missing") for path in sealed if path not in found and path not in odd]
+    problems = [FileProblem(path=path or ".", change="unreadable", why=why) for path, why in walk.closed.items()]
+    problems += [FileProblem(path=path, change="changed" if path in sealed else "added") for path in odd]
+    problems += [
+        FileProblem(path=path, change="missing")
+        for path in sealed
+        if path not in found and path not in odd and not walk.is_behind_closed(path)
+    ]
     problems += [FileProblem(path=path, change="added") for path in found if path not in sealed]
     problems += [
         FileProblem(path=path, change="added")
@@ -212,44 +227,78 @@ def compare_folder(
     check = has_digest or _hashes_to
     both = [(path, entry) for path, entry in sealed.items() if path in found]
     by_path = {found[path]: entry for path, entry in both}
-    intact = map_files(
-        lambda path: _is_intact(path, by_path[path], check), list(by_path), [entry.size_bytes for _, entry in both]
+    looked = map_files(
+        lambda path: _find_problem(path, by_path[path], check), list(by_path), [entry.size_bytes for _, entry in both]
     )
-    problems += [
-        FileProblem(path=entry.path, change="changed")
-        for entry, is_whole in zip(by_path.values(), intact, strict=True)
-        if not is_whole
-    ]
+    problems += [problem for problem in looked if problem is not None]
     return sorted(problems, key=lambda problem: problem.path)
 
 
-def _is_intact(path: Path, entry: FileDigest, has_digest: Callable[[Path, FileDigest], bool]) -> bool:
+def _find_problem(path: Path, entry: FileDigest, has_digest: Callable[[Path, FileDigest], bool]) -> FileProblem | None:
     try:
-        return path.stat().st_size == entry.size_bytes and has_digest(path, entry)
+        if path.stat().st_size == entry.size_bytes:
+            if has_digest(path, entry):
+                return None
+            with path.open("rb"):  # who looks up digests takes a file that cannot be opened for a changed one
+                pass
     except FileNotFoundError:  # removed since the folder was listed
-        return False
+        pass
+    except OSError as exc:
+        return FileProblem(path=entry.path, change="unreadable", why=reason_of(exc))
+    return FileProblem(path=entry.path, change="changed")
+
+
+def reason_of(error: OSError) -> str:
+    """Return what the system says, e.g. `permission denied`."""
+    return os.strerror(error.errno or 0).lower()
 
 
 def _hashes_to(path: Path, entry: FileDigest) -> bool:
     return sha256_file(path) == entry.digest
 
 
-def _walk(folder: Path, ignore: Callable[[str], bool]) -> tuple[dict[str, Path], list[str], list[str]]:
-    """Return the regular files below `folder`, what is neither a file nor a folder, and the empty folders."""
-    files: dict[str, Path] = {}
-    odd: list[str] = []
-    empty: list[str] = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder).as_posix()
-        if ignore(relative):
-            continue
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            odd.append(relative)
-        elif path.is_file():
-            files[relative] = path
-        elif not any(path.iterdir()):
-            empty.append(relative)
-    return files, odd, empty
+@dataclass(slots=True)
+class _Walk:
+    """What is below a folder: regular files, what is neither a file nor a folder, empty folders, and closed ones."""
+
+    files: dict[str, Path] = field(default_factory=dict[str, Path])
+    odd: list[str] = field(default_factory=list[str])
+    empty: list[str] = field(default_factory=list[str])
+    closed: dict[str, str] = field(default_factory=dict[str, str])
+    """Folders that cannot be read, and why; the uppermost is named ``."""
+
+    def enter(self, folder: Path, place: str, ignore: Callable[[str], bool]) -> None:
+        """Look at a folder and all below it."""
+        try:
+            names = sorted(path.name for path in folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):  # then nothing is in it
+            return
+        except OSError as exc:
+            self.closed[place] = reason_of(exc)
+            return
+        if not names and place:
+            self.empty.append(place)
+        for name in names:
+            path, relative = folder / name, f"{place}/{name}" if place else name
+            if ignore(relative):
+                continue
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # removed since the folder was listed
+                continue
+            except OSError as exc:
+                self.closed[relative] = reason_of(exc)
+                continue
+            if stat.S_ISDIR(mode):
+                self.enter(path, relative, ignore)
+            elif stat.S_ISREG(mode):
+                self.files[relative] = path
+            else:
+                self.odd.append(relative)
+
+    def is_behind_closed(self, path: str) -> bool:
+        """Tell whether a path is, or is below, what cannot be read."""
+        return any(not place or path == place or path.startswith(f"{place}/") for place in self.closed)
 
 
 def _regular_files(folder: Path) -> Iterator[tuple[str, Path]]:

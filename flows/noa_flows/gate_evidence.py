@@ -1,7 +1,7 @@
 """What a gate needs beside the candidate's own measurements, measured and attached before it judges.
 
 The present holder is measured on the candidate's test rows, so that the two can be compared row by row; the signatures
-are compared; and where latency is judged, it is measured once more: during training other jobs had the machine too.
+are compared; and where latency is judged, it is measured unless it was on this machine: the slowest measurement counts.
 """
 
 from __future__ import annotations
@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING
 
 from noa.errors import NotFoundError
 from noa_conversion import measure_performance
+from noa_conversion.latency import describe_hardware
 from noa_flows._test_data import load_test_data
-from noa_registry.evidence import METRICS, PREDICTIONS, CompatibilityEvidence, compare_signatures
+from noa_registry.evidence import (
+    METRICS,
+    PREDICTIONS,
+    CompatibilityEvidence,
+    LatencyEvidence,
+    compare_signatures,
+    thing_of,
+)
 from noa_training import measure, recipe_of
 
 if TYPE_CHECKING:
@@ -33,15 +41,17 @@ def attach_gate_evidence(registry: Registry, settings: Settings, candidate: Cand
     policy = settings.gates.get(version.name)
     holder = _holder(registry, version.name, alias)
     if holder is not None and holder.number != version.number:
-        registry.attach(version.name, version.number, compare_with_holder(version, holder))
+        registry.attach(version.name, version.number, compare_with_holder(version, holder), by_pipeline=True)
         if policy is not None and _compares(policy):
             _measure_holder(registry, candidate, holder)
     if policy is not None and policy.max_latency_ms:
         served = version.default_format
-        folder = registry.open_format(version, served)
-        samples = load_test_data(candidate.job).head(_LATENCY_ROWS).inputs
-        facts = measure_performance(served, folder, samples, threads=settings.training.threads or None)
-        registry.attach(version.name, version.number, facts)
+        threads = settings.training.threads or None
+        if not _is_timed_here(registry, version, served, threads):
+            folder = registry.open_format(version, served)
+            samples = load_test_data(candidate.job).head(_LATENCY_ROWS).inputs
+            facts = measure_performance(served, folder, samples, threads=threads)
+            registry.attach(version.name, version.number, facts, by_pipeline=True)
 
 
 def compare_with_holder(version: ModelVersion, holder: ModelVersion) -> Evidence:
@@ -54,6 +64,14 @@ def compare_with_holder(version: ModelVersion, holder: ModelVersion) -> Evidence
         level=found.level,
         differences=found.differences,
     ).to_evidence()
+
+
+def _is_timed_here(registry: Registry, version: ModelVersion, served: str, threads: int | None) -> bool:
+    here = LatencyEvidence(
+        subject=served, digest=version.formats[served].digest, hardware=describe_hardware(served, threads), batches=()
+    )
+    thing = thing_of(here.to_evidence())
+    return any(thing_of(fact) == thing for fact in registry.evidence(version.name, version.number))
 
 
 def _compares(policy: GateSettings) -> bool:
@@ -83,4 +101,4 @@ def _measure_holder(registry: Registry, candidate: Candidate, holder: ModelVersi
     measured = measure(
         recipe_of(candidate.job.request), runnable, test, subject=served, digest=digest, dataset_digest=rows
     )
-    registry.attach(holder.name, holder.number, measured.evidence)
+    registry.attach(holder.name, holder.number, measured.evidence, by_pipeline=True)

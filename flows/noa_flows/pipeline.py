@@ -108,12 +108,12 @@ def run_pipeline(
     runner = StepRunner(on_event or _say_nothing)
     who = actor or current_user()
     if not promote:
-        candidates = _run_lanes(plan, settings, runner, who)
+        candidates = _run_lanes(plan, settings, runner, who, before_gate=False)
         return _result(plan, candidates, begun)
     with pipeline_lock(settings, plan.model):
         alias = plan.recipe.promote_to
         holder = steps.find_holder(settings, plan.model, alias)
-        candidates = _run_lanes(plan, settings, runner, who)
+        candidates = _run_lanes(plan, settings, runner, who, before_gate=True)
         best = choose_best(candidates, plan.recipe.primary_metric)
         report = runner.run("gate", None, lambda: steps.check_gate(settings, best, alias))
         reason = promotion_reason(plan, best, candidates)
@@ -215,15 +215,19 @@ def pipeline_lock(settings: Settings, model: str) -> Generator[None]:
         lock.release()
 
 
-def run_lane(request: JobRequest, settings: Settings, runner: StepRunner, actor: str) -> Candidate:
-    """Take one backend from training to a registered version."""
+def run_lane(
+    request: JobRequest, settings: Settings, runner: StepRunner, actor: str, *, before_gate: bool = False
+) -> Candidate:
+    """Take one backend from training to a registered version; `before_gate`: which a gate judges next."""
     backend = request.backend
     job = runner.run(
         "train", backend, lambda: train_job(request, settings, on_event=runner.hear(backend), cancel=runner.cancel)
     )
     evaluation = runner.run("evaluate", backend, lambda: steps.evaluate_job(job, settings))
     conversion = runner.run("convert", backend, lambda: steps.convert_job(job, settings))
-    verification = runner.run("verify", backend, lambda: steps.verify_job(job, conversion, settings))
+    verification = runner.run(
+        "verify", backend, lambda: steps.verify_job(job, conversion, settings, before_gate=before_gate)
+    )
     version = runner.run(
         "register",
         backend,
@@ -232,9 +236,14 @@ def run_lane(request: JobRequest, settings: Settings, runner: StepRunner, actor:
     return Candidate(backend=backend, job=job, version=version, metrics=verification.evaluation.metrics)
 
 
-def _run_lanes(plan: PipelinePlan, settings: Settings, runner: StepRunner, actor: str) -> list[Candidate]:
+def _run_lanes(
+    plan: PipelinePlan, settings: Settings, runner: StepRunner, actor: str, *, before_gate: bool
+) -> list[Candidate]:
     with ThreadPoolExecutor(max_workers=len(plan.requests), thread_name_prefix="noa-lane") as pool:
-        lanes = [pool.submit(run_lane, request, settings, runner, actor) for request in plan.requests]
+        lanes = [
+            pool.submit(run_lane, request, settings, runner, actor, before_gate=before_gate)
+            for request in plan.requests
+        ]
         try:
             _wait_for_first_failure(lanes)
         except BaseException:

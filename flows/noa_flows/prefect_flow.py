@@ -81,7 +81,7 @@ def _convert(context: _Context, job: TrainedJob, backend: str) -> Conversion:
 
 @task(name="verify", task_run_name="verify-{backend}", persist_result=False, cache_policy=NO_CACHE)
 def _verify(context: _Context, job: TrainedJob, conversion: Conversion, backend: str) -> Verification:
-    verification = steps.verify_job(job, conversion, context.settings)
+    verification = steps.verify_job(job, conversion, context.settings, before_gate=True)
     get_run_logger().info("%s computes what %s computes", conversion.format, backend)
     return verification
 

@@ -116,7 +116,7 @@ def reproduce_version(
             job = train_in_child(request, _settings_for(settings, source, folder), on_event=on_event or _hear_nothing)
             say("comparing")
             result = _compare(registry, settings, version, source, job, folder, environment, chosen, begun)
-        registry.attach(version.name, version.number, _to_evidence(version, result))
+        registry.attach(version.name, version.number, _to_evidence(version, result), by_pipeline=True)
     return result
 
 

@@ -60,8 +60,18 @@ def convert_job(job: TrainedJob, settings: Settings) -> Conversion:
     return Conversion(format=SERVED_FORMAT, folder=folder, digest=build_manifest(folder).digest)
 
 
-def verify_job(job: TrainedJob, conversion: Conversion, settings: Settings) -> Verification:
+def is_timed_by_gate(settings: Settings, model: str) -> bool:
+    """Tell whether the gate measures latency: it counts the slowest, so it is measured when no job has the machine."""
+    policy = settings.gates.get(model)
+    return policy is not None and bool(policy.max_latency_ms)
+
+
+def verify_job(
+    job: TrainedJob, conversion: Conversion, settings: Settings, *, before_gate: bool = False
+) -> Verification:
     """Prove on the test split's inputs that the converted format computes what the native one does, and measure it.
+
+    `before_gate`: a gate judges next, which measures latency itself where it limits it.
 
     Raises:
         ConversionError: it computes something else; names the worst output.
@@ -83,7 +93,8 @@ def verify_job(job: TrainedJob, conversion: Conversion, settings: Settings) -> V
             remedy="Do not serve this format; report the operation, or train with another layer",
             evidence=evidence,
         )
-    return Verification(evidence=evidence, evaluation=_evaluate(job, conversion, settings, served=True))
+    timed = not (before_gate and is_timed_by_gate(settings, job.name))
+    return Verification(evidence=evidence, evaluation=_evaluate(job, conversion, settings, served=True, timed=timed))
 
 
 def register_job(
@@ -172,8 +183,10 @@ def promote_best(
     )
 
 
-def _evaluate(job: TrainedJob, written: Conversion, settings: Settings, *, served: bool) -> Evaluation:
-    """Measure a format; what is `served` also row by row and in time, since versions are compared by it."""
+def _evaluate(
+    job: TrainedJob, written: Conversion, settings: Settings, *, served: bool, timed: bool = False
+) -> Evaluation:
+    """Measure a format; what is `served` also row by row, and in time if `timed`: versions are compared by it."""
     test = load_test_data(job)
     threads = settings.training.threads or None
     runnable = load_format(written.format, written.folder, threads=threads)
@@ -187,7 +200,7 @@ def _evaluate(job: TrainedJob, written: Conversion, settings: Settings, *, serve
         with_predictions=served,
     )
     samples = test.head(_LATENCY_ROWS).inputs
-    performance = measure_performance(written.format, written.folder, samples, threads=threads) if served else ()
+    performance = measure_performance(written.format, written.folder, samples, threads=threads) if timed else ()
     return Evaluation(
         format=written.format,
         digest=written.digest,

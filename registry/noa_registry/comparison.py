@@ -1,14 +1,16 @@
 """Two versions side by side: what was measured of each, how sure the differences are, and what they were made from.
 
-Differences are those of B minus A, with the interval of the paired bootstrap (`gates.bootstrap`) where both have
-predictions for the same test rows. What cannot be compared is shown for each, and `notes` say why.
+What is shown is what a gate would judge that compares B with A: of several measurements of the same thing the worst of
+B, and of A the best metrics. Differences are those of B minus A, with the interval of the paired bootstrap
+(`gates.bootstrap`) where both have predictions for the same test rows. What cannot be compared is shown for each, and
+`notes` say why; also where measurements say different things.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from noa.errors import IntegrityError, InvalidInputError, NotFoundError
@@ -20,12 +22,16 @@ from noa_registry.evidence import (
     CalibrationEvidence,
     Evidence,
     LatencyEvidence,
-    MetricsEvidence,
     SignatureComparison,
     compare_signatures,
+    measurements_of,
     plain_json,
+    worst_calibration,
 )
 from noa_registry.gates import TEST_SPLIT, BootstrapPlan, Candidate, GateWork, is_lower_better
+from noa_registry.gates.metric_rules import counted_value
+from noa_registry.gates.recorded_latency import RecordedLatency
+from noa_registry.gates.recorded_metrics import ChosenValue, RecordedMetrics
 from noa_registry.registration import candidate_of
 from noa_registry.versions import ModelVersion
 
@@ -164,8 +170,9 @@ def compare_versions(
     left, right = candidate_of(a, a_evidence), candidate_of(b, b_evidence)
     notes: list[str] = []
     common = _common_rows(left, right)
-    old, new = (_metrics(side, common, notes) for side in (left, right))
-    if common is None and old is not None and new is not None:
+    old = _metrics(left, common, policy, notes, as_holder=True)
+    new = _metrics(right, common, policy, notes, as_holder=False)
+    if common is None and old.metrics and new.metrics:
         notes.append(
             "they were measured on different test rows, so no difference is shown; "
             "`noa train --promote` measures the present holder on the new rows too"
@@ -173,8 +180,8 @@ def compare_versions(
     drawn = _Drawn(GateWork(read_attachment), left, right, common, plan, policy, notes)
     metrics, slices = _compare_metrics(old, new, common, drawn)
     return Comparison(
-        a=_side(a, left, old, notes),
-        b=_side(b, right, new, notes),
+        a=_side(a, left, old.rows_digest, notes),
+        b=_side(b, right, new.rows_digest, notes),
         same_rows=common is not None,
         plan=plan,
         metrics=tuple(metrics),
@@ -217,50 +224,53 @@ class _Drawn:
         return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counted:
+    """The values of one version that count, by metric, of all rows (None) and per slice."""
+
+    metrics: Mapping[tuple[str | None, str], ChosenValue] = field(
+        default_factory=dict[tuple[str | None, str], ChosenValue]
+    )
+    rows_digest: str | None = None
+    rows: int | None = None
+
+    def of(self, slice_name: str | None) -> dict[str, ChosenValue]:
+        """Return the values of all rows, or of a slice."""
+        return {metric: chosen for (name, metric), chosen in self.metrics.items() if name == slice_name}
+
+
 def _compare_metrics(
-    old: MetricsEvidence | None, new: MetricsEvidence | None, common: str | None, drawn: _Drawn
+    old: _Counted, new: _Counted, common: str | None, drawn: _Drawn
 ) -> tuple[list[MetricComparison], list[MetricComparison]]:
-    left = {} if old is None else old.metrics
-    right = {} if new is None else new.metrics
-    rows = new.rows if new is not None and common is not None else None
-    metrics = [
-        _compare_metric(metric, None, rows, left.get(metric), right.get(metric), common, drawn)
-        for metric in dict.fromkeys((*right, *left))
-    ]
-    slices: list[MetricComparison] = []
-    left_slices = {} if old is None else old.slices
-    right_slices = {} if new is None else new.slices
-    for name in dict.fromkeys((*right_slices, *left_slices)):
-        first, second = left_slices.get(name), right_slices.get(name)
-        values = ({} if first is None else first.metrics), ({} if second is None else second.metrics)
-        count = second.rows if second is not None and common is not None else None
-        slices += [
-            _compare_metric(metric, name, count, values[0].get(metric), values[1].get(metric), common, drawn)
-            for metric in dict.fromkeys((*values[1], *values[0]))
+    names = dict.fromkeys(name for side in (new, old) for name, _ in side.metrics)
+    compared = {
+        name: [
+            _compare_metric(metric, name, new, old, common, drawn)
+            for metric in dict.fromkeys((*new.of(name), *old.of(name)))
         ]
-    return metrics, slices
+        for name in names
+    }
+    return compared.pop(None, []), [entry for entries in compared.values() for entry in entries]
 
 
 def _compare_metric(
-    metric: str,
-    slice_name: str | None,
-    rows: int | None,
-    a: float | None,
-    b: float | None,
-    common: str | None,
-    drawn: _Drawn,
+    metric: str, slice_name: str | None, new: _Counted, old: _Counted, common: str | None, drawn: _Drawn
 ) -> MetricComparison:
-    interval = drawn.interval(metric, slice_name) if a is not None and b is not None else None
+    a, b = old.of(slice_name).get(metric), new.of(slice_name).get(metric)
+    is_disputed = any(chosen is not None and chosen.is_disputed for chosen in (a, b))
+    # The interval is that of the newest predictions alone: beside other values it would say something else than they.
+    interval = None if a is None or b is None or is_disputed else drawn.interval(metric, slice_name)
     difference = None if interval is None else interval.difference
     if difference is None and common is not None and a is not None and b is not None:
-        difference = b - a
+        difference = b.value - a.value
     lower_is_better = is_lower_better(metric, drawn.policy)
+    measured_rows = new.rows if slice_name is None else None if b is None else b.rows
     return MetricComparison(
         metric=metric,
         slice=slice_name,
-        rows=rows,
-        a=a,
-        b=b,
+        rows=None if common is None else measured_rows,
+        a=None if a is None else a.value,
+        b=None if b is None else b.value,
         difference=difference,
         lower=None if interval is None else interval.lower,
         upper=None if interval is None else interval.upper,
@@ -282,27 +292,67 @@ def _common_rows(left: Candidate, right: Candidate) -> str | None:
     return None
 
 
-def _metrics(side: Candidate, rows: str | None, notes: list[str]) -> MetricsEvidence | None:
-    evidence = side.test_metrics(rows)
-    if evidence is None:
+def _metrics(
+    side: Candidate, rows: str | None, policy: GateSettings | None, notes: list[str], *, as_holder: bool
+) -> _Counted:
+    """Return the values by which the gate judges."""
+    newest = side.test_metrics(rows)
+    if newest is None:
         notes.append(f"`{side.reference}` has no metrics on the test split")
-        return None
-    return _parsed(MetricsEvidence.from_evidence, evidence, notes)
+        return _Counted()
+    recorded = RecordedMetrics.of(side, rows)
+    if recorded.problem is not None:
+        notes.append(recorded.problem)
+        return _Counted()
+    counted: dict[tuple[str | None, str], ChosenValue] = {}
+    for name in (None, *recorded.slices):
+        for metric in recorded.names(name):
+            chosen = counted_value(recorded, metric, name, policy=policy, as_holder=as_holder)
+            if chosen is not None:
+                counted[name, metric] = chosen
+                _note_dispute(side, metric, name, chosen, notes)
+    _, measured = recorded.facts[-1]
+    return _Counted(metrics=counted, rows_digest=measured.dataset_digest, rows=measured.rows)
 
 
-def _side(version: ModelVersion, side: Candidate, metrics: MetricsEvidence | None, notes: list[str]) -> Side:
-    rows = None if metrics is None else metrics.dataset_digest
+def _note_dispute(side: Candidate, metric: str, slice_name: str | None, chosen: ChosenValue, notes: list[str]) -> None:
+    if chosen.is_disputed:
+        where = "" if slice_name is None else f" of slice `{slice_name}`"
+        notes.append(
+            f"`{metric}`{where} of `{side.reference}` is {chosen.value:g}{chosen.describe_others()}; hence no interval"
+        )
+
+
+def _side(version: ModelVersion, side: Candidate, rows: str | None, notes: list[str]) -> Side:
     served = version.default_format
-    calibration, latency = side.on_test_rows(CALIBRATION, rows), side.newest(LATENCY, served)
+    latency = RecordedLatency.of(side, served)
+    if len(latency.measured) > 1:
+        notes.append(
+            f"latency of `{side.reference}`: the slowest of {len(latency.measured)} measurements on this machine"
+        )
+    if latency.measured == () and side.newest(LATENCY, served) is not None:
+        notes.append(str(latency.problem))
     return Side(
         reference=version.reference,
         digest=version.digest,
         served=served,
         dataset_digest=rows,
         size_bytes=version.formats[served].manifest.size_bytes,
-        calibration=None if calibration is None else _parsed(CalibrationEvidence.from_evidence, calibration, notes),
-        latency=None if latency is None else _parsed(LatencyEvidence.from_evidence, latency, notes),
+        calibration=_calibration(side, rows, notes),
+        latency=latency.slowest,
     )
+
+
+def _calibration(side: Candidate, rows: str | None, notes: list[str]) -> CalibrationEvidence | None:
+    newest = side.on_test_rows(CALIBRATION, rows)
+    if newest is None:
+        return None
+    facts = measurements_of(side.evidence, newest)
+    read = [_parsed(CalibrationEvidence.from_evidence, fact, notes) for fact in facts]
+    measured = [entry for entry in read if entry is not None]
+    if len({(entry.ece, entry.brier) for entry in measured}) > 1:
+        notes.append(f"calibration of `{side.reference}`: the worst of {len(measured)} measurements")
+    return worst_calibration(measured) if measured else None
 
 
 def _parsed(parse: Callable[[Evidence], _T], evidence: Evidence, notes: list[str]) -> _T | None:

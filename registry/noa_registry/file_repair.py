@@ -44,7 +44,7 @@ class FileRepair:
     @property
     def verb(self) -> str:
         """The word before `change`."""
-        return "is" if self.change == "missing" else "was"
+        return "is" if self.change in ("missing", "unreadable") else "was"
 
     def __str__(self) -> str:
         return f"{self.reference}: `{self.path}` {self.verb} {self.change}; it {self.how}"
@@ -86,7 +86,10 @@ def _repair(
         if problem.change == "added":
             where = store.set_aside(part.unit, problem.path)
             return _told(version, problem, True, f"does not belong here and was moved to {where}")
-        sealed = {part.path_in_unit(file.path): file for file in part.manifest.files}[problem.path]
+        by_path = {part.path_in_unit(file.path): file for file in part.manifest.files}
+        if problem.path not in by_path:
+            return _told(version, problem, False, f"could not be looked at: {problem.why}")
+        sealed = by_path[problem.path]
         wanted = FileDigest(path=problem.path, size_bytes=sealed.size_bytes, digest=sealed.digest)
         donor = _put_back(database, store, part.unit, wanted, spare)
     except (NoaError, OSError) as exc:

@@ -19,7 +19,7 @@ from noa.signatures import Signature
 from noa_registry.artifacts import FORMATS_FOLDER
 from noa_registry.attachments import insert_attachments, load_attachment
 from noa_registry.database import to_text
-from noa_registry.evidence import Evidence, attachment_digests, plain_json
+from noa_registry.evidence import RECORDING_KEY, Evidence, Recording, attachment_digests, plain_json
 from noa_registry.evidence_sets import EvidenceSet, check_judged, check_set, extend_set
 from noa_registry.json_columns import parse_table, parse_time, unreadable
 from noa_registry.ledger import LedgerEntry
@@ -246,8 +246,10 @@ def load_summaries(connection: Connection) -> list[ModelSummary]:
     return [_to_summary(row, held[row.name]) for row in connection.execute(counted).all()]
 
 
-def insert_evidence(connection: Connection, name: str, number: int, facts: Sequence[Evidence]) -> None:
-    """Append evidence in the given order, with what is attached to it."""
+def insert_evidence(
+    connection: Connection, name: str, number: int, facts: Sequence[Evidence], recording: Recording
+) -> None:
+    """Append evidence in the given order, with what is attached to it and who did so."""
     insert_attachments(connection, facts)
     rows = [
         with_record(
@@ -258,7 +260,7 @@ def insert_evidence(connection: Connection, name: str, number: int, facts: Seque
                 "subject": fact.subject,
                 "digest": fact.digest,
                 "passed": fact.passed,
-                "content": to_json(fact.values),
+                "content": to_json({**fact.values, RECORDING_KEY: recording.to_dict()}),
                 "created_at": to_text(fact.created_at),
             }
         )
@@ -550,13 +552,16 @@ def _evidence_name(row: Row[Any]) -> str:
 
 def _to_evidence(row: Row[Any]) -> Evidence:
     check_record(row, _evidence_name(row), "noa_evidence")
+    values = parse_table(row.content, of=_evidence_name(row), column="noa_evidence.content")
+    recording = Recording.from_dict(values.pop(RECORDING_KEY, None))
     return Evidence(
         kind=row.kind,
         subject=row.subject,
         digest=row.digest,
         passed=row.passed,
-        values=parse_table(row.content, of=_evidence_name(row), column="noa_evidence.content"),
+        values=values,
         created_at=parse_time(row.created_at, of=_evidence_name(row), column="noa_evidence.created_at"),
+        recording=recording,
     )
 
 

@@ -27,7 +27,7 @@ from noa_registry.adoption import Adopted, Adoption, check_digests, find_present
 from noa_registry.artifacts import FORMATS_FOLDER, ArtifactStore, StagedUnit, regular_files
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
-from noa_registry.evidence import Evidence, check_evidence, refuse_reserved
+from noa_registry.evidence import Evidence, Recording, Way, check_evidence, refuse_reserved
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.gates import Candidate, evaluate_rollback
 from noa_registry.mlflow_model import linked_files, write_wrapper
@@ -131,6 +131,7 @@ class Registrar:
         links = [unit.add_link(file, f"{FORMATS_FOLDER}/onnx", file.path) for file in adoption.links]
         wrapper = Manifest.of([*written.files, *links])
         self.checkpoint("wrapper written")
+        imported = Recording(by=actor, at=now(), way="imported")
         bare = replace(draft, evidence=())  # its attachments would all be in memory at once
         content = _Content(bare, adoption.signature, manifests, wrapper, actor, to_text(now()))
         check_digests(adoption, manifests, wrapper, content.digest)
@@ -144,7 +145,7 @@ class Registrar:
                 unit.confirm()
                 number = _insert_version(connection, content, unit)
                 for fact in draft.evidence:
-                    insert_evidence(connection, draft.name, number, [adoption.with_attachments(fact)])
+                    insert_evidence(connection, draft.name, number, [adoption.with_attachments(fact)], imported)
                 insert_signatures(connection, draft.name, number, adoption.signatures)
             self.checkpoint("rows written")
         self.checkpoint("committed")
@@ -179,7 +180,7 @@ class Registrar:
                 unit.confirm()
                 _refuse_second(load_version(connection, self.artifacts.root, name, number), format_name)
                 _insert_format(connection, name, number, format_name, unit.uid, manifest, actor, to_text(now()))
-                insert_evidence(connection, name, number, evidence)
+                insert_evidence(connection, name, number, evidence, Recording(by=actor, at=now(), way="registered"))
                 insert_signatures(connection, name, number, signed)
                 _require_equivalence_if_live(connection, self.artifacts.root, name, number)
                 payload = {"number": number, "format": format_name, "digest": manifest.digest, "actor": actor}
@@ -189,16 +190,18 @@ class Registrar:
         with self.database.read() as connection:
             return load_version(connection, self.artifacts.root, name, number)
 
-    def attach(self, name: str, number: int, evidence: Sequence[Evidence]) -> None:
+    def attach(self, name: str, number: int, evidence: Sequence[Evidence], *, actor: str, way: Way) -> None:
         """Append evidence to a version."""
         check_name(name)
+        check_actor(actor)
         for fact in evidence:
             check_evidence(fact)
         with self.database.write() as connection:
             require_version(connection, name, number)
-            insert_evidence(connection, name, number, evidence)
+            insert_evidence(connection, name, number, evidence, Recording(by=actor, at=now(), way=way))
             if evidence:
-                payload = {"number": number, "evidence": [_evidence_to_dict(fact) for fact in evidence]}
+                facts = [_evidence_to_dict(fact) for fact in evidence]
+                payload = {"number": number, "evidence": facts, "actor": actor}
                 append_event(connection, "evidence.attached", name=name, payload=payload)
 
 
@@ -330,7 +333,8 @@ def _insert_version(connection: Connection, content: _Content, unit: StagedUnit)
         _insert_format(
             connection, draft.name, number, format_name, unit.uid, manifest, content.actor, content.created_at
         )
-    insert_evidence(connection, draft.name, number, draft.evidence)
+    recording = Recording(by=content.actor, at=now(), way="registered")
+    insert_evidence(connection, draft.name, number, draft.evidence, recording)
     mlflow_rows.insert_version(
         connection,
         name=draft.name,

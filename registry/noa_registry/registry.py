@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 from sqlalchemy import Connection, select
 
+from noa.current_user import current_user
 from noa.digests import FileProblem
 from noa.errors import IntegrityError, InvalidInputError, NoaError, NotFoundError
 from noa.formats import CheckedRunnable, Runnable, find_adapter
@@ -31,7 +32,7 @@ from noa_registry.database import Database, now
 from noa_registry.digest_prefix import DIGEST, find_version, is_bare
 from noa_registry.endpoints import Endpoints
 from noa_registry.events.log import DEFAULT_KEEP, EventLog
-from noa_registry.evidence import Attachment, Evidence, refuse_reserved
+from noa_registry.evidence import Attachment, Evidence, Way, refuse_reserved
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.file_repair import FileRepair, repair_files
 from noa_registry.gates import BootstrapPlan, GateReport
@@ -58,6 +59,7 @@ from noa_registry.records import (
 )
 from noa_registry.registration import Registrar
 from noa_registry.retention.keeper import Retention
+from noa_registry.retention.plan import GRACE, ORPHAN_AGE
 from noa_registry.sealed_files import SealedFiles
 from noa_registry.seals import DatabaseSeals
 from noa_registry.search.pages import SearchPage, search
@@ -183,6 +185,7 @@ class Registry:
                 moves=tuple(load_moves_of(connection, version.name, version.number)),
                 signatures=tuple(load_signatures(connection, version.name, version.number)),
                 lineage=graph,
+                policy=self._promoter.gates.get(version.name),
             )
         return Card(facts)
 
@@ -225,8 +228,19 @@ class Registry:
         """
         return self._registrar.add_format(name, number, format, folder, evidence=evidence, actor=actor)
 
-    def attach(self, name: str, number: int, evidence: Sequence[Evidence] | Evidence) -> None:
+    def attach(
+        self,
+        name: str,
+        number: int,
+        evidence: Sequence[Evidence] | Evidence,
+        *,
+        actor: str | None = None,
+        by_pipeline: bool = False,
+    ) -> None:
         """Append evidence to a version.
+
+        It is kept that `actor` did so (the user of this process, if nobody is named), and when: the verdicts that it is
+        judged by say it, and that it was attached by hand, unless a program that measures says `by_pipeline`.
 
         Raises:
             NotFoundError: there is no such version.
@@ -234,7 +248,8 @@ class Registry:
         """
         facts = [evidence] if isinstance(evidence, Evidence) else evidence
         refuse_reserved(facts)
-        self._registrar.attach(name, number, facts)
+        way: Way = "pipeline" if by_pipeline else "attached"
+        self._registrar.attach(name, number, facts, actor=current_user() if actor is None else actor, way=way)
 
     def evidence(self, name: str, number: int) -> list[Evidence]:
         """Return all evidence of a version in the order in which it was attached."""
@@ -334,12 +349,13 @@ class Registry:
         with self._database.snapshot() as connection:
             return find_time_problems(connection)
 
-    def find_store_problems(self) -> list[NoaError]:
+    def find_store_problems(self, *, orphan_age: timedelta = ORPHAN_AGE, grace: timedelta = GRACE) -> list[NoaError]:
         """Return what of the store does not belong to the database.
 
-        That is another registry's mark, a newer ledger than the database's, and units of no version.
+        That is another registry's mark, a newer ledger than the database's, and units of no version: they may be
+        removed when they are `orphan_age` old, and `grace` after this registry took the store over.
         """
-        return find_store_problems(self._database, self._artifacts)
+        return find_store_problems(self._database, self._artifacts, orphan_age=orphan_age, grace=grace)
 
     def find_lost_models(self) -> NoaError | None:
         """Return why this may be the wrong database for the store, if it shows no model at all."""
@@ -452,7 +468,7 @@ class Registry:
         """
         report = self._promoter.check(name, number, alias=alias, actor=actor)
         if record:
-            self._keep_verdict(name, number, report)
+            self._keep_verdict(name, number, report, actor=actor or current_user())
         return report
 
     def gate_warnings(self) -> list[GateReport]:
@@ -609,7 +625,7 @@ class Registry:
     ) -> None:
         self.close()
 
-    def _keep_verdict(self, name: str, number: int, report: GateReport) -> None:
+    def _keep_verdict(self, name: str, number: int, report: GateReport, *, actor: str) -> None:
         fact = report.to_evidence(self.resolve(ModelReference(name=name, number=number)).digest)
         kept = (
             entry
@@ -618,7 +634,7 @@ class Registry:
         )
         newest = next(kept, None)
         if newest is None or newest.values != fact.values:
-            self._registrar.attach(name, number, [fact])
+            self._registrar.attach(name, number, [fact], actor=actor, way="checked")
 
 
 def _parsed(connection: Connection, reference: str | ModelReference) -> ModelReference:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from noa.digests import FileProblem, Manifest
 from noa.errors import IntegrityError
@@ -20,6 +20,9 @@ from noa_registry.versions import ModelVersion
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+_UNREADABLE: Final = "Give this user the permission to read it, or look at the disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class SealedFiles:
                 f"sealed files of `{version.reference}` are not what was sealed: "
                 + ", ".join(str(problem) for problem in problems),
                 where=self._place_of(version, problems[0].path),
+                remedy=_UNREADABLE if all(problem.change == "unreadable" for problem in problems) else None,
                 file=problems[0].path,
                 files=tuple(problem.path for problem in problems),
             )

@@ -75,7 +75,8 @@ class StoreHead:
         Raises nothing: the move is committed, whatever is wrong with the mark.
         """
         try:
-            self.ownership.claim()
+            if not self.ownership.refuse_foreign():
+                self.ownership.claim()
             kept = self.find()
             if kept is not None:
                 with self.database.read() as connection:

@@ -12,17 +12,19 @@ from typing import Final
 
 from noa.errors import ConflictError, IntegrityError, NoaError
 from noa_registry.artifacts import OWNER_MARK, ArtifactStore, UnitKey
-from noa_registry.database import Database
+from noa_registry.database import Database, now, to_text
 from noa_registry.identity import find_registry_id
-from noa_registry.records import last_entry
+from noa_registry.records import last_entry, shown_time
 from noa_registry.seals import named_uids
 from noa_registry.store_head import LEDGER_MARK, StoreHead, has_row
 
 _MOST_NAMED: Final = 3
 
 
-def find_store_problems(database: Database, store: ArtifactStore) -> list[NoaError]:
-    """Return what of the store does not belong to the database.
+def find_store_problems(
+    database: Database, store: ArtifactStore, *, orphan_age: timedelta, grace: timedelta
+) -> list[NoaError]:
+    """Return what of the store does not belong to the database, and from when on what nobody knows may be removed.
 
     Raises:
         StorageError: the store does not answer.
@@ -35,7 +37,7 @@ def find_store_problems(database: Database, store: ArtifactStore) -> list[NoaErr
     problems += _older_than_the_store(database, store)
     unknown = find_unknown_units(database, store)
     if unknown:
-        problems.append(_unknown_error(unknown, where=store.ownership.marks.where("")))
+        problems.append(_unknown_error(unknown, _removable_from(store, unknown, orphan_age, grace), store))
     return problems
 
 
@@ -128,17 +130,34 @@ def _older_than_the_store(database: Database, store: ArtifactStore) -> list[NoaE
     ]
 
 
-def _unknown_error(unknown: list[UnitKey], *, where: str) -> IntegrityError:
+def _removable_from(
+    store: ArtifactStore, unknown: list[UnitKey], orphan_age: timedelta, grace: timedelta
+) -> datetime | None:
+    """Return when all of these units may be removed, None if nobody can tell."""
+    try:
+        mark = store.ownership.mark()
+    except IntegrityError:
+        return None
+    facts = [store.unit_facts(key) for key in unknown]
+    moments = [one.modified_at + orphan_age for one in facts if one is not None]
+    if mark is not None and mark.adopted_at is not None:
+        moments.append(mark.adopted_at + grace)
+    return max(moments, default=None)
+
+
+def _unknown_error(unknown: list[UnitKey], removable_from: datetime | None, store: ArtifactStore) -> IntegrityError:
+    late = removable_from is not None and removable_from > now()
+    moment = f", from {shown_time(to_text(removable_from))} on" if late and removable_from is not None else ""
     units = [f"{key.name}/{key.uid}" for key in unknown]
     models = sorted({key.name for key in unknown})
     return IntegrityError(
         f"the store holds versions of {_listed(models)} that the database does not know: was it emptied, replaced or "
         "restored from an older backup?",
-        where=where,
+        where=store.ownership.marks.where(""),
         expected="a version for each unit of model files",
         received=f"{len(units)} that no version names: {_listed(units)}",
         remedy="Restore the newest backup of the database. If there is none, and nothing of them is needed, remove "
-        "them: noa gc --unknown",
+        f"them{moment}: noa gc --unknown",
         units=tuple(units),
     )
 

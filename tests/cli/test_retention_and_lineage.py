@@ -170,6 +170,15 @@ def test_a_lost_database_is_told_everywhere_and_costs_no_model(project: Path, ca
     assert "took the store over lately" in noa(capfd, "gc", "--unknown", "--apply", code=1)
     assert before <= {path for path in artifacts.rglob("*") if path.is_file()}
     at_once = ("-o", "retention.grace_days=0")
+    for path in (artifacts / "digits").iterdir():
+        os.utime(path)  # as if they had been changed just now
+    until = re.search(r"remove them, from (.*) on: noa gc --unknown", noa(capfd, "models", "verify", *at_once, code=1))
+    young = noa(capfd, "gc", "--unknown", *at_once)
+    assert until is not None
+    assert "too young to be removed" in young and f"stays until {until[1]}" in young
+    for path in (artifacts / "digits").iterdir():
+        os.utime(path, (0, 0))
+    assert "remove them: noa gc --unknown" in noa(capfd, "models", "verify", *at_once, code=1)
     assert "noa gc --unknown --apply" in noa(capfd, "gc", "--unknown", *at_once)
     assert len(as_json(capfd, "gc", "--unknown", "--apply", *at_once)["removed"]) == 3
     noa(capfd, "models", "verify")

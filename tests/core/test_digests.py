@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noa.digests import Manifest, build_manifest, canonical_json, digest_arrays, digest_json, sha256_file, verify_folder
+from noa.digests import (
+    FileDigest,
+    Manifest,
+    build_manifest,
+    canonical_json,
+    compare_folder,
+    digest_arrays,
+    digest_json,
+    sha256_file,
+    verify_folder,
+)
 from noa.errors import IntegrityError, InvalidInputError
 
 
@@ -108,3 +118,8 @@ def test_a_folder_in_which_nothing_is_was_not_sealed(folder: Path) -> None:
     (folder / "hollow" / "inner").mkdir(parents=True)
     with pytest.raises(IntegrityError, match="`hollow/inner` was added"):
         verify_folder(folder, manifest)
+
+
+def test_of_a_folder_that_is_not_there_everything_is_missing(tmp_path: Path) -> None:
+    file = FileDigest(path="a", size_bytes=1, digest="sha256:" + "0" * 64)
+    assert [str(one) for one in compare_folder(tmp_path / "none", Manifest.of([file]))] == ["`a` is missing"]

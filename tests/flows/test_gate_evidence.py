@@ -98,7 +98,7 @@ def test_the_holder_is_measured_row_by_row_on_the_challengers_rows(
     assert len(after) == len(before)  # what is known is not measured again
 
 
-def test_compatibility_with_the_holder_and_a_fresh_latency_are_attached_where_the_gate_asks(
+def test_compatibility_with_the_holder_and_latency_are_attached_where_the_gate_asks(
     champion: PipelineResult, worse: PipelineResult, project: Settings
 ) -> None:
     settings = gated(project, max_latency_ms={"p99@32": 60_000.0}, compatible=True, require=("compatibility",))
@@ -111,7 +111,7 @@ def test_compatibility_with_the_holder_and_a_fresh_latency_are_attached_where_th
     assert compatibility.level == "compatible"
     assert compatibility.holder == champion.best.version.reference
     latencies = [LatencyEvidence.from_evidence(fact) for fact in facts if fact.kind == "latency"]
-    assert len(latencies) == 2
+    assert len(latencies) == 1  # once on this machine: the slowest counts, so a second one could only make it worse
     impossible = gated(project, max_latency_ms={"p50": 1e-9})
     with pytest.raises(GateRefusedError, match=r"max_latency_ms\.p50"):
         check_gate(impossible, worse.best, "champion")

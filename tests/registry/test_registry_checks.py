@@ -475,3 +475,47 @@ def test_a_comparison_of_nothing_is_drawn_too(version: object, registry: Registr
     with pytest.raises(InvalidInputError, match=r"\.png or \.svg"):
         save_plot(registry.compare("digits/1", "digits/1"), tmp_path / "a.pdf")
     assert not (tmp_path / "a.pdf").exists()
+
+
+def test_a_verdict_says_who_recorded_the_facts_that_it_used_and_which_were_attached_by_hand(
+    reopen: Open, registry: Registry, formats: Formats
+) -> None:
+    registry.register(formats.draft(evidence=(formats.equivalence(),)), actor="ada")
+    registry.attach("digits", 1, formats.metrics(accuracy=0.9), actor="bob")
+    registry.attach("digits", 1, side_facts(formats, 0.1)[1], actor="flow night by ada", by_pipeline=True)
+    policy = GateSettings(min_metrics={"accuracy": 0.5}, max_latency_ms={"p50": 5.0}, require=("metrics",))
+    with reopen(policy) as gated:
+        report = gated.check("digits", 1, actor="carl")
+        kept = gated.evidence("digits", 1)
+        entry = gated.promote("digits", 1, reason="r", actor="ada")
+    said = {verdict.rule: verdict.recorded for verdict in report.verdicts}
+    (equal,), (limit,), (latency,) = (
+        said[key] for key in ("equivalence.onnx", "min_metrics.accuracy", "max_latency_ms.p50")
+    )
+    assert equal.startswith("recorded with the registration by ada, 2")
+    assert limit.startswith("attached by hand by bob, 2")
+    assert said["require.metrics"] == (limit,)
+    assert latency.startswith("measured by the pipeline, run by flow night by ada, 2")
+    assert GateReport.from_dict(kept[-1].values).verdicts == report.verdicts
+    assert kept[-1].describe_recording().startswith("written by a check of carl, ")
+    assert all("noa.recorded" not in fact.values for fact in kept)
+    assert limit in str(entry.verdict)
+
+
+def test_no_fact_says_itself_who_recorded_it(registry: Registry, formats: Formats) -> None:
+    registry.register(formats.draft(), actor="ada")
+    forged = Evidence(
+        kind="audit", subject="onnx", digest=formats.digest("onnx"), values={"noa.recorded": {"by": "the board"}}
+    )
+    with pytest.raises(InvalidInputError, match="says itself who recorded it"):
+        registry.attach("digits", 1, forged)
+
+
+def test_in_a_regression_both_sides_are_named(rivals: Registry, reopen: Open) -> None:
+    with reopen(GateSettings(max_regression={"accuracy": 0.5})) as gated:
+        report = gated.check("digits", 2)
+    (found,) = [verdict for verdict in report.verdicts if verdict.rule == "max_regression.accuracy"]
+    assert [text.split(" by ")[0] for text in found.recorded] == [
+        "recorded with the registration",
+        "digits/1: recorded with the registration",
+    ]

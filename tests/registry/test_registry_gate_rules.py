@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from gate_kit import (
     NATIVE,
     ONNX,
+    PASSED,
     VERSION,
     candidate,
     judge,
@@ -130,10 +131,42 @@ def test_latency_that_was_not_measured_with_this_batch_or_these_bytes_is_refused
         assert refused.remedy is not None
 
 
-def test_the_newest_latency_counts() -> None:
-    policy = GateSettings(max_latency_ms={"p50": 2.0})
-    assert judge(candidate(latency((1, 9, 9)), latency((1, 1, 1))), policy).passed
-    assert not judge(candidate(latency((1, 1, 1)), latency((1, 9, 9))), policy).passed
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_slowest_latency_on_the_same_machine_counts(order: int) -> None:
+    facts = [latency((1, 9, 9)), latency((1, 1, 1))][::order]
+    refused = found(candidate(*facts), "max_latency_ms.p50", GateSettings(max_latency_ms={"p50": 2.0}))
+    assert not refused.passed
+    assert "9 ms on Imaginary 9000" in refused.received
+    assert "the largest of 2 measurements: " in refused.received
+    assert len(refused.to_dict()["measured"]["measurements"]) == 2  # pyright: ignore[reportIndexIssue, reportUnknownArgumentType]
+
+
+def test_a_measurement_of_other_batches_hides_none_and_load_makes_no_other_machine() -> None:
+    busy = latency((32, 1, 1))
+    busy = replace(busy, values={**busy.values, "hardware": {**asdict(MACHINE), "load": 7.0}})
+    refused = found(candidate(latency((1, 9, 9)), busy), "max_latency_ms.p50", GateSettings(max_latency_ms={"p50": 2}))
+    assert (refused.passed, refused.received[:4]) == (False, "9 ms")
+
+
+def test_a_machine_on_which_it_is_too_slow_is_a_warning_where_another_is_judged() -> None:
+    fast = latency((1, 1, 1))
+    fast = replace(fast, values={**fast.values, "hardware": {**asdict(MACHINE), "cpu": "Faster"}})
+    verdict_ = found(candidate(latency((1, 9, 9)), fast), "max_latency_ms.p50", GateSettings(max_latency_ms={"p50": 2}))
+    assert (verdict_.state, verdict_.received[:4]) == ("warning", "1 ms")
+    assert verdict_.warning is not None
+    assert "9 ms on Imaginary 9000" in verdict_.warning
+
+
+def test_a_failed_comparison_of_the_same_bytes_is_not_undone_by_a_later_one() -> None:
+    failed = replace(PASSED, passed=False, values={**PASSED.values, "max_abs_error": 3.0})
+    for facts in ((failed, PASSED), (PASSED, failed)):
+        side = replace(candidate(), evidence=facts)
+        refused = verdict(judge(side, GateSettings()), "equivalence.onnx")
+        assert not refused.passed
+        assert "failed: max_abs_error 3.0; of " in refused.received
+        assert "the worst of 2" in refused.received
+    other = replace(failed, values={**failed.values, "source_digest": "sha256:other"})
+    assert verdict(judge(replace(candidate(), evidence=(PASSED, other)), GateSettings()), "equivalence.onnx").passed
 
 
 @pytest.mark.parametrize(("limit", "passed"), [(1000, True), (999, False)])
@@ -153,7 +186,7 @@ def test_a_size_that_is_not_known_is_refused() -> None:
         ((scan(findings=1),), False),
         ((scan(findings=1, allowed_by="ada"),), True),
         ((scan(), scan(findings=1)), False),
-        ((scan(findings=1), scan()), True),
+        ((scan(findings=1), scan()), False),
         ((scan(digest="sha256:other"),), False),
     ],
 )
@@ -404,3 +437,22 @@ def test_the_same_facts_are_judged_once_and_a_new_fact_anew() -> None:
 def test_settings_of_a_gate_that_cannot_be_meant_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         GateSettings.model_validate(wrong)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_predictions_that_are_attached_later_narrow_no_interval(order: int) -> None:
+    others = np.roll(RIGHT, 45)  # as many right, but other rows
+    honest = measured(logits_that_are_right(TARGETS, others), TARGETS)
+    flattering = GOOD[1]  # what the holder answers: no row differs
+    policy = GateSettings(max_regression={"accuracy": 0.01}, confidence=0.95, resamples=200)
+    holder = candidate(*GOOD, reference="digits/1")
+    assert honest[0].values["metrics"] != {}
+    assert not found(candidate(*honest), "max_regression.accuracy", policy, holder).passed
+    assert found(candidate(honest[0], flattering), "max_regression.accuracy", policy, holder).passed
+    facts = [honest[1], flattering][::order]
+    assert not found(candidate(honest[0], *facts), "max_regression.accuracy", policy, holder).passed
+    # ... and neither do those that flatter the version by speaking against the holder
+    worse = measured(logits_that_are_right(TARGETS, others), TARGETS, metrics=dict(GOOD[0].values["metrics"]))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert not found(
+        candidate(*honest), "max_regression.accuracy", policy, candidate(*GOOD, worse[1], reference="digits/1")
+    ).passed

@@ -124,13 +124,36 @@ def test_who_only_reads_leaves_no_mark_and_looks_for_none(
     assert stored.mark() is None
 
 
-def test_the_mark_is_looked_at_once_per_open_registry(
-    registry: Registry, version: ModelVersion, formats: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_move_of_an_alias_reads_the_mark_once_as_long_as_it_stays_the_same(
+    registry: Registry, version: ModelVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    marks = type(registry._artifacts.ownership.marks)
-    monkeypatch.setattr(marks, "read", lambda *_: pytest.fail("it was looked at again"))
+    registry.promote("digits", 1, reason="good", actor="ada")
+    marks, read = type(registry._artifacts.ownership.marks), list[str]()
+    original = marks.read
+    monkeypatch.setattr(marks, "read", lambda self, name: (read.append(name), original(self, name))[1])
+    registry.promote("digits", 1, alias="shadow", reason="good", actor="ada")
+    assert "_registry.json" not in read
+
+
+def test_an_open_registry_looks_again_before_it_writes_into_the_store(
+    registry: Registry, version: ModelVersion, other: Registry, formats: Any, stored: StoredFiles
+) -> None:
+    registry.promote("digits", 1, reason="good", actor="ada")
+    other.adopt_store(actor="bob")
+    before = stored.all()
+    for write in (
+        lambda: registry.register(formats.draft(), actor="ada"),
+        lambda: registry.add_format("digits", 1, "other", formats.onnx, evidence=(), actor="ada"),
+        lambda: registry._artifacts.remove_unit(next(iter(registry._artifacts.units()))),
+    ):
+        with pytest.raises(ConflictError, match="belong to another registry"):
+            write()
+    if isinstance(registry._artifacts.ownership.marks, FolderMarks):  # in S3 the mark has no stamp without a request
+        with pytest.raises(ConflictError, match="belong to another registry"):
+            registry.promote("digits", 1, alias="shadow", reason="good", actor="ada")
+    assert stored.all() == before
+    registry.adopt_store(actor="ada")
     assert registry.register(formats.draft(), actor="ada").number == 2
-    registry.retention.apply(registry.retention.plan_gc(), actor="ada")
 
 
 def test_a_store_from_before_there_were_marks_is_marked_by_the_first_writer_who_knows_its_units(

@@ -9,7 +9,15 @@ import pytest
 from noa.errors import GateRefusedError, InvalidInputError
 from noa.settings import GateSettings, RegistrySettings, Settings
 from noa_registry import Evidence, Registry, RuleVerdict, metrics_evidence
-from noa_registry.evidence import MetricsEvidence, SliceMetrics
+from noa_registry.evidence import (
+    BatchLatency,
+    CalibrationEvidence,
+    Hardware,
+    LatencyEvidence,
+    MetricsEvidence,
+    ReliabilityBin,
+    SliceMetrics,
+)
 from noa_registry.gates import Candidate, GateInput, evaluate
 
 ONNX, ROWS = "sha256:" + "1" * 64, "sha256:" + "2" * 64
@@ -137,3 +145,82 @@ def test_a_project_s_own_rule_sees_the_values_by_which_the_gate_judges(tmp_path:
     holder = side(fact(accuracy=0.9, loss=0.2), fact(accuracy=0.1, loss=0.9), number=1)
     found = verdict(policy, "check.seen", candidate, holder)
     assert found.received == "{'accuracy': 0.3, 'loss': 0.5, 'score': 1.0} {'accuracy': 0.9, 'loss': 0.2}"
+
+
+def again(formats: Any, **values: float) -> Evidence:
+    first = formats.metrics(**values)
+    return metrics_evidence(
+        format=first.subject,
+        digest=first.digest,
+        dataset_digest=str(first.values["dataset_digest"]),
+        split="test",
+        values=values,
+    )
+
+
+def test_a_comparison_and_a_card_show_the_value_that_the_gate_judges(
+    sqlite_settings: RegistrySettings, make_formats: Callable[[int], Any]
+) -> None:
+    settings = Settings(registry=sqlite_settings, gates={"digits": GateSettings(directions={"rank": "lower"})})
+    with Registry.open(settings) as registry:
+        for seed in (1, 2):
+            formats = make_formats(seed)
+            low = formats.metrics(accuracy=0.3, rank=9.0)
+            registry.register(formats.draft(evidence=(formats.equivalence(), low)), actor="ada")
+            registry.attach("digits", seed, again(formats, accuracy=0.99, rank=1.0))
+        found = registry.compare("digits/1", "digits/2")
+        assert {entry.metric: (entry.a, entry.b) for entry in found.metrics} == {
+            "accuracy": (0.99, 0.3),
+            "rank": (1.0, 9.0),
+        }
+        assert [entry.difference for entry in found.metrics] == [0.3 - 0.99, 8.0]
+        remarks = "; ".join(found.notes)
+        assert "`accuracy` of `digits/1` is 0.99, the largest of 2 measurements: 0.3 of " in remarks
+        assert "`accuracy` of `digits/2` is 0.3, the smallest of 2 measurements: 0.3 of " in remarks
+        text = registry.card("digits/2").to_markdown()
+    assert "accuracy (onnx on test) is 0.3, the smallest of 2 measurements" in text.replace("\\", "")
+    assert "rank (onnx on test) is 9, the largest of 2 measurements" in text.replace("\\", "")
+    assert text.count("| onnx | test |") == 1
+
+
+def test_a_comparison_and_a_card_show_the_worst_calibration_latency_and_equivalence(
+    sqlite_settings: RegistrySettings, make_formats: Callable[[int], Any]
+) -> None:
+    formats = make_formats(1)
+    digest = formats.digest("onnx")
+
+    def calibration(ece: float) -> Evidence:
+        bins = (ReliabilityBin(lower=0, upper=1, rows=5, confidence=0.5, accuracy=0.5),)
+        return CalibrationEvidence(
+            subject="onnx",
+            digest=digest,
+            dataset_digest=ROWS,
+            split="test",
+            rows=5,
+            binning="1 bin",
+            ece=ece,
+            brier=0.1,
+            bins=bins,
+        ).to_evidence()
+
+    def latency(batch: int, p50: float) -> Evidence:
+        machine = Hardware(cpu="c", cores=1, threads=1, runtime="r", load=p50)
+        row = BatchLatency(batch=batch, runs=9, p50_ms=p50, p99_ms=p50)
+        return LatencyEvidence(subject="onnx", digest=digest, hardware=machine, batches=(row,)).to_evidence()
+
+    with Registry.open(sqlite_settings) as registry:
+        facts = (formats.equivalence(passed=False), calibration(0.4), latency(1, 8.0), latency(32, 16.0))
+        registry.register(formats.draft(evidence=(*facts, formats.metrics(dataset=ROWS))), actor="ada")
+        registry.attach("digits", 1, (formats.equivalence(), calibration(0.01), latency(1, 0.5)))
+        found = registry.compare("digits/1", "digits/1").b
+        assert found.calibration is not None
+        assert found.latency is not None
+        assert found.calibration.ece == 0.4
+        assert [(row.batch, row.p50_ms) for row in found.latency.batches] == [(1, 8.0), (32, 16.0)]
+        text = registry.card("digits/1").to_markdown()
+    assert "0.4000" in text
+    assert "0.0100" not in text
+    assert "8 ms" in text
+    assert "0.5 ms" not in text
+    assert "| onnx | torch | failed |" in text
+    assert "The format onnx was not shown to compute what the native one computes" in text

@@ -199,7 +199,7 @@ def _port(name: str, port: int) -> Finding:
 
 
 def _registry(settings: Settings) -> Finding:
-    from noa_cli._registry import open_registry
+    from noa_cli._registry import open_registry, store_problems
 
     with open_registry(settings) as registry:
         models = registry.models()
@@ -213,7 +213,7 @@ def _registry(settings: Settings) -> Finding:
         ]
         changed += [problem.what for problem in registry.find_time_problems()]
         differing = registry.mirror_discrepancies()
-        strange = registry.find_store_problems()
+        strange = store_problems(registry, settings)
     if changed:
         more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
         return Finding(

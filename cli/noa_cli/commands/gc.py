@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from noa_registry import GcItem, GcPlan, GcReport, Proposal, Registry
 
 _MOST_ROWS = 50
+_MOST_YOUNG = 5
 
 
 def gc(
@@ -133,6 +134,12 @@ def _print_plan(plan: GcPlan) -> None:
             "See them with: noa gc --unknown",
             "yellow",
         )
+    if plan.young:
+        console.print_line(
+            f"{console.count(len(plan.young), 'unit')} of no version that the database knows: too young to be removed, "
+            f"{'; '.join(f'{item.key}: {item.reason}' for item in plan.young[:_MOST_YOUNG])}",
+            "yellow",
+        )
     for kept in plan.kept:
         holds = "; ".join(str(hold) for hold in kept.holds)
         console.print_line(f"{kept.reference} is kept, although its grace period is over: {holds}", "yellow")
@@ -186,6 +193,7 @@ def _plan_to_dict(plan: GcPlan) -> dict[str, object]:
     return {
         "items": [_item_to_dict(item) for item in plan.items],
         "kept": [{"reference": kept.reference, "because": [str(hold) for hold in kept.holds]} for kept in plan.kept],
+        "young": [_item_to_dict(item) for item in plan.young],
         "unknown": [_item_to_dict(item) for item in plan.unknown],
         "bytes": plan.size_bytes,
     }

@@ -10,7 +10,7 @@ import typer
 from noa_cli import _console as console
 from noa_cli._command import add_command, new_group
 from noa_cli._options import JsonOption
-from noa_cli._registry import entry_to_dict, open_registry
+from noa_cli._registry import entry_to_dict, open_registry, store_problems
 
 if TYPE_CHECKING:
     from noa_registry import LedgerEntry, LedgerReport
@@ -77,7 +77,7 @@ def verify(anchors: AnchorOption = None, as_json: JsonOption = False) -> None:
     kept = [head for path in anchors or [] for head in read_anchors(path)]
     with open_registry() as registry:
         report = registry.ledger.verify(anchors=kept)
-        strange = registry.find_store_problems()
+        strange = store_problems(registry)
     if as_json:
         console.print_json(
             {**_report_to_dict(report), "store": [{"what": exc.what, "remedy": exc.remedy} for exc in strange]}

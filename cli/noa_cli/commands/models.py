@@ -27,7 +27,7 @@ from noa_cli.commands.models_signing import add_signing
 
 if TYPE_CHECKING:
     from noa.errors import IntegrityError
-    from noa_registry import GateReport, LedgerEntry, Registry, Replica
+    from noa_registry import Evidence, GateReport, LedgerEntry, Registry, Replica
 
 ReferenceArgument = Annotated[str, typer.Argument(help="`name`, `name@alias`, `name/number`, or a digest.")]
 ExpectOption = Annotated[
@@ -134,6 +134,7 @@ def show(reference: ReferenceArgument, as_json: JsonOption = False) -> None:
                 "passed": e.passed,
                 "values": dict(e.values),
                 "created_at": e.created_at,
+                "recorded": None if e.recording is None else e.recording.to_dict(),
             }
             for e in evidence
         ]
@@ -164,12 +165,18 @@ def show(reference: ReferenceArgument, as_json: JsonOption = False) -> None:
     )  # fmt: skip
     marks = {True: "passed", False: "FAILED", None: None}
     console.print_table(
-        ["evidence", "of", "verdict", "values", "when"],
+        ["evidence", "of", "verdict", "values", "when", "by"],
         [
-            [e.kind, e.subject, marks[e.passed], describe_evidence(e), console.short_time(e.created_at)]
+            [e.kind, e.subject, marks[e.passed], describe_evidence(e), console.short_time(e.created_at), _recorded(e)]
             for e in evidence
         ],
     )
+
+
+def _recorded(fact: Evidence) -> str | None:
+    if fact.recording is None:
+        return None
+    return f"{fact.recording.by}, by hand" if fact.recording.way == "attached" else fact.recording.by
 
 
 def check(reference: ReferenceArgument, alias: AliasOption = "champion", as_json: JsonOption = False) -> None:
@@ -310,11 +317,22 @@ def print_report(report: GateReport) -> None:
         [[v.rule, v.state if v.passed else "REFUSED", v.expected, v.received] for v in report.verdicts],
         title=f"Gate of {report.reference} for @{report.alias}: {'passed' if report.passed else 'refused'}",
     )
+    for origin, rules in _by_origin(report).items():
+        console.print_line(f"{origin}: {', '.join(rules)}", "yellow" if origin.startswith("attached") else None)
     for verdict in report.refusals:
         if verdict.remedy is not None:
             console.print_line(f"{verdict.rule}: {verdict.remedy}")
     for verdict in report.warnings:
         console.print_line(f"warning: {verdict.warning}. {verdict.remedy or ''}".rstrip())
+
+
+def _by_origin(report: GateReport) -> dict[str, list[str]]:
+    """Return the rules by who recorded the facts that they used."""
+    found: dict[str, list[str]] = {}
+    for verdict in report.verdicts:
+        for origin in verdict.recorded:
+            found.setdefault(origin, []).append(verdict.rule)
+    return found
 
 
 def _wait_for_servers(registry: Registry, entry: LedgerEntry, timeout_s: float) -> list[Replica]:

@@ -12,7 +12,7 @@ import typer
 from noa_cli import _console as console
 from noa_cli._invocation import actor
 from noa_cli._options import JsonOption, YesOption
-from noa_cli._registry import open_registry
+from noa_cli._registry import open_registry, store_problems
 
 if TYPE_CHECKING:
     from noa.errors import NoaError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _MOST_LINES = 200
 _MOST_UNITS = 5
+_MOST_UNREACHED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,16 +89,17 @@ def verify(
         repaired = [found.outcome() for found in map(_of_mirror, registry.repair_mirror())] if repair else []
         targets = _targets(registry, reference)
         problems: list[_Finding] = []
+        gone = 0
         with console.step(f"Verifying {console.count(len(targets), 'version')}") as tell:
             for target in targets:
                 tell(str(target))
-                found, put_back = _check_version(registry, target, repair)
+                found, put_back, gone = _check_version(registry, target, repair, gone)
                 told = {str(problem) for problem in found}
                 problems += [*found, *(one for one in _check_records(registry, target) if str(one) not in told)]
                 repaired += put_back
         problems += _check_ledger(registry)
         problems += [_of_error("database", exc) for exc in registry.find_time_problems()]
-        problems += [_of_error("store", exc) for exc in registry.find_store_problems()]
+        problems += _check_store(registry)
         problems += [_of_mirror(found) for found in registry.mirror_discrepancies()]
     _print(len(targets), problems, repaired, as_json)
     if problems:
@@ -130,8 +132,11 @@ def _adopt_store(registry: Registry, yes: bool) -> None:
     registry.adopt_store(actor=actor())
 
 
-def _check_version(registry: Registry, target: ModelReference, repair: bool) -> tuple[list[_Finding], list[str]]:
-    from noa.errors import IntegrityError
+def _check_version(
+    registry: Registry, target: ModelReference, repair: bool, gone: int
+) -> tuple[list[_Finding], list[str], int]:
+    """Return what differs, what was put back, and how many versions in a row could not be reached, of which `gone`."""
+    from noa.errors import IntegrityError, StorageError
 
     name, number = target.name, target.number or 0
     repaired: list[str] = []
@@ -146,8 +151,22 @@ def _check_version(registry: Registry, target: ModelReference, repair: bool) -> 
             registry.verify(name, number)
     except IntegrityError as exc:
         left = list(_lost_files(registry, target)) if repair else []
-        return left or [_of_error(str(target), exc)], repaired
-    return [], repaired
+        return left or [_of_error(str(target), exc)], repaired, 0
+    except StorageError as exc:
+        if gone + 1 >= _MOST_UNREACHED:  # nothing answers any more
+            raise
+        return [_of_error(str(target), exc)], repaired, gone + 1
+    return [], repaired, 0
+
+
+def _check_store(registry: Registry) -> list[_Finding]:
+    from noa.errors import StorageError
+
+    try:
+        found = store_problems(registry)
+    except StorageError as exc:
+        return [_of_error("store", exc)]
+    return [_of_error("store", exc) for exc in found]
 
 
 def _check_records(registry: Registry, target: ModelReference) -> list[_Finding]:

@@ -18,7 +18,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from noa.errors import InvalidInputError
 
@@ -96,6 +96,27 @@ def canonical_archive(data: bytes, path: Path, *, from_outside: bool = False) ->
     program = _checked_program(_json(entries, _MODEL, path), path, may_write=from_outside)
     entries[_MODEL] = json.dumps(program, sort_keys=True, separators=(",", ":")).encode()
     return _write_archive({**_FIXED, **entries, _SAMPLES: b""})
+
+
+def read_graph(data: bytes, path: Path) -> tuple[dict[str, object], int]:
+    """Return the graph of an archive as plain JSON values, and how many of its inputs are constants of its own.
+
+    Only to look at: whoever runs it checks the whole archive first.
+
+    Raises:
+        InvalidInputError: not a whole archive with a program.
+    """
+    program = _json(_read_entries(data, path), _MODEL, path)
+    try:
+        module = cast("Any", program["graph_module"])
+        graph, specs = (
+            cast("dict[str, object]", module["graph"]),
+            cast("list[object]", module["signature"]["input_specs"]),
+        )
+        constants = sum("user_input" not in cast("dict[str, object]", spec) for spec in specs)
+    except (KeyError, TypeError) as exc:
+        raise InvalidInputError(f"`{path.name}` holds no graph", where=str(path)) from exc
+    return graph, constants
 
 
 def _read_entries(data: bytes, path: Path) -> dict[str, bytes]:

@@ -94,6 +94,21 @@ class TorchAdapter:
             torch.set_num_threads(threads)
         return TorchRunnable(graph, list(weights.values()), signature, folder / PROGRAM_FILE)
 
+    def check_signature(self, folder: Path, signature: Signature) -> None:
+        """Compare what the program says it takes and gives with a signature; reads no weights and imports no torch.
+
+        A folder without a program is left to `load`.
+
+        Raises:
+            InvalidInputError: they differ; `facts["field"]` names the tensor.
+        """
+        from noa_conversion.formats.torch_interface import check_interface
+
+        path = folder / PROGRAM_FILE
+        if path.is_file():
+            weights = _names_in_layout(folder, "weights")
+            check_interface(read_bytes(folder, PROGRAM_FILE), len(weights), signature, path)
+
 
 ADAPTER = TorchAdapter()
 

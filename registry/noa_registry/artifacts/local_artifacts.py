@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from noa.atomic_write import publish_folder, sync_folder, translate_disk_errors
-from noa.digests import FileDigest, FileProblem, Manifest, compare_folder
+from noa.digests import FileDigest, FileProblem, Manifest, compare_folder, reason_of
 from noa.errors import IntegrityError, InvalidInputError, NoaError
 from noa.references import check_name
 from noa_registry.artifacts.blobs import SHARED_FROM_BYTES, BlobFolder, file_identity, freed_bytes
@@ -243,11 +243,10 @@ class LocalArtifacts:
 
     def units(self) -> Iterator[UnitKey]:
         """Give all units that are in place."""
-        if not self._root.is_dir():
-            return
-        for folder in sorted(self._root.glob("[!_.]*/*")):
-            if folder.is_dir() and not folder.is_symlink() and not folder.parent.is_symlink():
-                yield UnitKey(name=folder.parent.name, uid=folder.name)
+        for model in _folders_in(self._root):
+            if not model.name.startswith(("_", ".")):
+                for folder in _folders_in(model):
+                    yield UnitKey(name=model.name, uid=folder.name)
 
     def unit_facts(self, key: UnitKey) -> UnitFacts | None:
         """Return how large and how old a unit is, None if there is none."""
@@ -329,8 +328,12 @@ class LocalArtifacts:
     def _compare(self, part: Part, verified: VerifiedFiles | None) -> list[FileProblem]:
         unit = self._folder(part.unit)
         folder = unit / part.prefix
-        self._refuse_links(folder)
-        if not folder.is_dir():
+        try:
+            self._refuse_links(folder)
+            is_there = folder.is_dir()
+        except OSError as exc:  # of a folder above it
+            return [FileProblem(path=part.prefix or ".", change="unreadable", why=reason_of(exc))]
+        if not is_there:
             raise IntegrityError("a sealed folder is missing", where=str(folder), file=part.prefix or str(unit))
         check = None if verified is None else verified.has_digest
         return in_unit(part, compare_folder(folder, part.manifest, has_digest=check, ignore=part.ignores))
@@ -416,6 +419,15 @@ def is_same_file(handle: int, path: Path) -> bool:
     except FileNotFoundError:
         return False
     return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """Return the folders in a folder, no links; none where it cannot be read: a version that is in it says so."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
 
 
 def _remove_tree(folder: Path) -> None:

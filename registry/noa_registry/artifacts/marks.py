@@ -47,6 +47,10 @@ class Marks(Protocol):
         """
         ...
 
+    def stamp(self, name: str) -> object:
+        """Return what changes whenever a mark does, as far as no request is needed for it; None without a mark."""
+        ...
+
     def create(self, name: str, data: bytes) -> None:
         """Write a mark durably, unless there is one; of many who do this at once one succeeds."""
         ...
@@ -80,6 +84,14 @@ class FolderMarks:
             finally:
                 os.close(handle)
         return _first_line(_require_small(data, str(path))) or None
+
+    def stamp(self, name: str) -> object:
+        """Return identity, size and times of the file."""
+        try:
+            found = (self.root / name).lstat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def create(self, name: str, data: bytes) -> None:
         """Write a mark unless there is one."""
@@ -136,6 +148,10 @@ class S3Marks:
                 return None
             raise
         return _require_small(data, self.where(name))
+
+    def stamp(self, name: str) -> object:
+        """Return the same always: S3 tells nothing without a request."""
+        return name
 
     def create(self, name: str, data: bytes) -> None:
         """Write a mark unless there is one: S3 decides."""

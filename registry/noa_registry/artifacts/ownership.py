@@ -6,7 +6,9 @@ store leaves the mark; from then on whoever has another id is refused before any
 not refused: what is read is compared with digests that the reader's own database holds.
 
 A store from before there were marks is marked by the first writer whose database names at least half of its units. The
-mark is looked at once per open store, and not at all by those who only read.
+mark is read before every write of model files: the store may have changed hands while it was open. Where an alias
+moves, which writes no model file, it is read again only if its stamp has changed, which costs no request. Those who
+only read do not look at it.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class Ownership:
     marks: Marks
     seals: Seals
     units: Callable[[], Iterator[UnitKey]]
-    _is_ours: bool = field(default=False, init=False)
+    _ours_as_of: object = field(default=None, init=False)
+    """The stamp of the mark when it was read and was ours, None if it was not."""
 
     def mark(self) -> OwnerMark | None:
         """Return what the store is marked with, None if nobody has written there since there are marks.
@@ -85,8 +88,10 @@ class Ownership:
         Raises:
             ConflictError: the store belongs to another registry.
         """
-        if self._is_ours:
+        stamp = self.marks.stamp(OWNER_MARK)
+        if stamp is not None and stamp == self._ours_as_of:
             return True
+        self._ours_as_of = None
         mark = self.mark()
         if mark is None:
             return False
@@ -100,17 +105,17 @@ class Ownership:
                 received=_text_of(mine),
                 remedy=_REMEDY,
             )
-        self._is_ours = True
+        self._ours_as_of = stamp
         return True
 
-    def refuse_foreign_now(self) -> None:
-        """Raise if the store is another registry's by now: it may have changed hands since it was looked at.
+    def refuse_foreign_now(self) -> bool:
+        """Do as `refuse_foreign` does, and read the mark anew: the store may have changed hands since.
 
         Raises:
             ConflictError: the store belongs to another registry.
         """
-        self._is_ours = False
-        self.refuse_foreign()
+        self._ours_as_of = None
+        return self.refuse_foreign()
 
     def claim(self) -> None:
         """Make sure, before anything is written or removed, that the store is ours; mark it if nobody has.
@@ -119,7 +124,7 @@ class Ownership:
             ConflictError: it belongs to another registry, or bears no mark and holds mostly units of another.
             StorageError: the store or the database refused.
         """
-        if self.refuse_foreign():
+        if self.refuse_foreign_now():
             return
         units = list(self.units())
         named = self.seals.sealed_uids() if units else set[str]()
@@ -153,7 +158,7 @@ class Ownership:
         before = () if old is None else (*old.before, *((old.registry,) if old.registry != mine else ()))
         mark = OwnerMark(registry=mine, before=before[-_MOST_BEFORE:], adopted_at=moment)
         self.marks.replace(OWNER_MARK, mark.to_bytes())
-        self._is_ours = True
+        self._ours_as_of = None
 
 
 def _read_mark(data: bytes) -> OwnerMark:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -52,7 +52,9 @@ class Part:
     formats: frozenset[str] = frozenset()
 
     def path_in_unit(self, path: str) -> str:
-        """Return e.g. `formats/onnx/model.onnx` for `model.onnx`."""
+        """Return e.g. `formats/onnx/model.onnx` for `model.onnx`, and `formats/onnx` for `.`."""
+        if path == ".":
+            return self.prefix or path
         return f"{self.prefix}/{path}" if self.prefix else path
 
     def ignores(self, path: str) -> bool:
@@ -204,7 +206,7 @@ class ArtifactStore(Protocol):
         ...
 
     def find_problems(self, part: Part) -> list[FileProblem]:
-        """Hash a part anew where it is kept, and return every file that differs, is missing or is extra.
+        """Hash a part anew where it is kept, and return every file that differs, is missing, is extra or unreadable.
 
         Paths are relative to the unit.
 
@@ -300,4 +302,4 @@ def require_same(found: FileDigest, file: FileDigest, *, where: str) -> None:
 
 def in_unit(part: Part, problems: list[FileProblem]) -> list[FileProblem]:
     """Return problems with their paths relative to the unit."""
-    return [FileProblem(path=part.path_in_unit(problem.path), change=problem.change) for problem in problems]
+    return [replace(problem, path=part.path_in_unit(problem.path)) for problem in problems]

@@ -67,9 +67,12 @@ class UnitCache:
         if not self._compare(part, folder):
             return folder
         with self._fetching(part.unit):
-            problems = {problem.path for problem in self._compare(part, folder)}
+            found = self._compare(part, folder)
+            problems = {problem.path for problem in found}
             missing = [file for file in part.manifest.files if file.path in problems]
-            self._remove_extra(folder, problems - {file.path for file in missing})
+            extra = problems - {file.path for file in missing}
+            _refuse_closed(folder, [problem for problem in found if problem.path in extra])
+            self._remove_extra(folder, extra)
             self._make_room(sum(file.size_bytes for file in missing))
             self._fetch(part, folder, missing, download)
         return folder
@@ -251,6 +254,17 @@ class UnitCache:
             return (self._locks / f"{uid}.lock").stat().st_mtime
         except FileNotFoundError:
             return 0.0
+
+
+def _refuse_closed(folder: Path, extra: list[FileProblem]) -> None:
+    """Raise if a folder among the copies cannot be read: nothing can be fetched into it."""
+    for problem in extra:
+        if problem.change == "unreadable":
+            raise StorageError(
+                f"the local copies of model files cannot be read: {problem.why}",
+                where=str(folder / problem.path),
+                remedy="Give this user the permission to read them, or remove the folder: they are fetched again",
+            )
 
 
 def _lock_shared(path: Path) -> int:

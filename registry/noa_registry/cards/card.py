@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -26,13 +26,21 @@ from noa_registry.evidence import (
     Evidence,
     LatencyEvidence,
     MetricsEvidence,
+    SliceMetrics,
+    by_thing,
+    worst_calibration,
+    worst_judgement,
 )
 from noa_registry.gates import GateReport
+from noa_registry.gates.metric_rules import counted_value
+from noa_registry.gates.recorded_latency import slowest
+from noa_registry.gates.recorded_metrics import RecordedMetrics
 from noa_registry.lineage.outline import OutlineItem, outline
 from noa_registry.lineage.standing import standing
 from noa_registry.lineage.svg import to_svg
 
 if TYPE_CHECKING:
+    from noa.settings import GateSettings
     from noa_registry.ledger import LedgerEntry
     from noa_registry.lineage.graph import LineageGraph
     from noa_registry.signing import StoredSignature
@@ -59,6 +67,8 @@ class CardFacts:
     moves: tuple[LedgerEntry, ...]
     signatures: tuple[StoredSignature, ...]
     lineage: LineageGraph
+    policy: GateSettings | None = None
+    """The model's gate: it may say in which direction a metric is better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +232,8 @@ def _training(version: ModelVersion) -> list[Block]:
 
 
 def _evaluation(facts: CardFacts) -> list[Block]:
-    measured = [MetricsEvidence.from_evidence(fact) for fact in _newest(facts.evidence, METRICS)]
+    found = [_counted(facts, group) for group in by_thing(facts.evidence, METRICS)]
+    measured = [entry for entry, _ in found]
     blocks: list[Block] = []
     if measured:
         names = tuple(dict.fromkeys(name for entry in measured for name in entry.metrics))
@@ -239,12 +250,14 @@ def _evaluation(facts: CardFacts) -> list[Block]:
         blocks.append(Table(("format", "split", "rows", *names, "rows' digest"), rows))
     else:
         blocks.append(Text("No metric was measured.", "bad"))
+    blocks += [Text(remark) for _, remarks in found for remark in remarks]
     blocks += [_slices(entry) for entry in measured if entry.slices and entry.subject == facts.version.default_format]
-    for fact in _newest(facts.evidence, CALIBRATION):
-        blocks += _calibration(CalibrationEvidence.from_evidence(fact))
-    for fact in _newest(facts.evidence, LATENCY):
-        blocks.append(_latency(LatencyEvidence.from_evidence(fact)))
-    equal = tuple(_equivalence(fact) for fact in _newest(facts.evidence, EQUIVALENCE))
+    for group in by_thing(facts.evidence, CALIBRATION):
+        worst = worst_calibration([CalibrationEvidence.from_evidence(fact) for fact in group])
+        blocks += _calibration(worst, len(group))
+    for group in by_thing(facts.evidence, LATENCY):
+        blocks.append(_latency(slowest([LatencyEvidence.from_evidence(fact) for fact in group]), len(group)))
+    equal = tuple(_equivalence(worst_judgement(group)) for group in by_thing(facts.evidence, EQUIVALENCE))
     if equal:
         headings = ("format", "compared with", "verdict", "largest difference", "samples")
         blocks.append(Table(headings, equal, "Whether converted formats compute the same"))
@@ -271,18 +284,23 @@ def _slices(entry: MetricsEvidence) -> Block:
     return Table(("group", "rows", *names), rows, caption)
 
 
-def _calibration(entry: CalibrationEvidence) -> list[Block]:
+def _calibration(entry: CalibrationEvidence, count: int) -> list[Block]:
     caption = (
         f"Calibration of {entry.subject} on {entry.rows} rows of {entry.split}: expected calibration error "
-        f"{entry.ece:.4f}, Brier score {entry.brier:.4f} ({entry.binning})"
+        f"{entry.ece:.4f}, Brier score {entry.brier:.4f} ({entry.binning})" + _of_several("worst", count)
     )
     return [Reliability(tuple((b.confidence, b.accuracy, b.rows) for b in entry.bins), caption)]
 
 
-def _latency(entry: LatencyEvidence) -> Block:
+def _latency(entry: LatencyEvidence, count: int) -> Block:
     rows = tuple((b.batch, f"{b.p50_ms:.3g} ms", f"{b.p99_ms:.3g} ms", b.runs) for b in entry.batches)
     caption = f"Latency of {entry.subject} on {entry.hardware.describe()} (load {entry.hardware.load:.1f})"
+    caption += _of_several("slowest", count)
     return Table(("batch", "p50", "p99", "runs"), rows, caption)
+
+
+def _of_several(which: str, count: int) -> str:
+    return f", the {which} of {count} measurements" if count > 1 else ""
 
 
 def _equivalence(fact: Evidence) -> tuple[object, ...]:
@@ -384,21 +402,45 @@ def _write(item: OutlineItem, depth: int, lines: list[str]) -> None:
         _write(child, depth + 1, lines)
 
 
-def _newest(evidence: Sequence[Evidence], kind: str) -> list[Evidence]:
-    """Return the newest fact of a kind about each thing that was measured: the same bytes on the same rows."""
-    found: dict[tuple[str, str, str, str], Evidence] = {}
-    for fact in evidence:
-        if fact.kind == kind:
-            where = (str(fact.values.get("dataset_digest")), str(fact.values.get("split")))
-            found[(fact.subject, fact.digest, *where)] = fact
-    return list(found.values())
+def _counted(facts: CardFacts, group: Sequence[Evidence]) -> tuple[MetricsEvidence, list[str]]:
+    """Return several measurements as one, by the values that the gate judges, and remarks where they differ."""
+    recorded = RecordedMetrics.read(facts.version.reference, group)
+    newest = MetricsEvidence.from_evidence(group[-1])
+    remarks: list[str] = []
+
+    def counted(name: str | None) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for metric in recorded.names(name):
+            chosen = counted_value(recorded, metric, name, policy=facts.policy)
+            if chosen is None:
+                continue
+            values[metric] = chosen.value
+            if chosen.is_disputed:
+                of = "" if name is None else f" of the group {name}"
+                where = f"{newest.subject} on {newest.split}"
+                remarks.append(f"{metric}{of} ({where}) is {chosen.value:.4g}{chosen.describe_others()}.")
+        return values
+
+    slices = {
+        name: SliceMetrics(
+            rows=next(m.slices[name].rows for _, m in recorded.facts if name in m.slices), metrics=counted(name)
+        )
+        for name in recorded.slices
+    }
+    return replace(newest, metrics=counted(None), slices=slices), remarks
 
 
 def _shown_equal(facts: CardFacts, name: str) -> bool:
     if name == facts.version.native:
         return True
+    source = facts.version.formats[facts.version.native].digest
     digest = facts.version.formats[name].digest
-    return any(f.kind == EQUIVALENCE and f.passed is True and f.digest == digest for f in facts.evidence)
+    about = [
+        fact.passed
+        for fact in facts.evidence
+        if fact.kind == EQUIVALENCE and fact.digest == digest and fact.values.get("source_digest") == source
+    ]
+    return bool(about) and all(about)
 
 
 def _number(value: object) -> object:

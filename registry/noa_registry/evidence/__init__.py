@@ -2,13 +2,14 @@
 
 A fact names the digest of the bytes it was measured on. The gate counts it for exactly these bytes, so evidence cannot
 be moved from one version to another, and a fact about a file that was changed later proves nothing. Facts are appended,
-never changed; of several facts of one kind about the same bytes the newest counts.
+never changed, and a later one replaces no earlier one: of several that tell of the same thing the worst counts
+(`same_thing.py`).
 
 Each kind has a type of its own with `to_evidence` and `from_evidence`. Numbers that JSON cannot hold (NaN, infinities)
 are kept as the texts `nan`, `inf` and `-inf`.
 """
 
-from noa_registry.evidence.calibration import CalibrationEvidence, ReliabilityBin
+from noa_registry.evidence.calibration import CalibrationEvidence, ReliabilityBin, worst_calibration
 from noa_registry.evidence.compatibility import (
     Compatibility,
     CompatibilityEvidence,
@@ -51,6 +52,8 @@ from noa_registry.evidence.predictions import (
     decode_predictions,
     predictions_evidence,
 )
+from noa_registry.evidence.recording import RECORDING_KEY, Recording, Way
+from noa_registry.evidence.same_thing import by_thing, measurements_of, thing_of, worst_judgement
 from noa_registry.evidence.scan import ScanEvidence, ScanFinding
 
 __all__ = [
@@ -66,6 +69,7 @@ __all__ = [
     "METRICS",
     "ORIGIN",
     "PREDICTIONS",
+    "RECORDING_KEY",
     "SCAN",
     "SIZE",
     "WHOLE_VERSION",
@@ -80,21 +84,28 @@ __all__ = [
     "MetricsEvidence",
     "Predictions",
     "PredictionsEvidence",
+    "Recording",
     "ReliabilityBin",
     "ScanEvidence",
     "ScanFinding",
     "SignatureComparison",
     "SizeEvidence",
     "SliceMetrics",
+    "Way",
     "attachment_digests",
+    "by_thing",
     "check_attachments",
     "check_evidence",
     "compare_signatures",
     "decode_predictions",
     "equivalence_evidence",
+    "measurements_of",
     "metrics_evidence",
     "plain_json",
     "predictions_evidence",
     "refuse_reserved",
+    "thing_of",
     "values_bytes",
+    "worst_calibration",
+    "worst_judgement",
 ]

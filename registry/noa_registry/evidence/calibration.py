@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from noa_registry.evidence.facts import CALIBRATION, Evidence
@@ -79,6 +80,11 @@ class CalibrationEvidence:
             brier=reader.finite("brier", minimum=0, maximum=2),
             bins=bins,
         )
+
+
+def worst_calibration(measured: Sequence[CalibrationEvidence]) -> CalibrationEvidence:
+    """Return the one with the largest error, of those about the same thing."""
+    return max(measured, key=lambda entry: (entry.ece, entry.brier))
 
 
 def _bin(reader: Reader) -> ReliabilityBin:

@@ -10,6 +10,7 @@ from typing import Final, cast
 
 from noa.digests import sha256_bytes
 from noa.errors import InvalidInputError
+from noa_registry.evidence.recording import Recording
 
 METRICS: Final = "metrics"
 EQUIVALENCE: Final = "equivalence"
@@ -48,7 +49,7 @@ class Evidence:
     `subject` is the format that was measured, or `"version"`; `digest` names the measured bytes; `passed` is None where
     the fact is a number and not a judgement; `values` are plain JSON values. `attachments` are on their way into the
     registry: evidence that was read back names them by digest only (`attachment_digests`), `Registry.attachment` reads
-    them.
+    them. `recording` says who attached it, of evidence that was read back.
     """
 
     kind: str
@@ -58,6 +59,11 @@ class Evidence:
     values: Mapping[str, object] = field(default_factory=dict[str, object])
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     attachments: tuple[Attachment, ...] = field(default=(), compare=False, repr=False)
+    recording: Recording | None = field(default=None, compare=False, repr=False)
+
+    def describe_recording(self) -> str:
+        """Say who attached it and when."""
+        return "recorded by an older noa, which kept no name" if self.recording is None else self.recording.describe()
 
 
 def attachment_digests(evidence: Evidence) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ from noa_registry.evidence.facts import (
 from noa_registry.evidence.metrics import MetricsEvidence, check_possible
 from noa_registry.evidence.performance import LatencyEvidence, SizeEvidence
 from noa_registry.evidence.predictions import PredictionsEvidence
+from noa_registry.evidence.recording import RECORDING_KEY
 from noa_registry.evidence.scan import ScanEvidence
 
 MAX_VALUES_BYTES: Final = 1 << 20
@@ -82,6 +83,12 @@ def check_evidence(fact: Evidence) -> None:
             expected=f"at most {MAX_VALUES_BYTES} bytes",
             received=f"{size} bytes",
             remedy="Keep what is large in an attachment",
+        )
+    if RECORDING_KEY in fact.values:
+        raise InvalidInputError(
+            f"{fact.kind} evidence says itself who recorded it",
+            expected=f"values without `{RECORDING_KEY}`, which noa writes",
+            received=f"`{RECORDING_KEY}`",
         )
     parse = _PARSERS.get(fact.kind)
     if parse is not None:

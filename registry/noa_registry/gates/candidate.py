@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from noa_registry.evidence.facts import METRICS, Evidence
+from noa_registry.evidence.same_thing import measurements_of
 from noa_registry.gates.known_policy import KnownPolicy
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Candidate:
         newest = self.test_metrics(dataset_digest)
         if newest is None:
             return ()
-        return tuple(fact for fact in self.evidence if _what(fact) == _what(newest))
+        return measurements_of(self.evidence, newest)
 
     def on_all_rows(self) -> Candidate:
         """Return the version with all its measurements."""
@@ -118,9 +119,3 @@ class GateInput:
         """Return the same, of both versions only with what was measured on these test rows; on all if none is named."""
         holder = None if self.holder is None else replace(self.holder, test_rows=digests)
         return replace(self, candidate=replace(self.candidate, test_rows=digests), holder=holder)
-
-
-def _what(fact: Evidence) -> tuple[object, ...]:
-    """Return what a fact tells of: bytes and rows."""
-    values = fact.values
-    return fact.kind, fact.subject, fact.digest, values.get("split"), values.get("dataset_digest")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC
 from typing import TYPE_CHECKING
 
 from noa.actors import distinct_users, is_same_user
-from noa.errors import InvalidInputError
 from noa.formats import KEPT_FORMATS, format_names
 from noa_registry.evidence.compatibility import compare_signatures
-from noa_registry.evidence.facts import EQUIVALENCE, LATENCY, WHOLE_VERSION, Evidence
-from noa_registry.evidence.performance import LatencyEvidence
+from noa_registry.evidence.facts import EQUIVALENCE, WHOLE_VERSION, Evidence
+from noa_registry.evidence.same_thing import measurements_of, worst_judgement
 from noa_registry.gates.candidate import Candidate, GateInput
-from noa_registry.gates.report import RuleVerdict
+from noa_registry.gates.recorded_latency import RecordedLatency
+from noa_registry.gates.report import RuleVerdict, recorded_of
 
 if TYPE_CHECKING:
     from noa.settings import GateSettings
@@ -72,43 +73,60 @@ def _equivalence_verdict(candidate: Candidate, target: str) -> RuleVerdict:
         f"passed evidence that `{target}` {_short(candidate.formats[target])} computes what "
         f"`{candidate.native}` {_short(source_digest)} computes"
     )
-    evidence = candidate.newest(EQUIVALENCE, target)
-    if evidence is None:
-        received = "no evidence for these bytes"
-    elif (evidence.values.get("source"), evidence.values.get("source_digest")) != (candidate.native, source_digest):
-        received = f"evidence against other bytes, {_short(str(evidence.values.get('source_digest')))}"
+    digest = candidate.formats[target]
+    facts = [f for f in candidate.evidence if (f.kind, f.subject, f.digest) == (EQUIVALENCE, target, digest)]
+    pair = [
+        f for f in facts if (f.values.get("source"), f.values.get("source_digest")) == (candidate.native, source_digest)
+    ]
+    counted = worst_judgement(pair) if pair else None
+    if counted is not None:
+        received = "passed" if counted.passed else f"failed: {_numbers(counted.values)}{_of_several(counted, pair)}"
+    elif facts:
+        received = f"evidence against other bytes, {_short(str(facts[-1].values.get('source_digest')))}"
     else:
-        received = "passed" if evidence.passed else f"failed: {_numbers(evidence.values)}"
-    return RuleVerdict(rule=f"equivalence.{target}", passed=received == "passed", expected=expected, received=received)
+        received = "no evidence for these bytes"
+    return RuleVerdict(
+        rule=f"equivalence.{target}",
+        passed=received == "passed",
+        expected=expected,
+        received=received,
+        recorded=() if counted is None else recorded_of({"": counted}),
+    )
 
 
 def _latency_verdict(candidate: Candidate, name: str, limit: float) -> RuleVerdict:
     percentile, _, batch_text = name.partition("@")
     batch = int(batch_text or 1)
     served = candidate.served_formats[0]
-    expected = f"`{served}` answers {batch} row{'' if batch == 1 else 's'} within {limit:g} ms ({percentile})"
-    remedy = "Measure it: `noa train` does; its newest measurement counts"
-    evidence = candidate.newest(LATENCY, served)
-    value, received = None, f"no latency of `{served}` for these bytes"
-    if evidence is not None:
-        try:
-            latency = LatencyEvidence.from_evidence(evidence)
-        except InvalidInputError as exc:
-            received = str(exc)
-        else:
-            value = latency.value(percentile, batch)
-            measured = ", ".join(str(entry.batch) for entry in latency.batches)
-            where = latency.hardware.describe()
-            received = f"not measured with {batch}; with {measured}" if value is None else f"{value:.4g} ms on {where}"
-    passed = value is not None and value <= limit
+    recorded = RecordedLatency.of(candidate, served)
+    chosen, known = recorded.choose(percentile, batch), recorded.slowest
+    if chosen is not None and known is not None:
+        received = f"{chosen.value:.4g} ms on {known.hardware.describe()}{chosen.describe_others()}"
+    elif known is not None:
+        measured = ", ".join(str(entry.batch) for entry in known.batches)
+        received = f"not measured with {batch}; with {measured}"
+    else:
+        received = recorded.problem or "no measurement"
+    found: dict[str, object] = {} if chosen is None else {"latency_ms": chosen.value}
+    if chosen is not None and chosen.is_disputed:
+        found["measurements"] = chosen.to_list()
     return RuleVerdict(
         rule=f"max_latency_ms.{name}",
-        passed=passed,
-        expected=expected,
+        passed=chosen is not None and chosen.value <= limit,
+        expected=f"`{served}` answers {batch} row{'' if batch == 1 else 's'} within {limit:g} ms ({percentile})",
         received=received,
-        remedy=remedy if value is None else None,
-        measured={} if value is None else {"latency_ms": value},
+        remedy="Measure it: `noa train` does" if chosen is None else None,
+        warning=_slower_elsewhere(recorded, percentile, batch, limit) if chosen is not None else None,
+        measured=found,
+        recorded=() if chosen is None else recorded_of({"": chosen.chosen.fact}),
     )
+
+
+def _slower_elsewhere(recorded: RecordedLatency, percentile: str, batch: int, limit: float) -> str | None:
+    """Return a warning about machines on which it was measured before and is too slow."""
+    values = [(latency.value(percentile, batch), latency.hardware.describe()) for latency in recorded.elsewhere]
+    slow = [f"{value:.4g} ms on {machine}" for value, machine in values if value is not None and value > limit]
+    return f"it is too slow elsewhere: {'; '.join(slow)}" if slow else None
 
 
 def _size_verdict(candidate: Candidate, limit: int) -> RuleVerdict:
@@ -124,18 +142,23 @@ def _size_verdict(candidate: Candidate, limit: int) -> RuleVerdict:
 
 
 def _required_verdict(candidate: Candidate, kind: str) -> RuleVerdict:
-    """Judge the newest evidence of a kind per format, and about the version as a whole."""
+    """Judge the evidence of a kind per format, and about the version as a whole: what failed once has failed."""
     newest: dict[str, Evidence] = {}
     for evidence in candidate.evidence:
         digest = candidate.digest if evidence.subject == WHOLE_VERSION else candidate.formats.get(evidence.subject)
         if evidence.kind == kind and digest and evidence.digest == digest:
             newest[evidence.subject] = evidence
-    failed = [subject for subject, evidence in newest.items() if evidence.passed is False]
+    groups = {subject: measurements_of(candidate.evidence, fact) for subject, fact in newest.items()}
+    counted = {subject: worst_judgement(group) for subject, group in groups.items()}
+    failed = [subject for subject, evidence in counted.items() if evidence.passed is False]
     known = sorted({evidence.kind for evidence in candidate.evidence})
     if not newest:
         received = "none of these bytes; there is " + (", ".join(f"`{name}`" for name in known) or "no evidence")
     elif failed:
-        received = "failed: " + ", ".join(f"`{subject}` ({_numbers(newest[subject].values)})" for subject in failed)
+        received = "failed: " + ", ".join(
+            f"`{subject}` ({_numbers(counted[subject].values)}{_of_several(counted[subject], groups[subject])})"
+            for subject in failed
+        )
     else:
         received = ", ".join(f"of `{subject}`" for subject in sorted(newest))
     return RuleVerdict(
@@ -144,6 +167,7 @@ def _required_verdict(candidate: Candidate, kind: str) -> RuleVerdict:
         expected=f"evidence of kind `{kind}` for these bytes, which passed if it judges",
         received=received,
         remedy=None if newest else f"Attach it with `Registry.attach`, or take `{kind}` out of `require`",
+        recorded=recorded_of({subject if len(counted) > 1 else "": fact for subject, fact in sorted(counted.items())}),
     )
 
 
@@ -193,6 +217,14 @@ def _approvals_verdict(gate_input: GateInput, needed: int) -> RuleVerdict:
         else f"Somebody else approves it with: noa models approve {candidate.reference} --alias {gate_input.alias}",
         measured={"principals": principals},
     )
+
+
+def _of_several(counted: Evidence, facts: Sequence[Evidence]) -> str:
+    """Return a remark where others of the same thing say something else."""
+    if len({fact.passed for fact in facts}) < 2:
+        return ""
+    when = counted.created_at.astimezone(UTC).isoformat(timespec="seconds")
+    return f"; of {when}, the worst of {len(facts)}"
 
 
 def _numbers(values: Mapping[str, object]) -> str:

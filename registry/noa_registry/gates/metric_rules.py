@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from noa.errors import IntegrityError, InvalidInputError, NotFoundError
 from noa.metric_directions import known_direction
+from noa_registry.evidence.facts import PREDICTIONS
 from noa_registry.gates.candidate import Candidate, GateInput
 from noa_registry.gates.recorded_metrics import ChosenValue, RecordedMetrics
-from noa_registry.gates.report import RuleVerdict
+from noa_registry.gates.report import RuleVerdict, recorded_of
 
 if TYPE_CHECKING:
     from noa.settings import GateSettings
@@ -52,6 +53,24 @@ def is_lower_better(metric: str, policy: GateSettings | None = None) -> bool | N
     except NotFoundError:
         known = known_direction(metric)
         return None if known is None else known == "lower"
+
+
+def counted_value(
+    recorded: RecordedMetrics,
+    metric: str,
+    slice_name: str | None = None,
+    *,
+    policy: GateSettings | None,
+    as_holder: bool = False,
+) -> ChosenValue | None:
+    """Return the value by which the gate judges: the worst of a version, or the best of the holder.
+
+    Where nobody says which that is, the first measurement counts.
+    """
+    lower = is_lower_better(metric, policy)
+    if lower is None:
+        return recorded.first(metric, slice_name)
+    return recorded.choose(metric, slice_name, largest=lower is not as_holder)
 
 
 def _contradictions(
@@ -148,6 +167,7 @@ def _limit_verdict(
         received=received,
         remedy=None if chosen is not None else f"Measure it: add `{metric}` to the recipe's `metrics` and train again",
         measured={"measurements": chosen.to_list()} if chosen is not None and chosen.is_disputed else {},
+        recorded=() if chosen is None else recorded_of({"": chosen.chosen.fact}),
     )
 
 
@@ -268,6 +288,7 @@ def _by_values(
         f"(`{theirs.reference}` has {old:g}{best.describe_others()}, {allowed:g} worse is allowed)",
         received=f"{new:g}{worst.describe_others()}",
         measured=measured,
+        recorded=recorded_of({"": worst.chosen.fact, theirs.reference: best.chosen.fact}),
     )
 
 
@@ -283,7 +304,14 @@ def _by_bootstrap(
     policy: GateSettings,
     work: GateWork,
 ) -> RuleVerdict:
-    found = work.difference(candidate, rival, dataset, metric=metric, slice_name=slice_name, policy=policy)
+    found = work.difference(
+        candidate, rival, dataset, metric=metric, slice_name=slice_name, policy=policy, lower_is_better=lower
+    )
+    answered = {
+        "": candidate.on_test_rows(PREDICTIONS, dataset),
+        rival.reference: rival.on_test_rows(PREDICTIONS, dataset),
+    }
+    facts = {side: fact for side, fact in answered.items() if fact is not None}
     bound = found.upper if lower else found.lower
     passed = math.isfinite(bound) and (_exact(bound) <= _exact(allowed) if lower else _exact(bound) >= _exact(-allowed))
     return RuleVerdict(
@@ -293,6 +321,7 @@ def _by_bootstrap(
         received=_describe_difference(found),
         remedy=None if passed else "Train a better model, or measure on more test rows: they narrow the interval",
         measured={**found.to_dict(), "dataset_digest": dataset},
+        recorded=recorded_of(facts),
     )
 
 

@@ -27,7 +27,7 @@ from typing import Final, cast
 from noa.errors import InvalidInputError, NoaError
 from noa_registry.evidence.facts import Evidence
 from noa_registry.gates.candidate import Candidate, GateInput
-from noa_registry.gates.metric_rules import is_lower_better
+from noa_registry.gates.metric_rules import counted_value
 from noa_registry.gates.recorded_metrics import RecordedMetrics
 from noa_registry.gates.report import RuleVerdict
 
@@ -87,19 +87,15 @@ def _view(gate_input: GateInput) -> PolicyView:
 
 
 def _metrics(gate_input: GateInput, side: Candidate) -> Mapping[str, float]:
-    """Return the values by which the gate judges: of several the worst of the version, the best of the holder.
-
-    Where nobody says which that is, the first measurement counts.
-    """
+    """Return the values by which the gate judges."""
     recorded, is_rival = RecordedMetrics.of(side), side is not gate_input.candidate
     if recorded.problem is not None and side.test_metrics() is not None:
         raise InvalidInputError(recorded.problem)
     values: dict[str, float] = {}
     for metric in recorded.names():
-        lower = is_lower_better(metric, gate_input.policy)
-        chosen = recorded.choose(metric, largest=lower is (not is_rival))
+        chosen = counted_value(recorded, metric, policy=gate_input.policy, as_holder=is_rival)
         if chosen is not None:
-            values[metric] = chosen.among[0].value if lower is None else chosen.value
+            values[metric] = chosen.value
     return MappingProxyType(values)
 
 

@@ -7,34 +7,46 @@ and the best of the version that it is compared with. So nobody gets past a gate
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from noa.errors import InvalidInputError
+from noa_registry.evidence.facts import Evidence
 from noa_registry.evidence.metrics import MetricsEvidence, SliceMetrics
 from noa_registry.gates.candidate import Candidate
 
 _SHOWN: Final = 5
+Which: TypeAlias = Literal["largest", "smallest", "first"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedValue:
-    """One value of a metric, by when it was recorded, and on how many rows of a slice it was measured."""
+    """One value, the fact that holds it, and on how many rows of a slice it was measured."""
 
     value: float
-    at: datetime
+    fact: Evidence
     rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenValue:
-    """The value that counts, and all from which it was chosen, oldest first; `is_largest` tells how."""
+    """The value that counts, and all from which it was chosen, oldest first; `which` tells how."""
 
-    value: float
-    rows: int | None
+    chosen: RecordedValue
     among: tuple[RecordedValue, ...]
-    is_largest: bool
+    which: Which
+
+    @property
+    def value(self) -> float:
+        """The value that counts."""
+        return self.chosen.value
+
+    @property
+    def rows(self) -> int | None:
+        """The rows of a slice that it was measured on."""
+        return self.chosen.rows
 
     @property
     def is_disputed(self) -> bool:
@@ -45,15 +57,14 @@ class ChosenValue:
         """Return a remark about the other values, empty if there is nothing to say."""
         if not self.is_disputed:
             return ""
-        shown = [f"{entry.value:g} of {_time(entry.at)}" for entry in self.among[:_SHOWN]]
+        shown = [f"{entry.value:g} of {_time(entry.fact.created_at)}" for entry in self.among[:_SHOWN]]
         if len(self.among) > _SHOWN:
             shown.append(f"{len(self.among) - _SHOWN} more")
-        which = "largest" if self.is_largest else "smallest"
-        return f", the {which} of {len(self.among)} measurements: {', '.join(shown)}"
+        return f", the {self.which} of {len(self.among)} measurements: {', '.join(shown)}"
 
     def to_list(self) -> list[dict[str, object]]:
         """Return all values with their times as plain JSON values."""
-        return [{"value": entry.value, "at": _time(entry.at)} for entry in self.among]
+        return [{"value": entry.value, "at": _time(entry.fact.created_at)} for entry in self.among]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +72,7 @@ class RecordedMetrics:
     """The test metrics of a version, oldest first; `problem` says why there is nothing to judge by."""
 
     reference: str
-    facts: tuple[tuple[datetime, MetricsEvidence], ...] = ()
+    facts: tuple[tuple[Evidence, MetricsEvidence], ...] = ()
     problem: str | None = None
 
     @staticmethod
@@ -70,11 +81,16 @@ class RecordedMetrics:
         found = candidate.all_test_metrics(dataset)
         if not found:
             return RecordedMetrics(reference=candidate.reference, problem="no test metrics of these bytes")
+        return RecordedMetrics.read(candidate.reference, found)
+
+    @staticmethod
+    def read(reference: str, facts: Sequence[Evidence]) -> RecordedMetrics:
+        """Read facts that tell of the same thing, oldest first."""
         try:
-            facts = tuple((fact.created_at, MetricsEvidence.from_evidence(fact)) for fact in found)
+            measured = tuple((fact, MetricsEvidence.from_evidence(fact)) for fact in facts)
         except InvalidInputError as exc:
-            return RecordedMetrics(reference=candidate.reference, problem=str(exc))
-        return RecordedMetrics(reference=candidate.reference, facts=facts)
+            return RecordedMetrics(reference=reference, problem=str(exc))
+        return RecordedMetrics(reference=reference, facts=measured)
 
     @property
     def slices(self) -> tuple[str, ...]:
@@ -87,16 +103,17 @@ class RecordedMetrics:
 
     def choose(self, metric: str, slice_name: str | None = None, *, largest: bool) -> ChosenValue | None:
         """Return the largest or the smallest value, None if there is none; one that is not finite goes first."""
-        among = tuple(
-            RecordedValue(value=part.metrics[metric], at=at, rows=part.rows if isinstance(part, SliceMetrics) else None)
-            for at, part in self._parts(slice_name)
-            if metric in part.metrics
-        )
+        among = self._values(metric, slice_name)
         if not among:
             return None
         strange = next((entry for entry in among if not math.isfinite(entry.value)), None)
         chosen = strange or (max if largest else min)(among, key=lambda entry: entry.value)
-        return ChosenValue(value=chosen.value, rows=chosen.rows, among=among, is_largest=largest)
+        return ChosenValue(chosen=chosen, among=among, which="largest" if largest else "smallest")
+
+    def first(self, metric: str, slice_name: str | None = None) -> ChosenValue | None:
+        """Return the value that was recorded first, None if there is none."""
+        among = self._values(metric, slice_name)
+        return ChosenValue(chosen=among[0], among=among, which="first") if among else None
 
     def describe_missing(self, metric: str, slice_name: str | None = None) -> str:
         """Say why there is no value."""
@@ -106,10 +123,19 @@ class RecordedMetrics:
             return f"no slice `{slice_name}`; there are {_listed(self.slices) or 'none'}"
         return f"no `{metric}`; there are {_listed(self.names(slice_name))}"
 
-    def _parts(self, slice_name: str | None) -> list[tuple[datetime, MetricsEvidence | SliceMetrics]]:
+    def _values(self, metric: str, slice_name: str | None) -> tuple[RecordedValue, ...]:
+        return tuple(
+            RecordedValue(
+                value=part.metrics[metric], fact=fact, rows=part.rows if isinstance(part, SliceMetrics) else None
+            )
+            for fact, part in self._parts(slice_name)
+            if metric in part.metrics
+        )
+
+    def _parts(self, slice_name: str | None) -> list[tuple[Evidence, MetricsEvidence | SliceMetrics]]:
         if slice_name is None:
-            return [(at, measured) for at, measured in self.facts]
-        return [(at, measured.slices[slice_name]) for at, measured in self.facts if slice_name in measured.slices]
+            return [(fact, measured) for fact, measured in self.facts]
+        return [(fact, measured.slices[slice_name]) for fact, measured in self.facts if slice_name in measured.slices]
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ VerdictState: TypeAlias = Literal["passed", "warning", "refused"]
 class RuleVerdict:
     """What one rule found. `remedy` is what to do about a refusal; `measured` holds the numbers it was judged by.
 
-    A `warning` tells what it passed without knowing.
+    A `warning` tells what it passed without knowing. `recorded` says who recorded the facts that it used, and when.
     """
 
     rule: str
@@ -26,6 +26,7 @@ class RuleVerdict:
     remedy: str | None = None
     measured: Mapping[str, object] = field(default_factory=dict[str, object])
     warning: str | None = None
+    recorded: tuple[str, ...] = ()
 
     @property
     def state(self) -> VerdictState:
@@ -46,6 +47,8 @@ class RuleVerdict:
             row["remedy"] = self.remedy
         if self.warning is not None:
             row["warning"] = self.warning
+        if self.recorded:
+            row["recorded"] = list(self.recorded)
         if self.measured:
             row["measured"] = plain_json(dict(self.measured))
         return row
@@ -108,6 +111,7 @@ class GateReport:
                         remedy=cast("str | None", row.get("remedy")),
                         measured=cast("Mapping[str, object]", row.get("measured", {})),
                         warning=cast("str | None", row.get("warning")),
+                        recorded=tuple(map(str, cast("list[object]", row.get("recorded", [])))),
                     )
                     for row in rows
                 ),
@@ -115,6 +119,12 @@ class GateReport:
             )
         except (KeyError, TypeError, AttributeError) as exc:
             raise IntegrityError("a gate's report is not readable", received=str(value)[:120]) from exc
+
+
+def recorded_of(facts: Mapping[str, Evidence]) -> tuple[str, ...]:
+    """Return who recorded the facts that a rule used, by whose they are; the key of the version itself is empty."""
+    said = {side: fact.describe_recording() for side, fact in facts.items()}
+    return tuple(f"{side}: {text}" if side else text for side, text in said.items())
 
 
 def report_of(reference: str, alias: str, verdicts: Sequence[RuleVerdict], *, policy: str | None = None) -> GateReport:

@@ -15,6 +15,7 @@ from noa.errors import InvalidInputError, NotFoundError
 from noa_registry.evidence.facts import PREDICTIONS, Evidence
 from noa_registry.evidence.metrics import MetricsEvidence
 from noa_registry.evidence.predictions import Predictions, PredictionsEvidence, decode_predictions
+from noa_registry.evidence.same_thing import measurements_of
 from noa_registry.gates.bootstrap import BootstrapPlan, PairedDifference, metric_value, paired_difference
 from noa_registry.gates.candidate import Candidate, GateInput
 from noa_registry.gates.report import GateReport
@@ -59,8 +60,11 @@ class GateWork:
         metric: str,
         slice_name: str | None = None,
         policy: GateSettings,
+        lower_is_better: bool,
     ) -> PairedDifference:
         """Return a metric's difference between two versions on the test rows that `dataset` names.
+
+        Of several predictions for these rows, of either, those count that speak most against the candidate.
 
         Raises:
             InvalidInputError: predictions are missing, of other rows, or contradict the recorded metrics.
@@ -70,7 +74,15 @@ class GateWork:
         plan = BootstrapPlan(
             confidence=policy.confidence or BootstrapPlan().confidence, resamples=policy.resamples, seed=policy.seed
         )
-        return self.paired(candidate, rival, dataset, metric=metric, slice_name=slice_name, plan=plan)
+        found = [
+            self._paired(candidate, new, rival, old, metric=metric, slice_name=slice_name, plan=plan)
+            for new in _all_described(candidate, dataset)
+            for old in _all_described(rival, dataset)
+        ]
+        strange = next((one for one in found if not math.isfinite(one.upper if lower_is_better else one.lower)), None)
+        if strange is not None:
+            return strange
+        return max(found, key=lambda one: one.upper) if lower_is_better else min(found, key=lambda one: one.lower)
 
     def paired(
         self,
@@ -82,10 +94,23 @@ class GateWork:
         slice_name: str | None,
         plan: BootstrapPlan,
     ) -> PairedDifference:
-        """Return a metric's difference between two versions; see `difference`."""
+        """Return a metric's difference between two versions by their newest predictions."""
+        new, old = _described(candidate, dataset), _described(rival, dataset)
+        return self._paired(candidate, new, rival, old, metric=metric, slice_name=slice_name, plan=plan)
+
+    def _paired(
+        self,
+        candidate: Candidate,
+        new: PredictionsEvidence,
+        rival: Candidate,
+        old: PredictionsEvidence,
+        *,
+        metric: str,
+        slice_name: str | None,
+        plan: BootstrapPlan,
+    ) -> PairedDifference:
         from noa.metrics import find_metric
 
-        new, old = _described(candidate, dataset), _described(rival, dataset)
         _check_pair(candidate, new, rival, old)
         key = (new.attachment, old.attachment, metric, slice_name, plan)
         if key not in self._differences:
@@ -168,6 +193,15 @@ def _all_predictions(candidate: Candidate, metrics: Evidence) -> PredictionsEvid
         if same and rows and fact.values.get("sample_seed") is None:
             return PredictionsEvidence.from_evidence(fact)
     return None
+
+
+def _all_described(candidate: Candidate, dataset: str) -> list[PredictionsEvidence]:
+    """Return all predictions of the same bytes and rows, oldest first; the same bytes of them once."""
+    _described(candidate, dataset)  # says what is missing
+    newest = candidate.on_test_rows(PREDICTIONS, dataset)
+    facts = () if newest is None else measurements_of(candidate.evidence, newest)
+    read = [PredictionsEvidence.from_evidence(fact) for fact in facts]
+    return list({one.attachment: one for one in read}.values())
 
 
 def _described(candidate: Candidate, dataset: str) -> PredictionsEvidence:

@@ -146,7 +146,7 @@ class Retention:
         with self.database.snapshot() as connection:
             items, kept = plan_versions(connection, self.store, moment, approvals=self.approvals, endpoints=endpoints)
             items += plan_files(self.store, moment, cache_age=cache_age)
-            orphans = tuple(plan_orphans(connection, self.store, moment, orphan_age=orphan_age))
+            orphans, young = plan_orphans(connection, self.store, moment, orphan_age=orphan_age)
             items += orphans if unknown else ()
             items += plan_attachments(connection, moment, orphan_age)
             items += plan_leases(connection, moment)
@@ -154,7 +154,8 @@ class Retention:
             items=tuple(items),
             kept=tuple(kept),
             made_at=moment,
-            unknown=() if unknown else orphans,
+            unknown=() if unknown else tuple(orphans),
+            young=tuple(young),
             orphan_age=orphan_age,
             cache_age=cache_age,
             grace=grace,

@@ -55,13 +55,15 @@ class KeptVersion:
 class GcPlan:
     """What a collection would remove. The ages are kept, so that applying the plan checks by the same ones.
 
-    `unknown` are units that no version names and that stay: they go only where they were asked for.
+    `unknown` are units that no version names and that stay: they go only where they were asked for. `young` are those
+    that are not `orphan_age` old yet, and stay in any case.
     """
 
     items: tuple[GcItem, ...]
     kept: tuple[KeptVersion, ...]
     made_at: datetime
     unknown: tuple[GcItem, ...] = ()
+    young: tuple[GcItem, ...] = ()
     orphan_age: timedelta = ORPHAN_AGE
     cache_age: timedelta = CACHE_AGE
     grace: timedelta = GRACE
@@ -130,16 +132,25 @@ def plan_files(store: ArtifactStore, moment: datetime, *, cache_age: timedelta) 
 
 def plan_orphans(
     connection: Connection, store: ArtifactStore, moment: datetime, *, orphan_age: timedelta
-) -> list[GcItem]:
-    """Return units that no row names. No writer of this registry leaves one: what a dead one left has its marker."""
+) -> tuple[list[GcItem], list[GcItem]]:
+    """Return units that no row names: those that may go, and those that are too young, with when they may.
+
+    No writer of this registry leaves one: what a dead one left has its marker.
+    """
     known = named_uids(connection)
     items: list[GcItem] = []
+    young: list[GcItem] = []
     for key in store.units():
         facts = store.unit_facts(key) if key.uid not in known else None
-        if facts is not None and is_orphan(key, facts, known, moment, orphan_age):
-            reason = f"no version names it; last changed at {shown_time(to_text(facts.modified_at))}"
-            items.append(GcItem(kind="orphan", key=unit_text(key), reason=reason, size_bytes=facts.size_bytes))
-    return items
+        if facts is None or facts.is_claimed:
+            continue
+        is_old = is_orphan(key, facts, known, moment, orphan_age)
+        reason = f"no version names it; last changed at {shown_time(to_text(facts.modified_at))}"
+        if not is_old:
+            reason += f", so it stays until {shown_time(to_text(facts.modified_at + orphan_age))}"
+        item = GcItem(kind="orphan", key=unit_text(key), reason=reason, size_bytes=facts.size_bytes)
+        (items if is_old else young).append(item)
+    return items, young
 
 
 def plan_attachments(connection: Connection, moment: datetime, orphan_age: timedelta) -> list[GcItem]:
