@@ -22,6 +22,7 @@ from noa.settings import ConversionSettings
 from noa.signatures import DType, Signature, TensorSpec
 from noa_conversion.batches import batch_axis, batch_sizes, sizes_of, take_batch
 from noa_conversion.bisection import FirstDifference, find_first_difference
+from noa_conversion.bounded_runs import bound_runs
 from noa_conversion.comparison import OutputDifference, Tolerance, compare_output, find_vacuous, finite_or_text
 from noa_conversion.generated_inputs import (
     InputRange,
@@ -90,8 +91,8 @@ def measure(
 
     folders = (source_folder, target_folder)
     digests = [build_manifest(folder).digest for folder in folders]
-    native = find_adapter(source).load(source_folder)
-    other = find_adapter(target).load(target_folder)
+    native = bound_runs(find_adapter(source).load(source_folder), format=source, where=f"`{source}`")
+    other = bound_runs(find_adapter(target).load(target_folder), format=target, where=f"`{target}`")
     count = native.signature.validate(samples)
     if count < 1:
         raise InvalidInputError("equivalence needs at least one sample", received="none")
@@ -144,10 +145,11 @@ def compare_models(
         InvalidInputError: a folder does not hold its format, the source cannot compute, or inputs cannot be made up.
         DependencyMissingError: a framework is not installed.
     """
+    _refuse_empty(inputs or {})
     tell(f"loading {source.label}")
-    native = find_adapter(source.format).load(source.folder)
+    native = _loaded(source)
     tell(f"loading {target.label}")
-    other = find_adapter(target.format).load(target.folder)
+    other = _loaded(target)
     matched = match_signatures(native.signature, other.signature)
     problem, notes, fixed = matched.problem, matched.notes, matched.fixed
     found = _Comparison(native, other, settings, allow, dtypes=matched.dtypes, tell=tell)
@@ -182,6 +184,23 @@ def compare_models(
         worst_inputs=found.worst_inputs,
         is_vacuous=problem is not None and problem == found.vacuous,
     )
+
+
+def _refuse_empty(inputs: Mapping[str, np.ndarray]) -> None:
+    """Inputs without an element prove nothing, and not every framework computes them."""
+    for name, array in inputs.items():
+        if not array.size:
+            raise InvalidInputError(
+                f"the given input `{name}` is empty",
+                expected="at least one row, and no axis of the size 0",
+                received=f"shape {array.shape}",
+                remedy="Give other inputs with `--input FILE`, or none",
+                field=name,
+            )
+
+
+def _loaded(model: ModelFiles) -> Runnable:
+    return bound_runs(find_adapter(model.format).load(model.folder), format=model.format, where=f"`{model.label}`")
 
 
 class _Comparison:

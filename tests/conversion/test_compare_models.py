@@ -254,3 +254,9 @@ def test_one_number_among_others_is_compared(tmp_path: Path) -> None:
     first = saved(tmp_path, "a", elementwise(["Neg"], ["batch", 4]))
     report = compared(first, first, inputs={"x": x})
     assert report.passed and {difference.compared for difference in report.differences} == {1, 7}
+
+
+def test_inputs_without_a_row_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    path = saved(tmp_path, "model", graphs.tokens_model())
+    with pytest.raises(InvalidInputError, match=r"`ids` is empty; expected at least one row.*received shape \(0, 4\)"):
+        compared(path, path, inputs={"ids": np.zeros((0, 4), np.int64)})

@@ -1,8 +1,8 @@
 """Keep the numbers of a float64 module double on the way from PyTorch to ONNX.
 
-PyTorch's exporter writes every number of Python in 32 bits and casts it: `x * 0.1` is wrong by 1e-9 in float64. It notes
-at each node of ONNX which call it stands for; the number is read there again, in full. One that is in no call is the
-exporter's own: a fraction or a constant of mathematics is known, or has few digits; any other is refused.
+PyTorch's exporter writes every number of Python in 32 bits and casts it: `x * 0.1` is wrong by 1e-9 in float64. It
+notes at each node of ONNX which call it stands for; the number is read there again, in full. One that is in no call is
+the exporter's own: a fraction or a constant of mathematics is known, or has few digits; any other is refused.
 """
 
 from __future__ import annotations
