@@ -145,13 +145,13 @@ def compare_models(
         InvalidInputError: a folder does not hold its format, the source cannot compute, or inputs cannot be made up.
         DependencyMissingError: a framework is not installed.
     """
-    _refuse_empty(inputs or {})
     tell(f"loading {source.label}")
     native = _loaded(source)
     tell(f"loading {target.label}")
     other = _loaded(target)
     matched = match_signatures(native.signature, other.signature)
-    problem, notes, fixed = matched.problem, matched.notes, matched.fixed
+    empty = _without_rows(inputs or {})
+    problem, notes, fixed = matched.problem or empty, matched.notes, matched.fixed
     found = _Comparison(native, other, settings, allow, dtypes=matched.dtypes, tell=tell)
     said = "given" if inputs is not None else f"generated with seed {seed}"
     if problem is None:
@@ -182,21 +182,14 @@ def compare_models(
         differences=tuple(found.differences),
         first_difference=first,
         worst_inputs=found.worst_inputs,
-        is_vacuous=problem is not None and problem == found.vacuous,
+        is_vacuous=problem is not None and problem in (empty, found.vacuous),
     )
 
 
-def _refuse_empty(inputs: Mapping[str, np.ndarray]) -> None:
-    """Inputs without an element prove nothing, and not every framework computes them."""
-    for name, array in inputs.items():
-        if not array.size:
-            raise InvalidInputError(
-                f"the given input `{name}` is empty",
-                expected="at least one row, and no axis of the size 0",
-                received=f"shape {array.shape}",
-                remedy="Give other inputs with `--input FILE`, or none",
-                field=name,
-            )
+def _without_rows(inputs: Mapping[str, np.ndarray]) -> str | None:
+    """Say which input has no element: such ones prove nothing, and not every framework computes them."""
+    empty = next((name for name, array in inputs.items() if not array.size), None)
+    return None if empty is None else f"nothing was compared: input `{empty}` is empty: {inputs[empty].shape}"
 
 
 def _loaded(model: ModelFiles) -> Runnable:

@@ -73,7 +73,7 @@ def test_inputs_that_compare_nothing_are_refused_by_their_file(here: Path, capsy
         for command in (["verify", "a.onnx", "a.onnx"], ["convert", "a.onnx", "--to", "onnx-bf16", "-o", "out"]):
             assert run([*command, "--input", name]) == 1
             text = capsys.readouterr().err
-            assert "nothing was compared: output `y`" in text and name in text
+            assert "nothing was compared: " in text and name in text
     assert not Path("out").exists()
 
 
