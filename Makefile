@@ -8,6 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CONFORMANCE_ARGS ?=
 # Half as many again as cores: tests that wait for a server or a process leave theirs to others.
 TEST_WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 PACKAGES := core registry conversion training serving flows cli
@@ -18,7 +19,7 @@ export BENTOML_DO_NOT_TRACK := True
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test check lint types frame wheel chaos fuzz bench bench-conversion bench-serving conformance docs clean
+.PHONY: help setup demo test check lint types frame wheel chaos fuzz bench bench-conversion bench-serving conformance conformance-compile docs clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -78,6 +79,9 @@ bench-serving: setup ## Measure the server against all others that pip installs 
 
 conformance: setup ## Run the ONNX backend test suite through both importers and compare with the record.
 	@$(BIN)/python -m benchmarks.conformance --jobs $$(nproc)
+
+conformance-compile: setup ## Run 26 real ONNX files under torch.compile, one at a time (an hour; goes on where it was stopped).
+	@$(BIN)/python -m benchmarks.conformance.real_models --target torch --resume $(CONFORMANCE_ARGS)
 
 docs: setup ## Build the documentation as a site in build/site.
 	@$(BIN)/zensical build --strict --clean >/dev/null

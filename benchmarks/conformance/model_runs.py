@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 
 from noa.errors import ConversionError
+from noa_conversion.child_process import die_with_parent
 
 RELATIVE = 1e-3
 SMALLEST = 1e-6  # onnxruntime's own levels of optimisation differ by that where probabilities are close to zero
@@ -34,6 +35,9 @@ Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 def main() -> None:
     request = json.load(sys.stdin)
+    die_with_parent()
+    resource.setrlimit(resource.RLIMIT_DATA, (request["memory_bytes"], request["memory_bytes"]))
+    resource.setrlimit(resource.RLIMIT_CPU, (request["cpu_s"], request["cpu_s"] + 5))
     with contextlib.redirect_stdout(sys.stderr):  # frameworks print; our answer is the only line
         try:
             found = measure(request)

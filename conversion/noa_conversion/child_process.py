@@ -79,7 +79,7 @@ def answer(work: Callable[[dict[str, Any]], dict[str, object]], *, failure: type
 
     `too_large` is said, as a `failure`, where the memory does not suffice.
     """
-    _die_with_parent()
+    die_with_parent()
     request = cast("dict[str, Any]", json.loads(sys.stdin.buffer.read()))
     memory = int(request["memory_bytes"])
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -106,7 +106,7 @@ def _rebuilt(found: Mapping[str, Any], failure: type[NoaError]) -> NoaError:
     return _ERRORS.get(str(found["error"]), failure)(str(found.get("what")), **parts)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """End when the parent ends, however it does (Linux)."""
     import ctypes
 

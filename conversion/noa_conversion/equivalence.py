@@ -22,6 +22,7 @@ from noa.settings import ConversionSettings
 from noa.signatures import DType, Signature, TensorSpec
 from noa_conversion.batches import batch_axis, batch_sizes, sizes_of, take_batch
 from noa_conversion.bisection import FirstDifference, find_first_difference
+from noa_conversion.bounded_runs import bound_runs
 from noa_conversion.comparison import OutputDifference, Tolerance, compare_output, find_vacuous, finite_or_text
 from noa_conversion.generated_inputs import (
     InputRange,
@@ -90,8 +91,8 @@ def measure(
 
     folders = (source_folder, target_folder)
     digests = [build_manifest(folder).digest for folder in folders]
-    native = find_adapter(source).load(source_folder)
-    other = find_adapter(target).load(target_folder)
+    native = bound_runs(find_adapter(source).load(source_folder), format=source, where=f"`{source}`")
+    other = bound_runs(find_adapter(target).load(target_folder), format=target, where=f"`{target}`")
     count = native.signature.validate(samples)
     if count < 1:
         raise InvalidInputError("equivalence needs at least one sample", received="none")
@@ -145,11 +146,12 @@ def compare_models(
         DependencyMissingError: a framework is not installed.
     """
     tell(f"loading {source.label}")
-    native = find_adapter(source.format).load(source.folder)
+    native = _loaded(source)
     tell(f"loading {target.label}")
-    other = find_adapter(target.format).load(target.folder)
+    other = _loaded(target)
     matched = match_signatures(native.signature, other.signature)
-    problem, notes, fixed = matched.problem, matched.notes, matched.fixed
+    empty = _without_rows(inputs or {})
+    problem, notes, fixed = matched.problem or empty, matched.notes, matched.fixed
     found = _Comparison(native, other, settings, allow, dtypes=matched.dtypes, tell=tell)
     said = "given" if inputs is not None else f"generated with seed {seed}"
     if problem is None:
@@ -180,8 +182,18 @@ def compare_models(
         differences=tuple(found.differences),
         first_difference=first,
         worst_inputs=found.worst_inputs,
-        is_vacuous=problem is not None and problem == found.vacuous,
+        is_vacuous=problem is not None and problem in (empty, found.vacuous),
     )
+
+
+def _without_rows(inputs: Mapping[str, np.ndarray]) -> str | None:
+    """Say which input has no element: such ones prove nothing, and not every framework computes them."""
+    empty = next((name for name, array in inputs.items() if not array.size), None)
+    return None if empty is None else f"nothing was compared: input `{empty}` is empty: {inputs[empty].shape}"
+
+
+def _loaded(model: ModelFiles) -> Runnable:
+    return bound_runs(find_adapter(model.format).load(model.folder), format=model.format, where=f"`{model.label}`")
 
 
 class _Comparison:

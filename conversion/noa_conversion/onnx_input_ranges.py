@@ -38,6 +38,7 @@ _INDEXING: Final = {
     "GatherBlockQuantized": (0, 1),
 }
 _ND_INDEXING: Final = {"GatherND": (0, 1), "ScatterND": (0, 1)}
+_LOSSES: Final = frozenset({"NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"})
 # Inputs whose values are sizes, by operator.
 _SHAPES: Final = {
     "Reshape": (1,), "Expand": (1,), "Tile": (1,), "ConstantOfShape": (0,), "Resize": (2, 3), "Upsample": (1,),
@@ -139,6 +140,9 @@ def _indexed_size(node: onnx.NodeProto, index: int, dims: _Dims, constants: Mapp
     if kind in _ND_INDEXING and index == _ND_INDEXING[kind][1]:
         shape = dims.get(node.input[0]) or (None,)
         return min(size or 0 for size in shape)
+    if kind in _LOSSES and index == 1:
+        shape = dims.get(node.input[0]) or ()
+        return shape[1] or 0 if len(shape) > 1 else 0
     if kind == "OneHot" and index == 0:
         return constants.get(node.input[1], 0)
     if kind == "EmbedLayerNormalization" and index in (0, 1):

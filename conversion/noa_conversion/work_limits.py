@@ -1,8 +1,8 @@
 """How long a model may be worked on, and how much memory it may take meanwhile: a graph may ask for endless work.
 
 `work_limit` puts the settings `conversion.max_work_s` and `max_work_bytes` in force for what happens inside it: the
-walk over a graph while it is imported, and runs of onnxruntime while models are compared (`onnx_runs.py`). Outside of
-it nothing is watched, so that serving pays nothing.
+walk over a graph while it is imported, and runs while models are compared (`onnx_runs.py`, `bounded_runs.py`). Outside
+of it nothing is watched, so that serving pays nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class WorkLimit:
     def is_over(self) -> bool:
         """Tell whether the time is up."""
         return time.monotonic() > self.deadline
+
+    @property
+    def seconds_left(self) -> float:
+        """How long the work may go on; negative when the time is up."""
+        return self.deadline - time.monotonic()
 
     def too_long(self, where: str) -> ConversionError:
         """Return the error for work that was not done in time."""

@@ -24,6 +24,11 @@ DType: TypeAlias = Literal[
 ]
 Axis: TypeAlias = int | str
 SIGNATURE_FILE = "signature.json"
+_OTHER_NAMES = {"object": "texts (string)"}
+_REMEDIES = {
+    "bfloat16": "Take and give float32, and cast to bfloat16 inside of the model; weights may be bfloat16",
+    "object": "Number the texts before the model, and take the numbers",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,9 @@ class TensorSpec:
             raise InvalidInputError(
                 f"tensor `{self.name}` has a dtype that signatures do not know",
                 expected=", ".join(get_args(DType)),
-                received=repr(self.dtype),
+                received=_OTHER_NAMES.get(str(self.dtype), repr(self.dtype)),
+                remedy=_REMEDIES.get(str(self.dtype), "Cast it inside of the model, or declare one of these"),
+                field=self.name,
             )
 
     def describe(self) -> str:

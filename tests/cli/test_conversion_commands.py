@@ -73,7 +73,7 @@ def test_inputs_that_compare_nothing_are_refused_by_their_file(here: Path, capsy
         for command in (["verify", "a.onnx", "a.onnx"], ["convert", "a.onnx", "--to", "onnx-bf16", "-o", "out"]):
             assert run([*command, "--input", name]) == 1
             text = capsys.readouterr().err
-            assert "nothing was compared: output `y`" in text and name in text
+            assert "nothing was compared: " in text and name in text
     assert not Path("out").exists()
 
 
@@ -111,7 +111,10 @@ def test_a_file_wants_an_output_and_another_format(here: Path, capsys: pytest.Ca
     assert run(["convert", "a.onnx", "--to", "coreml", "-o", "out"]) == 1
     assert "no format `coreml`" in capsys.readouterr().err
     assert run(["convert", "a.onnx", "--to", "onnx-fp16", "--opset", "7", "-o", "out"]) == 1
-    assert "opset 7 cannot be written" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "opset 7 cannot be written" in refused
+    assert "(--opset)" in refused
+    assert "expected an ONNX opset from 18 to 23; received 7. Leave `--opset` out for 20" in refused
     assert not Path("out").exists()
 
 

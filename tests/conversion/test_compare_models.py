@@ -240,12 +240,18 @@ def test_jax_and_onnx_of_one_model_are_compared(zoo: Any) -> None:
     assert report.passed, report
 
 
-@pytest.mark.parametrize("x", [np.zeros((0, 4), np.float32), np.full((3, 4), np.nan, np.float32)])
-def test_where_no_number_was_compared_nothing_is_equal(x: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("x", "what"),
+    [
+        (np.zeros((0, 4), np.float32), r"input `x` is empty: (0, 4)"),
+        (np.full((3, 4), np.nan, np.float32), "output `y`"),
+    ],
+)
+def test_where_no_number_was_compared_nothing_is_equal(x: np.ndarray, what: str, tmp_path: Path) -> None:
     first = saved(tmp_path, "a", elementwise(["Neg"], ["batch", 4]))
     report = compared(first, saved(tmp_path, "b", elementwise(["Abs"], ["batch", 4])), inputs={"x": x})
     assert not report.passed and report.is_vacuous
-    assert report.problem is not None and report.problem.startswith("nothing was compared: output `y`")
+    assert report.problem is not None and report.problem.startswith(f"nothing was compared: {what}")
 
 
 def test_one_number_among_others_is_compared(tmp_path: Path) -> None:
@@ -254,3 +260,11 @@ def test_one_number_among_others_is_compared(tmp_path: Path) -> None:
     first = saved(tmp_path, "a", elementwise(["Neg"], ["batch", 4]))
     report = compared(first, first, inputs={"x": x})
     assert report.passed and {difference.compared for difference in report.differences} == {1, 7}
+
+
+def test_inputs_without_a_row_are_not_run(tmp_path: Path) -> None:
+    """JAX computes no batch of 0, and that is no difference."""
+    path = saved(tmp_path, "model", graphs.tokens_model())
+    report = compared(path, path, inputs={"ids": np.zeros((0, 4), np.int64)})
+    assert report.is_vacuous and not report.runs
+    assert report.problem == "nothing was compared: input `ids` is empty: (0, 4)"

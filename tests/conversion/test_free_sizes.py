@@ -17,10 +17,16 @@ from noa_conversion.importers.free_sizes import fixing
 @pytest.mark.parametrize(
     ("size", "remedy"),
     [
-        ("seq", "Fix it: sizes={'seq': NUMBER}"),
-        ("2*seq + 1", "Fix what it is computed from: sizes={'seq': NUMBER}"),
-        ("FloorDiv(height, 2)*width", "Fix what it is computed from: sizes={'height': NUMBER, 'width': NUMBER}"),
-        ("mod(seq, 4)", "Fix what it is computed from: sizes={'seq': NUMBER}"),
+        ("seq", "Fix it: sizes={'seq': NUMBER}, or `--size seq=NUMBER`"),
+        ("2*seq + 1", "Fix what it is computed from: sizes={'seq': NUMBER}, or `--size seq=NUMBER`"),
+        (
+            "FloorDiv(height, 2)*width",
+            (
+                "Fix what it is computed from: sizes={'height': NUMBER, 'width': NUMBER}, "
+                "or `--size height=NUMBER --size width=NUMBER`"
+            ),
+        ),
+        ("mod(seq, 4)", "Fix what it is computed from: sizes={'seq': NUMBER}, or `--size seq=NUMBER`"),
         (7, "Give the inputs of the file fixed sizes"),
     ],
 )
@@ -45,6 +51,7 @@ def test_what_the_remedy_says_can_be_done() -> None:
     data = doubled(2).SerializeToString()
     with pytest.raises(ConversionError) as caught:
         import_onnx_to_torch(data)
+    assert "operator `Add`" in str(caught.value), "what fixes it is named"
     named = re.search(r"sizes=\{'(\w+)': NUMBER\}", str(caught.value))
     assert named is not None and named[1] == "n", str(caught.value)
     assert import_onnx_to_torch(data, sizes={named[1]: 5}).inputs[0].shape == (5, 2)

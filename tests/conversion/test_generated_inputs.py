@@ -148,3 +148,11 @@ def test_special_values_are_put_into_floats_only() -> None:
 def test_too_large_an_input_is_refused_by_name() -> None:
     with pytest.raises(InvalidInputError, match="`image` is too large"):
         generate_inputs(SIGNATURE, {"batch": 1000, "seq": 1, "height": 1000, "width": 1000}, ranges={}, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"])
+def test_a_label_is_one_of_the_classes(kind: str) -> None:
+    inputs = [graphs.value("scores", FLOAT, ["batch", 4]), graphs.value("labels", INT64, ["batch"])]
+    node = helper.make_node(kind, ["scores", "labels"], ["y"])
+    found = find_input_ranges(graphs.model([node], inputs, [graphs.value("y", FLOAT, [])]))["labels"]
+    assert (found.low, found.high) == (0, 4)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from graph_kit import INT64, model, value
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
@@ -160,6 +161,8 @@ def test_a_sequence_that_is_turned_beyond_its_end_is_marked() -> None:
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     turned = import_onnx_to_jax(data).run({"x": x, "n": np.asarray([2, 4])})["y"]
     np.testing.assert_array_equal(turned, [[1, 0, 2], [np.nan, 5, 4]])
+    in_torch = import_onnx_to_torch(data).module(torch.from_numpy(x), torch.tensor([2, 4]))
+    np.testing.assert_array_equal(in_torch.numpy(), turned)
 
 
 @pytest.mark.parametrize("largest", [0, 1])
@@ -194,11 +197,37 @@ def test_a_sequence_of_impossible_length_is_refused_or_marked(length: int) -> No
         with pytest.raises(ConversionError, match=f"`sequence_lens` has {length} steps, and there are 5"):
             read(recurrent([3, length]))
     x = np.random.default_rng(1).standard_normal((5, 2, 3)).astype(np.float32)
-    given = import_onnx_to_jax(recurrent(None)).run({"x": x, "lengths": np.asarray([3, length], np.int32)})
-    expected = onnxruntime.InferenceSession(recurrent([3, 5])).run(None, {"x": x})
-    for output, right in zip((given["y"], given["last"]), expected, strict=True):
-        np.testing.assert_allclose(output[..., 0, :], np.asarray(right)[..., 0, :], rtol=1e-4, atol=1e-5)
-        assert np.isnan(output[..., 1, :]).all()
+    lengths = np.asarray([3, length], np.int32)
+    (expected, last) = onnxruntime.InferenceSession(recurrent([3, 5])).run(None, {"x": x})
+    in_jax = import_onnx_to_jax(recurrent(None)).run({"x": x, "lengths": lengths})
+    module = import_onnx_to_torch(recurrent(None)).module
+    with torch.no_grad():
+        in_torch = module(torch.from_numpy(x), torch.from_numpy(lengths))
+        exported = torch.export.export(module, (torch.from_numpy(x), torch.from_numpy(lengths))).module()
+        again = exported(torch.from_numpy(x), torch.from_numpy(lengths))
+    for y, final in ((in_jax["y"], in_jax["last"]), *([part.numpy() for part in each] for each in (in_torch, again))):
+        for output, right in ((y, expected), (final, last)):
+            np.testing.assert_allclose(output[..., 0, :], np.asarray(right)[..., 0, :], rtol=1e-4, atol=1e-5)
+            assert np.isnan(output[..., 1, :]).all()
+
+
+@pytest.mark.parametrize("length", [-1, 6])
+def test_an_lstm_with_a_sequence_of_impossible_length_is_marked_in_both(length: int) -> None:
+    """PyTorch's own operator computes it, where lengths are given at run time and the steps are free."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((1, 8, size)).astype(np.float32) for name, size in (("w", 3), ("r", 2))}
+    node = helper.make_node("LSTM", ["x", "w", "r", "", "lengths"], ["y", "h", "c"], hidden_size=2)
+    inputs = [value("x", 1, ["time", 2, 3]), value("lengths", INT32, [2])]
+    outputs = [value("y", 1, ["time", 1, 2, 2]), value("h", 1, [1, 2, 2]), value("c", 1, [1, 2, 2])]
+    data = model([node], inputs, outputs, weights).SerializeToString()
+    x = rng.standard_normal((5, 2, 3)).astype(np.float32)
+    lengths = np.asarray([3, length], np.int32)
+    with torch.no_grad():
+        found = import_onnx_to_torch(data).module(torch.from_numpy(x), torch.from_numpy(lengths))
+    right = import_onnx_to_jax(data).run({"x": x, "lengths": lengths})
+    for output, wish in zip(found, right.values(), strict=True):
+        np.testing.assert_allclose(output.numpy(), wish, rtol=1e-4, atol=1e-5)
+        assert np.isnan(output.numpy()[..., 1, :]).all()
 
 
 def test_cubic_samples_at_the_border_are_onnxruntimes() -> None:

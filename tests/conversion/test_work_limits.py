@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,8 +15,10 @@ import pytest
 from graph_kit import FLOAT, value
 from onnx import TensorProto, helper, numpy_helper
 
-from noa.errors import ConversionError
+from noa.errors import ConversionError, InvalidInputError
+from noa.signatures import Signature, TensorSpec
 from noa_conversion import compare_models, import_onnx_to_torch, open_model
+from noa_conversion.bounded_runs import bound_runs
 from noa_conversion.onnx_runs import run_session
 from noa_conversion.work_limits import work_limit
 
@@ -109,3 +113,70 @@ def test_outside_of_a_limit_nothing_watches_a_run() -> None:
     assert run_session(Session(), ["y"], {}, where="here") == [2, before]  # pyright: ignore[reportArgumentType]  # a stand-in
     with work_limit():
         assert run_session(Session(), ["y"], {}, where="here") == [3, before + 1]  # pyright: ignore[reportArgumentType]  # a stand-in
+
+
+class _Endless:
+    """A run that comes back to Python now and then, as PyTorch's do between two operators."""
+
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=(1,)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=(1,)),),
+    )
+
+    def run(self, inputs: Any) -> dict[str, np.ndarray]:
+        del inputs
+        while True:
+            time.sleep(0.01)
+
+
+def test_a_run_that_cannot_be_told_to_stop_is_not_waited_for() -> None:
+    model = bound_runs(_Endless(), format="torch", where="`mine`")
+    with work_limit(0.3), pytest.raises(ConversionError, match=r"not done in 0.3 seconds.*`mine`.*max_work_s"):
+        model.run({})
+    deadline = time.monotonic() + 20
+    while any(thread.name == "noa-bounded-run" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "it ends before its next operator"
+        time.sleep(0.05)
+
+
+def test_what_a_bounded_run_raises_goes_through() -> None:
+    class Failing(_Endless):
+        def run(self, inputs: Any) -> dict[str, np.ndarray]:
+            raise InvalidInputError("wrong")
+
+    with work_limit(20), pytest.raises(InvalidInputError, match="wrong"):
+        bound_runs(Failing(), format="jax", where="here").run({})
+
+
+ENDLESS_IN_JAX = """
+import sys
+from pathlib import Path
+from jax import lax
+import jax.numpy as jnp
+from noa.errors import ConversionError
+from noa.settings import ConversionSettings
+from noa.signatures import Signature, TensorSpec
+from noa_conversion import JaxModel, compare_models, open_model, save_native
+
+def endless(params, x):
+    return lax.while_loop(lambda c: jnp.isfinite(c[0, 0]), lambda c: c * 0, x)
+
+spec = dict(dtype="float32", shape=("n", 4))
+signature = Signature(inputs=(TensorSpec(name="x", **spec),), outputs=(TensorSpec(name="y", **spec),))
+folder = Path(sys.argv[1]) / "jax"
+save_native(JaxModel(apply=endless, params={}, signature=signature), folder)
+try:
+    with open_model(folder) as model:
+        compare_models(model, model, settings=ConversionSettings(max_work_s=2.0))
+except ConversionError as error:
+    print(error)
+"""
+
+
+@pytest.mark.jax
+def test_a_loop_without_end_in_jax_ends_the_comparison_and_holds_up_no_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ENDLESS_IN_JAX, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "the model was not done in 2 seconds" in done.stdout
+    assert "conversion.max_work_s" in done.stdout

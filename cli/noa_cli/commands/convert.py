@@ -89,8 +89,19 @@ def _settings(opset: int | None) -> ConversionSettings:
         return ConversionSettings.model_validate({**settings.model_dump(), "opset": opset})
     except ValidationError as exc:
         raise InvalidInputError(
-            f"opset {opset} cannot be written", expected=exc.errors()[0]["msg"], received=opset
+            f"opset {opset} cannot be written: neither exporter writes every operator in it",
+            where="--opset",
+            expected=_opsets(),
+            received=opset,
+            remedy=f"Leave `--opset` out for {ConversionSettings().opset}, or choose one of those",
         ) from exc
+
+
+def _opsets() -> str:
+    from noa.settings import ConversionSettings
+
+    bounds = {type(bound).__name__: bound for bound in ConversionSettings.model_fields["opset"].metadata}
+    return f"an ONNX opset from {bounds['Ge'].ge} to {bounds['Le'].le}"
 
 
 def _refuse_for_version(bind: list[str] | None, size: list[str] | None) -> None:

@@ -37,7 +37,7 @@ _NO_NARROW = {
 
 def fit_kernels(model: onnx.ModelProto) -> int:
     """Put casts around the nodes that need them, in place, and return how many nodes that were."""
-    types = _element_types(model)
+    types = element_types(model)
     return _Widening(types).graph(model.graph)
 
 
@@ -107,7 +107,7 @@ class _Widening:
         return name
 
 
-def _element_types(model: onnx.ModelProto) -> dict[str, int]:
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
     """Return the element type of every tensor by name; weights take part by their type only."""
     import onnx
 

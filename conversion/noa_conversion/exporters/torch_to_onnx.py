@@ -14,12 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from noa.errors import ConversionError, DependencyMissingError
 from noa.settings import ConversionSettings
+from noa_conversion.exporters.onnx_kernels import element_types
 from noa_conversion.exporters.onnx_model import write_model
 from noa_conversion.exporters.onnx_names import name_tensors
 from noa_conversion.exporters.onnx_ranges import count_in_whole_numbers
 from noa_conversion.exporters.torch_division_onnx import translations as divisions
+from noa_conversion.exporters.torch_doubles_onnx import keep_doubles
+from noa_conversion.exporters.torch_doubles_onnx import translations as infinities
 from noa_conversion.exporters.torch_quantisation_onnx import translations as quantisers
 from noa_conversion.formats.torch_format import (
     dynamic_axes,
@@ -59,6 +64,7 @@ def export(model: TorchModel, folder: Path, settings: ConversionSettings) -> Non
     if len(proto.graph.output) == len(model.signature.outputs):  # else `write_model` says what differs
         specs = model.signature
         name_tensors(proto.graph, [spec.name for spec in specs.inputs], [spec.name for spec in specs.outputs])
+    keep_doubles(proto.graph, element_types(proto))
     count_in_whole_numbers(proto.graph)
     for node in proto.graph.node:
         node.ClearField("metadata_props")
@@ -70,7 +76,7 @@ def _export_proto(model: TorchModel, settings: ConversionSettings) -> onnx.Model
     torch = import_torch()
     signature = model.signature
     try:
-        with quiet_torch(), _without_torchvision_notes():
+        with quiet_torch(), _without_torchvision_notes(), np.errstate(over="ignore"):  # `keep_doubles` comes after
             program: Any = torch.onnx.export(
                 model.module,
                 example_inputs(signature),
@@ -81,7 +87,7 @@ def _export_proto(model: TorchModel, settings: ConversionSettings) -> onnx.Model
                 input_names=[f"{_PLACE}input_{i}" for i in range(len(signature.inputs))],
                 output_names=[f"{_PLACE}output_{i}" for i in range(len(signature.outputs))],
                 dynamic_shapes=_per_argument(model),
-                custom_translation_table={**divisions(), **quantisers()},
+                custom_translation_table={**divisions(), **infinities(), **quantisers()},
             )
             return program.model_proto
     except Exception as exc:  # tracing runs the user's forward, which may raise anything

@@ -22,4 +22,5 @@ def fixing(size: Any) -> str:
     if not axes:
         return "Give the inputs of the file fixed sizes"
     given = ", ".join(f"'{axis}': NUMBER" for axis in axes)
-    return f"Fix {'it' if str(size) in axes else 'what it is computed from'}: sizes={{{given}}}"
+    options = " ".join(f"--size {axis}=NUMBER" for axis in axes)
+    return f"Fix {'it' if str(size) in axes else 'what it is computed from'}: sizes={{{given}}}, or `{options}`"

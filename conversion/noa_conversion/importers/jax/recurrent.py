@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from noa_conversion.importers.jax.handlers import Tensor, register
-from noa_conversion.importers.sequence_lengths import check_lengths
+from noa_conversion.importers.recurrent_inputs import read_recurrent
 
 if TYPE_CHECKING:
     from noa_conversion.importers.op import Op
@@ -49,73 +49,20 @@ class _Cell:
     peephole: Tensor | None = None
 
 
-@register("RNN")
-def rnn(
-    op: Op,
-    x: Any,
-    w: Any,
-    r: Any,
-    b: Any = None,
-    lengths: Any = None,
-    initial: Any = None,
-) -> tuple[Tensor, ...]:
-    """Run the simple recurrent network."""
-    return _run(op, x, w, r, b, lengths, (initial,), None, _rnn_step, ["Tanh"])
-
-
-@register("GRU")
-def gru(
-    op: Op,
-    x: Any,
-    w: Any,
-    r: Any,
-    b: Any = None,
-    lengths: Any = None,
-    initial: Any = None,
-) -> tuple[Tensor, ...]:
-    """Run gated recurrent units."""
-    return _run(op, x, w, r, b, lengths, (initial,), None, _gru_step, ["Sigmoid", "Tanh"])
-
-
-@register("LSTM")
-def lstm(
-    op: Op,
-    x: Any,
-    w: Any,
-    r: Any,
-    b: Any = None,
-    lengths: Any = None,
-    initial: Any = None,
-    initial_cell: Any = None,
-    peephole: Any = None,
-) -> tuple[Tensor, ...]:
-    """Run the long short-term memory."""
-    states = (initial, initial_cell)
-    return _run(op, x, w, r, b, lengths, states, peephole, _lstm_step, ["Sigmoid", "Tanh", "Tanh"])
-
-
-def _run(
-    op: Op,
-    x: Any,
-    w: Any,
-    r: Any,
-    b: Any,
-    lengths: Any,
-    initial: tuple[Any, ...],
-    peephole: Any,
-    make_step: Callable[[Op, _Cell], tuple[Tensor, Step]],
-    defaults: list[str],
-) -> tuple[Tensor, ...]:
-    check_lengths(op, lengths, op.shape(x)[1 if op.attribute("layout", 0) else 0])
-    x, w, r = (op.tensor(part) for part in (x, w, r))
-    b, lengths, peephole = (None if part is None else op.tensor(part) for part in (b, lengths, peephole))
-    initial = tuple(None if state is None else op.tensor(state) for state in initial)
-    direction = op.attribute("direction", "forward")
+@register("RNN", "GRU", "LSTM")
+def recurrent(op: Op, *inputs: Any) -> tuple[Tensor, ...]:
+    """Run the simple recurrent network, gated recurrent units, or the long short-term memory."""
+    make_step, defaults = _KINDS[op.kind]
+    given = read_recurrent(op, inputs)
+    x, w, r = (op.tensor(part) for part in (given.x, given.w, given.r))
+    b, lengths, peephole = (
+        None if part is None else op.tensor(part) for part in (given.b, given.lengths, given.peepholes)
+    )
+    initial = tuple(None if state is None else op.tensor(state) for state in given.states)
     count = w.shape[0]
-    if direction not in ("forward", "reverse", "bidirectional") or count != (2 if direction == "bidirectional" else 1):
-        op.refuse(f"direction {direction!r} with {count} sets of weights")
-    batch_first = bool(op.attribute("layout", 0))
-    if batch_first:
+    if count != given.directions:
+        op.refuse(f"direction {given.direction!r} with {count} sets of weights")
+    if given.is_batch_first:
         x = jnp.swapaxes(x, 0, 1)
         initial = tuple(None if s is None else jnp.swapaxes(s, 0, 1) for s in initial)
     hidden = r.shape[-1]
@@ -137,14 +84,14 @@ def _run(
             clip=_clip(op),
             peephole=None if peephole is None else peephole[i],
         )
-        backwards = direction == "reverse" or i == 1
+        backwards = given.direction == "reverse" or i == 1
         final, sequence = _direction(op, x, cell, make_step, lengths, backwards)
         if lengths is not None:
             final = _zero_where_empty(final, lengths)
             sequence, *final = _marked((sequence, *final), lengths, x.shape[0])
         sequences.append(sequence)
         finals.append(tuple(final))
-    return _outputs(op, sequences, finals, batch_first)
+    return _outputs(op, sequences, finals, given.is_batch_first)
 
 
 def _outputs(
@@ -241,6 +188,13 @@ def _lstm_step(op: Op, cell: _Cell) -> tuple[Tensor, Step]:
         return peek(o, p_out, c) * h(c), c
 
     return cell.bias_w + cell.bias_r, advance
+
+
+_KINDS: dict[str, tuple[Callable[[Any, _Cell], tuple[Tensor, Step]], list[str]]] = {
+    "RNN": (_rnn_step, ["Tanh"]),
+    "GRU": (_gru_step, ["Sigmoid", "Tanh"]),
+    "LSTM": (_lstm_step, ["Sigmoid", "Tanh", "Tanh"]),
+}
 
 
 def _clip(op: Op) -> Callable[[Any], Any]:

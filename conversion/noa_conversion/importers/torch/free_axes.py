@@ -17,7 +17,7 @@ from torch.utils._sympy.functions import Mod
 
 from noa.errors import ConversionError
 from noa_conversion.importers.torch.dtypes import tagged, torch_dtype_of
-from noa_conversion.onnx_graph.model import OnnxValue
+from noa_conversion.onnx_graph.model import OnnxNode, OnnxValue
 
 # Sizes to trace with. Batches may be small. Pictures and sounds go through strides and windows, which must not run out
 # of elements, and are joined again after different ways down and up, which fits for multiples of 64 only.
@@ -71,6 +71,31 @@ class FakeInputs:
 
     def _named(self, expression: Any) -> str:
         return self.in_words(str(expression))
+
+
+class Fixers:
+    """Which node it was that works for one size of a free axis only: looked for after each, as long as it walks."""
+
+    def __init__(self, fakes: FakeInputs) -> None:
+        self._fakes = fakes
+        self._seen = (0, 0)
+        self._nodes: dict[str, OnnxNode] = {}
+
+    def watch(self, node: OnnxNode, results: Sequence[object]) -> None:
+        """Note the node if something is fixed now that was free before it."""
+        del results
+        env = self._fakes.mode.shape_env
+        assert env is not None
+        now = (len(env.replacements), len(env.guards))
+        if now != self._seen:
+            self._seen = now
+            for name in self._fakes.fixed_axes():
+                self._nodes.setdefault(name, node)
+
+    def place_of(self, name: str) -> str | None:
+        """Return the node that fixed an axis; none did if it was the whole, at its end."""
+        node = self._nodes.get(name)
+        return None if node is None else f"node `{node.name}`, operator `{node.kind}`"
 
 
 def make_inputs(values: Sequence[OnnxValue], sizes: Mapping[str, int], *, dynamic: bool) -> FakeInputs:

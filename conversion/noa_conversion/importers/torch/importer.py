@@ -21,11 +21,11 @@ from noa.errors import ConversionError
 from noa.settings import ConversionSettings
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.importers.free_sizes import fixing
-from noa_conversion.importers.interpreter import run_graph
+from noa_conversion.importers.interpreter import Watch, run_graph
 from noa_conversion.importers.target import Value
 from noa_conversion.importers.torch import handlers
 from noa_conversion.importers.torch.dtypes import dtype_of, is_held, to_numpy, to_torch
-from noa_conversion.importers.torch.free_axes import FakeInputs, make_inputs
+from noa_conversion.importers.torch.free_axes import FakeInputs, Fixers, make_inputs
 from noa_conversion.importers.torch.fusion import fuse
 from noa_conversion.importers.torch.input_names import with_inputs
 from noa_conversion.importers.torch.input_shapes import shape_check
@@ -99,12 +99,14 @@ def import_onnx_to_torch(
     free = [value for value in model.graph.inputs if value.name not in bound]
     fakes = make_inputs(free, sizes or {}, dynamic=dynamic)
     weights = weights_of(model)
-    traced, outputs = _trace(model, bound, fakes, weights)
-    fixed = fakes.fixed_axes()
-    if fixed:
-        name, size = next(iter(fixed.items()))
+    fixers = Fixers(fakes)
+    traced, outputs = _trace(model, bound, fakes, weights, fixers.watch)
+    for name, size in fakes.fixed_axes().items():
         raise ConversionError(
-            f"the free {'axis' if name.isidentifier() else 'size'} `{name}` can only be {size} in this graph",
+            f"the free {'axis' if name.isidentifier() else 'size'} `{name}` can only be one number in this graph",
+            where=fixers.place_of(name),
+            expected="nodes that take any size of it",
+            received=f"one that was taken down for {size} only",
             remedy=fixing(name),
             axis=name,
         )
@@ -140,7 +142,7 @@ def _checked_bind(model: OnnxModel, bind: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _trace(
-    model: OnnxModel, bound: Mapping[str, Any], fakes: FakeInputs, weights: ModelWeights
+    model: OnnxModel, bound: Mapping[str, Any], fakes: FakeInputs, weights: ModelWeights, watch: Watch
 ) -> tuple[torch.fx.GraphModule, tuple[OnnxValue, ...]]:
     target = TorchTarget(fakes.mode, fakes.in_words)
     outputs: list[OnnxValue] = []
@@ -153,7 +155,7 @@ def _trace(
     def forward(*tensors: torch.Tensor) -> Any:
         given = iter(tensors)
         inputs = [bound[value.name] if value.name in bound else next(given) for value in model.graph.inputs]
-        results = run_graph(model.graph, target, inputs, weights=target.weights)
+        results = run_graph(model.graph, target, inputs, weights=target.weights, watch=watch)
         results = [_result(target, value) for value in results]
         outputs.extend(
             _described(value, result, fakes) for value, result in zip(model.graph.outputs, results, strict=True)

@@ -228,4 +228,22 @@ def reverse_sequence(op: Op, x: torch.Tensor, lengths: torch.Tensor) -> torch.Te
     times = torch.arange(x.shape[time_axis]).reshape([-1 if i == time_axis else 1 for i in range(x.ndim)])
     ends = lengths.to(torch.int64).reshape([-1 if i == batch_axis else 1 for i in range(x.ndim)])
     places = torch.where(times < ends, ends - 1 - times, times)
-    return in_wider(lambda wide: torch.gather(wide, time_axis, places.expand(x.shape)), x)
+    is_inside = (places >= 0) & (places < x.shape[time_axis])
+    places = torch.where(is_inside, places, 0)
+    mark = _mark_of(x.dtype)
+
+    def turn(wide: torch.Tensor) -> torch.Tensor:
+        turned = torch.gather(wide, time_axis, places.expand(x.shape))
+        return torch.where(is_inside, turned, torch.full([], mark, dtype=wide.dtype))
+
+    return in_wider(turn, x)
+
+
+def _mark_of(dtype: torch.dtype) -> float:
+    """Return what stands for an element that is not there: NaN, or the lowest integer (unsigned: the highest)."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return math.nan
+    if dtype == torch.bool:
+        return False
+    limits = torch.iinfo(dtype)
+    return limits.min or limits.max

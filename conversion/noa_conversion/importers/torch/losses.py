@@ -19,12 +19,23 @@ def _negative_log_likelihood(
     if reduction not in ("none", "mean", "sum"):
         op.refuse(f"the reduction `{reduction}` is unknown")
     ignored = op.attribute("ignore_index", _NONE)
-    shape = target.shape
+    if reduction == "none":
+        return _each(scores, target.to(torch.int64), weight, ignored)
     if scores.ndim > 4 or scores.ndim == 3:
         scores = scores.reshape(scores.shape[0], scores.shape[1], -1)
         target = target.reshape(target.shape[0], -1)
-    loss = functional.nll_loss(scores, target.to(torch.int64), weight, ignore_index=ignored, reduction=reduction)
-    return loss.reshape(shape) if reduction == "none" else loss
+    weight = None if weight is None else weight.detach()  # PyTorch has no gradient of it
+    return functional.nll_loss(scores, target.to(torch.int64), weight, ignore_index=ignored, reduction=reduction)
+
+
+def _each(scores: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, ignored: int) -> torch.Tensor:
+    """The loss of each element. PyTorch's own operator is exported as one number."""
+    is_kept = target != ignored
+    label = torch.where(is_kept, target, torch.zeros_like(target))
+    loss = -torch.gather(scores, 1, label.unsqueeze(1)).squeeze(1)
+    if weight is not None:
+        loss = loss * torch.index_select(weight, 0, label.reshape(-1)).reshape(label.shape)
+    return torch.where(is_kept, loss, torch.zeros_like(loss))
 
 
 @register("NegativeLogLikelihoodLoss", tensors=True)

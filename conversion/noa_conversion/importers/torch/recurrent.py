@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.op import Op
-from noa_conversion.importers.sequence_lengths import check_lengths
+from noa_conversion.importers.recurrent_inputs import RecurrentInputs, read_recurrent
 from noa_conversion.importers.target import Value
 from noa_conversion.importers.torch.operands import is_static
 from noa_conversion.importers.torch.recurrent_cells import (
@@ -46,40 +47,24 @@ class _Layer:
     direction: str
 
 
-@register("RNN", "GRU")
-def rnn_gru(
-    op: Op, x: Value, w: Value, r: Value, b: Value = None, lengths: Value = None, initial_h: Value = None
-) -> tuple[torch.Tensor, ...]:
-    """A layer with one state."""
-    return _run(op, _layer(op, x, w, r, b, lengths, [initial_h], None))
+@register("RNN", "GRU", "LSTM")
+def recurrent(op: Op, *inputs: Value) -> tuple[torch.Tensor, ...]:
+    """A layer with one state, or with a state and a cell."""
+    given = read_recurrent(op, inputs)
+    layer = _layer(op, given)
+    y, *states = _run(op, layer)
+    if layer.lengths is not None and not op.is_known(given.lengths):
+        raw = op.tensor(given.lengths)
+        y, *states = (_marked(part, raw, layer.x.shape[0]) for part in (y, *states))
+    if given.is_batch_first:
+        return y.permute(2, 0, 1, 3), *(state.transpose(0, 1) for state in states)
+    return y, *states
 
 
-@register("LSTM")
-def lstm(
-    op: Op,
-    x: Value,
-    w: Value,
-    r: Value,
-    b: Value = None,
-    lengths: Value = None,
-    initial_h: Value = None,
-    initial_c: Value = None,
-    p: Value = None,
-) -> tuple[torch.Tensor, ...]:
-    """A layer with a state and a cell."""
-    return _run(op, _layer(op, x, w, r, b, lengths, [initial_h, initial_c], p))
-
-
-def _layer(op: Op, x: Value, w: Value, r: Value, b: Value, lengths: Value, initial: list[Value], p: Value) -> _Layer:
-    direction = op.attribute("direction", "forward")
-    if direction not in ("forward", "reverse", "bidirectional"):
-        op.refuse(f"the direction `{direction}` is unknown")
-    image, kernels, recurrent = op.tensor(x), op.tensor(w), op.tensor(r)
-    batch_first = bool(op.attribute("layout", 0))
-    image = image.transpose(0, 1) if batch_first else image
-    check_lengths(op, lengths, image.shape[0])
-    directions = 2 if direction == "bidirectional" else 1
-    biases, peepholes = (None if value is None else op.tensor(value) for value in (b, p))
+def _layer(op: Op, given: RecurrentInputs) -> _Layer:
+    image, kernels, recurrent = op.tensor(given.x), op.tensor(given.w), op.tensor(given.r)
+    image = image.transpose(0, 1) if given.is_batch_first else image
+    biases, peepholes = (None if value is None else op.tensor(value) for value in (given.b, given.peepholes))
     weights = [
         CellWeights(
             w=kernels[i],
@@ -87,19 +72,32 @@ def _layer(op: Op, x: Value, w: Value, r: Value, b: Value, lengths: Value, initi
             b=None if biases is None else biases[i],
             p=None if peepholes is None else peepholes[i],
         )
-        for i in range(directions)
+        for i in range(given.directions)
     ]
-    shape = [directions, image.shape[1], recurrent.shape[-1]]
+    shape = [given.directions, image.shape[1], recurrent.shape[-1]]
     states = [
         torch.zeros(shape, dtype=image.dtype)
         if value is None
-        else (op.tensor(value).transpose(0, 1) if batch_first else op.tensor(value))
-        for value in initial
+        else (op.tensor(value).transpose(0, 1) if given.is_batch_first else op.tensor(value))
+        for value in given.states
     ]
-    is_whole = lengths is None or (op.is_known(lengths) and bool(np.all(lengths == image.shape[0])))
     return _Layer(
-        x=image, weights=weights, states=states, lengths=None if is_whole else op.tensor(lengths), direction=direction
+        x=image, weights=weights, states=states, lengths=_lengths(op, given, image.shape[0]), direction=given.direction
     )
+
+
+def _lengths(op: Op, given: RecurrentInputs, steps: Any) -> torch.Tensor | None:
+    """Return lengths that can be computed with, or None if all sequences are whole."""
+    if given.lengths is None or (op.is_known(given.lengths) and bool(np.all(given.lengths == steps))):
+        return None
+    lengths = op.tensor(given.lengths)
+    return lengths if op.is_known(given.lengths) else lengths.clamp(0, steps)
+
+
+def _marked(part: torch.Tensor, lengths: torch.Tensor, steps: Any) -> torch.Tensor:
+    """Make all of a sequence NaN whose steps are said to be negative, or more than there are: (..., batch, hidden)."""
+    is_right = ((lengths >= 0) & (lengths <= steps)).unsqueeze(1)
+    return torch.where(is_right, part, torch.full_like(part, torch.nan))
 
 
 def _run(op: Op, layer: _Layer) -> tuple[torch.Tensor, ...]:
@@ -110,8 +108,6 @@ def _run(op: Op, layer: _Layer) -> tuple[torch.Tensor, ...]:
         is_native = is_native and not op.attribute("input_forget", 0)
     compute = _written_out if not is_native else _native if layer.lengths is None else _native_with_lengths
     y, states = compute(op, layer)
-    if op.attribute("layout", 0):
-        return y.permute(2, 0, 1, 3), *(state.transpose(0, 1) for state in states)
     return y, *states
 
 
