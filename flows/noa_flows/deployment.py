@@ -51,9 +51,8 @@ def _follows(model: str, name: str, alias: str) -> bool:
 
 def _read_reports(settings: Settings, address: str) -> dict[str, dict[str, object]]:
     """Return what one worker of the server says about each endpoint; nothing if it does not answer."""
-    keys = settings.serving.api_keys
     try:
-        answer = ask(f"{address}/status", token=keys[0].get_secret_value() if keys else None)
+        answer = ask(f"{address}/status", token=settings.serving.key_to_call_with())
     except ConnectionError:
         return {}
     if answer.status != 200 or not isinstance(answer.body, dict):

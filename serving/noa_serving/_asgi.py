@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 from noa_serving._admission import Place
 from noa_serving._application import Application, HotRoute
 from noa_serving._deadline import Deadline, asked_timeout_s
-from noa_serving._http import Headers, RequestRefusedError, Response, refuse
+from noa_serving._http import Headers, RequestRefusedError, Response, header_table, refuse
 
 T = TypeVar("T")
 Message: TypeAlias = MutableMapping[str, Any]
@@ -60,7 +60,7 @@ class AsgiApplication:
     async def _serve_hot(self, route: HotRoute, scope: Message, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         try:
-            response = await self._compute(route, dict(scope["headers"]), receive)
+            response = await self._compute(route, header_table(scope["headers"]), receive)
         except _DisconnectedError:
             return
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
@@ -70,7 +70,7 @@ class AsgiApplication:
 
     async def _compute(self, route: HotRoute, headers: Headers, receive: Receive) -> Response:
         application = self._application
-        application.keys.check(headers)
+        application.guard.admit(headers, route.endpoint.name)
         if route.endpoint.current is None:
             route.require()
         limit = application.settings.max_body_bytes
@@ -100,7 +100,7 @@ class AsgiApplication:
             ) from exc
 
     async def _serve_control(self, scope: Message, receive: Receive, send: Send) -> None:
-        headers = cast("Headers", dict(scope["headers"]))
+        headers = header_table(scope["headers"])
         body = b""
         if scope["method"] == "POST":
             try:
@@ -121,6 +121,7 @@ class AsgiApplication:
             if message["type"] == "lifespan.startup":
                 try:
                     self._application.follower.start()
+                    self._application.guard.watch()
                     if self._on_startup is not None:
                         await self._on_startup()
                 except Exception as exc:
@@ -130,6 +131,7 @@ class AsgiApplication:
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 loop = asyncio.get_running_loop()
+                self._application.guard.close()
                 if self._on_shutdown is not None:
                     await self._on_shutdown()
                 await loop.run_in_executor(None, self._application.follower.stop)

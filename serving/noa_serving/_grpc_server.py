@@ -25,11 +25,15 @@ from noa.errors import InvalidInputError, NotFoundError, ServiceError
 from noa_serving import _grpc_infer
 from noa_serving._deadline import Deadline, asked_timeout_s
 from noa_serving._grpc_messages import HEALTH_SERVICE, SERVICE, schema
-from noa_serving._http import Headers, RequestRefusedError, refuse, status_of
-from noa_serving._models import describe_model, parse_version
+from noa_serving._http import Headers, RequestRefusedError, header_table, refuse, status_of
+from noa_serving._key_ring import ANYBODY
+from noa_serving._models import Models, describe_model, parse_version
+from noa_serving._scopes import view_of
 
 if TYPE_CHECKING:
     from noa_serving._application import Application, HotRoute
+    from noa_serving._key_ring import Grant
+    from noa_serving.api_keys import Verb
 
 _CODES: dict[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -47,7 +51,21 @@ _OPEN_CALLS = frozenset({"ServerLive", "ServerReady"})
 _WATCH_EVERY_S = 0.25
 _MAX_METADATA_BYTES = 16 << 10
 
-Answer = Callable[[Any], Mapping[str, object]]
+_SCOPES: Mapping[str, tuple[Verb, str | None]] = {
+    "ModelReady": ("read", "name"),
+    "ModelMetadata": ("read", "name"),
+    "ModelConfig": ("read", "name"),
+    "ModelStatistics": ("read", "name"),
+    "RepositoryIndex": ("read", None),
+    "RepositoryModelLoad": ("control", "model_name"),
+    "RepositoryModelUnload": ("control", "model_name"),
+    "SystemSharedMemoryStatus": ("control", "*"),
+    "SystemSharedMemoryRegister": ("control", "*"),
+    "SystemSharedMemoryUnregister": ("control", "*"),
+}
+"""The verb that a call asks of a key, and the field that names the endpoint; `*`: the server, None: any endpoint."""
+
+Answer = Callable[[Any, Models], Mapping[str, object]]
 
 
 class GrpcServer:
@@ -93,16 +111,15 @@ class GrpcServer:
             await self._server.stop(self._timeout_s)
 
     def _inference_handlers(self) -> Any:
-        models = self._application.models
         calls: dict[str, Answer] = {
-            "ServerLive": lambda _: {"live": True},
-            "ServerReady": lambda _: {"ready": not models.waiting()},
-            "ModelReady": lambda message: {"ready": models.is_ready(message.name, message.version)},
-            "ServerMetadata": lambda _: models.server(),
-            "ModelMetadata": lambda message: describe_model(models.require(message.name, message.version)),
-            "ModelConfig": lambda message: {"config": models.config(message.name, message.version)},
-            "ModelStatistics": lambda message: models.statistics(message.name, message.version),
-            "RepositoryIndex": lambda message: {"models": models.index(only_ready=message.ready)},
+            "ServerLive": lambda _, __: {"live": True},
+            "ServerReady": lambda _, models: {"ready": not models.waiting()},
+            "ModelReady": lambda message, models: {"ready": models.is_ready(message.name, message.version)},
+            "ServerMetadata": lambda _, models: models.server(),
+            "ModelMetadata": lambda message, models: describe_model(models.require(message.name, message.version)),
+            "ModelConfig": lambda message, models: {"config": models.config(message.name, message.version)},
+            "ModelStatistics": lambda message, models: models.statistics(message.name, message.version),
+            "RepositoryIndex": lambda message, models: {"models": models.index(only_ready=message.ready)},
             "RepositoryModelLoad": self._refuse_change,
             "RepositoryModelUnload": self._refuse_change,
             "SystemSharedMemoryStatus": self._region_status,
@@ -114,19 +131,19 @@ class GrpcServer:
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def _refuse_change(self, message: Any) -> Mapping[str, object]:
-        raise self._application.models.refuse_change(message.model_name)
+    def _refuse_change(self, message: Any, models: Models) -> Mapping[str, object]:
+        raise models.refuse_change(message.model_name)
 
-    def _region_status(self, message: Any) -> Mapping[str, object]:
+    def _region_status(self, message: Any, _: Models) -> Mapping[str, object]:
         rows = self._application.regions.status(message.name)
         return {"regions": {str(row["name"]): row for row in rows}}
 
-    def _register_region(self, message: Any) -> Mapping[str, object]:
+    def _register_region(self, message: Any, _: Models) -> Mapping[str, object]:
         regions = self._application.regions
         regions.register(message.name, key=message.key, offset=message.offset, size=message.byte_size)
         return {}
 
-    def _unregister_region(self, message: Any) -> Mapping[str, object]:
+    def _unregister_region(self, message: Any, _: Models) -> Mapping[str, object]:
         self._application.regions.unregister(message.name)
         return {}
 
@@ -137,9 +154,11 @@ class GrpcServer:
 
         async def handle(body: bytes, context: Any) -> bytes:
             try:
-                if name not in _OPEN_CALLS:
-                    self._application.keys.check(_headers(context))
-                found = answer(_parse(request_type, body))
+                application = self._application
+                grant = ANYBODY if name in _OPEN_CALLS else application.guard.identify(_headers(context))
+                message = _parse(request_type, body)
+                _require_scope(grant, name, message)
+                found = answer(message, view_of(grant, application.endpoints, application.models).models)
                 return ParseDict(_plain(found), response_type()).SerializeToString()
             except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes a status
                 return await _abort(context, exc)
@@ -167,8 +186,9 @@ class GrpcServer:
     async def _compute(self, body: bytes, headers: Headers, left_s: float | None) -> bytes:
         application = self._application
         start = time.perf_counter()
-        application.keys.check(headers)
+        application.guard.identify(headers)
         message = _grpc_infer.parse_request(body)
+        application.guard.admit(headers, message.model_name)
         route = self._route(message)
         try:
             deadline = Deadline.after(self._timeout_s).within(left_s).within(asked_timeout_s(headers))
@@ -229,6 +249,15 @@ class GrpcServer:
         return "NOT_SERVING" if endpoint.current is None else "SERVING"
 
 
+def _require_scope(grant: Grant, name: str, message: Any) -> None:
+    verb, field = _SCOPES.get(name, ("read", None))
+    endpoint = field if field in (None, "*") else str(getattr(message, field))
+    if endpoint:
+        grant.require(verb, endpoint)
+    else:  # the server's metadata, or what lists endpoints
+        grant.require_verb(verb)
+
+
 def _parse(kind: Any, body: bytes) -> Any:
     message = kind()
     try:
@@ -240,10 +269,10 @@ def _parse(kind: Any, body: bytes) -> Any:
 
 def _headers(context: Any) -> Headers:
     """Return the call's metadata as HTTP would have it."""
-    return {
-        name.encode(): value if isinstance(value, bytes) else value.encode()
+    return header_table(
+        (name.encode(), value if isinstance(value, bytes) else value.encode())
         for name, value in context.invocation_metadata() or ()
-    }
+    )
 
 
 def _plain(value: object) -> Any:

@@ -58,8 +58,7 @@ async def _measure(
     from noa_serving.load_test import example_inputs, run_load
 
     settings = current().load().settings
-    keys = settings.serving.api_keys
-    key = keys[0].get_secret_value() if keys else None
+    key = settings.serving.key_to_call_with()
     async with AsyncClient(url or find_server(settings), api_key=key, max_connections=max(counts)) as client:
         specs = await client.inputs(endpoint)
         inputs = example_inputs(specs, batch=batch, seed=0) if source is None else read_inputs(source, specs)

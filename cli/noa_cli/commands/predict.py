@@ -90,11 +90,10 @@ def _ask(reference: ModelReference, source: str, *, url: str | None, format: str
     from noa_serving import Client
 
     settings = current().load().settings
-    keys = settings.serving.api_keys
     endpoint = reference.name
     _check_source(source)
     address = url or find_server(settings)
-    with Client(address, api_key=keys[0].get_secret_value() if keys else None) as client:
+    with Client(address, api_key=settings.serving.key_to_call_with()) as client:
         if not client.answers("/v2/health/live"):
             remedy = _without_server(reference, source, settings, url=url, format=format)
             raise ServiceError("no server answers", where=address, remedy=remedy)

@@ -299,7 +299,15 @@ class ServingSettings(Section):
     workers: StrictInt = Field(default=1, ge=1, le=256, description="Worker processes.")
     threads: StrictInt = Field(default=0, ge=0, description="Compute threads per worker; 0: cores divided by workers.")
     api_keys: tuple[SecretStr, ...] = Field(
-        default=(), description="Bearer tokens that may call; empty: no authentication."
+        default=(), description="Keys that may do everything, beside those that `noa api-keys` makes."
+    )
+    keys_file: Path = Field(
+        default=Path(),
+        description="File of the keys that `noa api-keys` makes; empty: `<state_dir>/api-keys.json`. With keys in it, "
+        "or in `api_keys`, a server answers nobody without one.",
+    )
+    client_key: SecretStr | None = Field(
+        default=None, description="Key that noa's own commands call a server with; none: the first of `api_keys`."
     )
     poll_interval_s: StrictFloat = Field(
         default=0.5, gt=0, description="How often an alias is looked up for a swap, seconds."
@@ -346,6 +354,16 @@ class ServingSettings(Section):
     max_queue_bytes: StrictInt = Field(
         default=256 << 20, ge=1, description="Bytes of inputs that may wait for slow models; more get 503."
     )
+
+    @property
+    def has_keys_file(self) -> bool:
+        """Whether there is a place for a file of keys; false only without a project."""
+        return self.keys_file != Path()
+
+    def key_to_call_with(self) -> str | None:
+        """Return the key that noa's own commands send, None if there is none."""
+        keys = (self.client_key, *self.api_keys) if self.client_key is not None else self.api_keys
+        return keys[0].get_secret_value() if keys else None
 
     @model_validator(mode="after")
     def _public_needs_keys(self) -> Self:
@@ -607,6 +625,7 @@ class Settings(Section):
                 ),
                 "gates": {name: _resolve_check(gate, root) for name, gate in self.gates.items()},
                 "webhooks": {name: _resolve_ca(hook, root) for name, hook in self.webhooks.items()},
+                "serving": self.serving.model_copy(update={"keys_file": _keys_file(self.serving, state, root)}),
                 "training": self.training.model_copy(
                     update={"jobs_dir": state / "jobs" if jobs == Path() else _absolute(jobs, root)}
                 ),
@@ -618,6 +637,10 @@ class Settings(Section):
         if self.registry.artifact_url:
             return Path()
         return state / "artifacts" if given == Path() else _absolute(given, root)
+
+
+def _keys_file(serving: ServingSettings, state: Path, root: Path) -> Path:
+    return state / "api-keys.json" if serving.keys_file == Path() else _absolute(serving.keys_file, root)
 
 
 def _resolve_ca(hook: WebhookSettings, root: Path) -> WebhookSettings:
