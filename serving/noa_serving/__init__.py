@@ -5,6 +5,7 @@ A server is a child process that runs BentoML's machinery with noa's own stack i
 """
 
 from noa_serving._client_wire import Prediction
+from noa_serving._exposure import check_exposure, is_open
 from noa_serving._server_process import (
     READY_PATH,
     STARTED_PATH,
@@ -30,7 +31,9 @@ __all__ = [
     "ServerCommand",
     "ServerProcess",
     "check_endpoints",
+    "check_exposure",
     "check_port",
+    "is_open",
     "read_address",
     "server_command",
     "start_server",

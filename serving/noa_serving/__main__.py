@@ -15,11 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from noa.errors import ConflictError, DependencyMissingError, NoaError, SettingsError
+from noa_serving._exposure import check_exposure, is_open
 from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, hold, load_request
 from noa_serving._parent_death import die_with_parent
 
 SERVICE = "noa_serving.bento_service:SERVICE"
 PARENT_VARIABLE = "NOA_SERVING_PARENT"
+OPEN_TO_ALL = "anybody who reaches {host} is answered without a key (serving.allow_unauthenticated)"
 _KEEP_ALIVE_S = 75
 _GRACE_S = 5
 
@@ -31,6 +33,7 @@ def main() -> int:
         require_engine(grpc=request.settings.serving.grpc_port is not None)
         if request.die_with_parent:
             die_with_parent(int(os.environ[PARENT_VARIABLE]) if PARENT_VARIABLE in os.environ else None)
+        check_exposure(request.settings.serving)
         lock = hold(request)
     except NoaError as exc:
         print(f"error: {exc}", file=sys.stderr, flush=True)
@@ -101,6 +104,8 @@ def _serve(request: LaunchRequest) -> int:
     from bentoml_cli.cli import cli
 
     serving = request.settings.serving
+    if is_open(serving):
+        print(f"WARNING: {OPEN_TO_ALL.format(host=serving.host)}", file=sys.stderr, flush=True)
     reserved = None if serving.grpc_port is None else reserve_port(_address(serving.host), serving.grpc_port)
     if reserved is not None:
         request.grpc_file.write_text(str(reserved.getsockname()[1]))

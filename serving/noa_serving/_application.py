@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from noa import __version__
 from noa.errors import NotFoundError
+from noa.settings import is_loopback
 from noa_serving import _invocations, _oip, _openapi, _plain
 from noa_serving._admission import Admission
 from noa_serving._breath import Breaths
@@ -303,7 +304,9 @@ def compute_threads(settings: ServingSettings) -> int:
 
 def _key_ring(settings: ServingSettings, names: Iterable[str]) -> KeyRing:
     keys = [key.get_secret_value() for key in settings.api_keys]
-    return KeyRing(keys, KeyFile(settings.keys_file) if settings.has_keys_file else None, names=names)
+    is_required = not is_loopback(settings.host) and not settings.allow_unauthenticated
+    file = KeyFile(settings.keys_file) if settings.has_keys_file else None
+    return KeyRing(keys, file, names=names, is_required=is_required)
 
 
 def _index(view: View) -> Response:

@@ -68,10 +68,18 @@ ANYBODY = Grant(who="", verbs=frozenset(VERBS), endpoints=("*",))
 class KeyRing:
     """Checks keys. Belongs to one event loop, but for `look`, which may be called anywhere.
 
-    `keys` are those of the settings, which may do everything; `names` are the endpoints of the server.
+    `keys` are those of the settings, which may do everything; `names` are the endpoints of the server. With
+    `is_required` nobody is answered without a key even where there is none (any more).
     """
 
-    def __init__(self, keys: Sequence[str], file: KeyFile | None = None, *, names: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        keys: Sequence[str],
+        file: KeyFile | None = None,
+        *,
+        names: Iterable[str] = (),
+        is_required: bool = False,
+    ) -> None:
         self._file = file
         self._names = tuple(names)
         everything = frozenset(self._names)
@@ -82,7 +90,7 @@ class KeyRing:
         self._bearers: dict[bytes, Grant] = {}
         self._plain: dict[bytes, Grant] = {}
         self._stamp: tuple[int, ...] | None = None
-        self.is_on = bool(keys)
+        self.is_on = bool(keys) or is_required
         self.look()
 
     def look(self) -> bool:

@@ -24,6 +24,7 @@ from pydantic import SecretStr, ValidationError
 from noa.atomic_write import write_file
 from noa.errors import NotFoundError, SettingsError
 from noa.settings import EndpointSettings, Settings
+from noa_serving._exposure import check_exposure
 
 REQUEST_VARIABLE = "NOA_SERVING_REQUEST"
 
@@ -124,11 +125,13 @@ def serving_settings(
             remedy='Add [endpoints.digits] with model = "digits@champion"',
         )
     try:
-        return Settings.model_validate(table)
+        whole = Settings.model_validate(table)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise SettingsError(f"the server cannot start so: {first['msg']}", where=where) from exc
+    check_exposure(whole.serving)
+    return whole
 
 
 def hold(request: LaunchRequest) -> IO[bytes]:

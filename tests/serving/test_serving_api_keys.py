@@ -349,7 +349,7 @@ def test_a_running_server_follows_the_file(stocked: Project, keys: KeyFile, tmp_
                 found.add(answer.status)
             return found
 
-        assert statuses(JSON) == {200}
+        wait_until(lambda: statuses(JSON) == {200}, what="both workers")
         key, text = keys.add("a", now=datetime.now(UTC))
         wait_until(lambda: statuses(JSON) == {401}, what="authentication")
         assert statuses(bearer(text)) == {200}

@@ -286,7 +286,7 @@ class EndpointSettings(Section):
 class ServingSettings(Section):
     """The inference server."""
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on; anything but loopback needs `api_keys`.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; anything but loopback needs keys.")
     port: Port = Field(default=3000, description="Port to listen on; 0: a free one.")
     grpc_port: Port | None = Field(
         default=None, description="Port for gRPC beside HTTP, on the same host (needs `noa[grpc]`); 0: a free one."
@@ -305,6 +305,10 @@ class ServingSettings(Section):
         default=Path(),
         description="File of the keys that `noa api-keys` makes; empty: `<state_dir>/api-keys.json`. With keys in it, "
         "or in `api_keys`, a server answers nobody without one.",
+    )
+    allow_unauthenticated: StrictBool = Field(
+        default=False,
+        description="Answer anybody who reaches `host`, without a key; only where something else guards the port.",
     )
     client_key: SecretStr | None = Field(
         default=None, description="Key that noa's own commands call a server with; none: the first of `api_keys`."
@@ -366,12 +370,7 @@ class ServingSettings(Section):
         return keys[0].get_secret_value() if keys else None
 
     @model_validator(mode="after")
-    def _public_needs_keys(self) -> Self:
-        if not is_loopback(self.host) and not self.api_keys:
-            raise ValueError(
-                f"host `{self.host}` is reachable from other machines and `serving.api_keys` is empty; "
-                "set at least one key or use 127.0.0.1"
-            )
+    def _is_safe(self) -> Self:
         if self.shared_memory and not is_loopback(self.host):
             raise ValueError(f"`serving.shared_memory` needs a loopback address; host is `{self.host}`")
         if any(len(key.get_secret_value()) < 16 for key in self.api_keys):
