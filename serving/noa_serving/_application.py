@@ -28,6 +28,7 @@ from noa_serving._key_ring import KeyRing
 from noa_serving._metrics import RouteMetrics, render
 from noa_serving._models import Models, describe_model, parse_version, require_version
 from noa_serving._prepared import Prepared
+from noa_serving._quotas import Quotas
 from noa_serving._scopes import View, require_scope, view_of
 from noa_serving._shared_memory import SharedRegions
 from noa_serving.api_keys import KeyFile
@@ -88,11 +89,12 @@ class Application:
         follower: Follower,
         *,
         regions: SharedRegions | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self.settings = settings
         self.follower = follower
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
-        self.guard = Guard(_key_ring(settings, self.endpoints))
+        self.guard = Guard(_key_ring(settings, self.endpoints), quotas or Quotas(settings))
         self.admission = Admission(settings.max_in_flight, max_bytes=settings.max_in_flight_bytes)
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
         self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
@@ -231,6 +233,7 @@ class Application:
             admission=self.admission,
             follower=self.follower,
             computing=self.computing,
+            over_quota=0 if self.guard.quotas is None else self.guard.quotas.refused,
             fast_answers=self.fast_answers,
             worker=os.getpid(),
         )

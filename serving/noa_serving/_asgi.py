@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 from noa_serving._admission import Place
 from noa_serving._application import Application, HotRoute
 from noa_serving._deadline import Deadline, asked_timeout_s
+from noa_serving._guard import Peer
 from noa_serving._http import Headers, RequestRefusedError, Response, header_table, refuse
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ class AsgiApplication:
     async def _serve_hot(self, route: HotRoute, scope: Message, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         try:
-            response = await self._compute(route, header_table(scope["headers"]), receive)
+            response = await self._compute(route, header_table(scope["headers"]), receive, scope.get("client"))
         except _DisconnectedError:
             return
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
@@ -68,9 +69,9 @@ class AsgiApplication:
         route.metrics.observe(response.status, time.perf_counter() - start)
         await _send(send, response)
 
-    async def _compute(self, route: HotRoute, headers: Headers, receive: Receive) -> Response:
+    async def _compute(self, route: HotRoute, headers: Headers, receive: Receive, peer: Peer) -> Response:
         application = self._application
-        application.guard.admit(headers, route.endpoint.name)
+        grant = application.guard.allow(headers, route.endpoint.name)
         if route.endpoint.current is None:
             route.require()
         limit = application.settings.max_body_bytes
@@ -78,9 +79,13 @@ class AsgiApplication:
         deadline = Deadline.after(self._timeout_s).within(asked_timeout_s(headers))
         with application.computing.enter() as place:
             length = headers.get(b"content-length", b"")
-            if length.isdigit():
+            is_known = length.isdigit()
+            if is_known:
                 place.reserve(int(length))
-            body = await self._read_body(receive, limit, None if length.isdigit() else place)
+            application.guard.charge(grant, int(length) if is_known else 0, peer)
+            body = await self._read_body(receive, limit, None if is_known else place)
+            if not is_known:
+                application.guard.charge_bytes(grant, len(body), peer)
             prepared = route.prepare(headers, body)
             work = application.computing.run(prepared, place, deadline)
             if prepared.generation.runs_inline(prepared.batch):

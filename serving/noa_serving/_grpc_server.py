@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -32,6 +33,7 @@ from noa_serving._scopes import view_of
 
 if TYPE_CHECKING:
     from noa_serving._application import Application, HotRoute
+    from noa_serving._guard import Peer
     from noa_serving._key_ring import Grant
     from noa_serving.api_keys import Verb
 
@@ -167,32 +169,34 @@ class GrpcServer:
 
     async def _infer(self, body: bytes, context: Any) -> bytes:
         try:
-            return await self._compute(body, _headers(context), context.time_remaining())
+            return await self._compute(body, _headers(context), context.time_remaining(), _peer(context))
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes a status
             return await _abort(context, exc)
 
     async def _stream(self, bodies: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answer requests one by one, in order; a refused one is told in the stream, which goes on."""
         response_type = schema().classes["ModelStreamInferResponse"]
-        headers = _headers(context)
+        headers, peer = _headers(context), _peer(context)
         async for body in bodies:
             response = response_type()
             try:
-                response.infer_response.ParseFromString(await self._compute(body, headers, context.time_remaining()))
+                answer = await self._compute(body, headers, context.time_remaining(), peer)
+                response.infer_response.ParseFromString(answer)
             except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
                 response = response_type(error_message=_describe(exc)[1])
             yield response.SerializeToString()
 
-    async def _compute(self, body: bytes, headers: Headers, left_s: float | None) -> bytes:
+    async def _compute(self, body: bytes, headers: Headers, left_s: float | None, peer: Peer) -> bytes:
         application = self._application
         start = time.perf_counter()
         application.guard.identify(headers)
         message = _grpc_infer.parse_request(body)
-        application.guard.admit(headers, message.model_name)
+        grant = application.guard.allow(headers, message.model_name)
         route = self._route(message)
         try:
             deadline = Deadline.after(self._timeout_s).within(left_s).within(asked_timeout_s(headers))
             with application.computing.enter() as place:
+                application.guard.charge(grant, len(body), peer)
                 prepared = route.prepare(headers, message)
                 response = prepared.encode(await application.computing.run(prepared, place, deadline))
         except Exception as exc:
@@ -273,6 +277,15 @@ def _headers(context: Any) -> Headers:
         (name.encode(), value if isinstance(value, bytes) else value.encode())
         for name, value in context.invocation_metadata() or ()
     )
+
+
+def _peer(context: Any) -> Peer:
+    """Return the other end's address: gRPC writes `ipv4:127.0.0.1:50000` or `ipv6:%5B::1%5D:50000`."""
+    kind, _, rest = str(context.peer()).partition(":")
+    host, _, port = rest.rpartition(":")
+    if kind not in ("ipv4", "ipv6") or not port.isdigit():
+        return None
+    return unquote(host).strip("[]"), int(port)
 
 
 def _plain(value: object) -> Any:

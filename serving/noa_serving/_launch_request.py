@@ -25,6 +25,7 @@ from noa.atomic_write import write_file
 from noa.errors import NotFoundError, SettingsError
 from noa.settings import EndpointSettings, Settings
 from noa_serving._exposure import check_exposure
+from noa_serving._quotas import make_shared
 
 REQUEST_VARIABLE = "NOA_SERVING_REQUEST"
 
@@ -32,6 +33,7 @@ _REQUEST_FILE = "request.json"
 _READY_FILE = "ready.json"
 _GRPC_FILE = "grpc_port"
 _REGIONS_FOLDER = "regions"
+_QUOTAS_FILE = "quotas"
 _STALE_AFTER_S = 120.0  # a start that takes longer has failed; a killed server's keys must not lie about
 
 
@@ -63,11 +65,20 @@ class LaunchRequest:
         """The folder of registered shared-memory regions, None where the settings do not allow them."""
         return self.folder / _REGIONS_FOLDER if self.settings.serving.shared_memory else None
 
+    @property
+    def quotas_file(self) -> Path | None:
+        """The file in which the workers share what clients have used of their quotas, None where there are none."""
+        serving = self.settings.serving
+        has_quotas = serving.quota_requests_per_s is not None or serving.quota_bytes_per_s is not None
+        return self.folder / _QUOTAS_FILE if has_quotas else None
+
     def save(self) -> None:
         """Write the file, readable by this user only."""
         self.folder.mkdir(parents=True, mode=0o700)
         if self.regions_folder is not None:
             self.regions_folder.mkdir(mode=0o700)
+        if self.quotas_file is not None:
+            make_shared(self.quotas_file)
         table = {"settings": _reveal(self.settings.model_dump()), "die_with_parent": self.die_with_parent}
         write_file(self.path, json.dumps(table), private=True)
 

@@ -205,9 +205,10 @@ class _HotProtocol(HttpToolsProtocol):
         """Take a place for a body that is not small; ASGI refuses a request without one, or without a key."""
         if self._head.length > MAX_UNPLACED_BODY_BYTES:
             try:
-                self._application.guard.admit(self._head.table, route.endpoint.name)
+                grant = self._application.guard.allow(self._head.table, route.endpoint.name)
                 self._place = self._application.computing.enter()
                 self._place.reserve(self._head.length)
+                self._application.guard.charge(grant, self._head.length, self.client)
             except RequestRefusedError:
                 self._give_place_back()
                 return False
@@ -248,13 +249,16 @@ class _HotProtocol(HttpToolsProtocol):
         headers = self._head.table
         place, self._place = self._place, None
         try:
-            application.guard.admit(headers, slot.route.endpoint.name)
+            grant = application.guard.allow(headers, slot.route.endpoint.name)
             if slot.route.endpoint.current is None:
                 slot.route.require()
             deadline = Deadline.after(self._timeout_s)
             if TIMEOUT_HEADER in headers:
                 deadline = deadline.within(asked_timeout_s(headers))
-            place = place or application.computing.enter()
+            if place is None:
+                place = application.computing.enter()
+                if application.guard.quotas is not None:
+                    application.guard.charge(grant, len(body), self.client)
             prepared = slot.route.prepare(headers, body)
             slot.encode = prepared.encode
             job = application.computing.submit(prepared, place, deadline, slot.done)

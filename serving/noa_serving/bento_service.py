@@ -30,6 +30,7 @@ from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, load_re
 from noa_serving._leases import LeaseKeeper
 from noa_serving._parent_death import die_with_parent
 from noa_serving._protocol import hot_protocol
+from noa_serving._quotas import Quotas
 from noa_serving._shared_memory import SharedRegions
 
 _YOUNG_OBJECTS = 20_000
@@ -44,6 +45,7 @@ class NoaService(Service[Any]):
         del is_main
         die_with_parent()
         _configure_logging()
+        os.environ["FORWARDED_ALLOW_IPS"] = "nobody"  # a client is who it is to the socket, on both ways in
         application = build_application(_REQUEST)
         _calm_collector()
         # The worker makes its uvicorn configuration after this call and looks the protocol up in this table.
@@ -83,7 +85,9 @@ def build_application(request: LaunchRequest) -> Application:
 
     leases = LeaseKeeper(endpoints, open_for_leases, lease_s=settings.serving.lease_s)
     follower = Follower(endpoints, open_registry, poll_interval_s=settings.serving.poll_interval_s, leases=leases)
-    return Application(settings.serving, endpoints, follower, regions=SharedRegions(request.regions_folder))
+    regions = SharedRegions(request.regions_folder)
+    quotas = Quotas(settings.serving, request.quotas_file)
+    return Application(settings.serving, endpoints, follower, regions=regions, quotas=quotas)
 
 
 def _with_grpc(application: Application, request: LaunchRequest) -> AsgiApplication:

@@ -310,6 +310,21 @@ class ServingSettings(Section):
         default=False,
         description="Answer anybody who reaches `host`, without a key; only where something else guards the port.",
     )
+    quota_requests_per_s: StrictFloat | None = Field(
+        default=None,
+        gt=0,
+        description="Requests per second that one client may send (a key; without keys an address), over all workers; "
+        "more get 429 and Retry-After.",
+    )
+    quota_bytes_per_s: StrictInt | None = Field(
+        default=None, ge=1, description="As `quota_requests_per_s`, bytes of request bodies per second."
+    )
+    quota_burst_s: StrictFloat = Field(
+        default=2.0,
+        gt=0,
+        le=3600,
+        description="A client that was silent may send its quota of so many seconds at once.",
+    )
     client_key: SecretStr | None = Field(
         default=None, description="Key that noa's own commands call a server with; none: the first of `api_keys`."
     )
