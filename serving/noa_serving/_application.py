@@ -19,9 +19,10 @@ from noa.errors import NotFoundError
 from noa.settings import is_loopback
 from noa_serving import _invocations, _oip, _openapi, _plain
 from noa_serving._admission import Admission
+from noa_serving._audit import Audit, action_of
 from noa_serving._breath import Breaths
 from noa_serving._computing import Computing
-from noa_serving._guard import Guard
+from noa_serving._guard import Guard, Peer
 from noa_serving._http import JSON_TYPE, RequestRefusedError, Response, json_response, refuse
 from noa_serving._json_body import json_kind, parse_object
 from noa_serving._key_ring import KeyRing
@@ -94,6 +95,7 @@ class Application:
         self.settings = settings
         self.follower = follower
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
+        self.audit = Audit()
         self.guard = Guard(_key_ring(settings, self.endpoints), quotas or Quotas(settings))
         self.admission = Admission(settings.max_in_flight, max_bytes=settings.max_in_flight_bytes)
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
@@ -130,16 +132,22 @@ class Application:
             return None
         return answer._replace(headers=(*answer.headers, (b"connection", b"close")))
 
-    def answer(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
-        """Answer a request that needs no compute."""
+    def answer(self, method: str, path: str, headers: Headers, body: bytes, peer: Peer = None) -> Response:
+        """Answer a request that needs no compute; `peer` is told in the audit trail."""
+        grant, action = None, action_of(method, path)
         try:
             if path in _OPEN_PATHS:
                 return self._answer(method, path, body, View(self.endpoints, self.models))
             grant = self.guard.identify(headers)
             require_scope(grant, path.strip("/"))
-            return self._answer(method, path, body, view_of(grant, self.endpoints, self.models))
+            answer = self._answer(method, path, body, view_of(grant, self.endpoints, self.models))
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
+            if action is not None:
+                self.audit.record(action, grant=grant, peer=peer, error=exc)
             return refuse(exc)
+        if action is not None:
+            self.audit.record(action, grant=grant, peer=peer, error=None)
+        return answer
 
     def close(self) -> None:
         """End the compute threads once their work is done."""

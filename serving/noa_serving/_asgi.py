@@ -118,7 +118,7 @@ class AsgiApplication:
                 unknown = self._application.refuse_unknown(scope["path"], headers) if exc.status == 413 else None
                 await _send(send, refuse(exc) if unknown is None else unknown)
                 return
-        await _send(send, self._application.answer(scope["method"], scope["path"], headers, body))
+        await _send(send, self._application.answer(scope["method"], scope["path"], headers, body, scope.get("client")))
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:

@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection
 
 from noa.errors import InvalidInputError, NotFoundError, ServiceError
 from noa_serving import _grpc_infer
+from noa_serving._audit import grpc_action_of
 from noa_serving._deadline import Deadline, asked_timeout_s
 from noa_serving._grpc_messages import HEALTH_SERVICE, SERVICE, schema
 from noa_serving._http import Headers, RequestRefusedError, header_table, refuse, status_of
@@ -155,17 +156,27 @@ class GrpcServer:
         request_type, response_type = classes[f"{name}Request"], classes[f"{name}Response"]
 
         async def handle(body: bytes, context: Any) -> bytes:
+            application, grant, message = self._application, None, None
             try:
-                application = self._application
                 grant = ANYBODY if name in _OPEN_CALLS else application.guard.identify(_headers(context))
                 message = _parse(request_type, body)
                 _require_scope(grant, name, message)
                 found = answer(message, view_of(grant, application.endpoints, application.models).models)
-                return ParseDict(_plain(found), response_type()).SerializeToString()
+                reply = ParseDict(_plain(found), response_type()).SerializeToString()
             except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes a status
+                self._record(name, message, grant, context, exc)
                 return await _abort(context, exc)
+            self._record(name, message, grant, context, None)
+            return reply
 
         return handle
+
+    def _record(
+        self, name: str, message: object, grant: Grant | None, context: Any, error: BaseException | None
+    ) -> None:
+        action = grpc_action_of(name, message)
+        if action is not None:
+            self._application.audit.record(action, grant=grant, peer=_peer(context), error=error)
 
     async def _infer(self, body: bytes, context: Any) -> bytes:
         try:

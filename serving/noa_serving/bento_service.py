@@ -125,6 +125,11 @@ def _configure_logging() -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    trail = logging.StreamHandler(sys.stderr)  # lines of JSON and nothing else on them
+    trail.setFormatter(logging.Formatter("%(message)s"))
+    audit = logging.getLogger("noa.audit")
+    audit.handlers = [trail]
+    audit.propagate = False
 
 
 def _load() -> LaunchRequest:
