@@ -18,6 +18,7 @@ from noa_serving._server_process import (
     server_command,
     start_server,
 )
+from noa_serving._tls import client_context, own_server_context
 from noa_serving.async_client import AsyncClient
 from noa_serving.client import Client
 
@@ -33,7 +34,9 @@ __all__ = [
     "check_endpoints",
     "check_exposure",
     "check_port",
+    "client_context",
     "is_open",
+    "own_server_context",
     "read_address",
     "server_command",
     "start_server",

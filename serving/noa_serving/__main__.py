@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import socket
+import ssl
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,6 +113,10 @@ def _serve(request: LaunchRequest) -> int:
     arguments = ["serve", SERVICE, "--host", _address(serving.host), "--port", str(serving.port)]
     arguments += ["--working-dir", str(request.folder), "--timeout-keep-alive", str(_KEEP_ALIVE_S)]
     arguments += ["--timeout-graceful-shutdown", str(math.ceil(serving.timeout_s) + _GRACE_S)]
+    if serving.tls_certificate is not None:
+        arguments += ["--ssl-certfile", str(serving.tls_certificate), "--ssl-keyfile", str(serving.tls_key)]
+    if serving.tls_client_ca is not None:
+        arguments += ["--ssl-ca-certs", str(serving.tls_client_ca), "--ssl-cert-reqs", str(int(ssl.CERT_REQUIRED))]
     try:
         cli(arguments, prog_name="bentoml", standalone_mode=False)
     except SystemExit as exc:

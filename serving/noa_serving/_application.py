@@ -315,7 +315,8 @@ def compute_threads(settings: ServingSettings) -> int:
 
 def _key_ring(settings: ServingSettings, names: Iterable[str]) -> KeyRing:
     keys = [key.get_secret_value() for key in settings.api_keys]
-    is_required = not is_loopback(settings.host) and not settings.allow_unauthenticated
+    is_guarded = settings.allow_unauthenticated or settings.tls_client_ca is not None
+    is_required = not is_loopback(settings.host) and not is_guarded
     file = KeyFile(settings.keys_file) if settings.has_keys_file else None
     return KeyRing(keys, file, names=names, is_required=is_required)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from noa.errors import SettingsError
 from noa.settings import is_loopback
+from noa_serving._tls import check_tls
 from noa_serving.api_keys import KeyFile
 
 if TYPE_CHECKING:
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
 
 
 def check_exposure(serving: ServingSettings) -> None:
-    """Check that a server beyond loopback authenticates its callers, and that its keys are readable.
+    """Check that a server beyond loopback authenticates its callers, and that its keys and certificates are usable.
 
     Raises:
         SettingsError: it does not; names what to do.
     """
+    check_tls(serving)
     keys = KeyFile(serving.keys_file).read() if serving.has_keys_file else ()
     if is_open(serving) and not serving.allow_unauthenticated:
         raise SettingsError(
@@ -33,7 +35,7 @@ def check_exposure(serving: ServingSettings) -> None:
 
 def is_open(serving: ServingSettings) -> bool:
     """Tell whether other machines reach the server and none of them has to show a key."""
-    if is_loopback(serving.host) or serving.api_keys:
+    if is_loopback(serving.host) or serving.api_keys or serving.tls_client_ca is not None:
         return False
     keys = KeyFile(serving.keys_file).read() if serving.has_keys_file else ()
     now = datetime.now(UTC)

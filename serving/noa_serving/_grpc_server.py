@@ -100,13 +100,23 @@ class GrpcServer:
         names = (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server, pool=schema().pool)
         try:
-            server.add_insecure_port(self._address)
+            self._listen(server)
         except RuntimeError as exc:
             raise ServiceError(
                 "the gRPC port cannot be had", where=self._address, remedy="Choose another `serving.grpc_port`"
             ) from exc
         await server.start()
         self._server = server
+
+    def _listen(self, server: Any) -> None:
+        serving = self._application.settings
+        if serving.tls_certificate is None or serving.tls_key is None:
+            server.add_insecure_port(self._address)
+            return
+        authorities = None if serving.tls_client_ca is None else serving.tls_client_ca.read_bytes()
+        pair = serving.tls_key.read_bytes(), serving.tls_certificate.read_bytes()
+        credentials = grpc.ssl_server_credentials([pair], authorities, authorities is not None)
+        server.add_secure_port(self._address, credentials)
 
     async def stop(self) -> None:
         """Take nothing new, and wait until what was begun is answered."""

@@ -107,6 +107,7 @@ async def _report_address(request: LaunchRequest, *, grpc_port: int | None = Non
     host, port = _listening_address()
     workers = request.settings.serving.workers
     table = {"host": host, "port": port, "grpc_port": grpc_port, "pid": os.getppid(), "workers": workers}
+    table["is_tls"] = request.settings.serving.tls_certificate is not None
     write_file(request.ready_file, json.dumps(table))
 
 

@@ -10,7 +10,7 @@ import typer
 from noa_cli import _console as console
 from noa_cli._invocation import current
 from noa_cli._options import JsonOption
-from noa_cli.commands.predict import find_server, read_inputs
+from noa_cli.commands.predict import find_server, read_inputs, tls_for
 
 if TYPE_CHECKING:
     from noa_serving.load_test import LoadResult
@@ -59,7 +59,8 @@ async def _measure(
 
     settings = current().load().settings
     key = settings.serving.key_to_call_with()
-    async with AsyncClient(url or find_server(settings), api_key=key, max_connections=max(counts)) as client:
+    tls, address = tls_for(settings, url), url or find_server(settings)
+    async with AsyncClient(address, api_key=key, max_connections=max(counts), tls=tls) as client:
         specs = await client.inputs(endpoint)
         inputs = example_inputs(specs, batch=batch, seed=0) if source is None else read_inputs(source, specs)
         return await run_load(client, endpoint, inputs, connections=counts, seconds=seconds)

@@ -14,6 +14,8 @@ from noa_cli._invocation import current
 from noa_cli._options import JsonOption
 
 if TYPE_CHECKING:
+    import ssl
+
     import numpy as np
 
     from noa.references import ModelReference
@@ -93,7 +95,7 @@ def _ask(reference: ModelReference, source: str, *, url: str | None, format: str
     endpoint = reference.name
     _check_source(source)
     address = url or find_server(settings)
-    with Client(address, api_key=settings.serving.key_to_call_with()) as client:
+    with Client(address, api_key=settings.serving.key_to_call_with(), tls=tls_for(settings, url)) as client:
         if not client.answers("/v2/health/live"):
             remedy = _without_server(reference, source, settings, url=url, format=format)
             raise ServiceError("no server answers", where=address, remedy=remedy)
@@ -126,7 +128,15 @@ def find_server(settings: Settings) -> str:
     from noa_flows import address_of
 
     known = address_of(settings, "serving") if settings.state_dir.exists() else None
-    return known or f"http://{settings.serving.host}:{settings.serving.port}"
+    scheme = "http" if settings.serving.tls_certificate is None else "https"
+    return known or f"{scheme}://{settings.serving.host}:{settings.serving.port}"
+
+
+def tls_for(settings: Settings, url: str | None) -> ssl.SSLContext | None:
+    """Return how the server at `url` is checked over TLS, or the project's own where there is no `url`."""
+    from noa_serving import client_context, own_server_context
+
+    return own_server_context(settings.serving) if url is None else client_context(settings.serving)
 
 
 def read_inputs(source: str, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -325,6 +325,25 @@ class ServingSettings(Section):
         le=3600,
         description="A client that was silent may send its quota of so many seconds at once.",
     )
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file of the server's certificate and its chain: TLS for HTTP and gRPC."
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file of the key of `tls_certificate`.")
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="PEM file of authorities: only clients with a certificate of theirs may connect (mutual TLS).",
+    )
+    client_ca: Path | None = Field(
+        default=None,
+        description="PEM file of authorities by which noa's own commands check the certificate of another server; "
+        "none: the system's. The project's own server is known by its certificate.",
+    )
+    client_certificate: Path | None = Field(
+        default=None, description="PEM file of the certificate that noa's own commands show (mutual TLS)."
+    )
+    client_certificate_key: Path | None = Field(
+        default=None, description="PEM file of the key of `client_certificate`."
+    )
     client_key: SecretStr | None = Field(
         default=None, description="Key that noa's own commands call a server with; none: the first of `api_keys`."
     )
@@ -386,6 +405,16 @@ class ServingSettings(Section):
 
     @model_validator(mode="after")
     def _is_safe(self) -> Self:
+        for certificate, key in (("tls_certificate", "tls_key"), ("client_certificate", "client_certificate_key")):
+            if (getattr(self, certificate) is None) != (getattr(self, key) is None):
+                raise ValueError(f"`serving.{certificate}` and `serving.{key}` go together; one of them is not set")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("`serving.tls_client_ca` needs `serving.tls_certificate`")
+        if self.tls_client_ca is not None and self.client_certificate is None:
+            raise ValueError(
+                "`serving.tls_client_ca` needs `serving.client_certificate`, by which noa itself asks whether the "
+                "server is ready"
+            )
         if self.shared_memory and not is_loopback(self.host):
             raise ValueError(f"`serving.shared_memory` needs a loopback address; host is `{self.host}`")
         if any(len(key.get_secret_value()) < 16 for key in self.api_keys):
@@ -639,7 +668,7 @@ class Settings(Section):
                 ),
                 "gates": {name: _resolve_check(gate, root) for name, gate in self.gates.items()},
                 "webhooks": {name: _resolve_ca(hook, root) for name, hook in self.webhooks.items()},
-                "serving": self.serving.model_copy(update={"keys_file": _keys_file(self.serving, state, root)}),
+                "serving": _resolve_serving(self.serving, state, root),
                 "training": self.training.model_copy(
                     update={"jobs_dir": state / "jobs" if jobs == Path() else _absolute(jobs, root)}
                 ),
@@ -653,8 +682,12 @@ class Settings(Section):
         return state / "artifacts" if given == Path() else _absolute(given, root)
 
 
-def _keys_file(serving: ServingSettings, state: Path, root: Path) -> Path:
-    return state / "api-keys.json" if serving.keys_file == Path() else _absolute(serving.keys_file, root)
+def _resolve_serving(serving: ServingSettings, state: Path, root: Path) -> ServingSettings:
+    names = ("tls_certificate", "tls_key", "tls_client_ca", "client_ca", "client_certificate", "client_certificate_key")
+    given = {name: cast("Path | None", getattr(serving, name)) for name in names}
+    paths = {name: _absolute(path, root) for name, path in given.items() if path is not None}
+    keys = state / "api-keys.json" if serving.keys_file == Path() else _absolute(serving.keys_file, root)
+    return serving.model_copy(update={**paths, "keys_file": keys})
 
 
 def _resolve_ca(hook: WebhookSettings, root: Path) -> WebhookSettings:
