@@ -6,6 +6,7 @@ A server is a child process that runs BentoML's machinery with noa's own stack i
 
 from noa_serving._client_wire import Prediction
 from noa_serving._exposure import check_exposure, is_open
+from noa_serving._own_key import key_to_call_own
 from noa_serving._server_process import (
     READY_PATH,
     STARTED_PATH,
@@ -36,6 +37,7 @@ __all__ = [
     "check_port",
     "client_context",
     "is_open",
+    "key_to_call_own",
     "own_server_context",
     "read_address",
     "server_command",

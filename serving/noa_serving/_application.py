@@ -91,12 +91,13 @@ class Application:
         *,
         regions: SharedRegions | None = None,
         quotas: Quotas | None = None,
+        own_key: str | None = None,
     ) -> None:
         self.settings = settings
         self.follower = follower
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self.audit = Audit()
-        self.guard = Guard(_key_ring(settings, self.endpoints), quotas or Quotas(settings))
+        self.guard = Guard(_key_ring(settings, self.endpoints, own_key), quotas or Quotas(settings))
         self.admission = Admission(settings.max_in_flight, max_bytes=settings.max_in_flight_bytes)
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
         self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
@@ -313,12 +314,12 @@ def compute_threads(settings: ServingSettings) -> int:
     return settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.workers)
 
 
-def _key_ring(settings: ServingSettings, names: Iterable[str]) -> KeyRing:
+def _key_ring(settings: ServingSettings, names: Iterable[str], own_key: str | None) -> KeyRing:
     keys = [key.get_secret_value() for key in settings.api_keys]
     is_guarded = settings.allow_unauthenticated or settings.tls_client_ca is not None
     is_required = not is_loopback(settings.host) and not is_guarded
     file = KeyFile(settings.keys_file) if settings.has_keys_file else None
-    return KeyRing(keys, file, names=names, is_required=is_required)
+    return KeyRing(keys, file, names=names, is_required=is_required, own_key=own_key)
 
 
 def _index(view: View) -> Response:

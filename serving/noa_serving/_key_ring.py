@@ -69,7 +69,8 @@ class KeyRing:
     """Checks keys. Belongs to one event loop, but for `look`, which may be called anywhere.
 
     `keys` are those of the settings, which may do everything; `names` are the endpoints of the server. With
-    `is_required` nobody is answered without a key even where there is none (any more).
+    `is_required` nobody is answered without a key even where there is none (any more). `own_key` is that of the
+    server's project, and no reason to ask others for one.
     """
 
     def __init__(
@@ -79,12 +80,15 @@ class KeyRing:
         *,
         names: Iterable[str] = (),
         is_required: bool = False,
+        own_key: str | None = None,
     ) -> None:
         self._file = file
         self._names = tuple(names)
         everything = frozenset(self._names)
-        self._settings_keys = tuple(
-            (hashlib.sha256(key.encode()).digest(), _everything(row, everything)) for row, key in enumerate(keys)
+        whole = [(key, f"settings-{row}") for row, key in enumerate(keys)]
+        whole += [] if own_key is None else [(own_key, "noa")]
+        self._whole_keys = tuple(
+            (hashlib.sha256(key.encode()).digest(), _everything(who, everything)) for key, who in whole
         )
         self._file_keys: dict[bytes, tuple[bytes, Grant]] = {}
         self._bearers: dict[bytes, Grant] = {}
@@ -155,7 +159,7 @@ class KeyRing:
     def _find(self, token: bytes) -> Grant | None:
         digest = hashlib.sha256(token).digest()
         found = None
-        for known, grant in self._settings_keys:  # all of them: the time does not tell which
+        for known, grant in self._whole_keys:  # all of them: the time does not tell which
             if hmac.compare_digest(digest, known):
                 found = grant
         known, grant = self._file_keys.get(token[4:12], (b"", None))
@@ -193,8 +197,8 @@ def forbidden(verb: Verb, endpoint: str) -> RequestRefusedError:
     return RequestRefusedError("the key does not allow this", status=403, expected=f"the scope `{verb}` on {where}")
 
 
-def _everything(row: int, names: frozenset[str]) -> Grant:
-    return Grant(who=f"settings-{row}", verbs=frozenset(VERBS), endpoints=("*",), infers=names)
+def _everything(who: str, names: frozenset[str]) -> Grant:
+    return Grant(who=who, verbs=frozenset(VERBS), endpoints=("*",), infers=names)
 
 
 def _unauthenticated(received: str) -> RequestRefusedError:

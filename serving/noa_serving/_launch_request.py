@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
@@ -44,6 +44,8 @@ class LaunchRequest:
     settings: Settings
     folder: Path
     die_with_parent: bool
+    own_key: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    """By which the project calls its own server; see `_own_key`."""
 
     @property
     def path(self) -> Path:
@@ -79,7 +81,11 @@ class LaunchRequest:
             self.regions_folder.mkdir(mode=0o700)
         if self.quotas_file is not None:
             make_shared(self.quotas_file)
-        table = {"settings": _reveal(self.settings.model_dump()), "die_with_parent": self.die_with_parent}
+        table = {
+            "settings": _reveal(self.settings.model_dump()),
+            "die_with_parent": self.die_with_parent,
+            "own_key": self.own_key,
+        }
         write_file(self.path, json.dumps(table), private=True)
 
 
@@ -102,7 +108,12 @@ def load_request(path: Path) -> LaunchRequest:
     try:
         table = cast("dict[str, object]", json.loads(path.read_text()))
         settings = Settings.model_validate(table["settings"])
-        return LaunchRequest(settings=settings, folder=path.parent, die_with_parent=bool(table["die_with_parent"]))
+        return LaunchRequest(
+            settings=settings,
+            folder=path.parent,
+            die_with_parent=bool(table["die_with_parent"]),
+            own_key=str(table.get("own_key") or secrets.token_urlsafe(32)),  # one of an older noa has none
+        )
     except FileNotFoundError as exc:
         raise NotFoundError("no such launch request", where=str(path), remedy="Start the server again") from exc
     except (OSError, ValueError, KeyError, TypeError) as exc:

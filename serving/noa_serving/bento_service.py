@@ -87,7 +87,7 @@ def build_application(request: LaunchRequest) -> Application:
     follower = Follower(endpoints, open_registry, poll_interval_s=settings.serving.poll_interval_s, leases=leases)
     regions = SharedRegions(request.regions_folder)
     quotas = Quotas(settings.serving, request.quotas_file)
-    return Application(settings.serving, endpoints, follower, regions=regions, quotas=quotas)
+    return Application(settings.serving, endpoints, follower, regions=regions, quotas=quotas, own_key=request.own_key)
 
 
 def _with_grpc(application: Application, request: LaunchRequest) -> AsgiApplication:

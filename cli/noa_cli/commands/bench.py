@@ -10,7 +10,7 @@ import typer
 from noa_cli import _console as console
 from noa_cli._invocation import current
 from noa_cli._options import JsonOption
-from noa_cli.commands.predict import find_server, read_inputs, tls_for
+from noa_cli.commands.predict import find_server, key_for, read_inputs, tls_for
 
 if TYPE_CHECKING:
     from noa_serving.load_test import LoadResult
@@ -58,7 +58,7 @@ async def _measure(
     from noa_serving.load_test import example_inputs, run_load
 
     settings = current().load().settings
-    key = settings.serving.key_to_call_with()
+    key = key_for(settings, url)
     tls, address = tls_for(settings, url), url or find_server(settings)
     async with AsyncClient(address, api_key=key, max_connections=max(counts), tls=tls) as client:
         specs = await client.inputs(endpoint)

@@ -95,7 +95,7 @@ def _ask(reference: ModelReference, source: str, *, url: str | None, format: str
     endpoint = reference.name
     _check_source(source)
     address = url or find_server(settings)
-    with Client(address, api_key=settings.serving.key_to_call_with(), tls=tls_for(settings, url)) as client:
+    with Client(address, api_key=key_for(settings, url), tls=tls_for(settings, url)) as client:
         if not client.answers("/v2/health/live"):
             remedy = _without_server(reference, source, settings, url=url, format=format)
             raise ServiceError("no server answers", where=address, remedy=remedy)
@@ -130,6 +130,13 @@ def find_server(settings: Settings) -> str:
     known = address_of(settings, "serving") if settings.state_dir.exists() else None
     scheme = "http" if settings.serving.tls_certificate is None else "https"
     return known or f"{scheme}://{settings.serving.host}:{settings.serving.port}"
+
+
+def key_for(settings: Settings, url: str | None) -> str | None:
+    """Return the key to call the server at `url` with, or the project's own where there is no `url`."""
+    from noa_serving import key_to_call_own
+
+    return key_to_call_own(settings, find_server(settings)) if url is None else settings.serving.key_to_call_with()
 
 
 def tls_for(settings: Settings, url: str | None) -> ssl.SSLContext | None:

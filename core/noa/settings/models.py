@@ -345,7 +345,9 @@ class ServingSettings(Section):
         default=None, description="PEM file of the key of `client_certificate`."
     )
     client_key: SecretStr | None = Field(
-        default=None, description="Key that noa's own commands call a server with; none: the first of `api_keys`."
+        default=None,
+        description="Key that noa's own commands call a server with; none: the first of `api_keys`. The project's own "
+        "server needs none.",
     )
     poll_interval_s: StrictFloat = Field(
         default=0.5, gt=0, description="How often an alias is looked up for a swap, seconds."
