@@ -25,6 +25,7 @@ from noa_serving._computing import Computing
 from noa_serving._guard import Guard, Peer
 from noa_serving._http import JSON_TYPE, RequestRefusedError, Response, json_response, refuse
 from noa_serving._json_body import json_kind, parse_object
+from noa_serving._jwt import reader_of
 from noa_serving._key_ring import KeyRing
 from noa_serving._metrics import RouteMetrics, render
 from noa_serving._models import Models, describe_model, parse_version, require_version
@@ -319,7 +320,7 @@ def _key_ring(settings: ServingSettings, names: Iterable[str], own_key: str | No
     is_guarded = settings.allow_unauthenticated or settings.tls_client_ca is not None
     is_required = not is_loopback(settings.host) and not is_guarded
     file = KeyFile(settings.keys_file) if settings.has_keys_file else None
-    return KeyRing(keys, file, names=names, is_required=is_required, own_key=own_key)
+    return KeyRing(keys, file, names=names, is_required=is_required, own_key=own_key, tokens=reader_of(settings, names))
 
 
 def _index(view: View) -> Response:

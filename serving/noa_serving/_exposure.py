@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from noa.errors import SettingsError
 from noa.settings import is_loopback
+from noa_serving._jwt import reader_of
 from noa_serving._tls import check_tls
 from noa_serving.api_keys import KeyFile
 
@@ -21,6 +22,9 @@ def check_exposure(serving: ServingSettings) -> None:
         SettingsError: it does not; names what to do.
     """
     check_tls(serving)
+    tokens = reader_of(serving)
+    if tokens is not None:
+        tokens.load()
     keys = KeyFile(serving.keys_file).read() if serving.has_keys_file else ()
     if is_open(serving) and not serving.allow_unauthenticated:
         raise SettingsError(
@@ -35,7 +39,12 @@ def check_exposure(serving: ServingSettings) -> None:
 
 def is_open(serving: ServingSettings) -> bool:
     """Tell whether other machines reach the server and none of them has to show a key."""
-    if is_loopback(serving.host) or serving.api_keys or serving.tls_client_ca is not None:
+    if (
+        is_loopback(serving.host)
+        or serving.api_keys
+        or serving.tls_client_ca is not None
+        or serving.jwt_jwks_file is not None
+    ):
         return False
     keys = KeyFile(serving.keys_file).read() if serving.has_keys_file else ()
     now = datetime.now(UTC)

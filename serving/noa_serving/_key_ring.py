@@ -15,14 +15,20 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from noa.errors import NoaError
 from noa_serving._http import Headers, RequestRefusedError
 from noa_serving.api_keys import VERBS, ApiKey, KeyFile, Verb
 
+if TYPE_CHECKING:
+    from noa_serving._jwt import TokenReader
+
 log = logging.getLogger("noa.serving")
 
 _LONGEST_CREDENTIAL_BYTES = 512
+_LONGEST_TOKEN_BYTES = 8192
 _MAX_VERIFIED = 1024
 
 
@@ -81,6 +87,7 @@ class KeyRing:
         names: Iterable[str] = (),
         is_required: bool = False,
         own_key: str | None = None,
+        tokens: TokenReader | None = None,
     ) -> None:
         self._file = file
         self._names = tuple(names)
@@ -94,11 +101,14 @@ class KeyRing:
         self._bearers: dict[bytes, Grant] = {}
         self._plain: dict[bytes, Grant] = {}
         self._stamp: tuple[int, ...] | None = None
-        self.is_on = bool(keys) or is_required
+        self._tokens = tokens
+        self._tokens_stamp: tuple[int, ...] | None = None
+        self.is_on = bool(keys) or is_required or tokens is not None
         self.look()
 
     def look(self) -> bool:
-        """Read the file again if it has changed; returns whether it had."""
+        """Read the files again that have changed; returns whether the one of keys had."""
+        self._look_at_tokens()
         stamp = self._read_stamp()
         if stamp == self._stamp:
             return False
@@ -116,6 +126,23 @@ class KeyRing:
         self._bearers, self._plain = {}, {}
         log.info("API keys read: %d of %d are not revoked", len(self._file_keys), len(found))
         return True
+
+    def _look_at_tokens(self) -> None:
+        if self._tokens is None:
+            return
+        try:
+            stamp = _stamp_of(self._tokens.path)
+        except OSError:
+            stamp = ()
+        if stamp == self._tokens_stamp:
+            return
+        self._tokens_stamp = stamp
+        try:
+            self._tokens.load()
+        except NoaError as exc:
+            log.error("the keys of tokens stay as they were: %s", exc)  # the reason is in the text
+            return
+        self._bearers, self._plain = {}, {}
 
     def check(self, headers: Headers) -> Grant:
         """Return what the caller may do.
@@ -146,9 +173,12 @@ class KeyRing:
         else:
             scheme, _, token = shown.partition(b" ")
             token = token.strip(b" \t") if scheme.lower() == b"bearer" else b""
-        if not token or len(shown) > _LONGEST_CREDENTIAL_BYTES:
+        longest = _LONGEST_CREDENTIAL_BYTES if self._tokens is None else _LONGEST_TOKEN_BYTES
+        if not token or len(shown) > longest:
             raise _unauthenticated("no valid key")
         grant = self._find(token)
+        if grant is None and self._tokens is not None and token.count(b".") == 2:
+            grant = self._tokens.read(token)
         if grant is None:
             raise _unauthenticated("no valid key")
         if len(verified) >= _MAX_VERIFIED:
@@ -183,12 +213,18 @@ class KeyRing:
         if self._file is None:
             return None
         try:
-            status = self._file.path.stat()
-        except FileNotFoundError:
-            return None if self._stamp is None else ()
+            found = _stamp_of(self._file.path)
         except OSError:
             return () if self._stamp is None else self._stamp  # unknown is not open
-        return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+        return None if found == () and self._stamp is None else found
+
+
+def _stamp_of(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return ()
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
 def forbidden(verb: Verb, endpoint: str) -> RequestRefusedError:

@@ -325,6 +325,12 @@ class ServingSettings(Section):
         le=3600,
         description="A client that was silent may send its quota of so many seconds at once.",
     )
+    jwt_jwks_file: Path | None = Field(
+        default=None,
+        description="JWKS file of an identity provider whose tokens (RS256, ES256) count as keys (needs `noa[jwt]`).",
+    )
+    jwt_issuer: str = Field(default="", description="`iss` that tokens must have.")
+    jwt_audience: str = Field(default="", description="`aud` that tokens must hold: the name of this service there.")
     tls_certificate: Path | None = Field(
         default=None, description="PEM file of the server's certificate and its chain: TLS for HTTP and gRPC."
     )
@@ -410,6 +416,8 @@ class ServingSettings(Section):
         for certificate, key in (("tls_certificate", "tls_key"), ("client_certificate", "client_certificate_key")):
             if (getattr(self, certificate) is None) != (getattr(self, key) is None):
                 raise ValueError(f"`serving.{certificate}` and `serving.{key}` go together; one of them is not set")
+        if self.jwt_jwks_file is not None and not (self.jwt_issuer and self.jwt_audience):
+            raise ValueError("`serving.jwt_jwks_file` needs `serving.jwt_issuer` and `serving.jwt_audience`")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("`serving.tls_client_ca` needs `serving.tls_certificate`")
         if self.tls_client_ca is not None and self.client_certificate is None:
@@ -685,7 +693,15 @@ class Settings(Section):
 
 
 def _resolve_serving(serving: ServingSettings, state: Path, root: Path) -> ServingSettings:
-    names = ("tls_certificate", "tls_key", "tls_client_ca", "client_ca", "client_certificate", "client_certificate_key")
+    names = (
+        "jwt_jwks_file",
+        "tls_certificate",
+        "tls_key",
+        "tls_client_ca",
+        "client_ca",
+        "client_certificate",
+        "client_certificate_key",
+    )
     given = {name: cast("Path | None", getattr(serving, name)) for name in names}
     paths = {name: _absolute(path, root) for name, path in given.items() if path is not None}
     keys = state / "api-keys.json" if serving.keys_file == Path() else _absolute(serving.keys_file, root)
