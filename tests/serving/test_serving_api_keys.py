@@ -192,6 +192,7 @@ def test_hostile_headers_are_401_and_one_that_stands_twice_counts_for_nothing(st
     head = b"POST /predict/digits HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
     twice = b"Authorization: Bearer %b\r\nauthorization: Bearer wrong\r\n" % text.encode()
     lines = [b"authorization: %b\r\n" % value for value in hostile if b"\x00" not in value] + [twice]
+    lines.append(b"authorization: Bearer wrong\r\nAuthorization: Bearer %b\r\n" % text.encode())
     lines += [b"X-API-Key: %b\r\nx-api-key: x\r\n" % text.encode(), b"x-api-key: Bearer %b\r\n" % text.encode()]
 
     async def main() -> None:
