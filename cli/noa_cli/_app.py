@@ -17,6 +17,7 @@ from noa_cli._command import (
     keep_common,
 )
 from noa_cli.commands import (
+    api_keys,
     bench,
     convert,
     demo,
@@ -89,6 +90,7 @@ def build() -> typer.Typer:
     add(serve.serve, "Serving")
     add(predict.predict, "Serving")
     add(bench.bench, "Serving")
+    app.add_typer(api_keys.build(), name="api-keys", rich_help_panel="Serving")
     add(services.up, "Operation")
     add(services.down, "Operation")
     add(services.status, "Operation")

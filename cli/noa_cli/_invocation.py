@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from noa.settings import LoadedSettings, Settings
 
 # Errors land in logs: what may hold a password or a key is not repeated in them.
-_MAY_HOLD_SECRETS = ("serving.api_keys", "registry.database_url")
+_MAY_HOLD_SECRETS = ("serving.api_keys", "serving.client_key", "registry.database_url")
 
 
 @dataclass(slots=True)

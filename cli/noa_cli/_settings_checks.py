@@ -39,6 +39,7 @@ def find_mistakes(loaded: LoadedSettings) -> Iterator[SettingsError]:
         *_webhooks(settings),
         *_endpoints(settings),
         *_files(settings),
+        *_serving(settings),
     ):
         yield SettingsError(
             error.what if f"`{key}`" in error.what else f"setting `{key}` is not valid: {error.what}",
@@ -155,6 +156,15 @@ def _endpoints(settings: Settings) -> _Mistakes:
                     remedy=_did_you_mean(endpoint.format, formats),
                 ),
             )
+
+
+def _serving(settings: Settings) -> _Mistakes:
+    from noa_serving import check_exposure
+
+    try:
+        check_exposure(settings.serving)
+    except SettingsError as exc:
+        yield "serving.host" if exc.where == "serving.host" else "serving.keys_file", exc
 
 
 def _files(settings: Settings) -> _Mistakes:

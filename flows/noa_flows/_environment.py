@@ -27,7 +27,7 @@ _SIGNING_SECRETS = ("private_key_pem", "private_key_password", "sigstore_token")
 # `webhooks` have their own ways to the processes that need them.
 _REPLACED = (
     *(f"registry.{name}" for name in RegistrySettings.model_fields if name != "principals"),
-    *("serving.api_keys", "serving.host", "webhooks"),
+    *("serving.api_keys", "serving.client_key", "serving.host", "webhooks"),
 )
 _LOOPBACK = "127.0.0.1,localhost,::1"
 
@@ -96,7 +96,7 @@ def settings_to_carry(settings: Settings) -> str:
     database's password.
     """
     now = cast("dict[str, dict[str, object]]", settings.model_dump(mode="json", exclude={"root", "webhooks"}))
-    for name in ("api_keys", "host"):
+    for name in ("api_keys", "client_key", "host"):
         del now["serving"][name]
     registry = now.pop("registry")
     principals = registry.pop("principals")

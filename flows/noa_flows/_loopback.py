@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -56,9 +57,15 @@ def claim_port(host: str, port: int, *, service: str, setting: str) -> int:
 
 
 def ask(
-    url: str, *, body: object = None, method: str | None = None, timeout_s: float = 5.0, token: str | None = None
+    url: str,
+    *,
+    body: object = None,
+    method: str | None = None,
+    timeout_s: float = 5.0,
+    token: str | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
-    """Send one request, with `body` as JSON and `token` as bearer token if given.
+    """Send one request, with `body` as JSON and `token` as bearer token if given; `tls` is for an `https` address.
 
     Raises:
         ConnectionError: nobody answered, in time or in HTTP.
@@ -67,7 +74,7 @@ def ask(
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     request = urllib.request.Request(url, data=data, method=method, headers=headers)
     try:
-        with _OPENER.open(request, timeout=timeout_s) as response:
+        with _opener(tls).open(request, timeout=timeout_s) as response:
             return Answer(status=response.status, body=_parse(response.read()))
     except urllib.error.HTTPError as exc:
         with exc:
@@ -76,18 +83,18 @@ def ask(
         raise ConnectionError(f"no answer from {url}: {exc}") from exc
 
 
-def answers(url: str) -> bool:
+def answers(url: str, *, tls: ssl.SSLContext | None = None) -> bool:
     """Tell whether a server answers this address with success."""
     try:
-        return 200 <= ask(url, timeout_s=2.0).status < 300
+        return 200 <= ask(url, timeout_s=2.0, tls=tls).status < 300
     except ConnectionError:
         return False
 
 
-def refusal_of(url: str) -> str:
+def refusal_of(url: str, *, tls: ssl.SSLContext | None = None) -> str:
     """Return why a server that runs does not answer this address with success, or what it lacks; "" for neither."""
     try:
-        answer = ask(url, timeout_s=2.0)
+        answer = ask(url, timeout_s=2.0, tls=tls)
     except ConnectionError:
         return "it does not answer"
     table = cast("dict[str, object]", answer.body) if isinstance(answer.body, dict) else {}
@@ -104,6 +111,12 @@ def _holder_of(port: int) -> str | None:
         return None if pid is None else f"process {pid} ({psutil.Process(pid).name()})"
     except psutil.Error:
         return None
+
+
+def _opener(tls: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
+    if tls is None:
+        return _OPENER
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
 
 
 def _parse(payload: bytes) -> object:

@@ -52,6 +52,7 @@ class ServicePlan:
     build: Callable[[str | None, Mapping[ServiceName, str]], Command]
     is_healthy: Callable[[ServiceRecord, Mapping[ServiceName, str]], bool]
     not_ready: Callable[[ServiceRecord], str] = _is_ready
+    scheme: Literal["http", "https"] = "http"
 
 
 def plan_services(settings: Settings) -> dict[ServiceName, ServicePlan]:
@@ -159,14 +160,14 @@ def _plan_serving(settings: Settings) -> ServicePlan:
         )
 
     def is_healthy(record: ServiceRecord, _: Mapping[ServiceName, str]) -> bool:
-        from noa_serving import STARTED_PATH
+        from noa_serving import STARTED_PATH, own_server_context
 
-        return answers(f"{record.address}{STARTED_PATH}")
+        return answers(f"{record.address}{STARTED_PATH}", tls=own_server_context(settings.serving))
 
     def not_ready(record: ServiceRecord) -> str:
-        from noa_serving import READY_PATH
+        from noa_serving import READY_PATH, own_server_context
 
-        return refusal_of(f"{record.address}{READY_PATH}")
+        return refusal_of(f"{record.address}{READY_PATH}", tls=own_server_context(settings.serving))
 
     return ServicePlan(
         name="serving",
@@ -177,6 +178,7 @@ def _plan_serving(settings: Settings) -> ServicePlan:
         build=build,
         is_healthy=is_healthy,
         not_ready=not_ready,
+        scheme="http" if settings.serving.tls_certificate is None else "https",
     )
 
 
@@ -268,8 +270,8 @@ def _command(
 
 
 def _split(address: str | None) -> tuple[str, str]:
-    """Return host and port of `http://host:port`."""
+    """Return host and port of `http://host:port`, or of `https`."""
     if address is None:
         raise ServiceError("a service that listens was given no address")
-    host, _, port = address.removeprefix("http://").rpartition(":")
+    host, _, port = address.partition("://")[2].rpartition(":")
     return host.strip("[]"), port

@@ -51,9 +51,11 @@ def _follows(model: str, name: str, alias: str) -> bool:
 
 def _read_reports(settings: Settings, address: str) -> dict[str, dict[str, object]]:
     """Return what one worker of the server says about each endpoint; nothing if it does not answer."""
-    keys = settings.serving.api_keys
+    from noa_serving import key_to_call_own, own_server_context
+
     try:
-        answer = ask(f"{address}/status", token=keys[0].get_secret_value() if keys else None)
+        tls = own_server_context(settings.serving)
+        answer = ask(f"{address}/status", token=key_to_call_own(settings, address), tls=tls)
     except ConnectionError:
         return {}
     if answer.status != 200 or not isinstance(answer.body, dict):

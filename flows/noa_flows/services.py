@@ -243,7 +243,7 @@ class _Launch:
         return claim_port(str(plan.host), plan.port, service=plan.name, setting=plan.port_setting)
 
     def _start(self, plan: ServicePlan, port: int | None, addresses: Mapping[ServiceName, str]) -> ServiceRecord:
-        address = None if plan.host is None else f"http://{_reachable(plan.host)}:{port}"
+        address = None if plan.host is None else f"{plan.scheme}://{_reachable(plan.host)}:{port}"
         self.report(ServiceEvent(service=plan.name, phase="starting", address=address))
         command = plan.build(address, addresses)
         return self.supervisor.start(replace(command, settings_digest=settings_digest(self.settings, plan.name)))

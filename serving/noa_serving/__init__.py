@@ -5,6 +5,8 @@ A server is a child process that runs BentoML's machinery with noa's own stack i
 """
 
 from noa_serving._client_wire import Prediction
+from noa_serving._exposure import check_exposure, is_open
+from noa_serving._own_key import key_to_call_own
 from noa_serving._running_servers import RunningServer, running_servers
 from noa_serving._server_process import (
     READY_PATH,
@@ -18,6 +20,7 @@ from noa_serving._server_process import (
     server_command,
     start_server,
 )
+from noa_serving._tls import client_context, own_server_context
 from noa_serving.async_client import AsyncClient
 from noa_serving.client import Client
 
@@ -32,7 +35,12 @@ __all__ = [
     "ServerCommand",
     "ServerProcess",
     "check_endpoints",
+    "check_exposure",
     "check_port",
+    "client_context",
+    "is_open",
+    "key_to_call_own",
+    "own_server_context",
     "read_address",
     "running_servers",
     "server_command",

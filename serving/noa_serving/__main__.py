@@ -10,16 +10,19 @@ import math
 import os
 import shutil
 import socket
+import ssl
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from noa.errors import ConflictError, DependencyMissingError, NoaError, SettingsError
+from noa_serving._exposure import check_exposure, is_open
 from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, hold, load_request
 from noa_serving._parent_death import die_with_parent
 
 SERVICE = "noa_serving.bento_service:SERVICE"
 PARENT_VARIABLE = "NOA_SERVING_PARENT"
+OPEN_TO_ALL = "anybody who reaches {host} is answered without a key (serving.allow_unauthenticated)"
 _KEEP_ALIVE_S = 75
 _GRACE_S = 5
 
@@ -31,6 +34,7 @@ def main() -> int:
         require_engine(grpc=request.settings.serving.grpc_port is not None)
         if request.die_with_parent:
             die_with_parent(int(os.environ[PARENT_VARIABLE]) if PARENT_VARIABLE in os.environ else None)
+        check_exposure(request.settings.serving)
         lock = hold(request)
     except NoaError as exc:
         print(f"error: {exc}", file=sys.stderr, flush=True)
@@ -104,12 +108,18 @@ def _serve(request: LaunchRequest) -> int:
 
     look_for_dead_workers_often()
     serving = request.settings.serving
+    if is_open(serving):
+        print(f"WARNING: {OPEN_TO_ALL.format(host=serving.host)}", file=sys.stderr, flush=True)
     reserved = None if serving.grpc_port is None else reserve_port(_address(serving.host), serving.grpc_port)
     if reserved is not None:
         request.grpc_file.write_text(str(reserved.getsockname()[1]))
     arguments = ["serve", SERVICE, "--host", _address(serving.host), "--port", str(serving.port)]
     arguments += ["--working-dir", str(request.folder), "--timeout-keep-alive", str(_KEEP_ALIVE_S)]
     arguments += ["--timeout-graceful-shutdown", str(math.ceil(serving.timeout_s) + _GRACE_S)]
+    if serving.tls_certificate is not None:
+        arguments += ["--ssl-certfile", str(serving.tls_certificate), "--ssl-keyfile", str(serving.tls_key)]
+    if serving.tls_client_ca is not None:
+        arguments += ["--ssl-ca-certs", str(serving.tls_client_ca), "--ssl-cert-reqs", str(int(ssl.CERT_REQUIRED))]
     try:
         cli(arguments, prog_name="bentoml", standalone_mode=False)
     except SystemExit as exc:

@@ -1,45 +1,15 @@
-"""Admission: who may come in, and how many at once. All state belongs to one event loop."""
+"""Admission: how many may be in at once. All state belongs to one event loop."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from noa_serving._http import Headers, RequestRefusedError
+from noa_serving._http import RequestRefusedError
 
 _LONGEST_WAIT_S = 60
 _WINDOW_S = 4.0
-
-
-class KeyRing:
-    """Checks bearer tokens. Only their hashes are kept; the time of a check does not depend on the token."""
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
-
-    def check(self, headers: Headers) -> None:
-        """Let a request pass if it shows a key, or if none are configured.
-
-        Raises:
-            RequestRefusedError: 401.
-        """
-        if not self._hashes:
-            return
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        shown = hashlib.sha256(token.strip()).digest()
-        is_known = False
-        for known in self._hashes:
-            is_known |= hmac.compare_digest(shown, known)
-        if not is_known or scheme.lower() != b"bearer":
-            raise RequestRefusedError(
-                "this server asks for a key",
-                status=401,
-                expected="the header `authorization: Bearer <key>`",
-                received="no valid key",
-            )
 
 
 class Admission:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,17 +16,25 @@ from typing import TYPE_CHECKING
 
 from noa import __version__
 from noa.errors import NotFoundError
+from noa.settings import is_loopback
 from noa_serving import _invocations, _oip, _openapi, _plain
-from noa_serving._admission import Admission, KeyRing
+from noa_serving._admission import Admission
+from noa_serving._audit import Audit, action_of
 from noa_serving._breath import Breaths
 from noa_serving._computing import Computing
 from noa_serving._crew import Crew, lone_crew
+from noa_serving._guard import Guard, Peer
 from noa_serving._http import JSON_TYPE, RequestRefusedError, Response, json_response, refuse
 from noa_serving._json_body import json_kind, parse_object
+from noa_serving._jwt import reader_of
+from noa_serving._key_ring import KeyRing
 from noa_serving._metrics import RouteMetrics, render
 from noa_serving._models import Models, describe_model, parse_version, require_version
 from noa_serving._prepared import Prepared
+from noa_serving._quotas import Quotas
+from noa_serving._scopes import View, require_scope, view_of
 from noa_serving._shared_memory import SharedRegions
+from noa_serving.api_keys import KeyFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +45,7 @@ if TYPE_CHECKING:
     from noa_serving._generation import Generation
     from noa_serving._http import Headers
 
-_WHATEVER_THE_BODY = frozenset({401, 404})
+_WHATEVER_THE_BODY = frozenset({401, 403, 404})
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/health/startup", "/ping"})
 _SHARED_MEMORY = "/v2/systemsharedmemory/"
 _NAMELESS = ("predict", "invocations")  # routes that need no name where there is one endpoint
@@ -85,12 +93,15 @@ class Application:
         *,
         regions: SharedRegions | None = None,
         crew: Crew | None = None,
+        quotas: Quotas | None = None,
+        own_key: str | None = None,
     ) -> None:
         self.settings = settings
         self.follower = follower
         self.crew = crew or lone_crew([endpoint.name for endpoint in endpoints])
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
-        self.keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
+        self.audit = Audit()
+        self.guard = Guard(_key_ring(settings, self.endpoints, own_key), quotas or Quotas(settings))
         self.admission = Admission(settings.max_in_flight, max_bytes=settings.max_in_flight_bytes)
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
         self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
@@ -126,14 +137,22 @@ class Application:
             return None
         return answer._replace(headers=(*answer.headers, (b"connection", b"close")))
 
-    def answer(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
-        """Answer a request that needs no compute."""
+    def answer(self, method: str, path: str, headers: Headers, body: bytes, peer: Peer = None) -> Response:
+        """Answer a request that needs no compute; `peer` is told in the audit trail."""
+        grant, action = None, action_of(method, path)
         try:
-            if path not in _OPEN_PATHS:
-                self.keys.check(headers)
-            return self._answer(method, path, body)
+            if path in _OPEN_PATHS:
+                return self._answer(method, path, body, View(self.endpoints, self.models))
+            grant = self.guard.identify(headers)
+            require_scope(grant, path.strip("/"))
+            answer = self._answer(method, path, body, view_of(grant, self.endpoints, self.models))
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
+            if action is not None:
+                self.audit.record(action, grant=grant, peer=peer, error=exc)
             return refuse(exc)
+        if action is not None:
+            self.audit.record(action, grant=grant, peer=peer, error=None)
+        return answer
 
     def close(self) -> None:
         """End the compute threads once their work is done."""
@@ -166,22 +185,22 @@ class Application:
         except NotFoundError:
             return None
 
-    def _answer(self, method: str, path: str, body: bytes) -> Response:
+    def _answer(self, method: str, path: str, body: bytes, view: View) -> Response:
         parts = path.strip("/").split("/")
         if self.find_hot(path) is not None:
             _require_method(method, "POST")
         if parts[:2] == ["v2", "models"] and len(parts) >= 3:
-            return self._answer_model(method, parts[2:])
+            return _answer_model(view, method, parts[2:])
         if parts[:2] == ["v2", "repository"]:
             _require_method(method, "POST")
-            return self._answer_repository(parts[2:], body)
+            return _answer_repository(view.models, parts[2:], body)
         if parts[:2] == ["v2", "systemsharedmemory"]:
             return self._answer_shared_memory(method, parts[2:], body)
         if parts[0] in _NAMELESS and len(parts) <= 2:
-            raise self._no_predict_route(parts)
+            raise _no_predict_route(view, parts)
         answer = {
-            "": self._index,
-            "v2": lambda: json_response(self.models.server()),
+            "": lambda: _index(view),
+            "v2": lambda: json_response(view.models.server()),
             "v2/health/live": lambda: json_response({"live": True}),
             "v2/health/ready": self._ready,
             "health/startup": self._startup,
@@ -189,25 +208,18 @@ class Application:
             "version": lambda: Response(200, __version__.encode(), ((b"content-type", b"text/plain"),)),
             "status": self._status,
             "metrics": self._render_metrics,
-            "openapi.json": lambda: json_response(_openapi.document(list(self.endpoints.values()))),
-            "docs": lambda: _openapi.page(list(self.endpoints.values())),
+            "openapi.json": lambda: json_response(_openapi.document(list(view.endpoints.values()))),
+            "docs": lambda: _openapi.page(list(view.endpoints.values())),
         }.get("/".join(parts))
         if answer is None:
             raise NotFoundError(f"no route `{path[:120]}`", remedy="`GET /` lists the endpoints")
         _require_method(method, "GET")
         return answer()
 
-    def _index(self) -> Response:
-        rows = {
-            name: {"model": one.settings.model, "state": one.state, "predict": f"/predict/{name}"}
-            for name, one in self.endpoints.items()
-        }
-        return json_response({"name": "noa", "version": __version__, "endpoints": rows, "docs": "/docs"})
-
     def _ready(self) -> Response:
         waiting = self.models.waiting()
         table: dict[str, object] = {"ready": not waiting, "live": True}
-        if waiting:
+        if waiting and not self.guard.is_on:  # this path asks for no key
             table["error"] = "not ready: " + ", ".join(f"`{name}`" for name in waiting)
         if self.crew.size > 1 and (shortfall := self.crew.shortfall()) is not None:
             table["degraded"] = shortfall
@@ -236,50 +248,11 @@ class Application:
             admission=self.admission,
             follower=self.follower,
             computing=self.computing,
+            over_quota=0 if self.guard.quotas is None else self.guard.quotas.refused,
             fast_answers=self.fast_answers,
             worker=os.getpid(),
         )
         return Response(200, text, ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),))
-
-    def _answer_model(self, method: str, parts: list[str]) -> Response:
-        name, version, rest = parts[0], "", parts[1:]
-        if parts == ["stats"] and "stats" not in self.endpoints:
-            _require_method(method, "GET")
-            return json_response(self.models.statistics())
-        endpoint = self.models.find(name)
-        if len(rest) >= 2 and rest[0] == "versions":
-            version, rest = rest[1], rest[2:]
-        answer: Callable[[], Response] | None = {
-            "": lambda: self._model_metadata(name, version),
-            "ready": lambda: self._model_ready(name, version),
-            "stats": lambda: json_response(self.models.statistics(name, version)),
-            "config": lambda: json_response(self.models.config(name, version)),
-        }.get("/".join(rest))
-        if answer is None:
-            raise NotFoundError(f"no route `{'/'.join(rest)[:80]}` below model `{endpoint.name}`")
-        _require_method(method, "GET")
-        return answer()
-
-    def _model_metadata(self, name: str, version: str) -> Response:
-        generation = self.models.require(name, version)
-        return json_response(describe_model(generation), headers=generation.headers)
-
-    def _model_ready(self, name: str, version: str) -> Response:
-        if not self.models.is_ready(name, version):
-            return json_response({"name": name, "ready": False}, status=503)
-        return json_response({"name": name, "ready": True}, headers=self.models.require(name).headers)
-
-    def _answer_repository(self, parts: list[str], body: bytes) -> Response:
-        if parts == ["index"]:
-            only_ready = parse_object(body).get("ready", False) if body.strip() else False
-            if not isinstance(only_ready, bool):
-                raise RequestRefusedError(
-                    "`ready` is no flag", status=400, expected="true or false", received=json_kind(only_ready)
-                )
-            return json_response(self.models.index(only_ready=only_ready))
-        if len(parts) == 3 and parts[0] == "models" and parts[2] in ("load", "unload"):
-            raise self.models.refuse_change(parts[1])
-        raise NotFoundError(f"no route `{'/'.join(parts)[:80]}` below the repository")
 
     def _answer_shared_memory(self, method: str, parts: list[str], body: bytes) -> Response:
         name, call = (parts[1], parts[2:]) if len(parts) == 3 and parts[0] == "region" else ("", parts)
@@ -296,12 +269,6 @@ class Application:
             self.regions.register(name, key=table.get("key"), offset=table.get("offset"), size=table.get("byte_size"))
             return json_response({})
         raise NotFoundError(f"no route `{'/'.join(parts)[:80]}` for shared memory")
-
-    def _no_predict_route(self, parts: list[str]) -> NotFoundError:
-        known = ", ".join(f"`/{parts[0]}/{one}`" for one in self.endpoints)
-        if len(parts) == 2:
-            return NotFoundError(f"no endpoint `{parts[1][:128]}`", expected=known, received=f"`{parts[1][:128]}`")
-        return NotFoundError(f"`/{parts[0]}` names no endpoint, and there are several", expected=known)
 
 
 def _counted(prepared: Prepared, start: int) -> Prepared:
@@ -351,6 +318,73 @@ def pool_size(settings: ServingSettings) -> int:
 def compute_threads(settings: ServingSettings) -> int:
     """Return the compute threads of one worker: as set, else the cores this process may use divided by the workers."""
     return settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.workers)
+
+
+def _key_ring(settings: ServingSettings, names: Iterable[str], own_key: str | None) -> KeyRing:
+    keys = [key.get_secret_value() for key in settings.api_keys]
+    is_guarded = settings.allow_unauthenticated or settings.tls_client_ca is not None
+    is_required = not is_loopback(settings.host) and not is_guarded
+    file = KeyFile(settings.keys_file) if settings.has_keys_file else None
+    return KeyRing(keys, file, names=names, is_required=is_required, own_key=own_key, tokens=reader_of(settings, names))
+
+
+def _index(view: View) -> Response:
+    rows = {
+        name: {"model": one.settings.model, "state": one.state, "predict": f"/predict/{name}"}
+        for name, one in view.endpoints.items()
+    }
+    return json_response({"name": "noa", "version": __version__, "endpoints": rows, "docs": "/docs"})
+
+
+def _answer_model(view: View, method: str, parts: list[str]) -> Response:
+    name, version, rest = parts[0], "", parts[1:]
+    if parts == ["stats"] and "stats" not in view.endpoints:
+        _require_method(method, "GET")
+        return json_response(view.models.statistics())
+    endpoint = view.models.find(name)
+    if len(rest) >= 2 and rest[0] == "versions":
+        version, rest = rest[1], rest[2:]
+    answer: Callable[[], Response] | None = {
+        "": lambda: _model_metadata(view.models, name, version),
+        "ready": lambda: _model_ready(view.models, name, version),
+        "stats": lambda: json_response(view.models.statistics(name, version)),
+        "config": lambda: json_response(view.models.config(name, version)),
+    }.get("/".join(rest))
+    if answer is None:
+        raise NotFoundError(f"no route `{'/'.join(rest)[:80]}` below model `{endpoint.name}`")
+    _require_method(method, "GET")
+    return answer()
+
+
+def _model_metadata(models: Models, name: str, version: str) -> Response:
+    generation = models.require(name, version)
+    return json_response(describe_model(generation), headers=generation.headers)
+
+
+def _model_ready(models: Models, name: str, version: str) -> Response:
+    if not models.is_ready(name, version):
+        return json_response({"name": name, "ready": False}, status=503)
+    return json_response({"name": name, "ready": True}, headers=models.require(name).headers)
+
+
+def _answer_repository(models: Models, parts: list[str], body: bytes) -> Response:
+    if parts == ["index"]:
+        only_ready = parse_object(body).get("ready", False) if body.strip() else False
+        if not isinstance(only_ready, bool):
+            raise RequestRefusedError(
+                "`ready` is no flag", status=400, expected="true or false", received=json_kind(only_ready)
+            )
+        return json_response(models.index(only_ready=only_ready))
+    if len(parts) == 3 and parts[0] == "models" and parts[2] in ("load", "unload"):
+        raise models.refuse_change(parts[1])
+    raise NotFoundError(f"no route `{'/'.join(parts)[:80]}` below the repository")
+
+
+def _no_predict_route(view: View, parts: list[str]) -> NotFoundError:
+    known = ", ".join(f"`/{parts[0]}/{one}`" for one in view.endpoints)
+    if len(parts) == 2:
+        return NotFoundError(f"no endpoint `{parts[1][:128]}`", expected=known, received=f"`{parts[1][:128]}`")
+    return NotFoundError(f"`/{parts[0]}` names no endpoint, and there are several", expected=known)
 
 
 def _require_method(method: str, allowed: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias, TypeVar, cast
 from noa_serving._admission import Place
 from noa_serving._application import Application, HotRoute
 from noa_serving._deadline import Deadline, asked_timeout_s
-from noa_serving._http import Headers, RequestRefusedError, Response, refuse
+from noa_serving._guard import Peer
+from noa_serving._http import Headers, RequestRefusedError, Response, header_table, refuse
 
 T = TypeVar("T")
 Message: TypeAlias = MutableMapping[str, Any]
@@ -60,7 +61,7 @@ class AsgiApplication:
     async def _serve_hot(self, route: HotRoute, scope: Message, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         try:
-            response = await self._compute(route, dict(scope["headers"]), receive)
+            response = await self._compute(route, header_table(scope["headers"]), receive, scope.get("client"))
         except _DisconnectedError:
             return
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
@@ -68,9 +69,9 @@ class AsgiApplication:
         route.metrics.observe(response.status, time.perf_counter() - start)
         await _send(send, response)
 
-    async def _compute(self, route: HotRoute, headers: Headers, receive: Receive) -> Response:
+    async def _compute(self, route: HotRoute, headers: Headers, receive: Receive, peer: Peer) -> Response:
         application = self._application
-        application.keys.check(headers)
+        grant = application.guard.allow(headers, route.endpoint.name)
         if route.endpoint.current is None:
             route.require()
         limit = application.settings.max_body_bytes
@@ -78,9 +79,13 @@ class AsgiApplication:
         deadline = Deadline.after(self._timeout_s).within(asked_timeout_s(headers))
         with application.computing.enter() as place:
             length = headers.get(b"content-length", b"")
-            if length.isdigit():
+            is_known = length.isdigit()
+            if is_known:
                 place.reserve(int(length))
-            body = await self._read_body(receive, limit, None if length.isdigit() else place)
+            application.guard.charge(grant, int(length) if is_known else 0, peer)
+            body = await self._read_body(receive, limit, None if is_known else place)
+            if not is_known:
+                application.guard.charge_bytes(grant, len(body), peer)
             prepared = route.prepare(headers, body)
             work = application.computing.run(prepared, place, deadline)
             if prepared.generation.runs_inline(prepared.batch):
@@ -100,7 +105,7 @@ class AsgiApplication:
             ) from exc
 
     async def _serve_control(self, scope: Message, receive: Receive, send: Send) -> None:
-        headers = cast("Headers", dict(scope["headers"]))
+        headers = header_table(scope["headers"])
         body = b""
         if scope["method"] == "POST":
             try:
@@ -113,7 +118,7 @@ class AsgiApplication:
                 unknown = self._application.refuse_unknown(scope["path"], headers) if exc.status == 413 else None
                 await _send(send, refuse(exc) if unknown is None else unknown)
                 return
-        await _send(send, self._application.answer(scope["method"], scope["path"], headers, body))
+        await _send(send, self._application.answer(scope["method"], scope["path"], headers, body, scope.get("client")))
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
@@ -121,6 +126,7 @@ class AsgiApplication:
             if message["type"] == "lifespan.startup":
                 try:
                     self._application.follower.start()
+                    self._application.guard.watch()
                     if self._on_startup is not None:
                         await self._on_startup()
                 except Exception as exc:
@@ -130,6 +136,7 @@ class AsgiApplication:
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 loop = asyncio.get_running_loop()
+                self._application.guard.close()
                 if self._on_shutdown is not None:
                     await self._on_shutdown()
                 await loop.run_in_executor(None, self._application.follower.stop)

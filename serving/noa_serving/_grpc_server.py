@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -23,13 +24,19 @@ from grpc_reflection.v1alpha import reflection
 
 from noa.errors import InvalidInputError, NotFoundError, ServiceError
 from noa_serving import _grpc_infer
+from noa_serving._audit import grpc_action_of
 from noa_serving._deadline import Deadline, asked_timeout_s
 from noa_serving._grpc_messages import HEALTH_SERVICE, SERVICE, schema
-from noa_serving._http import Headers, RequestRefusedError, refuse, status_of
-from noa_serving._models import describe_model, parse_version
+from noa_serving._http import Headers, RequestRefusedError, header_table, refuse, status_of
+from noa_serving._key_ring import ANYBODY
+from noa_serving._models import Models, describe_model, parse_version
+from noa_serving._scopes import view_of
 
 if TYPE_CHECKING:
     from noa_serving._application import Application, HotRoute
+    from noa_serving._guard import Peer
+    from noa_serving._key_ring import Grant
+    from noa_serving.api_keys import Verb
 
 _CODES: dict[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -47,7 +54,21 @@ _OPEN_CALLS = frozenset({"ServerLive", "ServerReady"})
 _WATCH_EVERY_S = 0.25
 _MAX_METADATA_BYTES = 16 << 10
 
-Answer = Callable[[Any], Mapping[str, object]]
+_SCOPES: Mapping[str, tuple[Verb, str | None]] = {
+    "ModelReady": ("read", "name"),
+    "ModelMetadata": ("read", "name"),
+    "ModelConfig": ("read", "name"),
+    "ModelStatistics": ("read", "name"),
+    "RepositoryIndex": ("read", None),
+    "RepositoryModelLoad": ("control", "model_name"),
+    "RepositoryModelUnload": ("control", "model_name"),
+    "SystemSharedMemoryStatus": ("control", "*"),
+    "SystemSharedMemoryRegister": ("control", "*"),
+    "SystemSharedMemoryUnregister": ("control", "*"),
+}
+"""The verb that a call asks of a key, and the field that names the endpoint; `*`: the server, None: any endpoint."""
+
+Answer = Callable[[Any, Models], Mapping[str, object]]
 
 
 class GrpcServer:
@@ -80,7 +101,7 @@ class GrpcServer:
         names = (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server, pool=schema().pool)
         try:
-            server.add_insecure_port(self._address)
+            self._listen(server)
         except RuntimeError as exc:
             raise ServiceError(
                 "the gRPC port cannot be had", where=self._address, remedy="Choose another `serving.grpc_port`"
@@ -88,22 +109,31 @@ class GrpcServer:
         await server.start()
         self._server = server
 
+    def _listen(self, server: Any) -> None:
+        serving = self._application.settings
+        if serving.tls_certificate is None or serving.tls_key is None:
+            server.add_insecure_port(self._address)
+            return
+        authorities = None if serving.tls_client_ca is None else serving.tls_client_ca.read_bytes()
+        pair = serving.tls_key.read_bytes(), serving.tls_certificate.read_bytes()
+        credentials = grpc.ssl_server_credentials([pair], authorities, authorities is not None)
+        server.add_secure_port(self._address, credentials)
+
     async def stop(self) -> None:
         """Take nothing new, and wait until what was begun is answered."""
         if self._server is not None:
             await self._server.stop(self._timeout_s)
 
     def _inference_handlers(self) -> Any:
-        models = self._application.models
         calls: dict[str, Answer] = {
-            "ServerLive": lambda _: {"live": True},
-            "ServerReady": lambda _: {"ready": not models.waiting()},
-            "ModelReady": lambda message: {"ready": models.is_ready(message.name, message.version)},
-            "ServerMetadata": lambda _: models.server(),
-            "ModelMetadata": lambda message: describe_model(models.require(message.name, message.version)),
-            "ModelConfig": lambda message: {"config": models.config(message.name, message.version)},
-            "ModelStatistics": lambda message: models.statistics(message.name, message.version),
-            "RepositoryIndex": lambda message: {"models": models.index(only_ready=message.ready)},
+            "ServerLive": lambda _, __: {"live": True},
+            "ServerReady": lambda _, models: {"ready": not models.waiting()},
+            "ModelReady": lambda message, models: {"ready": models.is_ready(message.name, message.version)},
+            "ServerMetadata": lambda _, models: models.server(),
+            "ModelMetadata": lambda message, models: describe_model(models.require(message.name, message.version)),
+            "ModelConfig": lambda message, models: {"config": models.config(message.name, message.version)},
+            "ModelStatistics": lambda message, models: models.statistics(message.name, message.version),
+            "RepositoryIndex": lambda message, models: {"models": models.index(only_ready=message.ready)},
             "RepositoryModelLoad": self._refuse_change,
             "RepositoryModelUnload": self._refuse_change,
             "SystemSharedMemoryStatus": self._region_status,
@@ -115,19 +145,19 @@ class GrpcServer:
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def _refuse_change(self, message: Any) -> Mapping[str, object]:
-        raise self._application.models.refuse_change(message.model_name)
+    def _refuse_change(self, message: Any, models: Models) -> Mapping[str, object]:
+        raise models.refuse_change(message.model_name)
 
-    def _region_status(self, message: Any) -> Mapping[str, object]:
+    def _region_status(self, message: Any, _: Models) -> Mapping[str, object]:
         rows = self._application.regions.status(message.name)
         return {"regions": {str(row["name"]): row for row in rows}}
 
-    def _register_region(self, message: Any) -> Mapping[str, object]:
+    def _register_region(self, message: Any, _: Models) -> Mapping[str, object]:
         regions = self._application.regions
         regions.register(message.name, key=message.key, offset=message.offset, size=message.byte_size)
         return {}
 
-    def _unregister_region(self, message: Any) -> Mapping[str, object]:
+    def _unregister_region(self, message: Any, _: Models) -> Mapping[str, object]:
         self._application.regions.unregister(message.name)
         return {}
 
@@ -137,43 +167,58 @@ class GrpcServer:
         request_type, response_type = classes[f"{name}Request"], classes[f"{name}Response"]
 
         async def handle(body: bytes, context: Any) -> bytes:
+            application, grant, message = self._application, None, None
             try:
-                if name not in _OPEN_CALLS:
-                    self._application.keys.check(_headers(context))
-                found = answer(_parse(request_type, body))
-                return ParseDict(_plain(found), response_type()).SerializeToString()
+                grant = ANYBODY if name in _OPEN_CALLS else application.guard.identify(_headers(context))
+                message = _parse(request_type, body)
+                _require_scope(grant, name, message)
+                found = answer(message, view_of(grant, application.endpoints, application.models).models)
+                reply = ParseDict(_plain(found), response_type()).SerializeToString()
             except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes a status
+                self._record(name, message, grant, context, exc)
                 return await _abort(context, exc)
+            self._record(name, message, grant, context, None)
+            return reply
 
         return handle
 
+    def _record(
+        self, name: str, message: object, grant: Grant | None, context: Any, error: BaseException | None
+    ) -> None:
+        action = grpc_action_of(name, message)
+        if action is not None:
+            self._application.audit.record(action, grant=grant, peer=_peer(context), error=error)
+
     async def _infer(self, body: bytes, context: Any) -> bytes:
         try:
-            return await self._compute(body, _headers(context), context.time_remaining())
+            return await self._compute(body, _headers(context), context.time_remaining(), _peer(context))
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes a status
             return await _abort(context, exc)
 
     async def _stream(self, bodies: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answer requests one by one, in order; a refused one is told in the stream, which goes on."""
         response_type = schema().classes["ModelStreamInferResponse"]
-        headers = _headers(context)
+        headers, peer = _headers(context), _peer(context)
         async for body in bodies:
             response = response_type()
             try:
-                response.infer_response.ParseFromString(await self._compute(body, headers, context.time_remaining()))
+                answer = await self._compute(body, headers, context.time_remaining(), peer)
+                response.infer_response.ParseFromString(answer)
             except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
                 response = response_type(error_message=_describe(exc)[1])
             yield response.SerializeToString()
 
-    async def _compute(self, body: bytes, headers: Headers, left_s: float | None) -> bytes:
+    async def _compute(self, body: bytes, headers: Headers, left_s: float | None, peer: Peer) -> bytes:
         application = self._application
         start = time.perf_counter()
-        application.keys.check(headers)
+        application.guard.identify(headers)
         message = _grpc_infer.parse_request(body)
+        grant = application.guard.allow(headers, message.model_name)
         route = self._route(message)
         try:
             deadline = Deadline.after(self._timeout_s).within(left_s).within(asked_timeout_s(headers))
             with application.computing.enter() as place:
+                application.guard.charge(grant, len(body), peer)
                 prepared = route.prepare(headers, message)
                 response = prepared.encode(await application.computing.run(prepared, place, deadline))
         except Exception as exc:
@@ -230,6 +275,15 @@ class GrpcServer:
         return "SERVING" if endpoint.is_ready else "NOT_SERVING"
 
 
+def _require_scope(grant: Grant, name: str, message: Any) -> None:
+    verb, field = _SCOPES.get(name, ("read", None))
+    endpoint = field if field in (None, "*") else str(getattr(message, field))
+    if endpoint:
+        grant.require(verb, endpoint)
+    else:  # the server's metadata, or what lists endpoints
+        grant.require_verb(verb)
+
+
 def _parse(kind: Any, body: bytes) -> Any:
     message = kind()
     try:
@@ -241,10 +295,19 @@ def _parse(kind: Any, body: bytes) -> Any:
 
 def _headers(context: Any) -> Headers:
     """Return the call's metadata as HTTP would have it."""
-    return {
-        name.encode(): value if isinstance(value, bytes) else value.encode()
+    return header_table(
+        (name.encode(), value if isinstance(value, bytes) else value.encode())
         for name, value in context.invocation_metadata() or ()
-    }
+    )
+
+
+def _peer(context: Any) -> Peer:
+    """Return the other end's address: gRPC writes `ipv4:127.0.0.1:50000` or `ipv6:%5B::1%5D:50000`."""
+    kind, _, rest = str(context.peer()).partition(":")
+    host, _, port = rest.rpartition(":")
+    if kind not in ("ipv4", "ipv6") or not port.isdigit():
+        return None
+    return unquote(host).strip("[]"), int(port)
 
 
 def _plain(value: object) -> Any:

@@ -7,7 +7,7 @@ route thinks about numbers, and a text never holds more than the error's own wor
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import orjson
@@ -19,6 +19,8 @@ HeaderList: TypeAlias = tuple[tuple[bytes, bytes], ...]
 
 JSON_TYPE: tuple[bytes, bytes] = (b"content-type", b"application/json")
 BINARY_TYPE: tuple[bytes, bytes] = (b"content-type", b"application/octet-stream")
+
+_CREDENTIALS = (b"authorization", b"x-api-key")
 
 log = logging.getLogger("noa.serving")
 
@@ -49,6 +51,19 @@ class Response(NamedTuple):  # made for every request, and far quicker than a fr
     status: int
     body: bytes
     headers: HeaderList = (JSON_TYPE,)
+
+
+def header_table(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return headers by their names in lower case. Of one that stands twice the last counts; of a key, none does.
+
+    A proxy in front may have judged the other one.
+    """
+    rows = [(name.lower(), value) for name, value in pairs]
+    table = dict(rows)
+    if len(table) != len(rows):
+        names = [name for name, _ in rows]
+        table.update((name, b"") for name in _CREDENTIALS if names.count(name) > 1)
+    return table
 
 
 def json_response(value: object, *, status: int = 200, headers: HeaderList = ()) -> Response:

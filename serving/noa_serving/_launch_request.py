@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
@@ -25,6 +25,8 @@ from noa.atomic_write import write_file
 from noa.errors import NotFoundError, SettingsError
 from noa.settings import EndpointSettings, Settings
 from noa_serving._board import create_board
+from noa_serving._exposure import check_exposure
+from noa_serving._quotas import make_shared
 
 REQUEST_VARIABLE = "NOA_SERVING_REQUEST"
 
@@ -33,6 +35,7 @@ _REQUEST_FILE = "request.json"
 _READY_FILE = "ready.json"
 _GRPC_FILE = "grpc_port"
 _REGIONS_FOLDER = "regions"
+_QUOTAS_FILE = "quotas"
 _STALE_AFTER_S = 120.0  # a start that takes longer has failed; a killed server's keys must not lie about
 
 
@@ -43,6 +46,8 @@ class LaunchRequest:
     settings: Settings
     folder: Path
     die_with_parent: bool
+    own_key: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    """By which the project calls its own server; see `_own_key`."""
 
     @property
     def path(self) -> Path:
@@ -64,13 +69,26 @@ class LaunchRequest:
         """The folder of registered shared-memory regions, None where the settings do not allow them."""
         return self.folder / _REGIONS_FOLDER if self.settings.serving.shared_memory else None
 
+    @property
+    def quotas_file(self) -> Path | None:
+        """The file in which the workers share what clients have used of their quotas, None where there are none."""
+        serving = self.settings.serving
+        has_quotas = serving.quota_requests_per_s is not None or serving.quota_bytes_per_s is not None
+        return self.folder / _QUOTAS_FILE if has_quotas else None
+
     def save(self) -> None:
         """Write the file, readable by this user only."""
         self.folder.mkdir(parents=True, mode=0o700)
         if self.regions_folder is not None:
             self.regions_folder.mkdir(mode=0o700)
-        table = {"settings": _reveal(self.settings.model_dump()), "die_with_parent": self.die_with_parent}
         create_board(self.folder, size=self.settings.serving.workers, endpoints=len(self.settings.endpoints))
+        if self.quotas_file is not None:
+            make_shared(self.quotas_file)
+        table = {
+            "settings": _reveal(self.settings.model_dump()),
+            "die_with_parent": self.die_with_parent,
+            "own_key": self.own_key,
+        }
         write_file(self.path, json.dumps(table), private=True)
 
 
@@ -98,7 +116,12 @@ def load_request(path: Path) -> LaunchRequest:
     try:
         table = cast("dict[str, object]", json.loads(path.read_text()))
         settings = Settings.model_validate(table["settings"])
-        return LaunchRequest(settings=settings, folder=path.parent, die_with_parent=bool(table["die_with_parent"]))
+        return LaunchRequest(
+            settings=settings,
+            folder=path.parent,
+            die_with_parent=bool(table["die_with_parent"]),
+            own_key=str(table.get("own_key") or secrets.token_urlsafe(32)),  # one of an older noa has none
+        )
     except FileNotFoundError as exc:
         raise NotFoundError("no such launch request", where=str(path), remedy="Start the server again") from exc
     except (OSError, ValueError, KeyError, TypeError) as exc:
@@ -132,11 +155,13 @@ def serving_settings(
             remedy='Add [endpoints.digits] with model = "digits@champion"',
         )
     try:
-        return Settings.model_validate(table)
+        whole = Settings.model_validate(table)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise SettingsError(f"the server cannot start so: {first['msg']}", where=where) from exc
+    check_exposure(whole.serving)
+    return whole
 
 
 def hold(request: LaunchRequest) -> IO[bytes]:

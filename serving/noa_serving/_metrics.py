@@ -44,6 +44,7 @@ def render(
     admission: Admission,
     follower: Follower,
     computing: Computing,
+    over_quota: int,
     fast_answers: int,
     worker: int,
 ) -> bytes:
@@ -55,6 +56,7 @@ def render(
         *_endpoints(endpoints, worker),
         *_gauge("noa_requests_in_flight", "Requests being computed or waiting.", admission.in_flight, worker),
         *_counter("noa_requests_refused_total", "Requests refused because of overload.", admission.refused, worker),
+        *_counter("noa_requests_over_quota_total", "Requests refused with 429.", over_quota, worker),
         *_gauge("noa_queue_items", "Items that wait for slow models.", computing.queue.waiting_items, worker),
         *_batches(computing, worker),
         *_counter("noa_fast_answers_total", "Requests answered without ASGI.", fast_answers, worker),

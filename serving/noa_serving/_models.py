@@ -32,6 +32,10 @@ class Models:
         self._extensions = extensions
         self._max_batch_items = max_batch_items
 
+    def only(self, endpoints: Mapping[str, Endpoint]) -> Models:
+        """Return the same with fewer endpoints."""
+        return Models(endpoints, extensions=self._extensions, max_batch_items=self._max_batch_items)
+
     def server(self) -> JsonObject:
         """Return the server metadata."""
         return {"name": "noa", "version": __version__, "extensions": self._extensions}

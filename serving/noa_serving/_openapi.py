@@ -27,11 +27,12 @@ _MAX_EXAMPLE_ELEMENTS = 4096
 _ERRORS: dict[str, str] = {
     "400": "The request does not fit the model; the text names the field, what was expected and what was received.",
     "401": "A key is missing or wrong.",
-    "403": "The server does not allow it.",
+    "403": "The server, or the scope of the key, does not allow it.",
     "404": "There is no such endpoint or version.",
     "406": "The answer cannot be written in a type that `accept` names.",
     "413": "The body or the batch is too large.",
     "415": "The body is in a type that is not read here.",
+    "429": "The client has used up its quota; `Retry-After` says when to come back.",
     "503": "Busy or not ready; `Retry-After` says when to come back.",
     "504": "The answer took too long.",
 }

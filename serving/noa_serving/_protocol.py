@@ -26,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from noa_serving._application import Application, HotRoute
 from noa_serving._deadline import TIMEOUT_HEADER, Deadline, asked_timeout_s
-from noa_serving._http import HeaderList, RequestRefusedError, Response, refuse
+from noa_serving._http import HeaderList, RequestRefusedError, Response, header_table, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,7 +125,7 @@ class _HotProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
         route = self._routes.get(self.url)
-        if route is None or not self._is_hot() or not self._find_place():
+        if route is None or not self._is_hot() or not self._find_place(route):
             self._leave_to_asgi()
             return
         self._route = route
@@ -201,13 +201,14 @@ class _HotProtocol(HttpToolsProtocol):
             self._head = _Head.of(self.headers)
         return 0 <= self._head.length <= self._limit
 
-    def _find_place(self) -> bool:
+    def _find_place(self, route: HotRoute) -> bool:
         """Take a place for a body that is not small; ASGI refuses a request without one, or without a key."""
         if self._head.length > MAX_UNPLACED_BODY_BYTES:
             try:
-                self._application.keys.check(self._head.table)
+                grant = self._application.guard.allow(self._head.table, route.endpoint.name)
                 self._place = self._application.computing.enter()
                 self._place.reserve(self._head.length)
+                self._application.guard.charge(grant, self._head.length, self.client)
             except RequestRefusedError:
                 self._give_place_back()
                 return False
@@ -248,13 +249,16 @@ class _HotProtocol(HttpToolsProtocol):
         headers = self._head.table
         place, self._place = self._place, None
         try:
-            application.keys.check(headers)
+            grant = application.guard.allow(headers, slot.route.endpoint.name)
             if slot.route.endpoint.current is None:
                 slot.route.require()
             deadline = Deadline.after(self._timeout_s)
             if TIMEOUT_HEADER in headers:
                 deadline = deadline.within(asked_timeout_s(headers))
-            place = place or application.computing.enter()
+            if place is None:
+                place = application.computing.enter()
+                if application.guard.quotas is not None:
+                    application.guard.charge(grant, len(body), self.client)
             prepared = slot.route.prepare(headers, body)
             slot.encode = prepared.encode
             job = application.computing.submit(prepared, place, deadline, slot.done)
@@ -384,8 +388,8 @@ class _Head(NamedTuple):
 
     @classmethod
     def of(cls, raw: list[tuple[bytes, bytes]]) -> _Head:
-        """Look at headers as they came, their names in any case. Of one that stands twice the last counts."""
-        table = {name.lower(): value for name, value in raw}
+        """Look at headers as they came, their names in any case."""
+        table = header_table(raw)
         length = table.get(b"content-length", b"")
         is_hot = length.isdigit() and len(length) < 10 and _NOT_HOT.isdisjoint(table)
         is_small = sum(len(name) + len(value) for name, value in raw) <= _MAX_KEPT_HEAD_BYTES

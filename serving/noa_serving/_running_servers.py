@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -14,6 +14,7 @@ from noa.errors import NoaError
 from noa.settings import Settings
 from noa_serving._launch_request import load_request, requests_of
 from noa_serving._server_process import ServerAddress, read_address
+from noa_serving._tls import own_server_context
 from noa_serving.client import Client
 
 _TIMEOUT_S = 2.0
@@ -26,13 +27,14 @@ class RunningServer:
     address: ServerAddress
     started_at: datetime
     settings: Settings
+    own_key: str = field(repr=False)
+    """By which its project calls it; see `_own_key`."""
 
     def report(self, timeout_s: float = _TIMEOUT_S) -> dict[str, dict[str, object]] | None:
         """Return what one of its workers says of each endpoint: state, model, version; None if it does not answer."""
-        keys = self.settings.serving.api_keys
-        key = keys[0].get_secret_value() if keys else None
+        tls = own_server_context(self.settings.serving)
         try:
-            with Client(self.address.url, api_key=key, timeout_s=timeout_s) as client:
+            with Client(self.address.url, api_key=self.own_key, timeout_s=timeout_s, tls=tls) as client:
                 return cast("dict[str, dict[str, object]]", client.status()["endpoints"])
         except NoaError:
             return None
@@ -50,7 +52,9 @@ def _find(state_dir: Path) -> Iterator[RunningServer]:
             address = read_address(request.ready_file)
             if address is not None and _is_held(path):
                 started_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-                yield RunningServer(address=address, started_at=started_at, settings=request.settings)
+                yield RunningServer(
+                    address=address, started_at=started_at, settings=request.settings, own_key=request.own_key
+                )
 
 
 def _is_held(path: Path) -> bool:

@@ -26,6 +26,7 @@ from noa.errors import ConflictError, NotFoundError, ServiceError, SettingsError
 from noa.formats import refuse_kept, remedy_without
 from noa.settings import EndpointSettings, Settings
 from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, new_request, serving_settings
+from noa_serving._tls import own_server_context
 from noa_serving.client import Client
 
 _POLL_S = 0.02
@@ -42,11 +43,12 @@ class ServerAddress:
     pid: int
     workers: int
     grpc_port: int | None = None
+    is_tls: bool = False
 
     @property
     def url(self) -> str:
         """The base URL; a server on all addresses is called on loopback."""
-        return f"http://{_join(self.host, self.port)}"
+        return f"{'https' if self.is_tls else 'http'}://{_join(self.host, self.port)}"
 
     @property
     def grpc_target(self) -> str | None:
@@ -177,12 +179,13 @@ class ServerProcess:
 
     def _wait(self, path: str, timeout_s: float) -> ServerAddress:
         deadline = time.monotonic() + timeout_s
+        tls = own_server_context(self.command.request.settings.serving)
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise self._failed(f"the server ended with exit code {self._process.returncode}")
             address = self.command.read_address()
             if address is not None:
-                with Client(address.url, timeout_s=1.0) as client:
+                with Client(address.url, timeout_s=1.0, tls=tls) as client:
                     if client.answers(path):
                         return address
             time.sleep(_POLL_S)
@@ -296,6 +299,7 @@ def read_address(ready_file: Path) -> ServerAddress | None:
         pid=int(str(table["pid"])),
         workers=int(str(table["workers"])),
         grpc_port=None if table.get("grpc_port") is None else int(str(table["grpc_port"])),
+        is_tls=bool(table.get("is_tls")),
     )
 
 

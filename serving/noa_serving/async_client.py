@@ -10,6 +10,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -34,6 +35,7 @@ from noa_serving._client_wire import (
 )
 
 _MOST_HEAD_BYTES = 1 << 18
+_GOODBYE_S = 1.0
 _FAILURES = (OSError, EOFError, ValueError, TimeoutError, asyncio.LimitOverrunError)
 
 
@@ -45,14 +47,24 @@ class _Connection:
 
 
 class AsyncClient:
-    """Calls one server from one event loop. `timeout_s` bounds one whole call, waiting and retries included."""
+    """Calls one server from one event loop. `timeout_s` bounds one whole call, waiting and retries included.
+
+    `tls` as for `Client`.
+    """
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, timeout_s: float = 30.0, max_connections: int = 64
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        max_connections: int = 64,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._address = parse_address(url)
         self.url = self._address.url
         self.timeout_s = timeout_s
+        self._tls = tls
         self._headers = {"host": self.url.partition("//")[2]}
         if api_key is not None:
             self._headers["authorization"] = f"Bearer {api_key}"
@@ -134,6 +146,10 @@ class AsyncClient:
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.writer.close()
+        if self._address.scheme == "https":  # TLS says goodbye, for which the loop must turn
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_GOODBYE_S):
+                    await asyncio.gather(*(one.writer.wait_closed() for one in idle), return_exceptions=True)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -144,7 +160,9 @@ class AsyncClient:
     async def _open(self) -> _Connection:
         address = self._address
         is_tls = address.scheme == "https"
-        context = ssl.create_default_context() if is_tls else None
+        if is_tls and self._tls is None:
+            self._tls = ssl.create_default_context()
+        context = self._tls if is_tls else None
         port = address.port or (443 if is_tls else 80)
         reader, writer = await asyncio.open_connection(address.host, port, ssl=context, limit=_MOST_HEAD_BYTES)
         cast("socket.socket", writer.get_extra_info("socket")).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

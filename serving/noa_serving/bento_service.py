@@ -33,6 +33,7 @@ from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, load_re
 from noa_serving._leases import LeaseKeeper
 from noa_serving._parent_death import die_with_parent
 from noa_serving._protocol import hot_protocol
+from noa_serving._quotas import Quotas
 from noa_serving._shared_memory import SharedRegions
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class NoaService(Service[Any]):
         del is_main
         die_with_parent()
         _configure_logging()
+        os.environ["FORWARDED_ALLOW_IPS"] = "nobody"  # a client is who it is to the socket, on both ways in
         application = build_application(_REQUEST)
         _calm_collector()
         # The worker makes its uvicorn configuration after this call and looks the protocol up in this table.
@@ -97,7 +99,15 @@ def build_application(request: LaunchRequest) -> Application:
     replica = f"{socket.gethostname()[:80]}:{os.getppid()}.{crew.slot}:{request.folder.name[-8:]}"
     leases = LeaseKeeper(endpoints, open_for_leases, lease_s=settings.serving.lease_s, replica=replica)
     follower = Follower(endpoints, open_registry, poll_interval_s=settings.serving.poll_interval_s, leases=leases)
-    return Application(settings.serving, endpoints, follower, regions=SharedRegions(request.regions_folder), crew=crew)
+    return Application(
+        settings.serving,
+        endpoints,
+        follower,
+        regions=SharedRegions(request.regions_folder),
+        crew=crew,
+        quotas=Quotas(settings.serving, request.quotas_file),
+        own_key=request.own_key,
+    )
 
 
 def _with_crew(application: Application, request: LaunchRequest) -> AsgiApplication:
@@ -154,6 +164,7 @@ async def _report_address(request: LaunchRequest, *, grpc_port: int | None = Non
     host, port = _listening_address()
     workers = request.settings.serving.workers
     table = {"host": host, "port": port, "grpc_port": grpc_port, "pid": os.getppid(), "workers": workers}
+    table["is_tls"] = request.settings.serving.tls_certificate is not None
     write_file(request.ready_file, json.dumps(table))
 
 
@@ -172,6 +183,11 @@ def _configure_logging() -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    trail = logging.StreamHandler(sys.stderr)  # lines of JSON and nothing else on them
+    trail.setFormatter(logging.Formatter("%(message)s"))
+    audit = logging.getLogger("noa.audit")
+    audit.handlers = [trail]
+    audit.propagate = False
 
 
 def _load() -> LaunchRequest:

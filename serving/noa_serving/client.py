@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import time
 from collections.abc import Sequence
 from typing import cast
@@ -36,12 +37,18 @@ from noa_serving._client_wire import (
 
 
 class Client:
-    """Calls one server. `timeout_s` bounds one whole call, retries included."""
+    """Calls one server. `timeout_s` bounds one whole call, retries included.
 
-    def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 30.0) -> None:
+    `tls` says how an `https` server is checked and what is shown to it; None: as the system does.
+    """
+
+    def __init__(
+        self, url: str, *, api_key: str | None = None, timeout_s: float = 30.0, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._address: Address = parse_address(url)
         self.url = self._address.url
         self.timeout_s = timeout_s
+        self._tls = tls
         self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._connection: http.client.HTTPConnection | None = None
 
@@ -142,11 +149,18 @@ class Client:
     def _open(self, timeout_s: float) -> http.client.HTTPConnection:
         connection = self._connection
         if connection is None:
-            kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
-            connection = kind(self._address.host, self._address.port, timeout=timeout_s)
+            connection = self._new_connection(timeout_s)
             connection.connect()
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._connection = connection
         elif connection.sock is not None:  # pyright: ignore[reportUnnecessaryComparison]  # None after the server closed
             connection.sock.settimeout(timeout_s)
         return connection
+
+    def _new_connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        host, port = self._address.host, self._address.port
+        if self._address.scheme != "https":
+            return http.client.HTTPConnection(host, port, timeout=timeout_s)
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._tls)

@@ -89,7 +89,6 @@ def test_origin_names_file_and_line(project: Write) -> None:
         ("[serving]\ntimeout_s = inf\n", ["serving.timeout_s", "finite"]),
         ('[serving]\nport = "x"\n', ["`serving.port`", "noa.toml:2", "received 'x'"]),
         ("[serving]\nport = 70000\n", ["`serving.port`", "65535"]),
-        ('[serving]\nhost = "0.0.0.0"\n', ["0.0.0.0", "api_keys"]),
         ('[serving]\napi_keys = ["short"]\n', ["16 characters"]),
         ('[flows]\nhost = "0.0.0.0"\n', ["loopback only"]),
         ('[endpoints.digits]\nmodel = "digits"\n', ["digits@champion"]),

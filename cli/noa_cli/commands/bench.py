@@ -10,7 +10,7 @@ import typer
 from noa_cli import _console as console
 from noa_cli._invocation import current
 from noa_cli._options import JsonOption
-from noa_cli.commands.predict import find_server, read_inputs
+from noa_cli.commands.predict import find_server, key_for, read_inputs, tls_for
 
 if TYPE_CHECKING:
     from noa_serving.load_test import LoadResult
@@ -58,9 +58,9 @@ async def _measure(
     from noa_serving.load_test import example_inputs, run_load
 
     settings = current().load().settings
-    keys = settings.serving.api_keys
-    key = keys[0].get_secret_value() if keys else None
-    async with AsyncClient(url or find_server(settings, endpoint), api_key=key, max_connections=max(counts)) as client:
+    address = url or find_server(settings, endpoint)
+    key, tls = key_for(settings, url, address), tls_for(settings, url)
+    async with AsyncClient(address, api_key=key, max_connections=max(counts), tls=tls) as client:
         specs = await client.inputs(endpoint)
         inputs = example_inputs(specs, batch=batch, seed=0) if source is None else read_inputs(source, specs)
         return await run_load(client, endpoint, inputs, connections=counts, seconds=seconds)

@@ -14,6 +14,8 @@ from noa_cli._invocation import current
 from noa_cli._options import JsonOption
 
 if TYPE_CHECKING:
+    import ssl
+
     import numpy as np
 
     from noa.references import ModelReference
@@ -90,11 +92,10 @@ def _ask(reference: ModelReference, source: str, *, url: str | None, format: str
     from noa_serving import Client
 
     settings = current().load().settings
-    keys = settings.serving.api_keys
     endpoint = reference.name
     _check_source(source)
     address = url or find_server(settings, endpoint)
-    with Client(address, api_key=keys[0].get_secret_value() if keys else None) as client:
+    with Client(address, api_key=key_for(settings, url, address), tls=tls_for(settings, url)) as client:
         if not client.answers("/v2/health/live"):
             remedy = _without_server(reference, source, settings, url=url, format=format)
             raise ServiceError("no server answers", where=address, remedy=remedy)
@@ -131,7 +132,22 @@ def find_server(settings: Settings, endpoint: str) -> str:
     if known is None:
         serving = [one for one in running_servers(settings.state_dir) if endpoint in one.settings.endpoints]
         known = serving[-1].address.url if serving else None
-    return known or f"http://{settings.serving.host}:{settings.serving.port}"
+    scheme = "http" if settings.serving.tls_certificate is None else "https"
+    return known or f"{scheme}://{settings.serving.host}:{settings.serving.port}"
+
+
+def key_for(settings: Settings, url: str | None, address: str) -> str | None:
+    """Return the key to call the server at `url` with, or at `address`, the project's own, where there is no `url`."""
+    from noa_serving import key_to_call_own
+
+    return key_to_call_own(settings, address) if url is None else settings.serving.key_to_call_with()
+
+
+def tls_for(settings: Settings, url: str | None) -> ssl.SSLContext | None:
+    """Return how the server at `url` is checked over TLS, or the project's own where there is no `url`."""
+    from noa_serving import client_context, own_server_context
+
+    return own_server_context(settings.serving) if url is None else client_context(settings.serving)
 
 
 def read_inputs(source: str, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:

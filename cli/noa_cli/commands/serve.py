@@ -36,7 +36,7 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Serve models over the Open Inference Protocol and POST /predict; follows an alias when it moves."""
-    from noa_serving import check_endpoints, start_server
+    from noa_serving import check_endpoints, is_open, start_server
 
     settings = current().settings()
     endpoints = choose_endpoints(settings, what or [])
@@ -59,7 +59,8 @@ def serve(
         table: dict[str, object] = {"url": address.url, "pid": address.pid, "endpoints": list(endpoints)}
         console.print_json(table if address.grpc_target is None else {**table, "grpc": address.grpc_target})
     else:
-        _tell(address.url, address.grpc_target, endpoints, log_file)
+        is_unguarded = is_open(server.command.request.settings.serving)
+        _tell(address.url, address.grpc_target, endpoints, log_file, is_open=is_unguarded)
     raise typer.Exit(server.wait())
 
 
@@ -99,7 +100,9 @@ def choose_endpoints(settings: Settings, what: list[str]) -> dict[str, EndpointS
     return chosen
 
 
-def _tell(url: str, grpc: str | None, endpoints: dict[str, EndpointSettings], log_file: Path) -> None:
+def _tell(url: str, grpc: str | None, endpoints: dict[str, EndpointSettings], log_file: Path, *, is_open: bool) -> None:
+    if is_open:
+        console.note("Anybody who reaches this address is answered without a key", "bold red")
     console.print_line(f"Serving on {url}  (Ctrl-C ends it; log: {log_file})")
     for name, rule in endpoints.items():
         console.print_line(f"  {name}: {rule.model} as {rule.format}")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -286,7 +286,7 @@ class EndpointSettings(Section):
 class ServingSettings(Section):
     """The inference server."""
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on; anything but loopback needs `api_keys`.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; anything but loopback needs keys.")
     port: Port = Field(default=3000, description="Port to listen on; 0: a free one.")
     grpc_port: Port | None = Field(
         default=None, description="Port for gRPC beside HTTP, on the same host (needs `noa[grpc]`); 0: a free one."
@@ -299,7 +299,61 @@ class ServingSettings(Section):
     workers: StrictInt = Field(default=1, ge=1, le=256, description="Worker processes.")
     threads: StrictInt = Field(default=0, ge=0, description="Compute threads per worker; 0: cores divided by workers.")
     api_keys: tuple[SecretStr, ...] = Field(
-        default=(), description="Bearer tokens that may call; empty: no authentication."
+        default=(), description="Keys that may do everything, beside those that `noa api-keys` makes."
+    )
+    keys_file: Path = Field(
+        default=Path(),
+        description="File of the keys that `noa api-keys` makes; empty: `<state_dir>/api-keys.json`. With keys in it, "
+        "or in `api_keys`, a server answers nobody without one.",
+    )
+    allow_unauthenticated: StrictBool = Field(
+        default=False,
+        description="Answer anybody who reaches `host`, without a key; only where something else guards the port.",
+    )
+    quota_requests_per_s: StrictFloat | None = Field(
+        default=None,
+        gt=0,
+        description="Requests per second that one client may send (a key; without keys an address), over all workers; "
+        "more get 429 and Retry-After.",
+    )
+    quota_bytes_per_s: StrictInt | None = Field(
+        default=None, ge=1, description="As `quota_requests_per_s`, bytes of request bodies per second."
+    )
+    quota_burst_s: StrictFloat = Field(
+        default=2.0,
+        gt=0,
+        le=3600,
+        description="A client that was silent may send its quota of so many seconds at once.",
+    )
+    jwt_jwks_file: Path | None = Field(
+        default=None,
+        description="JWKS file of an identity provider whose tokens (RS256, ES256) count as keys (needs `noa[jwt]`).",
+    )
+    jwt_issuer: str = Field(default="", description="`iss` that tokens must have.")
+    jwt_audience: str = Field(default="", description="`aud` that tokens must hold: the name of this service there.")
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file of the server's certificate and its chain: TLS for HTTP and gRPC."
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file of the key of `tls_certificate`.")
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="PEM file of authorities: only clients with a certificate of theirs may connect (mutual TLS).",
+    )
+    client_ca: Path | None = Field(
+        default=None,
+        description="PEM file of authorities by which noa's own commands check the certificate of another server; "
+        "none: the system's. The project's own server is known by its certificate.",
+    )
+    client_certificate: Path | None = Field(
+        default=None, description="PEM file of the certificate that noa's own commands show (mutual TLS)."
+    )
+    client_certificate_key: Path | None = Field(
+        default=None, description="PEM file of the key of `client_certificate`."
+    )
+    client_key: SecretStr | None = Field(
+        default=None,
+        description="Key that noa's own commands call a server with; none: the first of `api_keys`. The project's own "
+        "server needs none.",
     )
     poll_interval_s: StrictFloat = Field(
         default=0.5, gt=0, description="How often an alias is looked up for a swap, seconds."
@@ -352,12 +406,29 @@ class ServingSettings(Section):
         default=256 << 20, ge=1, description="Bytes of inputs that may wait for slow models; more get 503."
     )
 
+    @property
+    def has_keys_file(self) -> bool:
+        """Whether there is a place for a file of keys; false only without a project."""
+        return self.keys_file != Path()
+
+    def key_to_call_with(self) -> str | None:
+        """Return the key that noa's own commands send, None if there is none."""
+        keys = (self.client_key, *self.api_keys) if self.client_key is not None else self.api_keys
+        return keys[0].get_secret_value() if keys else None
+
     @model_validator(mode="after")
-    def _public_needs_keys(self) -> Self:
-        if not is_loopback(self.host) and not self.api_keys:
+    def _is_safe(self) -> Self:
+        for certificate, key in (("tls_certificate", "tls_key"), ("client_certificate", "client_certificate_key")):
+            if (getattr(self, certificate) is None) != (getattr(self, key) is None):
+                raise ValueError(f"`serving.{certificate}` and `serving.{key}` go together; one of them is not set")
+        if self.jwt_jwks_file is not None and not (self.jwt_issuer and self.jwt_audience):
+            raise ValueError("`serving.jwt_jwks_file` needs `serving.jwt_issuer` and `serving.jwt_audience`")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("`serving.tls_client_ca` needs `serving.tls_certificate`")
+        if self.tls_client_ca is not None and self.client_certificate is None:
             raise ValueError(
-                f"host `{self.host}` is reachable from other machines and `serving.api_keys` is empty; "
-                "set at least one key or use 127.0.0.1"
+                "`serving.tls_client_ca` needs `serving.client_certificate`, by which noa itself asks whether the "
+                "server is ready"
             )
         if self.shared_memory and not is_loopback(self.host):
             raise ValueError(f"`serving.shared_memory` needs a loopback address; host is `{self.host}`")
@@ -612,6 +683,7 @@ class Settings(Section):
                 ),
                 "gates": {name: _resolve_check(gate, root) for name, gate in self.gates.items()},
                 "webhooks": {name: _resolve_ca(hook, root) for name, hook in self.webhooks.items()},
+                "serving": _resolve_serving(self.serving, state, root),
                 "training": self.training.model_copy(
                     update={"jobs_dir": state / "jobs" if jobs == Path() else _absolute(jobs, root)}
                 ),
@@ -623,6 +695,22 @@ class Settings(Section):
         if self.registry.artifact_url:
             return Path()
         return state / "artifacts" if given == Path() else _absolute(given, root)
+
+
+def _resolve_serving(serving: ServingSettings, state: Path, root: Path) -> ServingSettings:
+    names = (
+        "jwt_jwks_file",
+        "tls_certificate",
+        "tls_key",
+        "tls_client_ca",
+        "client_ca",
+        "client_certificate",
+        "client_certificate_key",
+    )
+    given = {name: cast("Path | None", getattr(serving, name)) for name in names}
+    paths = {name: _absolute(path, root) for name, path in given.items() if path is not None}
+    keys = state / "api-keys.json" if serving.keys_file == Path() else _absolute(serving.keys_file, root)
+    return serving.model_copy(update={**paths, "keys_file": keys})
 
 
 def _resolve_ca(hook: WebhookSettings, root: Path) -> WebhookSettings:
