@@ -32,7 +32,7 @@ demo: setup ## Train, register, convert, promote, serve, retrain and roll back a
 
 test: setup ## Run the whole test suite.
 	@echo "test: running the suite in $(TEST_WORKERS) processes"
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
 	@echo "check: ruff lint"

@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 import threading
+from functools import cache
 from typing import IO, Any, cast
 
 from noa.settings import RegistrySettings, S3Settings
@@ -58,9 +59,7 @@ class S3Server:
 
     def client(self) -> Any:
         """Return a stock client."""
-        from boto3.session import Session
-
-        return Session().client(
+        return stock_session().client(
             "s3",
             endpoint_url=self.url,
             region_name="us-east-1",
@@ -75,6 +74,14 @@ class S3Server:
         client.create_bucket(Bucket=name)
         client.close()
         return name
+
+
+@cache
+def stock_session() -> Any:
+    """Return boto3's session, which has read what it knows of S3: anew it takes longer than most tests."""
+    from boto3.session import Session
+
+    return Session()
 
 
 def s3_settings(url: str, **changes: Any) -> S3Settings:
@@ -187,11 +194,9 @@ class StoredFiles:
         client.close()
 
     def _place(self) -> tuple[Any, str, str]:
-        from boto3.session import Session
-
         bucket, _, prefix = self._settings.artifact_url.removeprefix("s3://").partition("/")
         s3 = self._settings.s3
-        client = Session().client(
+        client = stock_session().client(
             "s3",
             endpoint_url=s3.endpoint_url,
             region_name=s3.region,

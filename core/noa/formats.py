@@ -7,7 +7,8 @@ registry and serving can load a model without importing a framework. A plug-in a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
 
@@ -142,7 +143,7 @@ def _export_again(reference: str) -> str:
 
 def format_names() -> tuple[str, ...]:
     """Return the names of all installed formats, sorted."""
-    return tuple(sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)}))
+    return tuple(sorted(_points()))
 
 
 def find_adapter(name: str) -> FormatAdapter:
@@ -151,6 +152,15 @@ def find_adapter(name: str) -> FormatAdapter:
     Raises:
         NotFoundError: no installed distribution offers this format.
     """
-    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        return cast("FormatAdapter", point.load())
+    if name in _points():
+        return cast("FormatAdapter", _points()[name].load())
     raise NotFoundError(f"no format `{name}`", expected=", ".join(format_names()), received=name)
+
+
+@cache
+def _points() -> Mapping[str, EntryPoint]:
+    """Return the entry points by name, of two with one name the first; reading all metadata takes ten milliseconds."""
+    points: dict[str, EntryPoint] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        points.setdefault(point.name, point)
+    return points

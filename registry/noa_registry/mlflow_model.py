@@ -14,6 +14,7 @@ import json
 import platform
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,6 +185,7 @@ def _requirement(package: str, environment: Mapping[str, str]) -> str:
     return f"{package}=={found}" if found else package
 
 
+@cache
 def _installed(package: str) -> str | None:
     try:
         return version(package)

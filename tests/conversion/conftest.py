@@ -243,4 +243,5 @@ def forget_compiled_functions() -> Iterator[None]:
     """Free what JAX keeps of every function that it compiled: thousands of small graphs add up to gigabytes."""
     yield
     jax.clear_caches()
-    torch.compiler.reset()
+    if "torch._dynamo" in sys.modules:  # to import it takes seconds
+        torch.compiler.reset()

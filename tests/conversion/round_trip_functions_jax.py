@@ -229,7 +229,7 @@ FUNCTIONS: dict[str, Function] = {
         tolerance=1e-4,
     ),
     "sort": Function(
-        function=lambda p, x: jnp.sort(x * p["w"], axis=1) + x[:, jnp.argsort(p["w"])], params={"w": (6,)}
+        function=lambda p, x: jnp.sort(x * p["w"], axis=1) + jnp.asarray(x)[:, jnp.argsort(p["w"])], params={"w": (6,)}
     ),
     "gather and scatter": Function(
         function=lambda p, x, place: p["table"][place] * x + jnp.zeros((9, 6)).at[place].add(x)[place],

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -41,9 +42,16 @@ INPUT = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
+def settings(tmp_path: Path, empty_sqlite_file: Path) -> RegistrySettings:
+    """Settings of an initialised, empty registry."""
     folder = tmp_path / "state"
-    settings = RegistrySettings(database_url=f"sqlite:///{folder / 'noa.db'}", artifact_dir=folder / "artifacts")
+    folder.mkdir()
+    shutil.copyfile(empty_sqlite_file, folder / "noa.db")
+    return RegistrySettings(database_url=f"sqlite:///{folder / 'noa.db'}", artifact_dir=folder / "artifacts")
+
+
+@pytest.fixture
+def registry(settings: RegistrySettings) -> Iterator[Registry]:
     with Registry.open(settings) as opened:
         yield opened
 
@@ -418,13 +426,9 @@ def test_an_mlflow_flavor_that_unpickles_runs_only_if_it_was_allowed(registry: R
     } == {"code"}
 
 
-def test_signed_registries_sign_what_they_import(tmp_path: Path, graph: Path) -> None:
+def test_signed_registries_sign_what_they_import(settings: RegistrySettings, tmp_path: Path, graph: Path) -> None:
     private, public, _ = new_key(tmp_path / "keys", "release")
-    base = RegistrySettings(
-        database_url=f"sqlite:///{tmp_path / 'noa.db'}",
-        artifact_dir=tmp_path / "artifacts",
-        signing=SigningSettings(private_key=private),
-    )
+    base = settings.model_copy(update={"signing": SigningSettings(private_key=private)})
     with Registry.open(base) as registry:
         version = take(registry, graph).version
     strict = base.model_copy(update={"signing": SigningSettings(trusted_keys=(public,), required=True)})
@@ -556,14 +560,11 @@ def test_an_import_without_onnx_says_how_to_install_it(monkeypatch: pytest.Monke
         child.prepare({"kind": "onnx", "source": "model.onnx", "folder": "."})
 
 
-def test_a_key_that_cannot_sign_is_found_before_an_import_begins(
-    tmp_path: Path,
-) -> None:
+def test_a_key_that_cannot_sign_is_found_before_an_import_begins(settings: RegistrySettings, tmp_path: Path) -> None:
     signing = SigningSettings(private_key=tmp_path / "missing.pem")
-    url, artifacts = f"sqlite:///{tmp_path / 'state' / 'noa.db'}", tmp_path / "state" / "artifacts"
     told: list[str] = []
-    settings = RegistrySettings(database_url=url, artifact_dir=artifacts, signing=signing)
-    with Registry.open(settings) as registry, pytest.raises(InvalidInputError, match=r"missing\.pem"):
+    unsigned = settings.model_copy(update={"signing": signing})
+    with Registry.open(unsigned) as registry, pytest.raises(InvalidInputError, match=r"missing\.pem"):
         import_model(registry, tmp_path / "m.onnx", name="m", actor="ada", tell=told.append)
     assert told == []
 
@@ -600,14 +601,13 @@ def test_what_the_core_says_about_converters_is_what_there_is() -> None:
     }
 
 
-def test_what_a_killed_import_left_goes_when_the_registry_is_opened_next(registry: Registry, tmp_path: Path) -> None:
+def test_what_a_killed_import_left_goes_when_the_registry_is_opened_next(
+    registry: Registry, settings: RegistrySettings, tmp_path: Path
+) -> None:
     onnx.save(linear(), tmp_path / "m.onnx")
     work = tmp_path / "state" / "artifacts" / "_imports"
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    settings = RegistrySettings(
-        database_url=f"sqlite:///{tmp_path / 'state' / 'noa.db'}", artifact_dir=tmp_path / "state" / "artifacts"
-    )
     code = (
         "import os, sys; from pathlib import Path; from noa.settings import RegistrySettings; "
         "from noa_registry import Registry; from noa_conversion.imports import import_model; "

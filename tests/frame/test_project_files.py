@@ -75,3 +75,11 @@ def test_make_help_lists_every_target_people_call() -> None:
     result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("setup", "demo", "test", "check", "bench", "clean"):
         assert f"make {target}" in result.stdout
+
+
+def test_the_files_that_the_tests_begin_with_exist() -> None:
+    from file_order import SLOWEST_FILES
+
+    for name in SLOWEST_FILES:
+        assert (ROOT / "tests" / name).is_file(), f"tests/file_order.py names {name}, which is not there"
+    assert len(set(SLOWEST_FILES)) == len(SLOWEST_FILES)

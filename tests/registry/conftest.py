@@ -147,14 +147,6 @@ def artifact_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def empty_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete, empty database, to be copied."""
-    folder = tmp_path_factory.mktemp("registry-template")
-    Registry.open(make_settings(f"sqlite:///{folder / 'noa.db'}", folder / "artifacts")).close()
-    return folder / "noa.db"
-
-
-@pytest.fixture(scope="session")
 def empty_postgres_database(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of a complete, empty database, to be copied."""
     name = postgres_server.create_database()

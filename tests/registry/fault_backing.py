@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import make_url
 
 from noa.settings import RegistrySettings
+from s3_server import stock_session
 
 _DEADLINE_S = 20.0
 
@@ -117,9 +118,7 @@ def _list(client: Any, bucket: str, prefix: str) -> dict[str, int]:
 
 
 def _s3(settings: RegistrySettings) -> tuple[Any, str, str]:
-    from boto3.session import Session
-
     bucket, _, prefix = settings.artifact_url.removeprefix("s3://").partition("/")
     # The keys are in the environment, as for every process that is not the tests'.
-    client = Session().client("s3", endpoint_url=settings.s3.endpoint_url, region_name=settings.s3.region)
+    client = stock_session().client("s3", endpoint_url=settings.s3.endpoint_url, region_name=settings.s3.region)
     return client, bucket, f"{prefix}/" if prefix else ""

@@ -18,6 +18,7 @@ from noa_registry.database import Database
 from noa_registry.mlflow_schema import import_mlflow, prepare_mlflow_tables
 from noa_registry.schema_upgrade import VERSION_TABLE, migrate, upgrade_tables
 from noa_registry.tables import SCHEMA_VERSION, metadata, schema
+from postgres_server import PostgresServer
 from sql_access import execute_on, tables_of
 
 OLDER = Path(__file__).with_name("data") / "schema_1.sql"
@@ -39,17 +40,40 @@ def fresh_settings(fresh_database_url: str, tmp_path: Path) -> RegistrySettings:
     return RegistrySettings(database_url=fresh_database_url, artifact_dir=tmp_path / "fresh" / "artifacts")
 
 
+@pytest.fixture(scope="module")
+def mlflow_on_postgres(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a database with MLflow's tables alone, to be copied: MLflow takes seconds to make them."""
+    name = postgres_server.create_database()
+    database = Database(postgres_url(postgres_server, name), lock_timeout_s=10)
+    prepare_mlflow_tables(database, artifact_root=tmp_path_factory.mktemp("mlflow").as_uri())
+    database.close()
+    return name
+
+
 @pytest.fixture
-def older_settings(fresh_settings: RegistrySettings, tmp_path: Path) -> RegistrySettings:
+def older_settings(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> Iterator[RegistrySettings]:
     """A registry of the first schema with versions, evidence, moves and aliases: `digits/1` to `/3`, and `other/1`."""
-    if fresh_settings.database_url.startswith("sqlite"):
-        file = Path(fresh_settings.database_url.removeprefix("sqlite:///"))
-        write_older_file(file, fresh_settings.artifact_dir)
-        return fresh_settings
-    write_older_file(tmp_path / "older.db", fresh_settings.artifact_dir)
-    database = Database(fresh_settings.database_url, lock_timeout_s=10)
-    prepare_mlflow_tables(database, artifact_root=fresh_settings.artifact_dir.as_uri())
-    source = sa.create_engine(f"sqlite:///{tmp_path / 'older.db'}", poolclass=sa.NullPool)
+    file, artifact_dir = tmp_path / "fresh" / "noa.db", tmp_path / "fresh" / "artifacts"
+    write_older_file(file, artifact_dir)
+    if dialect == "sqlite":
+        yield RegistrySettings(database_url=f"sqlite:///{file}", artifact_dir=artifact_dir)
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    name = server.create_database(template=request.getfixturevalue("mlflow_on_postgres"))
+    copy_older_rows(file, postgres_url(server, name))
+    file.unlink()
+    yield RegistrySettings(database_url=postgres_url(server, name), artifact_dir=artifact_dir)
+    server.drop_database(name)
+
+
+def postgres_url(server: PostgresServer, name: str) -> str:
+    return server.url(name).replace("postgresql://", "postgresql+psycopg://")
+
+
+def copy_older_rows(file: Path, url: str) -> None:
+    """Make the tables of the first schema beside MLflow's, and fill them with what a file holds."""
+    database = Database(url, lock_timeout_s=10)
+    source = sa.create_engine(f"sqlite:///{file}", poolclass=sa.NullPool)
     with database.write_schema() as connection, source.connect() as older:
         migrate(connection, "0001")
         for name in ("noa_schema", *KEPT, *OF_MLFLOW):
@@ -62,7 +86,6 @@ def older_settings(fresh_settings: RegistrySettings, tmp_path: Path) -> Registry
                 connection.execute(sa.insert(table), rows)
         connection.exec_driver_sql("DROP TABLE noa_alembic_version")  # the first schema was made without Alembic
     database.close()
-    return fresh_settings
 
 
 def content(settings: RegistrySettings) -> dict[str, list[tuple[Any, ...]]]:

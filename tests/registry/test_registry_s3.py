@@ -602,3 +602,24 @@ def test_digests_of_uploads_are_those_of_the_files(sealed: ModelVersion, big_for
     found = {file.path: file.digest for file in sealed.formats["torch"].manifest.files}
     expected = hashlib.sha256((big_formats.torch / "more.bin").read_bytes()).hexdigest()
     assert found["more.bin"] == f"sha256:{expected}"
+
+
+def test_what_boto_knows_of_s3_is_read_once_per_process(
+    settings: RegistrySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is megabytes of JSON: to parse them takes longer than all requests of a registration."""
+    from botocore.loaders import JSONFileLoader
+
+    read: list[str] = []
+    real = JSONFileLoader.load_file
+
+    def load_file(self: Any, file_path: str) -> Any:
+        read.append(file_path)
+        return real(self, file_path)
+
+    with Registry.open(settings) as registry:
+        registry.find_store_problems()
+    monkeypatch.setattr(JSONFileLoader, "load_file", load_file)
+    with Registry.open(settings) as registry:
+        registry.find_store_problems()
+    assert read == []

@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -403,8 +404,8 @@ def _damaged(where: str, file: FileDigest, change: str) -> IntegrityError:
 
 def _make_client(settings: S3Settings) -> Any:
     try:
-        from boto3.session import Session
         from botocore.config import Config
+        from botocore.session import Session
     except ImportError as exc:
         raise DependencyMissingError("boto3", extra="s3", purpose="keeping model files in S3") from exc
     config = Config(
@@ -419,7 +420,9 @@ def _make_client(settings: S3Settings) -> Any:
         response_checksum_validation="when_required",
     )
     with translate_s3_errors(settings.endpoint_url or "AWS"):
-        return Session().client(
+        session = Session()
+        session.register_component("data_loader", _descriptions(session.get_config_variable("data_path")))
+        return session.create_client(
             "s3",
             endpoint_url=settings.endpoint_url or None,
             region_name=settings.region or None,
@@ -427,6 +430,17 @@ def _make_client(settings: S3Settings) -> Any:
             aws_secret_access_key=settings.secret_key.get_secret_value() or None,
             config=config,
         )
+
+
+@cache
+def _descriptions(data_path: str | None) -> Any:
+    """Return what reads botocore's descriptions of S3 and of AWS's addresses, and keeps what it has read.
+
+    One for all clients of the process: they take it as it is, and parsing it anew takes each most of its time.
+    """
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
 
 
 def _read_up_to(file: BinaryIO, count: int) -> bytes:
