@@ -36,7 +36,8 @@ def up(
 ) -> None:
     """Start the Prefect server, the worker, the MLflow UI, the endpoints and webhooks; wait until each is healthy.
 
-    What runs goes on as it was started; where the settings have changed since, a note says so.
+    What runs goes on as it was started; where the settings have changed since, a note says so. A service that fails is
+    stopped and named, the others go on, and another call starts what is missing.
     """
     from noa_flows import up as start
 
@@ -130,6 +131,8 @@ def _tell(event: ServiceEvent, tell: Callable[[str], None], say: Callable[[Servi
     """Show a step of a start or stop; that it waits for another one also where steps are shown now and then only."""
     if event.phase == "waiting":
         console.note("waiting for another `noa up` or `noa down` of this project, which is under way")
+    elif event.phase in ("failed", "running again as before"):
+        console.note(say(event))
     else:
         tell(say(event))
 
@@ -139,8 +142,9 @@ def _say(event: ServiceEvent) -> str:
 
 
 def _say_of_start(event: ServiceEvent) -> str:
-    """Return the step of a start; what it stops again may take a while, so it says how that is cut short."""
-    return f"{_say(event)}; Ctrl-C once more kills it" if event.phase == "stopping" else _say(event)
+    """Return the step of a start; what an interrupt stops may take a while, so it says how that is cut short."""
+    is_ending = event.is_interrupted and event.phase == "stopping"
+    return f"{_say(event)}; Ctrl-C once more kills it" if is_ending else _say(event)
 
 
 def _show(statuses: list[ServiceStatus], as_json: bool, *, servers: Sequence[ServerStatus] = ()) -> None:
