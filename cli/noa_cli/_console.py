@@ -6,7 +6,9 @@ Reasons, names and messages are by others: what could steer a terminal in them i
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Generator, Sequence
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _UNBROKEN = 24
 _LINE_EVERY_S = 5.0
+_SILENT_S = 2.0
+_WAITING_LINE_EVERY_S = 10.0
 _NO_LIMIT = 1_000_000
 # Controls, marks that turn the direction of writing, lone surrogates, and what some terminals take for a new line.
 _STEERING = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
@@ -67,7 +71,7 @@ def print_json(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-    """Print rows under headings, each on one line when piped. Programs read `--json` instead."""
+    """Print rows under headings, each on one line when piped without COLUMNS. Programs read `--json` instead."""
     from rich import box
     from rich.table import Table
 
@@ -82,7 +86,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
     widths = [
         max([len(column), *(len(visible(str(row[index]))) for row in rows)]) for index, column in enumerate(columns)
     ]
-    width_at_most = out().width if sys.stdout.isatty() else _NO_LIMIT
+    width_at_most = out().width if _has_width() else _NO_LIMIT
     room = width_at_most - 2 * (len(columns) - 1) - sum(min(width, _UNBROKEN) for width in widths)
     for column, width in zip(columns, widths, strict=True):
         # Numbers, names and digests stay on one line while there is room for them.
@@ -93,12 +97,20 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
 
 
 def print_whole(drawing: RenderableType) -> None:
-    """Print a table or tree: folded to the width of a terminal, and as wide as it is where there is none."""
+    """Print a table or tree: folded to the width of a terminal or to COLUMNS, and as wide as it is where there is
+    neither. What is piped ends without blanks that fill a line."""
     console = out()
-    if not sys.stdout.isatty():  # rich takes 80 columns for a pipe, and cuts or folds at them
+    if sys.stdout.isatty():
+        console.print(drawing)
+        return
+    if not _has_width():  # rich takes 80 columns for a pipe, and cuts or folds at them
         unlimited = console.options.update(max_width=_NO_LIMIT)
         console.width = max(console.width, console.measure(drawing, options=unlimited).maximum)
-    console.print(drawing)
+    with console.capture() as captured:
+        console.print(drawing, soft_wrap=not _has_width())
+    for line in captured.get().splitlines():
+        sys.stdout.write(line.rstrip(" ") + "\n")
+    sys.stdout.flush()
 
 
 def print_line(text: str, style: str | None = None) -> None:
@@ -148,6 +160,43 @@ def step(title: str) -> Generator[Step]:
         shown = Step(tell)
         yield shown
     note(f"{title}  {shown.ending} in {time.monotonic() - started:.1f} s")
+
+
+@contextmanager
+def patience(title: str) -> Generator[Step]:
+    """Show nothing for two seconds, then what is waited for: a spinner on a terminal, lines elsewhere."""
+    started, console = time.monotonic(), err()
+    texts, is_done = [""], threading.Event()
+
+    def line() -> Text:
+        return _one_line(title, texts[-1], time.monotonic() - started, console.width)
+
+    def show() -> None:
+        if is_done.wait(_SILENT_S):
+            return
+        if not console.is_terminal:
+            note(line().plain)
+            while not is_done.wait(_WAITING_LINE_EVERY_S):
+                note(line().plain)
+            return
+        from rich.status import Status
+
+        with Status(line(), console=console, spinner="dots") as status:
+            while not is_done.wait(1.0):
+                status.update(line())
+
+    shower = threading.Thread(target=show, name="patience", daemon=True)
+    shower.start()
+    try:
+        yield Step(texts.append)
+    finally:
+        is_done.set()
+        shower.join()
+
+
+def _has_width() -> bool:
+    """Tell whether what is printed has a width to keep: that of a terminal, or the one that COLUMNS says."""
+    return sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
 
 
 def _one_line(title: str, text: str, seconds: float, width: int) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -46,7 +47,8 @@ def convert_file(
         raise InvalidInputError(
             "a file's conversion is written into a folder, and none is named",
             expected="--output FOLDER",
-            remedy=f"Add `--output {path.stem}-{to}`; to keep it as a version, import the file: noa models import",
+            remedy=f"Add `--output {shlex.quote(f'{path.stem}-{to}')}`; to keep it as a version, import the file: "
+            "noa models import",
         )
     check_output(output)
     with ExitStack() as stack:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noa.current_user import current_user
-from noa.errors import InvalidInputError, NotFoundError
+from noa.errors import InvalidInputError, NotFoundError, SettingsError
 
 if TYPE_CHECKING:
     from noa.settings import LoadedSettings, Settings
@@ -65,6 +65,30 @@ class Invocation:
         if not state_dir.exists():
             self.missing_folder = state_dir
         return loaded.settings
+
+    def settings_or_place(self) -> tuple[Settings, SettingsError | None]:
+        """Return the settings of the project we stand in; where these are invalid, those that say where its state is,
+        and the error.
+
+        Raises:
+            NotFoundError: there is no `noa.toml` here or above.
+            SettingsError: what is wrong was said on the command line, which may have meant another place.
+        """
+        from noa.settings import load_place, load_settings
+
+        try:
+            return self.settings(), None
+        except SettingsError as exc:
+            try:
+                load_settings(self.directory)
+            except SettingsError:
+                pass
+            else:
+                raise
+            place = load_place(
+                self.directory, profile=self.profile, config_files=self.config_files, overrides=self.overrides
+            )
+            return place, exc
 
     def command_line(self, *arguments: str) -> str:
         """Return a command of noa to copy, with those options of this call that decide what it works on."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from noa_flows._launch import ServiceEvent
 from noa_flows._ports import refuse_shared_ports
 from noa_flows._service_plans import SERVICE_NAMES, ServiceName
-from noa_flows.services import ServiceEvent, ServiceStatus, address_of, down, status, up
+from noa_flows.services import ServiceStatus, address_of, down, service_at, status, up
 from noa_flows.serving_status import EndpointStatus, ServerStatus, serving_status
 from noa_flows.supervisor import Command, ServiceRecord, Supervisor
 
@@ -88,6 +89,7 @@ _LAZY = {
             "list_runs",
             "run",
             "schedule",
+            "service_at",
             "unschedule",
         ),
         "schedules",
@@ -158,6 +160,7 @@ __all__ = [
     "run_child",
     "run_pipeline",
     "schedule",
+    "service_at",
     "serving_status",
     "status",
     "train_job",

@@ -126,6 +126,21 @@ class PrefectApi:
             },
         )
 
+    def due_runs(self, pool: str, *, until: str) -> list[Row]:
+        """Return the runs of a work pool that were due `until` a time and have not started, oldest first."""
+        return self._rows(
+            "/flow_runs/filter",
+            {
+                "flow_runs": {
+                    "state": {"type": {"any_": ["SCHEDULED"]}},
+                    "expected_start_time": {"before_": until},
+                },
+                "work_pools": {"name": {"any_": [pool]}},
+                "sort": "EXPECTED_START_TIME_ASC",
+                "limit": _PAGE,
+            },
+        )
+
     def set_state(self, run_id: str, kind: str, message: str, *, force: bool) -> None:
         """Move a run to a state of this type (`CANCELLING`, `CRASHED`, ...)."""
         state = {"type": kind, "name": kind.capitalize(), "message": message}

@@ -2,9 +2,10 @@
 
     python -m noa_flows._prefect_worker --pool noa --folder PROJECT --limit 1 --api URL
 
-It is Prefect's stock process worker. Two things are ours: each run's command goes through the warden with this process
-as its parent, so that a worker killed with -9 leaves no run behind; and before the first poll, runs that the server
-believes to be running (their worker is gone, and so are they) are marked crashed. Started by `noa up`.
+It is Prefect's stock process worker. Three things are ours: each run's command goes through the warden with this
+process as its parent, so that a worker killed with -9 leaves no run behind; before the first poll, runs that the server
+believes to be running (their worker is gone, and so are they) are marked crashed; and what a schedule makes while a run
+of its recipe is under way is skipped (`_late_runs.py`). Started by `noa up`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import asyncio
 import os
 import shlex
 import sys
+import threading
+import time
+from datetime import UTC, datetime
 from typing import cast
 
 from prefect.client.orchestration import get_client
@@ -21,12 +25,15 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
+from noa.errors import NoaError
 from noa_flows._environment import WORKER_PID_VARIABLE
+from noa_flows._late_runs import skip_late_runs
 from noa_flows._prefect_api import PrefectApi
 from noa_flows._service_plans import WORKER_NAME
 from noa_flows.supervisor import warden_command
 
 _GRACE_S = 10.0
+_SKIP_EVERY_S = 5.0
 
 
 def main() -> None:
@@ -38,7 +45,9 @@ def main() -> None:
     parser.add_argument("--api", required=True)
     options = parser.parse_args()
     os.environ[WORKER_PID_VARIABLE] = str(os.getpid())  # a run's warden compares it with its parent
-    bury_lost_runs(PrefectApi(url=options.api), options.pool)
+    api = PrefectApi(url=options.api)
+    bury_lost_runs(api, options.pool)
+    threading.Thread(target=_skip_for_ever, args=(api, options.pool), name="skip-late-runs", daemon=True).start()
     asyncio.run(_work(options.pool, folder=options.folder, limit=options.limit))
 
 
@@ -50,6 +59,15 @@ def bury_lost_runs(api: PrefectApi, pool: str) -> None:
         else:
             reason = "The worker was stopped or killed while this run was under way; all its processes are gone."
             api.set_state(str(run["id"]), "CRASHED", reason, force=True)
+
+
+def _skip_for_ever(api: PrefectApi, pool: str) -> None:
+    while True:
+        try:
+            skip_late_runs(api, pool, now=datetime.now(UTC))
+        except NoaError as exc:  # the server is busy or ends; the next look finds the same runs
+            print(f"late runs are not skipped now: {exc}", file=sys.stderr, flush=True)
+        time.sleep(_SKIP_EVERY_S)
 
 
 async def _work(pool: str, *, folder: str, limit: int) -> None:

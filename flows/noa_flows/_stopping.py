@@ -11,28 +11,27 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 
 from noa.errors import NoaError
-from noa_flows._service_plans import ServiceName
 from noa_flows.supervisor import Supervisor
 
-_AFTER: Mapping[ServiceName, ServiceName] = {"prefect": "worker"}
+_AFTER: Mapping[str, str] = {"prefect": "worker"}
 
 
 def stop_together(
     supervisor: Supervisor,
-    names: Sequence[ServiceName],
+    names: Sequence[str],
     *,
     timeout_s: float,
-    on_stopping: Callable[[ServiceName], None],
-    on_stopped: Callable[[ServiceName], None],
-) -> dict[ServiceName, NoaError]:
+    on_stopping: Callable[[str], None],
+    on_stopped: Callable[[str], None],
+) -> dict[str, NoaError]:
     """Stop services and prove them gone; returns what could not be stopped, with the reason.
 
     Both functions are called in the caller's thread, the second one when a service is proven gone.
     """
-    ended: SimpleQueue[tuple[ServiceName, BaseException | None]] = SimpleQueue()
-    threads: dict[ServiceName, threading.Thread] = {}
+    ended: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
+    threads: dict[str, threading.Thread] = {}
 
-    def stop(name: ServiceName) -> None:
+    def stop(name: str) -> None:
         if (before := threads.get(_AFTER.get(name, name))) not in (None, threading.current_thread()):
             before.join()
         try:
@@ -47,7 +46,7 @@ def stop_together(
         threads[name] = threading.Thread(target=stop, args=(name,), name=f"stop-{name}", daemon=True)
     for name in sorted(threads, key=lambda name: name in _AFTER):  # a thread that is waited for runs already
         threads[name].start()
-    failures: dict[ServiceName, NoaError] = {}
+    failures: dict[str, NoaError] = {}
     for _ in names:
         name, error = ended.get()
         if error is None:

@@ -85,17 +85,24 @@ def schedule(
     *,
     timezone: str = "UTC",
     overrides: Mapping[str, object] | None = None,
+    on_step: Callable[[str], None] | None = None,
 ) -> str:
     """Make the recipe's deployment run by a cron schedule, in place of an earlier one; returns the deployment's id.
+
+    What is due while a run of the recipe is under way is skipped by the worker. `on_step` hears what is done now.
 
     Raises:
         InvalidInputError: the cron expression or the time zone is not valid.
         NotFoundError: no such recipe. `RecipeError`: the recipe or an override is not valid.
         ServiceError: the Prefect server is not running.
     """
+    tell = on_step or _say_nothing
+    tell("checking the schedule")
     cron = check_cron(cron, prefect_home=prefect_home(settings))
     _check_timezone(timezone)
+    tell("reading the recipe")
     plan_pipeline(settings, recipe, overrides=overrides, promote=True)
+    tell("waiting for the project's Prefect server")
     api = _connect(settings)
     entry: Row = {"active": True, "schedule": {"cron": cron, "timezone": timezone, "day_or": True}}
     deployment = _deploy(api, settings, recipe, overrides=overrides, schedules=[entry])
@@ -306,6 +313,10 @@ def _run_of(row: Row, api: PrefectApi) -> FlowRun:
         expected_at=_time(row.get("expected_start_time")),
         address=f"{api.url.removesuffix('/api')}/runs/flow-run/{row['id']}",
     )
+
+
+def _say_nothing(text: str) -> None:
+    del text
 
 
 def _time(value: object) -> datetime | None:

@@ -1,15 +1,15 @@
 """The services of a project: Prefect server, MLflow UI, serving process, worker and webhooks; up, down and status.
 
-`up` starts what is not running, waits until each answers, and on any failure stops what it has just started. `down`
-stops what is recorded and proves it gone. Both hold one lock per project; each service's record is in the supervisor.
+`up` starts what is not running and waits until each answers; what fails is stopped, and the rest goes on, see
+`_launch.py`. `down` stops what is recorded and proves it gone. Both hold one lock per project; each service's record is
+in the supervisor.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -17,19 +17,16 @@ from typing import Literal
 import filelock
 
 from noa.atomic_write import translate_disk_errors
-from noa.errors import ConflictError, InvalidInputError, NoaError, ServiceError
-from noa.settings import PROJECT_FILE, Settings
-from noa_flows._loopback import claim_port
+from noa.errors import ConflictError, InvalidInputError, NoaError
+from noa.settings import Settings
+from noa_flows._launch import Launch, OnProgress, ServiceEvent, addresses_of, left_behind, service_of, stop_all
 from noa_flows._ports import refuse_shared_ports
 from noa_flows._process_tree import memory_bytes
 from noa_flows._service_plans import SERVICE_NAMES, ServiceName, ServicePlan, plan_services, require_prefect
 from noa_flows._settings_digest import settings_digest
-from noa_flows._stopping import stop_together
 from noa_flows.supervisor import ServiceRecord, Supervisor
 
 State = Literal["running", "unhealthy", "stopped"]
-Phase = Literal["waiting", "starting", "healthy", "already running", "stopping", "stopped"]
-_POLL_S = 0.1
 _REMEDIES: Mapping[str, str] = {
     "serving": "Configure an endpoint in `noa.toml`",
     "webhooks": "Configure a webhook in `noa.toml`",
@@ -57,18 +54,6 @@ class ServiceStatus:
     is_wanted: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceEvent:
-    """A step of `up` or `down`, for progress displays. `waiting`: for another `up` or `down`; it is of no service."""
-
-    service: ServiceName | None
-    phase: Phase
-    address: str | None = None
-
-
-OnProgress = Callable[[ServiceEvent], None]
-
-
 def up(
     settings: Settings,
     *,
@@ -79,13 +64,13 @@ def up(
     """Start the project's services (or some of them) and wait until each is healthy. What runs already is kept.
 
     What runs with other settings than these, or is no longer in them, is kept too, and its status says so; `restart`
-    stops it, and starts anew what these settings have.
+    starts anew what these settings have, and stops the rest. Where that fails, what ran goes on or is started again.
 
     Raises:
         SettingsError: two services would listen on one port.
         ConflictError: a port is in use, or another `up` or `down` of this project does not end.
-        ServiceError: a service died or did not answer in `flows.start_timeout_s`; the message has its last log lines,
-            and everything that this call started was stopped again.
+        ServiceError: a service died or did not answer in `flows.start_timeout_s`; the message has its last log lines.
+            It was stopped; the others run, and another call starts what is missing.
         InvalidInputError: a service that this project does not have.
         DependencyMissingError: an extra is not installed.
     """
@@ -95,10 +80,12 @@ def up(
     supervisor = Supervisor(settings.state_dir)
     report = on_progress or _say_nothing
     with _project_lock(settings, report):
-        launch = _Launch(settings=settings, supervisor=supervisor, report=report)
-        if restart:
-            launch.stop_outdated(SERVICE_NAMES if services is None else list(plans), plans)
-        launch.run(plans)
+        _clear(settings, supervisor, report)
+        names: list[ServiceName] = list(SERVICE_NAMES if services is None else plans) if restart else []
+        outdated: list[ServiceName] = [name for name in names if _is_outdated(supervisor.find(name), name, settings)]
+        launch = Launch(settings=settings, supervisor=supervisor, report=report)
+        for failure in launch.run(plans, outdated=outdated).values():
+            raise failure
     shown = [found for found in status(settings) if found.name in plans or services is None]
     return [found for found in shown if found.name in plans or found.has_old_settings]
 
@@ -126,11 +113,14 @@ def down(
                     present.append(name)
             except NoaError as exc:
                 failures.append(exc)
-        left = _stop(supervisor, present, timeout_s=settings.flows.stop_timeout_s, report=report)
+        behind = [name for name in left_behind(supervisor) if service_of(name) in wanted]
+        timeout_s = settings.flows.stop_timeout_s
+        left = stop_all(supervisor, [*behind, *present], timeout_s=timeout_s, report=report)
     failures += left.values()
     if failures:
         raise failures[0]
-    return [name for name in present if name not in left]
+    gone = {service_of(name) for name in (*behind, *present)} - {service_of(name) for name in left}
+    return [name for name in reversed(wanted) if name in gone]
 
 
 def status(settings: Settings) -> list[ServiceStatus]:
@@ -138,7 +128,7 @@ def status(settings: Settings) -> list[ServiceStatus]:
     supervisor = Supervisor(settings.state_dir)
     plans = plan_services(settings)
     records: dict[ServiceName, ServiceRecord | None] = {name: supervisor.find(name) for name in SERVICE_NAMES}
-    addresses = _addresses(records)
+    addresses = addresses_of(records)
     names: list[ServiceName] = [name for name in SERVICE_NAMES if name in plans or records[name] is not None]
     return [_status_of(name, records[name], plans.get(name), supervisor, addresses, settings) for name in names]
 
@@ -157,141 +147,13 @@ def address_of(settings: Settings, service: ServiceName) -> str | None:
     return record.address if record is not None and supervisor.is_running(record) else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Launch:
-    """One `up`: starts what is missing, and undoes it if anything fails."""
-
-    settings: Settings
-    supervisor: Supervisor
-    report: OnProgress
-
-    def run(self, plans: Mapping[ServiceName, ServicePlan]) -> None:
-        self._stop_worker_of_another_server(plans)
-        running, missing = self._look(plans)
-        addresses = _addresses(running)
-        ports = {plan.name: self._claim(plan) for plan in missing if plan.host is not None}
-        for name, record in running.items():
-            self.report(ServiceEvent(service=name, phase="already running", address=record.address))
-        if any(plan.name == "mlflow" for plan in missing):
-            _prepare_database(self.settings)
-        started: dict[ServiceName, ServiceRecord] = {}
-        try:
-            waiting = dict(running)
-            for stage in ([plan for plan in missing if not plan.needs], [plan for plan in missing if plan.needs]):
-                for plan in stage:
-                    started[plan.name] = self._start(plan, ports.get(plan.name), addresses)
-                    waiting[plan.name] = started[plan.name]
-                addresses |= _addresses(started)
-                # Each stage has the whole time: a worker is not late because its server was slow.
-                self._wait(plans, waiting, started, addresses, time.monotonic() + self.settings.flows.start_timeout_s)
-        except BaseException:
-            self._undo(started)
-            raise
-
-    def stop_outdated(self, names: Sequence[ServiceName], plans: Mapping[ServiceName, ServicePlan]) -> None:
-        """Stop what of these runs with other settings, and a worker whose server is among it.
-
-        What could not be started anew, as its new port is in use, goes on.
-        """
-        records = {name: self.supervisor.find(name) for name in names}
-        outdated: list[ServiceName] = [name for name in names if _is_outdated(records[name], name, self.settings)]
-        freed = {_port_of(record) for name in outdated if (record := records[name]) is not None}
-        for plan in (plans[name] for name in outdated if name in plans):
-            if plan.host is not None and plan.port not in freed:
-                self._claim(plan)
-        if "prefect" in outdated and "worker" not in outdated and self.supervisor.find("worker") is not None:
-            outdated.append("worker")
-        failures = _stop(
-            self.supervisor, outdated[::-1], timeout_s=self.settings.flows.stop_timeout_s, report=self.report
-        )
-        for failure in failures.values():
-            raise failure
-
-    def _undo(self, started: Mapping[ServiceName, ServiceRecord]) -> None:
-        """Stop what was started; who interrupts once more does not want to wait for it."""
-        names = list(started)[::-1]
-        try:
-            failures = _stop(self.supervisor, names, timeout_s=self.settings.flows.stop_timeout_s, report=self.report)
-        except KeyboardInterrupt:
-            failures = _stop(self.supervisor, names, timeout_s=0.0, report=self.report)
-        for failure in failures.values():
-            raise failure
-
-    def _look(
-        self, plans: Mapping[ServiceName, ServicePlan]
-    ) -> tuple[dict[ServiceName, ServiceRecord], list[ServicePlan]]:
-        """Sort the plans into what runs and what must be started; remains of dead services are cleared away."""
-        running: dict[ServiceName, ServiceRecord] = {}
-        missing: list[ServicePlan] = []
-        for name, plan in plans.items():
-            record = self.supervisor.find(name)
-            if record is not None and self.supervisor.is_running(record):
-                running[name] = record
-                continue
-            if record is not None:
-                self.supervisor.stop(name, timeout_s=self.settings.flows.stop_timeout_s)
-            missing.append(plan)
-        return running, missing
-
-    def _stop_worker_of_another_server(self, plans: Mapping[ServiceName, ServicePlan]) -> None:
-        """A worker whose server died would poll an address where the next one may not be."""
-        server = self.supervisor.find("prefect")
-        if "worker" in plans and (server is None or not self.supervisor.is_running(server)):
-            self.supervisor.stop("worker", timeout_s=self.settings.flows.stop_timeout_s)
-
-    def _claim(self, plan: ServicePlan) -> int:
-        return claim_port(str(plan.host), plan.port, service=plan.name, setting=plan.port_setting)
-
-    def _start(self, plan: ServicePlan, port: int | None, addresses: Mapping[ServiceName, str]) -> ServiceRecord:
-        address = None if plan.host is None else f"{plan.scheme}://{_reachable(plan.host)}:{port}"
-        self.report(ServiceEvent(service=plan.name, phase="starting", address=address))
-        command = plan.build(address, addresses)
-        return self.supervisor.start(replace(command, settings_digest=settings_digest(self.settings, plan.name)))
-
-    def _wait(
-        self,
-        plans: Mapping[ServiceName, ServicePlan],
-        waiting: dict[ServiceName, ServiceRecord],
-        started: Mapping[ServiceName, ServiceRecord],
-        addresses: Mapping[ServiceName, str],
-        deadline: float,
-    ) -> None:
-        while waiting:
-            for name, record in list(waiting.items()):
-                if plans[name].is_healthy(record, addresses) and self.supervisor.is_running(record):
-                    del waiting[name]
-                    if name in started:
-                        self.report(ServiceEvent(service=name, phase="healthy", address=record.address))
-                elif not self.supervisor.is_running(record):
-                    remedy = "What was started with it has been stopped; correct the cause and run `noa up` again"
-                    raise self._failure(record, "died while it started", remedy)
-            if waiting and time.monotonic() > deadline:
-                raise self._lateness(next(iter(waiting.values())), started)
-            time.sleep(_POLL_S if waiting else 0)
-
-    def _lateness(self, record: ServiceRecord, started: Mapping[ServiceName, ServiceRecord]) -> ServiceError:
-        limit_s = self.settings.flows.start_timeout_s
-        if record not in started.values():
-            remedy = f"Stop it with `noa down --only {record.name}`, and run `noa up` again"
-            return self._failure(record, f"ran before and does not answer within {limit_s:g} s", remedy)
-        file, more = self.settings.root / PROJECT_FILE, f"flows.start_timeout_s={2 * limit_s:g}"
-        return self._failure(
-            record,
-            f"did not answer within {limit_s:g} s",
-            f"On a busy machine give it longer: `{more}` (in `{file}`: `start_timeout_s` of `[flows]`; for one command "
-            f"`-o {more}`). What was started with it has been stopped",
-        )
-
-    def _failure(self, record: ServiceRecord, what: str, remedy: str) -> ServiceError:
-        tail = self.supervisor.log_tail(record)
-        return ServiceError(
-            f"service `{record.name}` {what}",
-            where=str(record.log_file),
-            received=f"its last lines:\n{tail}\n" if tail else "it has written nothing since it was started",
-            remedy=remedy,
-            service=record.name,
-            log_file=str(record.log_file),
-        )
+def service_at(settings: Settings, port: int) -> ServiceName | None:
+    """Return the service of the project that runs now and listens on a port, or None."""
+    for name in SERVICE_NAMES:
+        address = address_of(settings, name)
+        if address is not None and address.rpartition(":")[2] == str(port):
+            return name
+    return None
 
 
 def _choose(
@@ -349,30 +211,11 @@ def _is_outdated(record: ServiceRecord | None, name: ServiceName, settings: Sett
     return record is not None and record.settings_digest not in ("", settings_digest(settings, name))
 
 
-def _stop(
-    supervisor: Supervisor, names: Sequence[ServiceName], *, timeout_s: float, report: OnProgress
-) -> dict[ServiceName, NoaError]:
-    return stop_together(
-        supervisor,
-        names,
-        timeout_s=timeout_s,
-        on_stopping=lambda name: report(ServiceEvent(service=name, phase="stopping")),
-        on_stopped=lambda name: report(ServiceEvent(service=name, phase="stopped")),
-    )
-
-
-def _reachable(host: str) -> str:
-    """Return the host part of the address at which this machine reaches a server that listens on `host`."""
-    found = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{found}]" if ":" in found else found
-
-
-def _port_of(record: ServiceRecord) -> int | None:
-    return None if record.address is None else int(record.address.rpartition(":")[2])
-
-
-def _addresses(records: Mapping[ServiceName, ServiceRecord | None]) -> dict[ServiceName, str]:
-    return {name: record.address for name, record in records.items() if record is not None and record.address}
+def _clear(settings: Settings, supervisor: Supervisor, report: OnProgress) -> None:
+    """Stop what an `up` left that was killed while it replaced a service."""
+    names = left_behind(supervisor)
+    for failure in stop_all(supervisor, names, timeout_s=settings.flows.stop_timeout_s, report=report).values():
+        raise failure
 
 
 @contextmanager
@@ -398,13 +241,6 @@ def _project_lock(settings: Settings, report: OnProgress) -> Generator[None]:
         yield
     finally:
         lock.release()
-
-
-def _prepare_database(settings: Settings) -> None:
-    """Create the tables under the registry's own lock before the MLflow server would, unlocked."""
-    from noa_registry import Registry
-
-    Registry.open(settings.registry).close()
 
 
 def _say_nothing(event: ServiceEvent) -> None:

@@ -136,6 +136,14 @@ class Supervisor:
         """Return the names of all services that have a record, sorted."""
         return sorted(path.stem for path in self._records.glob("*.json"))
 
+    def rename(self, name: str, new_name: str) -> None:
+        """Give the record of a service another name, in place of the record that has it; its processes go on."""
+        record = self.find(name)
+        if record is None:
+            raise NotFoundError(f"service `{name}` has no record")
+        self._write(replace(record, name=new_name))  # for a moment both name the same tree, and stopping both is fine
+        self._path(name).unlink(missing_ok=True)
+
     def members(self, record: ServiceRecord) -> list[ProcessId]:
         """Return every living process of a service; none if it was started before the last boot."""
         _collect()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from noa.atomic_write import write_file
 from noa.errors import DependencyMissingError, InvalidInputError
+from noa_registry.comparison_labels import add_label, spread_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +35,7 @@ _VERDICTS = {
 }
 _ARROWS: dict[bool | None, str] = {True: "↑", False: "↓", None: ""}
 _FEW_ROWS = 10
+_DPI = 150
 _MOST_SLICES = 24
 _MOST_METRICS = 6
 _MOST_PANELS = 3
@@ -60,12 +62,13 @@ def save_plot(comparison: Comparison, path: Path) -> None:
     slices = _slices_shown(comparison)
     panels = _panels(comparison, slices)
     width = 1.6 + 3.6 * sum(panel.width for panel in panels)
-    figure = Figure(figsize=(width, 5.2 + 0.12 * max(0, len(slices) - 8)), layout="constrained")
+    figure = Figure(figsize=(width, 5.2 + 0.12 * max(0, len(slices) - 8)), layout="constrained", dpi=_DPI)
     with mpl.rc_context({"svg.hashsalt": "noa", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         _draw(figure, comparison, panels)
+        spread_labels(figure)
         buffer = io.BytesIO()
         # Without the date the same comparison gives the same file.
-        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        figure.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else {"Software": None})
     write_file(path, buffer.getvalue())
 
 
@@ -176,17 +179,8 @@ def _draw_curve(axes: Axes, side: Side, color: str, *, confidence: float, is_lef
             linewidths=0.8,
             alpha=depth,
         )
-        beside = math.sqrt(area) / 2 + 3
-        axes.annotate(
-            f"{entry.rows:,}",
-            (entry.confidence, entry.accuracy),
-            xytext=(-beside if is_left else beside, 0),
-            textcoords="offset points",
-            ha="right" if is_left else "left",
-            va="center",
-            fontsize=6.5,
-            color=color,
-        )
+        point = (entry.confidence, entry.accuracy)
+        add_label(axes, f"{entry.rows:,}", point, radius=math.sqrt(area) / 2, is_left=is_left, color=color)
     axes.scatter([], [], color=color, s=40, label=label)
 
 

@@ -153,7 +153,7 @@ def test_a_service_that_ran_before_and_hangs_is_told_from_one_that_is_slow_to_st
 
 
 @pytest.mark.prefect
-def test_a_service_that_dies_takes_what_was_started_with_it_and_shows_its_log(tmp_path: Path) -> None:
+def test_a_service_that_dies_is_cleared_away_and_shows_its_log(tmp_path: Path) -> None:
     settings = make_project(tmp_path)
     home = tmp_path / ".noa" / "prefect"
     home.mkdir(parents=True)
@@ -168,6 +168,7 @@ def test_a_service_that_dies_takes_what_was_started_with_it_and_shows_its_log(tm
     assert [entry.state for entry in status(settings)] == ["stopped"] * 4
     assert [(event.service, event.phase) for event in seen] == [
         ("prefect", "starting"),
+        ("prefect", "failed"),
         ("prefect", "stopping"),
         ("prefect", "stopped"),
     ]
@@ -206,7 +207,7 @@ def test_an_interrupted_up_tells_what_it_stops_and_a_second_interrupt_waits_for_
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Supervisor, "stop", impatient)
-    monkeypatch.setattr("noa_flows.services._Launch._stop_worker_of_another_server", lambda self, plans: None)
+    monkeypatch.setattr("noa_flows._launch.Launch._stop_worker_of_another_server", lambda self, plans: None)
     with pytest.raises(KeyboardInterrupt):
         up(settings, services=["prefect", "mlflow"], on_progress=hear)
     assert [(event.service, event.phase) for event in seen][-2:] == [("prefect", "stopping"), ("prefect", "stopped")]

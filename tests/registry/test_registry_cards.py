@@ -54,6 +54,7 @@ TAGS = {
     "tr",
     "th",
     "td",
+    "wbr",
     "div",
     "ul",
     "li",
@@ -192,6 +193,16 @@ def test_a_page_fetches_and_runs_nothing(registered: Registry) -> None:
     assert "default-src 'none'" in page.replace("&#x27;", "'")
     assert "@import" not in page
     assert "url(" not in page.replace("url(#tip)", "")
+
+
+def test_a_digest_breaks_in_its_middle_and_a_table_of_facts_fits_a_phone(registered: Registry) -> None:
+    page = registered.card("digits/1").to_html()
+    cells = re.findall(r'<td class="digest">(.*?)</td>', page)
+    assert cells
+    assert {tuple(map(len, cell.split("<wbr>"))) for cell in cells} == {(36, 35)}
+    (run,) = re.findall(r'<table class="facts">(?:(?!</table>).)*<th scope="row">run</th>', page)
+    assert run
+    assert ".facts td, .facts td.digest { overflow-wrap: anywhere; }" in page
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)

@@ -387,6 +387,55 @@ def test_a_bin_of_one_row_does_not_look_like_one_of_many(rivals: Registry, forma
     assert list(curve.get_xdata()) == [0.5, 0.9]  # the line leaves the single row out
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_the_numbers_of_crowded_bins_do_not_cover_each_other(rivals: Registry, formats: Formats) -> None:
+    from matplotlib.figure import Figure
+
+    from noa_registry.comparison_labels import labels_of, spread_labels
+    from noa_registry.comparison_plot import _draw_reliability
+
+    for number in (1, 2):
+        rivals.attach("digits", number, side_facts(formats, 0.1))
+    comparison = rivals.compare("digits/1", "digits/2")
+    sides = [
+        replace(side, calibration=replace(found, rows=5200, bins=crowded_bins(shift)))
+        for side, shift in ((comparison.a, 0.0), (comparison.b, 0.004))
+        if (found := side.calibration) is not None
+    ]
+    figure = Figure(figsize=(5.0, 5.2), layout="constrained")
+    _draw_reliability(figure.subplots(), replace(comparison, a=sides[0], b=sides[1]))
+    figure.draw_without_rendering()
+    assert overlaps(figure) > 3
+    spread_labels(figure)
+    figure.draw_without_rendering()
+    assert overlaps(figure) == 0
+    assert sorted(label.get_text() for label in labels_of(figure)) == sorted(
+        f"{entry.rows:,}" for side in sides for entry in (side.calibration.bins if side.calibration else ())
+    )
+
+
+def crowded_bins(shift: float) -> tuple[ReliabilityBin, ...]:
+    """Bins of a model that is nearly always sure and right: most lie in the upper right corner."""
+    sure = (0.4, 0.62, 0.81, 0.9, 0.93, 0.95, 0.965, 0.98, 0.99, 0.996)
+    return tuple(
+        ReliabilityBin(
+            lower=0.0,
+            upper=1.0,
+            rows=7 * 3**index % 4001 + 1,
+            confidence=sure_of - shift,
+            accuracy=min(1.0, sure_of + shift),
+        )
+        for index, sure_of in enumerate(sure)
+    )
+
+
+def overlaps(figure: Any) -> int:
+    from noa_registry.comparison_labels import labels_of
+
+    boxes = [label.get_window_extent() for label in labels_of(figure)]
+    return sum(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])
+
+
 def test_the_interval_of_a_share_is_wilsons() -> None:
     from noa_registry.comparison_plot import share_interval
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 from importlib.util import find_spec
@@ -130,8 +131,9 @@ def _say_goodbye(root: Path, *, keep: bool, seconds: float) -> None:
     console.print_line("")
     console.print_line(f"Done in {seconds:.0f} s.", "bold")
     if keep:
-        console.print_line(f"Everything is left running. Look at it: noa status -C {root}")
-        console.print_line(f"End it:                              noa down -C {root} && rm -r {root}")
+        folder = shlex.quote(str(root))
+        console.print_line(f"Everything is left running. Look at it: noa status -C {folder}")
+        console.print_line(f"End it:                              noa down -C {folder} && rm -r {folder}")
     else:
         console.print_line(
             "All processes are gone. `noa demo --keep` leaves it running; `noa init` makes your own project."

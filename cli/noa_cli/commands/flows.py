@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from noa.errors import ServiceError
     from noa_flows import FlowDeployment, FlowRun
 
+_ASKING = "waiting for the project's Prefect server"
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe of noa.toml.")]
 
 
@@ -36,10 +37,13 @@ def list_flows(
     as_json: JsonOption = False,
 ) -> None:
     """List the schedules and the newest runs."""
-    from noa_flows import list_deployments, list_runs
-
     settings = current().settings()
-    deployments, runs = list_deployments(settings), list_runs(settings, limit=limit)
+    with console.patience("Listing schedules and runs") as tell:
+        tell("loading")
+        from noa_flows import list_deployments, list_runs
+
+        tell(_ASKING)
+        deployments, runs = list_deployments(settings), list_runs(settings, limit=limit)
     if as_json:
         console.print_json({"deployments": [_plain(d) for d in deployments], "runs": [_plain(r) for r in runs]})
         return
@@ -110,13 +114,18 @@ def schedule(
 ) -> None:
     """Retrain on a schedule: makes a Prefect deployment that the worker of `noa up` executes."""
     from noa_cli._quiet_stdout import stdout_to_stderr
-    from noa_flows import list_deployments
-    from noa_flows import schedule as make
 
     settings = current().settings()
-    with stdout_to_stderr():  # the recipe is read here, and it may print
-        identity = make(settings, recipe, cron, timezone=timezone, overrides=read_changes(change or []))
-    made = [found for found in list_deployments(settings) if found.id == identity]
+    with console.patience(f"Scheduling {recipe}") as tell:
+        tell("loading")
+        from noa_flows import list_deployments
+        from noa_flows import schedule as make
+
+        changes = read_changes(change or [])
+        with stdout_to_stderr():  # the recipe is read here, and it may print
+            identity = make(settings, recipe, cron, timezone=timezone, overrides=changes, on_step=tell)
+        tell(_ASKING)
+        made = [found for found in list_deployments(settings) if found.id == identity]
     if as_json:
         console.print_json(_plain(made[0]))
     else:
@@ -126,15 +135,19 @@ def schedule(
 def unschedule(recipe: RecipeArgument, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
     """Remove a recipe's schedule. Runs that are under way go on."""
     from noa.errors import NotFoundError
-    from noa_flows import list_deployments
-    from noa_flows import unschedule as remove
 
     settings = current().settings()
-    there = [found for found in list_deployments(settings) if found.recipe == recipe]
-    if not there:
-        raise NotFoundError(f"recipe `{recipe}` has no schedule", remedy="See `noa flows list`")
-    if not dry_run:
-        remove(settings, recipe)
+    with console.patience(f"Removing the schedule of {recipe}") as tell:
+        tell("loading")
+        from noa_flows import list_deployments
+        from noa_flows import unschedule as remove
+
+        tell(_ASKING)
+        there = [found for found in list_deployments(settings) if found.recipe == recipe]
+        if not there:
+            raise NotFoundError(f"recipe `{recipe}` has no schedule", remedy="See `noa flows list`")
+        if not dry_run:
+            remove(settings, recipe)
     if as_json:
         console.print_json({**_plain(there[0]), "dry_run": dry_run})
     else:

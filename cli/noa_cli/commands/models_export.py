@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -47,4 +48,4 @@ def export(
         )
         return
     console.print_line(f"{written.path}: {written.reference}, {written.size_bytes:,} bytes, {written.file_digest}")
-    console.note(f"Import it elsewhere with: noa models import {written.path.name}")
+    console.note(f"Import it elsewhere with: {shlex.join(['noa', 'models', 'import', written.path.name])}")

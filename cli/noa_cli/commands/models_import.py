@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +58,9 @@ def import_model(
         return
     if name is None:
         raise InvalidInputError(
-            "the model needs a name", expected="--name NAME", remedy=f"noa models import {path} --name NAME"
+            "the model needs a name",
+            expected="--name NAME",
+            remedy=f"noa models import {shlex.quote(str(path))} --name NAME",
         )
     from noa_conversion.imports import import_model as run_import
     from noa_conversion.imports import plan_import

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +45,7 @@ def serve(
     with open_registry(settings, about=[rule.model for rule in endpoints.values()], makes=True):
         check_endpoints(settings, endpoints)
     log_file = settings.state_dir / "logs" / "serve.log"
-    with console.step("Starting the server"):
+    with console.step("Starting the server"), _own_service_named(settings):
         server = start_server(
             settings,
             endpoints=endpoints,
@@ -62,6 +64,27 @@ def serve(
         is_unguarded = is_open(server.command.request.settings.serving)
         _tell(address.url, address.grpc_target, endpoints, log_file, is_open=is_unguarded)
     raise typer.Exit(server.wait())
+
+
+@contextmanager
+def _own_service_named(settings: Settings) -> Generator[None]:
+    """Let the error that a port is in use advise to stop the project's own service where that has it."""
+    from noa.errors import ConflictError
+
+    try:
+        yield
+    except ConflictError as exc:
+        from noa_flows import service_at
+
+        port = exc.facts.get("port")
+        name = service_at(settings, port) if isinstance(port, int) else None
+        if name is not None:
+            stop = current().command_line("down", "--only", name)
+            exc.remedy = (
+                f"That is this project's own service `{name}`. Stop it with: {stop}; or choose another port "
+                "with `--port` (0: a free one)"
+            )
+        raise
 
 
 def choose_endpoints(settings: Settings, what: list[str]) -> dict[str, EndpointSettings]:

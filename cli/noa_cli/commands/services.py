@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from noa.errors import SettingsError
+    from noa.settings import Settings
     from noa_flows import ServerStatus, ServiceEvent, ServiceName, ServiceStatus
 
 _FOREGROUND = "noa serve"
@@ -36,7 +38,8 @@ def up(
 ) -> None:
     """Start the Prefect server, the worker, the MLflow UI, the endpoints and webhooks; wait until each is healthy.
 
-    What runs goes on as it was started; where the settings have changed since, a note says so.
+    What runs goes on as it was started; where the settings have changed since, a note says so. A service that fails is
+    stopped and named, the others go on, and another call starts what is missing.
     """
     from noa_flows import up as start
 
@@ -51,18 +54,24 @@ def up(
                     on_progress=lambda event: _tell(event, tell, _say_of_start),
                 )
         except KeyboardInterrupt:
-            console.note("interrupted: what this call had started is stopped again; what ran before goes on")
+            console.note(
+                "interrupted: what this call had started is stopped again; what ran before goes on or is started again"
+            )
             raise
     _show(statuses, as_json)
     _tell_changes(statuses)
 
 
 def down(only: OnlyOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
-    """Stop exactly the processes that `noa up` started, and prove that they are gone."""
+    """Stop exactly the processes that `noa up` started, and prove that they are gone.
+
+    Works from the records of what was started, also while noa.toml is invalid.
+    """
     from noa_flows import down as stop
     from noa_flows import status as look
 
-    settings = current().settings()
+    settings, error = current().settings_or_place()
+    _tell_invalid(settings, error)
     if dry_run:
         there = [found for found in look(settings) if found.state != "stopped" and (only is None or found.name in only)]
         if as_json:
@@ -83,10 +92,21 @@ def status(as_json: JsonOption = False) -> None:
     from noa_flows import serving_status
     from noa_flows import status as look
 
-    settings = current().settings()
+    settings, error = current().settings_or_place()
     statuses = look(settings)
+    if error is not None:  # nobody knows what they would be
+        statuses = [replace(found, has_old_settings=False, is_wanted=True) for found in statuses]
     _show(statuses, as_json, servers=serving_status(settings))
+    _tell_invalid(settings, error)
     _tell_changes(statuses)
+
+
+def _tell_invalid(settings: Settings, error: SettingsError | None) -> None:
+    """Say on standard error that the settings are invalid, and where what was started is looked for all the same."""
+    if error is not None:
+        reason = " ".join(str(error).split())
+        console.note(f"the settings are invalid: {reason}", style="yellow")
+        console.note(f"what was started is taken from its records in {settings.state_dir / 'services'}")
 
 
 def _tell_changes(statuses: list[ServiceStatus]) -> None:
@@ -130,6 +150,8 @@ def _tell(event: ServiceEvent, tell: Callable[[str], None], say: Callable[[Servi
     """Show a step of a start or stop; that it waits for another one also where steps are shown now and then only."""
     if event.phase == "waiting":
         console.note("waiting for another `noa up` or `noa down` of this project, which is under way")
+    elif event.phase in ("failed", "running again as before"):
+        console.note(say(event))
     else:
         tell(say(event))
 
@@ -139,8 +161,9 @@ def _say(event: ServiceEvent) -> str:
 
 
 def _say_of_start(event: ServiceEvent) -> str:
-    """Return the step of a start; what it stops again may take a while, so it says how that is cut short."""
-    return f"{_say(event)}; Ctrl-C once more kills it" if event.phase == "stopping" else _say(event)
+    """Return the step of a start; what an interrupt stops may take a while, so it says how that is cut short."""
+    is_ending = event.is_interrupted and event.phase == "stopping"
+    return f"{_say(event)}; Ctrl-C once more kills it" if is_ending else _say(event)
 
 
 def _show(statuses: list[ServiceStatus], as_json: bool, *, servers: Sequence[ServerStatus] = ()) -> None:

@@ -10,7 +10,9 @@ import difflib
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -34,6 +36,7 @@ from noa.settings.models import Settings
 PROJECT_FILE = "noa.toml"
 _PROFILES = "profiles"
 _GATES = "gates"
+_PLACE = ("project.state_dir", "flows.start_timeout_s", "flows.stop_timeout_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,27 @@ def load_settings(
     return _lay(sources, project_file=project_file, start=start)
 
 
+def load_place(
+    start: Path, *, profile: str | None = None, config_files: Sequence[Path] = (), overrides: Sequence[str] = ()
+) -> Settings:
+    """Return settings that say only where a project's state is, and how long its processes get, of what is readable.
+
+    For what must work while the settings are not valid, such as stopping what runs: what is malformed is passed over.
+
+    Raises:
+        SettingsError: a `noa.toml` is no regular file.
+    """
+    project_file = find_project(start.absolute())
+    root = project_file.parent if project_file else start.absolute()
+    table: Table = {}
+    for source in _readable_sources(project_file, profile, config_files, overrides):
+        merged = merge(table, _only(source, _PLACE).table)
+        with suppress(ValidationError):
+            Settings.model_validate(merged)
+            table = merged
+    return Settings.model_validate(table).resolved(root)
+
+
 def load_carried_settings(start: Path, carried: Mapping[str, object], *, replaced: Collection[str]) -> LoadedSettings:
     """Lay what another process rendered over the project's file, of which the keys in `replaced` are not read.
 
@@ -127,6 +151,25 @@ def _own_file() -> Path | None:
         return user_settings_file(os.environ)
     except RuntimeError:  # a user without a home, as in some containers, has no file there
         return None
+
+
+def _readable_sources(
+    project_file: Path | None, profile: str | None, config_files: Sequence[Path], overrides: Sequence[str]
+) -> Iterator[Source]:
+    for path in (_own_file(), project_file):
+        if path is not None and path.exists():
+            with suppress(SettingsError):
+                source = read_toml(path)
+                profiles = source.table.pop(_PROFILES, {})
+                yield source
+                if profile is not None and isinstance(profiles, dict) and isinstance(profiles.get(profile), dict):
+                    yield Source(origin=profile, table=cast("Table", profiles[profile]))
+    for read in (*(partial(read_toml, path) for path in config_files), partial(read_environment, os.environ)):
+        with suppress(SettingsError):
+            yield read()
+    for pair in overrides:
+        with suppress(SettingsError):
+            yield read_overrides([pair])
 
 
 def _lay(sources: Sequence[Source], *, project_file: Path | None, start: Path) -> LoadedSettings:

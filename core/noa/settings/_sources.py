@@ -51,7 +51,14 @@ def read_toml(path: Path) -> Source:
             data = file.read(MAX_FILE_BYTES + 1)
         text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except InvalidInputError as exc:
-        raise SettingsError(f"the settings cannot be read: {exc.what}", where=str(path), expected=exc.expected) from exc
+        raise SettingsError(
+            f"the settings cannot be read: {exc.what}",
+            where=str(path),
+            expected=exc.expected,
+            remedy="Name a file in it"
+            if exc.received == "a folder"
+            else "Write it to a file first, and name that file",
+        ) from exc
     except FileNotFoundError as exc:
         raise SettingsError("no such settings file", where=str(path)) from exc
     except UnicodeDecodeError as exc:

@@ -40,7 +40,8 @@ td { overflow-wrap: break-word; }
 thead th { color: var(--soft); font-weight: 600; }
 tbody th { color: var(--soft); font-weight: 500; white-space: nowrap; }
 td.number { font-variant-numeric: tabular-nums; }
-td.digest { font-family: ui-monospace, monospace; font-size: .8rem; overflow-wrap: anywhere; min-width: 14rem; }
+td.digest { font-family: ui-monospace, monospace; font-size: .8rem; overflow-wrap: normal; }
+.facts td, .facts td.digest { overflow-wrap: anywhere; }
 pre { background: var(--wash); border: 1px solid var(--line); border-radius: 6px; padding: .7rem .9rem;
   overflow-x: auto; font: .82rem/1.5 ui-monospace, monospace; margin: .6rem 0; }
 figure { margin: .8rem 0; overflow-x: auto; }
@@ -96,7 +97,8 @@ def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{_text(heading)}</th>' for heading in table.headings)
     body = "".join(f"<tr>{''.join(_cells(row, is_facts=not table.headings))}</tr>" for row in table.rows)
     thead = f"<thead><tr>{head}</tr></thead>" if head else ""
-    return f'{caption}<div class="scroll"><table>{thead}<tbody>{body}</tbody></table></div>'
+    kind = "" if table.headings else ' class="facts"'
+    return f'{caption}<div class="scroll"><table{kind}>{thead}<tbody>{body}</tbody></table></div>'
 
 
 def _cells(row: tuple[object, ...], *, is_facts: bool) -> Iterator[str]:
@@ -108,7 +110,14 @@ def _cells(row: tuple[object, ...], *, is_facts: bool) -> Iterator[str]:
         kind = "number" if isinstance(cell, int | float) else "digest" if text.startswith("sha256:") else ""
         tone = {"passed": "good", "refused": "bad", "failed": "bad"}.get(text, "")
         classes = " ".join(filter(None, (kind, tone)))
-        yield f'<td class="{classes}">{_text(text)}</td>' if classes else f"<td>{_text(text)}</td>"
+        shown = _halves(text) if kind == "digest" else _text(text)
+        yield f'<td class="{classes}">{shown}</td>' if classes else f"<td>{shown}</td>"
+
+
+def _halves(digest: str) -> str:
+    """Return a digest that stands on one line or on two of one length, and not on one and a last character."""
+    middle = (len(digest) + 1) // 2
+    return f"{_text(digest[:middle])}<wbr>{_text(digest[middle:])}"
 
 
 def reliability_svg(block: Reliability) -> str:

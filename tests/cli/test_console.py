@@ -1,0 +1,147 @@
+"""What people see: tables for pipes, and what is waited for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from noa_cli import _console as console
+from noa_cli.__main__ import run
+from noa_flows.supervisor import Command, Supervisor
+
+_ROWS = [["a", "x" * 300], ["name", "short"], ["word", "some words " * 10]]
+
+
+def test_a_table_in_a_pipe_keeps_its_lines_and_fills_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    console.print_table(["one", "other"], _ROWS)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert any("x" * 300 in line for line in lines)
+    assert max(len(line) for line in lines if "short" in line) < 20
+
+
+def test_a_table_in_a_pipe_keeps_to_columns_where_it_is_set(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    console.print_table(["one", "other"], _ROWS)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert sum(line.count("x") for line in lines) == 300
+
+
+def test_what_takes_longer_says_what_it_waits_for_and_what_is_quick_says_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = threading.Event()
+    note = console.note
+
+    def hear(text: str) -> None:
+        note(text)
+        told.set()
+
+    with console.patience("Quick"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(console, "note", hear)
+    began = time.monotonic()
+    with console.patience("Listing") as tell:
+        tell("waiting for the server")
+        assert told.wait(30)
+    assert time.monotonic() - began >= 2
+    assert re.fullmatch(r"Listing  \d+ s  waiting for the server\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("arguments", [["flows", "list"], ["flows", "schedule", "noisy", "--cron", "0 3 * * *"]])
+def test_flow_commands_say_that_they_wait_for_a_server_that_is_slow(
+    registered: Path, arguments: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(registered)
+    monkeypatch.setattr(console, "_WAITING_LINE_EVERY_S", 0.2)
+    state = registered / ".noa"
+    with socket.create_server(("127.0.0.1", 0)) as server:  # hears, and hangs up when it was heard to be waited for
+        Supervisor(state).start(
+            Command(
+                name="prefect",
+                arguments=("sleep", "60"),
+                environment=dict(os.environ),
+                folder=registered,
+                log_file=state / "logs" / "prefect.log",
+                address=f"http://127.0.0.1:{server.getsockname()[1]}",
+            )
+        )
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            time.sleep(3)
+            connection.close()
+            server.close()
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        try:
+            assert run(arguments) == 1
+            told = capfd.readouterr().err
+            assert "waiting for the project's Prefect server" in told
+            assert "the Prefect server does not answer" in told.splitlines()[-1]
+        finally:
+            Supervisor(state).stop("prefect", timeout_s=0.1)
+            thread.join()
+
+
+def test_the_command_that_imports_an_export_quotes_its_file(
+    registered: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(registered)
+    assert run(["models", "export", "digits/2", "-o", str(tmp_path / "d 2.noa")]) == 0
+    command = capfd.readouterr().err.splitlines()[-1].partition("Import it elsewhere with: ")[2]
+    assert shlex.split(command) == ["noa", "models", "import", "d 2.noa"]
+    assert run(["models", "import", "no such file"]) == 1
+    assert "noa models import 'no such file' --name NAME" in capfd.readouterr().err
+
+
+def test_a_settings_file_that_is_a_pipe_is_to_be_written_to_a_file(
+    registered: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(registered)
+    os.mkfifo(tmp_path / "pipe")
+    assert run(["models", "list", "--config", str(tmp_path / "pipe")]) == 1
+    assert capfd.readouterr().err.endswith(". Write it to a file first, and name that file\n")
+
+
+def test_serving_on_the_port_of_an_own_service_says_how_that_is_stopped(
+    registered: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bentoml")
+    monkeypatch.chdir(registered)
+    state = registered / ".noa"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert run(["serve", "--port", str(port)]) == 1
+        assert "noa down" not in capfd.readouterr().err
+        Supervisor(state).start(
+            Command(
+                name="serving",
+                arguments=("sleep", "60"),
+                environment=dict(os.environ),
+                folder=registered,
+                log_file=state / "logs" / "serving.log",
+                address=f"http://127.0.0.1:{port}",
+            )
+        )
+        try:
+            assert run(["serve", "--port", str(port)]) == 1
+            assert "Stop it with: noa down --only serving; or choose another port" in capfd.readouterr().err
+        finally:
+            Supervisor(state).stop("serving", timeout_s=0.1)

@@ -1,0 +1,210 @@
+"""What `up` keeps when a service fails, and what it brings back when a replacement does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from flows_helpers import make_project, wait_until
+
+from noa.errors import NoaError, ServiceError
+from noa.settings import Settings, load_settings
+from noa_flows import ServiceEvent, down, status, up
+from noa_flows._loopback import answers
+from noa_flows._service_plans import ServiceName, ServicePlan
+from noa_flows.supervisor import Command, ServiceRecord, Supervisor
+
+_SERVER = """
+import os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+if os.environ["FATE"] != "healthy":
+    sys.exit("no such luck")
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(os.environ["FATE_SAID"].encode())
+
+    def log_message(self, *_):
+        pass
+
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+Fates = dict[ServiceName, str]
+
+
+@pytest.fixture
+def fates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fates]:
+    """Services that are small web servers; what `fates` says of one (`dies`) befalls it, the others become healthy."""
+    told: Fates = {}
+
+    def plan(settings: Settings, name: ServiceName, port: int, needs: ServiceName | None = None) -> ServicePlan:
+        def build(address: str | None, _: Mapping[ServiceName, str]) -> Command:
+            return Command(
+                name=name,
+                arguments=(sys.executable, "-c", _SERVER, str(address).rpartition(":")[2]),
+                environment={**os.environ, "FATE": told.get(name, "healthy"), "FATE_SAID": settings.project.name},
+                folder=tmp_path,
+                log_file=settings.state_dir / "logs" / f"{name}.log",
+                address=address,
+            )
+
+        def is_healthy(record: ServiceRecord, _: Mapping[ServiceName, str]) -> bool:
+            return answers(str(record.address))
+
+        return ServicePlan(
+            name=name,
+            host="127.0.0.1",
+            port=port,
+            port_setting="port",
+            needs=needs,
+            build=build,
+            is_healthy=is_healthy,
+        )
+
+    def plan_all(settings: Settings) -> dict[ServiceName, ServicePlan]:
+        plans = [
+            plan(settings, "prefect", settings.flows.port),
+            plan(settings, "mlflow", settings.tracking.port),
+            plan(settings, "worker", 0, needs="prefect"),
+            plan(settings, "webhooks", 0),
+        ]
+        return {one.name: one for one in plans}
+
+    make_project(tmp_path)
+    monkeypatch.setattr("noa_flows.services.plan_services", plan_all)
+    monkeypatch.setattr("noa_flows.services.require_prefect", lambda: None)
+    monkeypatch.setattr("noa_flows._launch._prepare_database", lambda settings: None)
+    yield told
+    down(load_settings(tmp_path).settings)
+
+
+def _states(settings: Settings) -> dict[ServiceName, str]:
+    return {found.name: found.state for found in status(settings)}
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _says(settings: Settings, name: ServiceName) -> str:
+    (address,) = (str(found.address) for found in status(settings) if found.name == name)
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def test_a_service_that_fails_leaves_the_healthy_ones_and_the_next_up_starts_what_is_missing(
+    tmp_path: Path, fates: Fates
+) -> None:
+    settings = load_settings(tmp_path).settings
+    fates["prefect"] = "dies"
+    seen: list[ServiceEvent] = []
+    with pytest.raises(ServiceError, match="`prefect` died while it started") as caught:
+        up(settings, on_progress=seen.append)
+    assert str(caught.value).endswith(". Correct the cause. `mlflow`, `webhooks` run. `noa up` starts what is missing")
+    assert "no such luck" in str(caught.value)
+    states = {"prefect": "stopped", "mlflow": "running", "worker": "stopped", "webhooks": "running"}
+    assert _states(settings) == states
+    assert [event.service for event in seen if event.phase == "failed"] == ["prefect"]
+    assert not any(event.is_interrupted for event in seen)
+    before = {found.name: found.pid for found in status(settings) if found.state == "running"}
+
+    del fates["prefect"]
+    up(settings)
+    after = {found.name: found.pid for found in status(settings)}
+    assert _states(settings) == dict.fromkeys(states, "running")
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_service_on_a_new_port_is_stopped_only_when_the_new_one_is_healthy(tmp_path: Path, fates: Fates) -> None:
+    settings = load_settings(tmp_path).settings
+    (before,) = up(settings, services=["mlflow"])
+    moved = load_settings(tmp_path, overrides=[f"tracking.port={_free_port()}", "project.name=moved"]).settings
+    fates["mlflow"] = "dies"
+    with pytest.raises(ServiceError, match=r"`mlflow` goes on with its former settings"):
+        up(moved, services=["mlflow"], restart=True)
+    (kept,) = (found for found in status(moved) if found.name == "mlflow")
+    assert (kept.pid, kept.state, kept.has_old_settings) == (before.pid, "running", True)
+    assert Supervisor(settings.state_dir).names() == ["mlflow"]
+
+    del fates["mlflow"]
+    seen: list[ServiceEvent] = []
+    (anew,) = up(moved, services=["mlflow"], restart=True, on_progress=seen.append)
+    assert [event.phase for event in seen] == ["starting", "healthy", "stopping", "stopped"]
+    assert (anew.address, anew.has_old_settings) == (f"http://127.0.0.1:{moved.tracking.port}", False)
+    assert _says(moved, "mlflow") == "moved"
+    assert Supervisor(settings.state_dir).names() == ["mlflow"]
+    assert not answers(str(before.address))
+
+
+def test_what_an_up_left_that_was_killed_between_two_services_is_stopped(tmp_path: Path, fates: Fates) -> None:
+    settings = load_settings(tmp_path).settings
+    supervisor = Supervisor(settings.state_dir)
+    for step in (".next", ".old"):
+        up(settings, services=["mlflow"])
+        supervisor.rename("mlflow", f"mlflow{step}")
+        record = supervisor.find(f"mlflow{step}")
+        assert record is not None
+        (found,) = up(settings, services=["mlflow"])
+        assert (found.state, supervisor.members(record), supervisor.names()) == ("running", [], ["mlflow"])
+        supervisor.rename("mlflow", f"mlflow{step}")
+        assert down(settings) == ["mlflow"]
+        assert supervisor.names() == []
+
+
+@pytest.mark.parametrize("how", ["dies", "interrupted"])
+def test_a_service_that_was_stopped_for_one_that_fails_runs_again_as_before(
+    tmp_path: Path, fates: Fates, how: str
+) -> None:
+    ports = [f"flows.port={_free_port()}", "flows.start_timeout_s=30"]
+    settings = load_settings(tmp_path, overrides=[*ports, "project.name=before"]).settings
+    up(settings, services=["prefect"])
+    other = [*ports[1:], f"flows.port={_free_port()}", "project.name=after"]
+    changed = load_settings(tmp_path, overrides=other).settings
+    seen: list[ServiceEvent] = []
+
+    def hear(event: ServiceEvent) -> None:
+        seen.append(event)
+        if how == "interrupted" and event.phase == "starting":
+            raise KeyboardInterrupt
+
+    fates["prefect"] = "dies"
+    expected, words = (KeyboardInterrupt, None) if how == "interrupted" else (NoaError, "runs again with its former")
+    with pytest.raises(expected, match=words):
+        up(changed, services=["prefect"], restart=True, on_progress=hear)
+    wait_until(lambda: _states(changed)["prefect"] == "running")
+    assert seen[-1].phase == "running again as before"
+    assert _says(changed, "prefect") == "before"
+    (found,) = (found for found in status(changed) if found.name == "prefect")
+    assert (found.address, found.has_old_settings) == (f"http://127.0.0.1:{settings.flows.port}", True)
+    del fates["prefect"]
+    up(changed, services=["prefect"], restart=True)
+    assert _says(changed, "prefect") == "after"
+
+
+@pytest.mark.bentoml
+@pytest.mark.slow
+@pytest.mark.parametrize("is_moved", [True, False])
+def test_a_serving_process_that_is_late_never_leaves_nothing_serving(tmp_path: Path, is_moved: bool) -> None:
+    make_project(tmp_path)
+    port = _free_port()
+    settings = load_settings(tmp_path, overrides=[f"serving.port={port}"]).settings
+    try:
+        (before,) = up(settings, services=["serving"])
+        change = [f"serving.port={_free_port() if is_moved else port}", "serving.max_in_flight=7"]
+        late = load_settings(tmp_path, overrides=[*change, "flows.start_timeout_s=0.2"]).settings
+        words = "`serving` goes on with" if is_moved else "`serving` runs again with"
+        with pytest.raises(ServiceError, match=rf"did not answer within 0\.2 s.*{words} its former settings"):
+            up(late, services=["serving"], restart=True)
+        wait_until(lambda: _states(settings)["serving"] == "running", deadline_s=120)
+        (found,) = (found for found in status(settings) if found.name == "serving")
+        assert (found.address, found.has_old_settings, found.pid == before.pid) == (before.address, False, is_moved)
+    finally:
+        down(settings)
