@@ -67,7 +67,7 @@ class AsgiApplication:
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
             response = refuse(exc)
         route.metrics.observe(response.status, time.perf_counter() - start)
-        await _send(send, response)
+        await send_response(send, response)
 
     async def _compute(self, route: HotRoute, headers: Headers, receive: Receive, peer: Peer) -> Response:
         application = self._application
@@ -116,9 +116,10 @@ class AsgiApplication:
             except RequestRefusedError as exc:
                 # A mistyped name is told as such, however large the body for it is.
                 unknown = self._application.refuse_unknown(scope["path"], headers) if exc.status == 413 else None
-                await _send(send, refuse(exc) if unknown is None else unknown)
+                await send_response(send, refuse(exc) if unknown is None else unknown)
                 return
-        await _send(send, self._application.answer(scope["method"], scope["path"], headers, body, scope.get("client")))
+        answer = self._application.answer(scope["method"], scope["path"], headers, body, scope.get("client"))
+        await send_response(send, answer)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
@@ -143,6 +144,15 @@ class AsgiApplication:
                 await loop.run_in_executor(None, self._application.close)
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+async def refuse_host(scope: Message, receive: Receive, send: Send) -> None:
+    """Refuse a request, as an ASGI application, that does not name one host."""
+    del scope, receive
+    error = RequestRefusedError(
+        "the request does not name its host", status=400, expected="exactly one header `Host`", close=True
+    )
+    await send_response(send, refuse(error))
 
 
 async def _unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
@@ -199,7 +209,8 @@ def _too_large(limit: int, received: object) -> RequestRefusedError:
     )
 
 
-async def _send(send: Send, response: Response) -> None:
+async def send_response(send: Send, response: Response) -> None:
+    """Send one whole answer."""
     length = (b"content-length", str(len(response.body)).encode())
     await send({"type": "http.response.start", "status": response.status, "headers": [length, *response.headers]})
     await send({"type": "http.response.body", "body": response.body})

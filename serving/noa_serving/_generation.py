@@ -46,7 +46,6 @@ class Generation:
     specs: Mapping[str, TensorSpec]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
-    quoted_inputs: tuple[bytes, ...]
     headers: HeaderList
     cost: Cost
     inline_items: int
@@ -150,7 +149,6 @@ def build_generation(
         specs={spec.name: spec for spec in signature.inputs},
         input_names=tuple(spec.name for spec in signature.inputs),
         output_names=tuple(spec.name for spec in signature.outputs),
-        quoted_inputs=tuple(f'"{spec.name}"'.encode() for spec in signature.inputs),
         headers=(
             (b"noa-model", model.encode()),
             (b"noa-version", str(number).encode()),

@@ -17,7 +17,15 @@ from google.protobuf.message import DecodeError
 from noa.errors import InvalidInputError, SignatureError
 from noa_serving._grpc_messages import schema
 from noa_serving._http import Headers, Response
-from noa_serving._oip import asked_timeout_s, find_input, input_twice, must_be_writable, read_shape, read_shared
+from noa_serving._oip import (
+    asked_timeout_s,
+    find_input,
+    input_twice,
+    must_be_writable,
+    read_shape,
+    read_shared,
+    refuse_classification,
+)
 from noa_serving._prepared import Prepared, check_inputs, choose_outputs
 from noa_serving._shared_memory import SharedRegions, Slice, slice_of
 from noa_serving._tensors import DATATYPE_OF, array_from_bytes, array_from_numbers, contiguous
@@ -75,7 +83,11 @@ def prepare(
     inputs = _read_inputs(generation, message, max_batch_items=max_batch_items, regions=regions)
     names = choose_outputs(generation, [row.name for row in message.outputs])
     batch = check_inputs(generation, inputs, max_batch_items=max_batch_items)
-    parts = {row.name: slice_of(_values(row.parameters), f"output `{row.name[:80]}`") for row in message.outputs}
+    parts: dict[str, Slice | None] = {}
+    for row in message.outputs:
+        parameters, where = _values(row.parameters), f"output `{row.name[:80]}`"
+        refuse_classification(parameters, where)
+        parts[row.name] = slice_of(parameters, where)
     is_raw = bool(message.raw_input_contents) or any(parts.values())
     request_id = message.id
 

@@ -36,7 +36,7 @@ def prepare(generation: Generation, headers: Headers, body: bytes, *, max_batch_
         RequestRefusedError: another content type, or too large a batch.
     """
     check_content_type(headers)
-    table = parse_object(body, names=(*generation.quoted_inputs, *(f'"{form}"'.encode() for form in _FORMS)))
+    table = parse_object(body)
     inputs, is_single = _read_inputs(generation, table, max_batch_items=max_batch_items)
     batch = check_inputs(generation, inputs, max_batch_items=max_batch_items)
 

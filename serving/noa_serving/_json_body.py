@@ -1,15 +1,15 @@
 """Bodies: from bytes to a JSON object, or a refusal that says why.
 
-orjson is strict (no NaN, no infinity, bounded depth) but lets the last of two equal keys win. A client that sends an
-input twice has a bug, so bodies in which a key stands twice are refused; the costly look happens only when a cheap
-count says so.
+orjson is strict (no NaN, no infinity, bounded depth) but lets the last of two equal keys win. A client that sends a key
+twice has a bug, so such bodies are refused. Each key has one colon, and other colons are in strings only: a body with
+no more colons than keys were read has no key twice. Only where that does not settle it comes the costly look.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import orjson
 
@@ -18,10 +18,13 @@ from noa_serving._http import Headers, RequestRefusedError
 
 JsonObject = dict[str, object]
 _JSON_TYPES = (b"", b"application/json", b"text/json", b"application/vnd.api+json")
+_DEPTH = 4
+"""Objects within objects that are looked at; what is deeper gets the costly look, and fits no request."""
+_TEXTS = frozenset({str, dict})
 
 
-def parse_object(body: bytes, *, names: Iterable[bytes] = ()) -> JsonObject:
-    """Parse a JSON object. `names` are the quoted keys that must not stand twice.
+def parse_object(body: bytes) -> JsonObject:
+    """Parse a JSON object.
 
     Raises:
         InvalidInputError: there is no body, it is malformed, is no object, or says a key twice.
@@ -36,9 +39,12 @@ def parse_object(body: bytes, *, names: Iterable[bytes] = ()) -> JsonObject:
         raise InvalidInputError(
             "the body is not what it should be", expected="a JSON object", received=json_kind(value)
         )
-    if (b"\\" in body and b"\\u" in body) or any(body.count(name) > 1 for name in names):
+    table = cast("JsonObject", value)
+    # Far quicker than `count`, which looks at each byte.
+    colons = len(body) - len(body.replace(b":", b""))
+    if colons != _count_keys(table) and (b"\\" in body or colons != _count_keys(table) + _count_in_texts(table)):
         _refuse_twins(body)
-    return cast("JsonObject", value)
+    return table
 
 
 def check_content_type(headers: Headers, *, binary: bool = False, also: bool = False) -> None:
@@ -75,6 +81,35 @@ def json_kind(value: object) -> str:
     return words.get(type(value), "a number")
 
 
+def _count_keys(table: Mapping[str, Any], depth: int = _DEPTH) -> int:
+    """Return how many keys were read: all of them where keys are at home, so not those of objects among numbers."""
+    count = len(table)
+    for value in table.values():
+        kind = type(value)
+        if kind is list:
+            if value and type(value[0]) is dict and depth:
+                for row in value:
+                    if type(row) is dict:
+                        count += _count_keys(row, depth - 1)
+        elif kind is dict and depth:
+            count += _count_keys(value, depth - 1)
+    return count
+
+
+def _count_in_texts(value: Any, depth: int = 2 * _DEPTH) -> int:
+    """Return how many colons the strings hold that stand where `_count_keys` looks: names, an id, parameters."""
+    kind = type(value)
+    if kind is str:
+        return value.count(":")
+    if not depth or not value:
+        return 0
+    if kind is dict:
+        return sum([key.count(":") + _count_in_texts(child, depth - 1) for key, child in value.items()])
+    if kind is list and type(value[0]) in _TEXTS:  # not through lists of numbers
+        return sum([_count_in_texts(child, depth - 1) for child in value])
+    return 0
+
+
 def _refuse_twins(body: bytes) -> None:
     def pairs(items: list[tuple[str, object]]) -> JsonObject:
         table = dict(items)
@@ -85,7 +120,7 @@ def _refuse_twins(body: bytes) -> None:
         return table
 
     try:
-        json.loads(body, object_pairs_hook=pairs)
+        json.loads(body, object_pairs_hook=pairs, parse_int=float)  # `int` refuses thousands of digits
     except (ValueError, RecursionError) as exc:
         raise InvalidInputError("the body is not valid JSON") from exc
 

@@ -235,6 +235,8 @@ def _read_wanted(generation: Generation, table: JsonObject) -> _Wanted:
         names.append(name)
         where = f"output `{name[:80]}`"
         parameters = _parameters(cast("JsonObject", row), where)
+        if parameters:
+            refuse_classification(parameters, where)
         ways.append(slice_of(parameters, where) or _flag(parameters, "binary_data", all_binary))
     choose_outputs(generation, names)
     return _Wanted(tuple(zip(names, ways, strict=True)), request_id)
@@ -256,6 +258,20 @@ def asked_timeout_s(parameters: Mapping[str, object]) -> float | None:
             received=json_kind(timeout_us),
         )
     return timeout_us / 1e6
+
+
+def refuse_classification(parameters: Mapping[str, object], where: str) -> None:
+    """Refuse Triton's classification, which answers with texts in place of the tensor.
+
+    Raises:
+        InvalidInputError: the parameters of an output ask for it.
+    """
+    if parameters.get("classification"):
+        raise InvalidInputError(
+            f"{where} asks for `classification`, which is not supported",
+            expected="no such parameter, or 0",
+            remedy="Take the tensor and pick the classes from it",
+        )
 
 
 def _parameters(table: JsonObject, where: str) -> JsonObject:

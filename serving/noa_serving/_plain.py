@@ -67,7 +67,7 @@ def _read_json(
     generation: Generation, body: bytes, *, max_batch_items: int
 ) -> tuple[dict[str, np.ndarray], list[str], bool]:
     """Return the inputs, the outputs that are asked for, and whether it is one item without a batch axis."""
-    table = parse_object(body, names=(*generation.quoted_inputs, b'"inputs"', b'"instances"', b'"outputs"'))
+    table = parse_object(body)
     _refuse_strangers(table)
     names = _read_output_names(table)
     if "instances" in table:

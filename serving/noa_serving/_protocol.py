@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from noa_serving._application import Application, HotRoute
+from noa_serving._asgi import refuse_host
 from noa_serving._deadline import TIMEOUT_HEADER, Deadline, asked_timeout_s
 from noa_serving._http import HeaderList, RequestRefusedError, Response, header_table, refuse
+from noa_serving._rest import MAX_UNASKED_BODY_BYTES, Rest, names_one_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +47,9 @@ MAX_UNPLACED_BODY_BYTES = 64 << 10
 MAX_HEAD_BYTES = 64 << 10
 """Request line and headers; counted in whole reads of the socket, so a little more may pass."""
 
+_MOST_AT_ONCE = 16 << 10
+"""Given to the parser at once where it may be anything but a body of known length, so that limits nearly hold."""
+_LOOK_AGAIN_S = 1.0
 _MAX_CACHED_HEADS = 1024
 _MAX_KEPT_HEAD_BYTES = 2048
 """Of a connection that is idle."""
@@ -91,13 +96,29 @@ class _HotProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._is_in_head = False
+        self._rest: Rest | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._head_timer = self.loop.call_later(self._timeout_s, self._head_is_late)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_in_head:
+        if len(data) <= _MOST_AT_ONCE:
+            self._take(data)
+            return
+        start = 0
+        # Gone from the connections: another protocol has the transport.
+        while start < len(data) and self in self.connections and not self.transport.is_closing():
+            is_sized = self._route is not None or (self._rest is not None and not self._rest.is_chunked)
+            end = len(data) if is_sized else start + _MOST_AT_ONCE
+            self._take(data[start:end])
+            start = end
+
+    def _take(self, data: bytes) -> None:
+        rest = self._rest
+        if rest is not None and rest.is_chunked:
+            rest.quiet_bytes += len(data)
+        elif self._is_in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse_head(431, "the request's head is too large", f"at most {MAX_HEAD_BYTES} bytes")
@@ -105,8 +126,10 @@ class _HotProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._is_in_head and self._head_timer is None:
             self._head_timer = self.loop.call_later(self._timeout_s, self._head_is_late)
-        if self._route is not None and self._body_timer is None:
+        if (self._route is not None or self._rest is not None) and self._body_timer is None:
             self._body_timer = self.loop.call_later(self._timeout_s, self._body_is_late)
+        if rest is not None and rest is self._rest and rest.quiet_bytes > MAX_HEAD_BYTES:
+            self._refuse_rest()
 
     def on_message_begin(self) -> None:
         # uvicorn's scope is made where it is needed, in `_leave_to_asgi`.
@@ -133,20 +156,26 @@ class _HotProtocol(HttpToolsProtocol):
         self._started = time.perf_counter()
 
     def on_body(self, body: bytes) -> None:
-        if self._route is None:
-            super().on_body(body)
-        else:
+        if self._route is not None:
             self._chunks.append(body)
+            return
+        rest = self._rest
+        if rest is not None:
+            rest.quiet_bytes = 0
+            if self.cycle.response_complete and not rest.throw_away(len(body)):
+                self.transport.close()
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         route = self._route
-        if route is None:
-            super().on_message_complete()
-            return
-        self._route = None
         if self._body_timer is not None:
             self._body_timer.cancel()
             self._body_timer = None
+        if route is None:
+            self._rest = None
+            super().on_message_complete()
+            return
+        self._route = None
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = []
         slot = _Slot(self, route, self._started)
@@ -167,7 +196,7 @@ class _HotProtocol(HttpToolsProtocol):
         for timer in (self._body_timer, self._idle_timer, self._head_timer):
             if timer is not None:
                 timer.cancel()
-        self._route = None
+        self._route = self._rest = None
         self._give_place_back()
         line, self._line = self._line, deque()
         for slot in line:
@@ -231,16 +260,28 @@ class _HotProtocol(HttpToolsProtocol):
         self.url = url
         for name, value in headers:
             super().on_header(name, value)  # into the list that is in the scope
+        names = [name for name, _ in self.headers]
         before = self.cycle
         must_wait = bool(self._line) and not self._has_open_cycle()
         if must_wait:
             self.cycle = _LINE
+        assert self.parser is not None  # it calls this
+        application = self.app
+        if not names_one_host(names, self.parser.get_http_version()):
+            self.app = refuse_host
         super().on_headers_complete()
-        if self.cycle is _LINE:  # an upgrade, which makes no cycle
+        self.app = application
+        if self.cycle is _LINE or self.cycle is before:  # an upgrade, which makes no cycle
             self.cycle = before
             return
+        is_chunked = b"transfer-encoding" in names
+        if is_chunked:
+            self.headers = []  # trailers are no headers: the scope keeps the list that it has
+        is_post = self.scope["method"] == "POST"
+        most = self._application.settings.max_body_bytes if is_post else MAX_UNASKED_BODY_BYTES
+        self._rest = Rest(is_chunked=is_chunked, most_thrown_away=most)
         self._is_pipeline_held |= must_wait
-        if self._is_closing and self.cycle is not before:
+        if self._is_closing:
             self.cycle.keep_alive = False
 
     def _begin(self, slot: _Slot, body: bytes) -> None:
@@ -302,6 +343,7 @@ class _HotProtocol(HttpToolsProtocol):
         route = self._route
         self._body_timer = None
         if route is None:
+            self._rest_is_late()
             return
         self._route = None
         self._is_closing = True
@@ -315,6 +357,25 @@ class _HotProtocol(HttpToolsProtocol):
         slot = _Slot(self, route, self._started)
         self._line.append(slot)
         slot.done(late)
+
+    def _rest_is_late(self) -> None:
+        """Close if only the rest of an answered request is missing; who still reads it has a deadline of its own."""
+        if self._rest is None or self.transport.is_closing():
+            return
+        if self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self._body_timer = self.loop.call_later(min(self._timeout_s, _LOOK_AGAIN_S), self._body_is_late)
+
+    def _refuse_rest(self) -> None:
+        """Refuse chunk sizes or trailers without end, and close; behind another answer, only close."""
+        if self.transport.is_closing():
+            return
+        if self._line or self.pipeline or self.cycle.response_started:
+            self.transport.close()
+            return
+        what, expected = "the request's chunk sizes or trailers are too long", f"at most {MAX_HEAD_BYTES} bytes"
+        self._write(refuse(RequestRefusedError(what, status=400, expected=expected, close=True)))
 
     def _head_is_late(self) -> None:
         self._head_timer = None
@@ -391,7 +452,9 @@ class _Head(NamedTuple):
         """Look at headers as they came, their names in any case."""
         table = header_table(raw)
         length = table.get(b"content-length", b"")
-        is_hot = length.isdigit() and len(length) < 10 and _NOT_HOT.isdisjoint(table)
+        is_hot = length.isdigit() and len(length) < 10 and b"host" in table and _NOT_HOT.isdisjoint(table)
+        if len(table) != len(raw):
+            is_hot = is_hot and names_one_host([name.lower() for name, _ in raw], "1.1")
         is_small = sum(len(name) + len(value) for name, value in raw) <= _MAX_KEPT_HEAD_BYTES
         return cls(raw if is_small else None, table, int(length) if is_hot else -1)
 

@@ -187,6 +187,9 @@ def bad_requests() -> Iterator[tuple[str, Any, grpc.StatusCode, str]]:
     negative = request()
     negative.inputs[0].shape[:] = [-2, -4]
     yield "negative shape", negative, code.INVALID_ARGUMENT, "malformed `shape`"
+    classes = request()
+    classes.outputs.add(name="y").parameters["classification"].int64_param = 3
+    yield "classification", classes, code.INVALID_ARGUMENT, "output `y` asks for `classification`"
     output = request()
     output.outputs.add(name="z")
     patience = request()

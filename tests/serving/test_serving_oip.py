@@ -80,6 +80,8 @@ def test_raw_and_json_tensors_may_be_mixed_and_half_precision_comes_raw(app: Asg
     assert np.array_equal(np.frombuffer(answer.body[length:], np.float16), [1, 2, 3, 4])
 
 
+CLASSES = {"name": "y", "parameters": {"classification": 3}}
+
 REFUSED: list[tuple[str, dict[str, object], str]] = [
     ("no inputs", {}, "no `inputs`"),
     ("empty inputs", {"inputs": []}, "no `inputs`"),
@@ -106,6 +108,7 @@ REFUSED: list[tuple[str, dict[str, object], str]] = [
     ("outputs no list", {"inputs": [TENSOR], "outputs": {}}, "`outputs` is no list"),
     ("parameters no object", {"inputs": [TENSOR], "parameters": []}, "`parameters`"),
     ("flag no flag", {"inputs": [TENSOR], "parameters": {"binary_data_output": 1}}, "no flag"),
+    ("classification", {"inputs": [TENSOR], "outputs": [CLASSES]}, "output `y` asks for `classification`"),
     ("zero items", {"inputs": [{**TENSOR, "shape": [0, 4], "data": []}]}, "empty"),
 ]
 
@@ -115,6 +118,58 @@ def test_bad_requests_are_refused_with_the_reason(app: AsgiApplication, body: di
     answer = infer(app, body)
     assert answer.status in (400, 413)
     assert text in answer.error
+
+
+PATH = "/v2/models/digits/infer"
+TWINS = [
+    (b'{"inputs": [], "inputs": [%b]}', "inputs"),
+    (b'{"id": "a", "inputs": [%b], "id": "b"}', "id"),
+    (b'{"id": "a:b", "inputs": [%b], "id": "c"}', "id"),
+    (b'{"inputs": [%b], "\\u0069nputs": []}', "inputs"),
+    (b'{"id": "\\u003a", "inputs": [%b], "id": "\\u003a"}', "id"),
+    (b'{"inputs": [%b], "parameters": {"a": 1, "a": 2}}', "a"),
+    (b'{"inputs": [%b], "outputs": [{"name": "y", "name": "total"}]}', "name"),
+    (b'{"inputs": [%b], "parameters": {"a": {"b": {"c": {"d": {"e": {"f": 1, "f": 2}}}}}}}', "f"),
+    (b'{"inputs": [%b], "outputs": [], "parameters": {"a": [1, {"b": 1, "b": 2}]}}', "b"),
+]
+
+
+@pytest.mark.parametrize(("form", "key"), TWINS)
+def test_a_key_that_stands_twice_is_refused_by_name(app: AsgiApplication, form: bytes, key: str) -> None:
+    answer = ask(app, "POST", PATH, form % json.dumps(TENSOR).encode())
+    assert (answer.status, f"`{key}` stands twice" in answer.error) == (400, True), answer.error
+
+
+def test_data_that_stands_twice_is_refused_raw_or_not(app: AsgiApplication) -> None:
+    twice = json.dumps(TENSOR).encode()[:-1] + b', "data": [1, 2, 3, 4, 5, 6, 7, 8]}'
+    answer = ask(app, "POST", PATH, b'{"inputs": [%b]}' % twice)
+    assert (answer.status, "`data` stands twice" in answer.error) == (400, True), answer.error
+    head = json.dumps({"inputs": [raw_tensor(X)]}).encode()
+    head = head.replace(b'"binary_data_size"', b'"binary_data_size": 1, "binary_data_size"')
+    headers = {"inference-header-content-length": str(len(head))}
+    answer = ask(app, "POST", PATH, head + X.tobytes(), headers)
+    assert (answer.status, "`binary_data_size` stands twice" in answer.error) == (400, True), answer.error
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"id": "urn:uuid:1"},
+        {"id": 'a\\b"c:d\n'},
+        {"id": "\u263a:", "parameters": {"a:b": {"c": [":", {"d": ":"}]}}},
+        {"parameters": {"a": {"b": {"c": {"d": {"e": {"f": ":"}}}}}}},
+        {"parameters": {"a": [1, ":", {"b": 1}], "large": 10**300}},
+    ],
+)
+def test_colons_in_a_right_request_do_no_harm(app: AsgiApplication, more: dict[str, object]) -> None:
+    for ascii_only in (True, False):
+        body = json.dumps({"inputs": [TENSOR], **more}, ensure_ascii=ascii_only).encode()
+        assert ask(app, "POST", PATH, body).status == 200
+
+
+def test_classification_of_nothing_is_no_classification(app: AsgiApplication) -> None:
+    outputs = [{"name": "y", "parameters": {"classification": 0}}]
+    assert infer(app, {"inputs": [TENSOR], "outputs": outputs}).status == 200
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,9 @@ RAW: list[tuple[str, bytes, int, str]] = [
     ("depth below the parser's", b'{"inputs": ' + b"[" * 500 + b"]" * 500 + b"}", 400, "nested too deeply"),
     ("field twice", b'{"inputs": {"x": [[1,2,3,4]], "x": [[5,6,7,8]]}}', 400, "`x` stands twice"),
     ("field twice, hidden", b'{"inputs": {"x": [[1,2,3,4]], "\\u0078": [[5,6,7,8]]}}', 400, "`x` stands twice"),
+    ("inputs twice", b'{"inputs": [[1,2,3,4]], "inputs": [[5,6,7,8]]}', 400, "`inputs` stands twice"),
+    ("outputs twice", b'{"inputs": [[1,2,3,4]], "outputs": ["y"], "outputs": []}', 400, "`outputs` stands twice"),
+    ("field of a row twice", b'{"instances": [{"x": [1,2,3,4], "x": [1,2,3,4]}]}', 400, "`x` stands twice"),
     ("not UTF-8", b'{"inputs": "\xff"}', 400, "not valid JSON"),
 ]
 
