@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +9,7 @@ import typer
 from noa_cli import _console as console
 from noa_cli._invocation import current
 from noa_cli._options import DryRunOption, JsonOption
+from noa_cli._termination import ended_by_sigterm
 
 if TYPE_CHECKING:
     from noa_flows import ServiceEvent, ServiceName, ServiceStatus
@@ -38,7 +36,7 @@ def up(
     settings = current().settings()
     with console.step("Starting services") as tell:
         try:
-            with _ended_by_sigterm():
+            with ended_by_sigterm():
                 statuses = start(
                     settings,
                     services=_names(only),
@@ -81,20 +79,6 @@ def status(as_json: JsonOption = False) -> None:
     from noa_flows import status as look
 
     _show(look(current().settings()), as_json)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Generator[None, None, None]:
-    """Let SIGTERM end a start as Ctrl-C does: what it has started must not stay."""
-
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _names(only: list[str] | None) -> list[ServiceName] | None:
