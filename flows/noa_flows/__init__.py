@@ -18,6 +18,7 @@ from noa_flows.supervisor import Command, ServiceRecord, Supervisor
 if TYPE_CHECKING:
     from noa_flows.child import ChildResult, run_child
     from noa_flows.deployment import deploy
+    from noa_flows.job_requests import clear_dead_requests, dead_requests
     from noa_flows.pipeline import PipelinePlan, check_backends, plan_pipeline, run_pipeline
     from noa_flows.pipeline_values import (
         STEPS,
@@ -108,6 +109,7 @@ _LAZY = {
     ),
     **dict.fromkeys(("choose_best",), "selection"),
     **dict.fromkeys(("train_job",), "training_job"),
+    **dict.fromkeys(("clear_dead_requests", "dead_requests"), "job_requests"),
 }
 
 __all__ = [
@@ -167,6 +169,8 @@ __all__ = [
     "unschedule",
     "up",
     "verify_job",
+    "clear_dead_requests",
+    "dead_requests",
 ]
 
 

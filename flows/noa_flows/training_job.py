@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from noa_flows._environment import inherited_environment
 from noa_flows._process_tree import MARKER_VARIABLE
 from noa_flows._test_data import load_test_data
 from noa_flows.child import ChildResult, run_child
+from noa_flows.job_requests import request_file
 from noa_registry import Registry
 from noa_registry.artifacts import s3_environment
 from noa_training import JobEvent, JobRequest, TrainedJob, WorkerRequest, finished_job, load_result, parse_event
@@ -69,10 +69,8 @@ def train_in_child(
     heard = _Heard(on_event)
     with translate_disk_errors(settings.training.jobs_dir):
         settings.training.jobs_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".request-", dir=settings.training.jobs_dir) as folder:
-            file = Path(folder, "request.json")
-            worker = WorkerRequest(request=request, settings=settings.training, registry=settings.registry)
-            file.write_text(worker.to_json())
+        worker = WorkerRequest(request=request, settings=settings.training, registry=settings.registry)
+        with request_file(settings.training.jobs_dir, worker.to_json()) as file:
             result = run_child(
                 [sys.executable, "-P", "-m", "noa_training.worker", str(file)],
                 on_line=heard.take,

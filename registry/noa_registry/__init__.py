@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from noa_registry.ledger_anchors import LedgerHead, read_anchors
     from noa_registry.ledger_book import LedgerBook, LedgerReport
     from noa_registry.lineage.graph import LineageEdge, LineageGraph, LineageNode
-    from noa_registry.mirror import Discrepancy
+    from noa_registry.mirror_findings import Discrepancy
     from noa_registry.mlflow_tracking import MetricRow, Tracker, open_tracker
     from noa_registry.promotion import EXPECT_ANY, Expectation
     from noa_registry.registry import Registry
@@ -73,7 +73,7 @@ _LAZY = {
     "Consumer": "noa_registry.events.log",
     "DeadLetter": "noa_registry.events.delivery_state",
     "DeadLetters": "noa_registry.events.delivery_state",
-    "Discrepancy": "noa_registry.mirror",
+    "Discrepancy": "noa_registry.mirror_findings",
     "EXPECT_ANY": "noa_registry.promotion",
     "EndpointGeneration": "noa_registry.endpoints",
     "Endpoints": "noa_registry.endpoints",

@@ -4,8 +4,9 @@ noa's own tables are the truth, so such a change is never served. It is found he
 undoes it. Rows are compared by joins of whole tables, tags page by page in the order of the primary keys: the time
 grows with the number of versions and no faster, a few seconds for 100,000.
 
-What MLflow's clients add of their own is theirs and left alone: versions that they register, models, further tags. A
-description or a tag that noa wrote is compared. A project that was moved is told apart (`mirror_moves.py`).
+What MLflow's clients add of their own is theirs and left alone: models and further tags. A version that they made
+inside a model of noa's is named, since it looks like one of noa's, and left alone too. A description or a tag that noa
+wrote is compared. Experiments and runs are in `mirror_runs.py`; a moved project is told apart (`mirror_moves.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
     ColumnElement,
@@ -36,7 +36,9 @@ from noa.errors import IntegrityError
 from noa_registry.artifacts import ArtifactStore, UnitKey
 from noa_registry.events.outbox import WHOLE_REGISTRY
 from noa_registry.json_columns import parse_table
+from noa_registry.mirror_findings import Discrepancy, MirrorField
 from noa_registry.mirror_moves import Places, Relocation, moved_runs, moved_versions, root_of
+from noa_registry.mirror_runs import run_discrepancies
 from noa_registry.mlflow_rows import DELETED_STAGE, NO_STAGE, WORKSPACE
 from noa_registry.tables import (
     aliases,
@@ -51,38 +53,12 @@ from noa_registry.tables import (
 )
 from noa_registry.triggers import missing_triggers
 
-MirrorField: TypeAlias = Literal[
-    "row", "stage", "source", "run_id", "description", "tag", "alias", "model", "guard", "moved"
-]
 DIGEST_TAG: Final = "noa.digest"
 FORMATS_TAG: Final = "noa.formats"
 MAX_RUN_ID: Final = 32
 _Place: TypeAlias = tuple[str, int]
 _DELETED = "deleted"
 _PAGE = 2000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Discrepancy:
-    """One place where MLflow's rows differ from noa's.
-
-    `subject` is e.g. `alias champion` or `version 3`, `field` what of it differs; `key` is the tag, alias or trigger.
-    `moved` is one finding for all files that are recorded below another folder: `expected` and `received` are the two.
-    """
-
-    name: str
-    subject: str
-    expected: str
-    received: str
-    field: MirrorField
-    number: int | None = None
-    key: str = ""
-
-    def __str__(self) -> str:
-        what = self.field if self.field not in ("alias", "model", "guard", "moved") else ""
-        place = " ".join(part for part in (self.name, self.subject) if part != WHOLE_REGISTRY)
-        detail = f", {what}{f' {self.key}' if self.field == 'tag' else ''}" if what else ""
-        return f"{place}{detail}: expected {self.expected}; received {self.received}"
 
 
 def find_discrepancies(connection: Connection, store: ArtifactStore) -> list[Discrepancy]:
@@ -100,6 +76,7 @@ def find_discrepancies(connection: Connection, store: ArtifactStore) -> list[Dis
         *_moves("experiment", moved_runs(connection, places)),
         *(found for found in _tag_discrepancies(connection) if found.name not in lost),
         *_strangers(connection, places),
+        *run_discrepancies(connection, places),
     ]
 
 
@@ -359,7 +336,10 @@ def _between(place: Tuple, first: _Place, last: _Place) -> ColumnElement[bool]:
 
 
 def _strangers(connection: Connection, places: Places) -> Iterator[Discrepancy]:
-    """Find rows of noa's under another name or number, as a renamed model leaves them: our files, and our tag."""
+    """Find versions that noa did not make: its own files under another name or number, and others inside its models.
+
+    A renamed model leaves the former: they are below our folder, and have our tag.
+    """
     tagged = select(mlflow_version_tags.c.key).where(
         mlflow_version_tags.c.workspace == WORKSPACE,
         mlflow_version_tags.c.name == mlflow_versions.c.name,
@@ -367,17 +347,30 @@ def _strangers(connection: Connection, places: Places) -> Iterator[Discrepancy]:
         mlflow_version_tags.c.key == DIGEST_TAG,
     )
     ours = select(versions.c.number).where(same_version())
+    inside = select(models.c.name).where(models.c.name == mlflow_versions.c.name)
     query = (
-        select(mlflow_versions.c.name, mlflow_versions.c.version, mlflow_versions.c.source)
-        .where(
-            mlflow_versions.c.workspace == WORKSPACE,
-            ~exists(ours),
-            exists(tagged),
+        select(
+            mlflow_versions.c.name,
+            mlflow_versions.c.version,
+            mlflow_versions.c.source,
+            mlflow_versions.c.current_stage,
+            exists(tagged).label("is_tagged"),
+            exists(inside).label("is_inside"),
         )
+        .where(mlflow_versions.c.workspace == WORKSPACE, ~exists(ours), or_(exists(tagged), exists(inside)))
         .order_by(mlflow_versions.c.name, mlflow_versions.c.version)
     )
     for row in connection.execute(query):
-        if not _is_unit_here(row.source, places):
+        if not (row.is_tagged and _is_unit_here(row.source, places)):
+            if row.is_inside and row.current_stage != DELETED_STAGE:
+                yield Discrepancy(
+                    name=row.name,
+                    subject=f"version {row.version}",
+                    field="foreign",
+                    expected="no such version: noa did not register it",
+                    received=row.source or "nothing",
+                    number=row.version,
+                )
             continue
         yield Discrepancy(
             name=row.name,

@@ -11,14 +11,15 @@ from noa_registry import mlflow_rows
 from noa_registry.artifacts import ArtifactStore
 from noa_registry.events.outbox import append_event
 from noa_registry.mirror import (
-    Discrepancy,
     base_uri,
     expected_tags,
     find_discrepancies,
     mirrored_run_id,
     sealed_formats,
 )
+from noa_registry.mirror_findings import Discrepancy
 from noa_registry.mirror_moves import Places, Relocation, rewrite_moved_runs, rewrite_moved_versions, root_of
+from noa_registry.mirror_runs import restore_experiment, restore_metric, restore_run
 from noa_registry.mlflow_rows import DELETED_STAGE, NO_STAGE, WORKSPACE
 from noa_registry.tables import (
     aliases,
@@ -33,8 +34,8 @@ from noa_registry.triggers import create_guards, create_triggers, drop_guards
 
 
 def repair_mirror(connection: Connection, store: ArtifactStore) -> list[Discrepancy]:
-    """Make MLflow's rows say what noa's say, and return what differed."""
-    found = find_discrepancies(connection, store)
+    """Make MLflow's rows say what noa's say, and return what differed and does not any more."""
+    found = [one for one in find_discrepancies(connection, store) if one.is_repairable]
     if not found:
         return []
     drop_guards(connection)
@@ -48,6 +49,7 @@ def repair_mirror(connection: Connection, store: ArtifactStore) -> list[Discrepa
     for one in found:
         if one.field == "alias":
             _rewrite_alias(connection, one.name, one.key)
+    _restore_runs(connection, found)
     create_guards(connection)
     if any(one.field == "guard" for one in found):
         create_triggers(connection)
@@ -109,6 +111,16 @@ def rewrite_version(connection: Connection, store: ArtifactStore, name: str, num
     connection.execute(
         insert(mlflow_version_tags), [{**place, "key": key, "value": allowed[0]} for key, allowed in tags.items()]
     )
+
+
+def _restore_runs(connection: Connection, found: Iterable[Discrepancy]) -> None:
+    for one in found:
+        if one.field == "experiment":
+            restore_experiment(connection, int(one.key))
+        elif one.field == "run":
+            restore_run(connection, one.key)
+        elif one.field == "metric":
+            restore_metric(connection, one.key)
 
 
 def _follow_moves(connection: Connection, store: ArtifactStore, found: list[Discrepancy]) -> None:

@@ -140,7 +140,7 @@ def _experiment_id(client: MlflowClient, project: str, location: str) -> str:
     if found is None or found.lifecycle_stage != "active":
         raise InvalidInputError(
             f"the MLflow experiment `{project}` was deleted",
-            remedy="Restore it in MLflow, or set another `project.name`",
+            remedy="Bring it back with: noa models verify --repair; or set another `project.name`",
         )
     return str(found.experiment_id)
 

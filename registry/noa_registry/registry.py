@@ -41,7 +41,8 @@ from noa_registry.ledger_anchors import AnchorFile
 from noa_registry.ledger_book import LedgerBook
 from noa_registry.lineage.graph import Direction, LineageGraph
 from noa_registry.lineage.query import load_lineage
-from noa_registry.mirror import Discrepancy, find_discrepancies
+from noa_registry.mirror import find_discrepancies
+from noa_registry.mirror_findings import Discrepancy
 from noa_registry.mirror_repair import repair_mirror
 from noa_registry.promotion import EXPECT_ANY, Expectation, Promoter
 from noa_registry.records import (
@@ -595,7 +596,7 @@ class Registry:
             return find_discrepancies(connection, self._artifacts)
 
     def repair_mirror(self) -> list[Discrepancy]:
-        """Write MLflow's rows anew from noa's, put dropped triggers back, and return what differed.
+        """Write MLflow's rows anew from noa's, put dropped triggers back, and return what differed and was repaired.
 
         Raises:
             ConflictError: the store belongs to another registry; rows that point into the right one are left alone.

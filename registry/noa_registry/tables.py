@@ -6,6 +6,8 @@ and raises SCHEMA_VERSION. MLflow's tables are created and migrated by MLflow (s
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -381,7 +383,11 @@ mlflow_experiments = Table(
     "experiments",
     mlflow_metadata,
     Column("experiment_id", Integer, primary_key=True),
+    Column("workspace", String(63)),
+    Column("name", String(256)),
     Column("artifact_location", String(256)),
+    Column("lifecycle_stage", String(32)),
+    Column("last_update_time", BigInteger),
 )
 
 mlflow_runs = Table(
@@ -390,7 +396,34 @@ mlflow_runs = Table(
     Column("run_uuid", String(32), primary_key=True),
     Column("experiment_id", Integer),
     Column("artifact_uri", String(200)),
+    Column("status", String(20)),
+    Column("lifecycle_stage", String(20)),
+    Column("deleted_time", BigInteger),
 )
+
+mlflow_run_tags = Table(
+    "tags",
+    mlflow_metadata,
+    Column("run_uuid", String(32), primary_key=True),
+    Column("key", String(250), primary_key=True),
+    Column("value", Text),
+)
+
+
+def _metric_columns() -> list[Column[Any]]:
+    return [
+        Column("run_uuid", String(32), primary_key=True),
+        Column("key", String(250), primary_key=True),
+        Column("value", Float),
+        Column("timestamp", BigInteger),
+        Column("step", BigInteger),
+        Column("is_nan", Boolean),
+    ]
+
+
+mlflow_metrics = Table("metrics", mlflow_metadata, *_metric_columns())
+
+mlflow_latest_metrics = Table("latest_metrics", mlflow_metadata, *_metric_columns())
 
 mlflow_logged_models = Table(
     "logged_models",

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from noa import atomic_write
+from noa.errors import ConflictError
 from noa_cli.__main__ import run
 from noa_cli.commands import doctor
+from noa_cli.commands.project import write_project
 
 Noa = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -168,6 +171,31 @@ def test_init_writes_a_project_and_refuses_to_overwrite_it(noa: Noa, tmp_path: P
     assert again.returncode == 1
     assert "already there" in again.stderr
     assert (tmp_path / "fresh" / "noa.toml").read_text() == "# mine\n"
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_an_init_that_was_killed_is_finished_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    real, left = atomic_write.write_file, [written]
+
+    def die(path: Path, data: bytes | str) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(path, data)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(atomic_write, "write_file", die)
+        write_project(tmp_path, template="digits", name="mine")
+    write_project(tmp_path, template="digits", name="mine")
+    assert {path.name for path in tmp_path.iterdir()} == {"noa.toml", "recipe.py", ".gitignore"}
+
+
+def test_init_takes_no_recipe_of_somebody_else_for_its_own(tmp_path: Path) -> None:
+    (tmp_path / "recipe.py").write_text("# mine\n")
+    with pytest.raises(ConflictError, match=r"`recipe.py` is already there"):
+        write_project(tmp_path, template="digits", name="mine")
 
 
 def test_init_dry_run_writes_nothing(noa: Noa, tmp_path: Path) -> None:

@@ -199,10 +199,10 @@ def test_the_shop_windows_list_what_they_show() -> None:
 # all; or Python's default, which ends the process.
 INSTALLS_HANDLERS = {
     "cli/noa_cli/__main__.py",
+    "cli/noa_cli/_termination.py",
     "core/noa/stop_signals.py",
     "training/noa_training/worker.py",
     "cli/noa_cli/commands/serve.py",
-    "cli/noa_cli/commands/services.py",
     "flows/noa_flows/_warden.py",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -290,6 +291,21 @@ def test_a_file_that_is_not_what_was_sealed_is_never_exported(
     with pytest.raises(IntegrityError, match=r"weights\.safetensors"):
         small.archives.write("digits", 1, tmp_path / "bad.noa")
     assert [path.name for path in tmp_path.iterdir() if "bad.noa" in path.name] == []
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one_and_that_of_a_living_one_stays(
+    origin: Registry, tmp_path: Path
+) -> None:
+    killed, living = tmp_path / ".a.noa.abcdefgh.tmp", tmp_path / ".a.noa.ijklmnop.tmp"
+    killed.write_bytes(b"half")
+    with living.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(b"half")
+        file.flush()
+        origin.archives.write("digits", 1, tmp_path / "a.noa")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, "a.noa"]
+    origin.archives.write("digits", 1, tmp_path / "a.noa", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.noa"]
 
 
 def test_a_full_disk_leaves_no_archive(tmp_path: Path) -> None:

@@ -229,7 +229,10 @@ def _registry(settings: Settings) -> Finding:
     rows = [found for found in differing if found.field != "moved"]
     if rows:
         detail = f"{len(rows)} rows of MLflow were changed behind noa's back: {rows[0].name}, {rows[0].subject}"
-        return Finding(name="registry", state="warning", detail=detail, remedy="noa models verify --repair")
+        remedy = (
+            "noa models verify --repair" if any(one.is_repairable for one in rows) else "noa models verify says more"
+        )
+        return Finding(name="registry", state="warning", detail=detail, remedy=remedy)
     if differing:
         detail = f"the project was moved or copied: MLflow's rows name its files below {differing[0].received}"
         return Finding(name="registry", state="warning", detail=detail, remedy="noa models verify --repair")

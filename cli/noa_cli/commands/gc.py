@@ -56,6 +56,20 @@ def gc(
             _run_policy(registry, settings, apply, as_json)
         else:
             _collect(registry, settings, apply, unknown, as_json)
+            _collect_requests(settings, apply, as_json)
+
+
+def _collect_requests(settings: Settings, apply: bool, as_json: bool) -> None:
+    """Remove what killed trainings left beside the jobs; they hold no model."""
+    from noa_flows import clear_dead_requests, dead_requests
+
+    jobs = settings.training.jobs_dir
+    count = clear_dead_requests(jobs) if apply else len(dead_requests(jobs))
+    if count and not as_json:
+        what = console.count(count, "request")
+        console.print_line(
+            f"{what} of trainings that were killed: {'removed' if apply else 'noa gc --apply removes them'}"
+        )
 
 
 def _collect(registry: Registry, settings: Settings, apply: bool, unknown: bool, as_json: bool) -> None:

@@ -211,6 +211,14 @@ def _of_mirror(found: Discrepancy) -> _Finding:
             remedy="noa uses the files where they are now; let MLflow do so too with: noa models verify --repair",
             kind="moved",
         )
+    if found.field == "foreign":
+        return _Finding(
+            subject=f"MLflow's row of {found.name}, {found.subject}",
+            what="was made by another program inside a model of noa's",
+            expected=found.expected,
+            received=found.received,
+            remedy="Nothing of it is served; it stays until you delete this version with MLflow's client or page",
+        )
     if found.field == "guard":
         subject, what = "database", f"{found.subject} was dropped"
     else:
@@ -220,8 +228,10 @@ def _of_mirror(found: Discrepancy) -> _Finding:
             "source": " (source)",
             "stage": " (stage)",
             "tag": f" (tag `{found.key}`)",
+            "metric": " (metric)",
         }.get(found.field, "")
-        subject = f"MLflow's row of {found.name}, {found.subject}"
+        place = "MLflow's" if found.field == "experiment" else f"MLflow's row of {found.name},"
+        subject = f"{place} {found.subject}"
     return _Finding(
         subject=subject,
         what=what,

@@ -57,6 +57,7 @@ def write_project(folder: Path, *, template: str, name: str | None = None, dry_r
     from noa.atomic_write import translate_disk_errors, write_file
     from noa.errors import ConflictError, InvalidInputError
     from noa.references import check_name
+    from noa.settings import PROJECT_FILE
 
     if template not in TEMPLATES:
         raise InvalidInputError(f"no template `{template}`", expected=", ".join(TEMPLATES), received=template)
@@ -65,7 +66,7 @@ def write_project(folder: Path, *, template: str, name: str | None = None, dry_r
     contents = {entry.name: entry.read_text() for entry in source.iterdir() if entry.is_file()}
     contents["noa.toml"] = re.sub(r'(?m)^name = ".*"$', f'name = "{project_name}"', contents["noa.toml"], count=1)
     present = [file for file in contents if (folder / file).exists()]
-    if present:
+    if present and not _was_begun(folder, contents, present):
         raise ConflictError(
             f"`{present[0]}` is already there",
             where=str(folder.absolute()),
@@ -75,12 +76,21 @@ def write_project(folder: Path, *, template: str, name: str | None = None, dry_r
     if not dry_run:
         with translate_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        # noa.toml last: a folder with it is a project.
-        for file in sorted(contents, key=lambda file: file == "noa.toml"):
-            write_file(folder / file, contents[file])
         if ignore is not None:
             write_file(folder / ".gitignore", ignore)
+        # noa.toml last: a folder with it is a whole project.
+        for file in sorted(contents, key=lambda file: file == PROJECT_FILE):
+            write_file(folder / file, contents[file])
     return [*sorted(contents), *([".gitignore"] if ignore is not None else [])]
+
+
+def _was_begun(folder: Path, contents: dict[str, str], present: list[str]) -> bool:
+    """Tell whether what is there is what a killed `noa init` wrote before the last file, and nothing of the user's."""
+    from noa.settings import PROJECT_FILE
+
+    return PROJECT_FILE not in present and all(
+        (folder / file).read_bytes() == contents[file].encode() for file in present
+    )
 
 
 def _set_outside(folder: Path) -> dict[str, str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +11,7 @@ import typer
 from noa_cli import _console as console
 from noa_cli._invocation import current
 from noa_cli._options import DryRunOption, JsonOption
+from noa_cli._termination import ended_by_sigterm
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -46,7 +45,7 @@ def up(
     settings = current().settings()
     with console.step("Starting services") as tell:
         try:
-            with _ended_by_sigterm():
+            with ended_by_sigterm():
                 statuses = start(
                     settings,
                     services=_names(only),
@@ -118,20 +117,6 @@ def _tell_changes(statuses: list[ServiceStatus]) -> None:
         elif found.has_old_settings:
             command = current().command_line("down", "--only", found.name)
             console.note(f"{found.name} runs, and these settings have no such service any more. Stop it: {command}")
-
-
-@contextmanager
-def _ended_by_sigterm() -> Generator[None, None, None]:
-    """Let SIGTERM end a start as Ctrl-C does: what it has started must not stay."""
-
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _names(only: list[str] | None) -> list[ServiceName] | None:

@@ -10,6 +10,7 @@ import typer
 from noa_cli import _console as console
 from noa_cli._invocation import actor, current
 from noa_cli._options import JsonOption
+from noa_cli._termination import ended_by_sigterm
 
 if TYPE_CHECKING:
     from noa_flows import PipelineResult
@@ -40,7 +41,7 @@ def train(
     settings = current().settings()
     names = _backends(settings.recipes[recipe].backends[:1] if recipe in settings.recipes else ("torch",), backend)
     # The user's recipe runs in this process too; what it writes must not spoil our standard output.
-    with follow() as narrator, stdout_to_stderr():
+    with ended_by_sigterm(), follow() as narrator, stdout_to_stderr():
         from noa_flows import check_backends, run_pipeline
 
         try:

@@ -6,6 +6,8 @@ hashed once more on their way; the archive appears under its name when it is com
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -185,22 +187,38 @@ def _check_target(target: Path, *, force: bool) -> None:
 def _appearing(target: Path, *, force: bool) -> Generator[IO[bytes], None, None]:
     """Give a file that is at `target` after the block, complete and durable, or nowhere."""
     with translate_disk_errors(target):
+        _remove_abandoned(target)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
+                with suppress(OSError):  # a file system without locks: then nobody removes what is abandoned
+                    fcntl.flock(handle, fcntl.LOCK_EX)
                 yield file
                 file.flush()
                 os.fchmod(file.fileno(), 0o644)
                 os.fsync(file.fileno())
-            if force:
-                temporary.replace(target)
-            else:
-                _rename_to_new(temporary, target)
+                if force:
+                    temporary.replace(target)
+                else:
+                    _rename_to_new(temporary, target)
             sync_folder(target.parent)
         finally:
             with suppress(OSError):
                 temporary.unlink()
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the unfinished archives of this name whose writer was killed: nobody holds their lock any more."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                if os.fstat(handle).st_size > 0:  # an empty one may have a writer that is about to lock it
+                    path.unlink()
+            finally:
+                os.close(handle)
 
 
 def _rename_to_new(temporary: Path, target: Path) -> None:
