@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import hypothesis
@@ -73,6 +76,21 @@ def empty_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     url = f"sqlite:///{folder / 'noa.db'}"
     Registry.open(RegistrySettings(database_url=url, artifact_dir=folder / "artifacts")).close()
     return folder / "noa.db"
+
+
+@pytest.fixture(scope="session")
+def add_empty_registry(empty_sqlite_file: Path) -> Callable[[Path], None]:
+    """Gives a new project the database that its first command would take seconds to make."""
+
+    def add(project: Path) -> None:
+        state = project / ".noa"
+        state.mkdir(parents=True)
+        shutil.copyfile(empty_sqlite_file, state / "noa.db")
+        with closing(sqlite3.connect(state / "noa.db")) as connection, connection:
+            moved = "UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)"
+            connection.execute(moved, (empty_sqlite_file.parent.as_uri(), state.as_uri()))
+
+    return add
 
 
 @pytest.fixture(scope="session")
