@@ -68,13 +68,18 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def empty_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete, empty database of a registry, to be copied: MLflow's migrations take more than a second."""
+    """A complete, empty database of a registry, to be copied: MLflow's import and migrations take three seconds.
+
+    The processes of one run share it: whichever comes first makes it.
+    """
     from noa.settings import RegistrySettings
     from noa_registry import Registry
 
-    folder = tmp_path_factory.mktemp("registry-template")
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "registry-template"
     url = f"sqlite:///{folder / 'noa.db'}"
-    Registry.open(RegistrySettings(database_url=url, artifact_dir=folder / "artifacts")).close()
+    settings = RegistrySettings(database_url=url, artifact_dir=folder / "artifacts", lock_timeout_s=300)
+    Registry.open(settings).close()  # under a lock, and renamed into place when it is complete
     return folder / "noa.db"
 
 

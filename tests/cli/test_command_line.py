@@ -311,9 +311,14 @@ sys.exit(run(sys.argv[1:]))
     ],
 )
 def test_a_missing_package_is_told_with_the_command_that_installs_it(
-    tmp_path: Path, hidden: set[str], arguments: tuple[str, ...], extra: str | None
+    tmp_path: Path,
+    add_empty_registry: Callable[[Path], None],
+    hidden: set[str],
+    arguments: tuple[str, ...],
+    extra: str | None,
 ) -> None:
     (tmp_path / "noa.toml").write_text("")
+    add_empty_registry(tmp_path)
     result = subprocess.run(
         [sys.executable, "-c", _WITHOUT.format(hidden=hidden), *arguments],
         cwd=tmp_path,
