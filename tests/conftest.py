@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import hypothesis
@@ -65,14 +68,34 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def empty_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete, empty database of a registry, to be copied: MLflow's migrations take more than a second."""
+    """A complete, empty database of a registry, to be copied: MLflow's import and migrations take three seconds.
+
+    The processes of one run share it: whichever comes first makes it.
+    """
     from noa.settings import RegistrySettings
     from noa_registry import Registry
 
-    folder = tmp_path_factory.mktemp("registry-template")
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "registry-template"
     url = f"sqlite:///{folder / 'noa.db'}"
-    Registry.open(RegistrySettings(database_url=url, artifact_dir=folder / "artifacts")).close()
+    settings = RegistrySettings(database_url=url, artifact_dir=folder / "artifacts", lock_timeout_s=300)
+    Registry.open(settings).close()  # under a lock, and renamed into place when it is complete
     return folder / "noa.db"
+
+
+@pytest.fixture(scope="session")
+def add_empty_registry(empty_sqlite_file: Path) -> Callable[[Path], None]:
+    """Gives a new project the database that its first command would take seconds to make."""
+
+    def add(project: Path) -> None:
+        state = project / ".noa"
+        state.mkdir(parents=True)
+        shutil.copyfile(empty_sqlite_file, state / "noa.db")
+        with closing(sqlite3.connect(state / "noa.db")) as connection, connection:
+            moved = "UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)"
+            connection.execute(moved, (empty_sqlite_file.parent.as_uri(), state.as_uri()))
+
+    return add
 
 
 @pytest.fixture(scope="session")

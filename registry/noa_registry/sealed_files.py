@@ -61,7 +61,7 @@ class SealedFiles:
 
         Paths are those inside the version, e.g. `formats/onnx/model.onnx`.
         """
-        problems = [problem for part in _parts(version, format) for problem in self.artifacts.find_problems(part)]
+        problems = self.artifacts.find_problems(*_parts(version, format))
         return sorted(problems, key=lambda problem: problem.path)
 
     def verify(self, version: ModelVersion, *, format: str | None = None) -> None:  # our word

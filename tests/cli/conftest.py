@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +57,13 @@ recipe = Recipe(
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registered(tmp_path_factory: pytest.TempPathFactory, add_empty_registry: Callable[[Path], None]) -> Path:
     """A project with `digits/1` to `digits/3`: the champion was 1 and is 2; `in.json` is an input of theirs."""
     root = tmp_path_factory.mktemp("registered")
     (root / "noa.toml").write_text(PROJECT)
     (root / "recipe.py").write_text(RECIPE)
     (root / "in.json").write_text(json.dumps({"x": [[1, 2, 3, 4]]}))
+    add_empty_registry(root)
     settings = load_settings(root).settings
     with Registry.open(settings.registry) as registry:
         for number in (1, 2, 3):

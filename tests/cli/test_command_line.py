@@ -25,16 +25,31 @@ Noa = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def noa(tmp_path: Path) -> Noa:
-    def call(*arguments: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "noa_cli", *arguments]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
+def noa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Noa:
+    """Runs `noa` in this process: one of its own takes half a second to start, and tells the same."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        code = run([*arguments])
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
 
     return call
 
 
-def test_help_lists_every_command(noa: Noa) -> None:
-    result = noa("--help")
+@pytest.fixture
+def started(tmp_path: Path) -> Noa:
+    """Runs `noa` in a process of its own, as people do."""
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "noa_cli", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+
+    return call
+
+
+def test_help_lists_every_command(started: Noa) -> None:
+    result = started("--help")
     assert result.returncode == 0
     for command in (
         "init",
@@ -67,15 +82,15 @@ def test_every_command_has_help_with_the_common_options(command: str, capsys: py
     assert "--directory" in text
 
 
-def test_wrong_usage_exits_with_2(noa: Noa) -> None:
+def test_wrong_usage_exits_with_2(started: Noa) -> None:
     for arguments in (["nonsense"], ["models"], ["train"], ["config", "show", "--nonsense"]):
-        result = noa(*arguments)
+        result = started(*arguments)
         assert result.returncode == 2, arguments
         assert "Traceback" not in result.stderr
 
 
-def test_an_error_is_one_line_with_exit_code_1(noa: Noa) -> None:
-    result = noa("models", "list")
+def test_an_error_is_one_line_with_exit_code_1(started: Noa) -> None:
+    result = started("models", "list")
     assert result.returncode == 1
     assert result.stdout == ""
     lines = result.stderr.splitlines()
@@ -84,15 +99,15 @@ def test_an_error_is_one_line_with_exit_code_1(noa: Noa) -> None:
     assert "noa init" in lines[0]
 
 
-def test_debug_adds_the_traceback(noa: Noa) -> None:
-    result = noa("models", "list", "--debug")
+def test_debug_adds_the_traceback(started: Noa) -> None:
+    result = started("models", "list", "--debug")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: ")
 
 
-def test_an_error_under_json_is_json_with_its_parts(noa: Noa) -> None:
-    result = noa("models", "list", "--json")
+def test_an_error_under_json_is_json_with_its_parts(started: Noa) -> None:
+    result = started("models", "list", "--json")
     assert result.returncode == 1
     parts = json.loads(result.stderr)
     assert parts["error"] == "NotFoundError"
@@ -276,8 +291,11 @@ def test_doctor_takes_no_extra_for_whole_that_lacks_a_part(monkeypatch: pytest.M
     assert found["noa[jax]"].state == "ok"
 
 
-def test_doctor_raises_no_alarm_for_what_a_failed_registration_left(noa: Noa, tmp_path: Path) -> None:
+def test_doctor_raises_no_alarm_for_what_a_failed_registration_left(
+    noa: Noa, tmp_path: Path, add_empty_registry: Callable[[Path], None]
+) -> None:
     (tmp_path / "noa.toml").write_text("")
+    add_empty_registry(tmp_path)
     (tmp_path / ".noa" / "artifacts" / "digits").mkdir(parents=True)
     (registry,) = (each for each in json.loads(noa("doctor", "--json").stdout) if each["name"] == "registry")
     assert registry["state"] == "ok"
@@ -321,9 +339,14 @@ sys.exit(run(sys.argv[1:]))
     ],
 )
 def test_a_missing_package_is_told_with_the_command_that_installs_it(
-    tmp_path: Path, hidden: set[str], arguments: tuple[str, ...], extra: str | None
+    tmp_path: Path,
+    add_empty_registry: Callable[[Path], None],
+    hidden: set[str],
+    arguments: tuple[str, ...],
+    extra: str | None,
 ) -> None:
     (tmp_path / "noa.toml").write_text("")
+    add_empty_registry(tmp_path)
     result = subprocess.run(
         [sys.executable, "-c", _WITHOUT.format(hidden=hidden), *arguments],
         cwd=tmp_path,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,18 +183,27 @@ recipe = Recipe(name="small", data=data, model=mlp(hidden=(64,)), objective="cro
 @pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.timeout(900)
-def test_a_trained_version_is_optimised_and_converted_to_the_other_framework(tmp_path: Path) -> None:
+def test_a_trained_version_is_optimised_and_converted_to_the_other_framework(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    add_empty_registry: Callable[[Path], None],
+) -> None:
+    """In this process, which loads the frameworks once; `noa train` starts one of its own all the same."""
     (tmp_path / "noa.toml").write_text(
         '[project]\nname = "p"\n[recipes.small]\npath = "recipe.py"\nbackends = ["torch"]\n'
     )
     (tmp_path / "recipe.py").write_text(RECIPE)
 
+    add_empty_registry(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
     def noa(*arguments: str) -> Any:
-        done = subprocess.run(
-            [sys.executable, "-m", "noa_cli", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout) if "--json" in arguments else done.stdout
+        capfd.readouterr()
+        code = run([*arguments])
+        out, err = capfd.readouterr()
+        assert code == 0, err
+        return json.loads(out) if "--json" in arguments else out
 
     noa("train", "small", "--backend", "torch")
     options = ["--seconds", "0.02", "--max-drop", "1", "--formats", "onnx-bf16,onnx-int8,onnx-int8-static", "--json"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from noa_cli.__main__ import run
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, add_empty_registry: Callable[[Path], None]) -> Path:
     folder = tmp_path / "project"
-    folder.mkdir()
+    add_empty_registry(folder)
     (folder / "noa.toml").write_text("")
     monkeypatch.chdir(folder)
     return folder

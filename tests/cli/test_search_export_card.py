@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,12 +73,15 @@ def test_an_archive_goes_from_one_project_to_another(
 
 
 def test_a_damaged_version_is_repaired_from_its_archive_by_the_command_that_verify_names(
-    registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    registered: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    add_empty_registry: Callable[[Path], None],
 ) -> None:
     archive = tmp_path / "d.noa"
     assert run(["models", "export", "digits/2", "-o", str(archive), "--directory", str(registered)]) == 0
     there = tmp_path / "there"
-    there.mkdir()
+    add_empty_registry(there)
     shutil.copy(registered / "noa.toml", there)
     project = ["--directory", str(there)]
     assert run(["models", "import", str(archive), *project]) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from flows_helpers import make_project
@@ -18,8 +20,10 @@ CONFIDENT = {"max_regression": {"accuracy": 0.02}, "slice_regression": {"*": {"a
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return make_project(tmp_path_factory.mktemp("gate-evidence") / "project")
+def project(tmp_path_factory: pytest.TempPathFactory, add_empty_registry: Callable[[Path], None]) -> Settings:
+    root = tmp_path_factory.mktemp("gate-evidence") / "project"
+    add_empty_registry(root)
+    return make_project(root)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,8 +29,10 @@ pytestmark = pytest.mark.torch
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return make_project(tmp_path_factory.mktemp("pipeline") / "project")
+def project(tmp_path_factory: pytest.TempPathFactory, add_empty_registry: Callable[[Path], None]) -> Settings:
+    root = tmp_path_factory.mktemp("pipeline") / "project"
+    add_empty_registry(root)
+    return make_project(root)
 
 
 @pytest.fixture(scope="module")

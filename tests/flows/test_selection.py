@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,8 +28,10 @@ pytestmark = [pytest.mark.torch, pytest.mark.jax]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return make_project(tmp_path_factory.mktemp("selection") / "project")
+def project(tmp_path_factory: pytest.TempPathFactory, add_empty_registry: Callable[[Path], None]) -> Settings:
+    root = tmp_path_factory.mktemp("selection") / "project"
+    add_empty_registry(root)
+    return make_project(root)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,7 @@ def test_a_tie_is_told_in_the_ledger_the_summary_and_the_result(
     lanes = {candidate.backend: candidate for candidate in tied}
     why = "of equals that with the better validation loss, 0.3"
 
-    def said(request: JobRequest, *_: object) -> Candidate:
+    def said(request: JobRequest, *_: object, **__: object) -> Candidate:
         return lanes[request.backend]
 
     monkeypatch.setattr(pipeline, "run_lane", said)
@@ -154,7 +157,7 @@ def test_a_pipeline_promotes_what_the_validation_split_prefers(
     """The versions are real, and so are gate, promotion and ledger; only the numbers that choose are said."""
     lanes = {candidate.backend: candidate for candidate in disagreeing}
 
-    def said(request: JobRequest, *_: object) -> Candidate:
+    def said(request: JobRequest, *_: object, **__: object) -> Candidate:
         return lanes[request.backend]
 
     monkeypatch.setattr(pipeline, "run_lane", said)

@@ -315,6 +315,18 @@ def test_what_is_cached_is_opened_without_s3(settings: RegistrySettings, sealed:
     assert not [request for request in proxy.requests if "digits" in request]
 
 
+def test_a_check_of_all_formats_lists_each_unit_once(
+    settings: RegistrySettings, sealed: ModelVersion, proxy: S3Proxy, formats: Any
+) -> None:
+    with Registry.open(settings) as registry:
+        grown = registry.add_format("digits", 1, "more", formats.onnx, evidence=(), actor="ada")
+        assert len({one.uid for one in grown.formats.values()} | {sealed.uid}) == 2
+        for version, units in ((sealed, 1), (grown, 2)):
+            proxy.requests.clear()
+            assert registry.find_problems(version) == []
+            assert sum("list-type=2" in request for request in proxy.requests) == units
+
+
 def test_a_damaged_copy_is_fetched_anew_and_an_extra_file_removed(
     settings: RegistrySettings, sealed: ModelVersion, big_formats: Any
 ) -> None:

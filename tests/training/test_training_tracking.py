@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> RegistrySettings:
+def registry(tmp_path: Path, add_empty_registry: Callable[[Path], None]) -> RegistrySettings:
+    add_empty_registry(tmp_path / "tracked")
     return Settings().resolved(tmp_path / "tracked").registry
 
 

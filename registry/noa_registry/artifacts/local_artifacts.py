@@ -184,9 +184,9 @@ class LocalArtifacts:
             )
         return path
 
-    def find_problems(self, part: Part) -> list[FileProblem]:
-        """Hash a part anew. See `ArtifactStore`."""
-        return self._compare(part, None)
+    def find_problems(self, *parts: Part) -> list[FileProblem]:
+        """Hash parts anew. See `ArtifactStore`."""
+        return [problem for part in parts for problem in self._compare(part, None)]
 
     def find_equal(self, file: FileDigest) -> Path | None:
         """Return the blob of a file, if it is whole. See `ArtifactStore`."""

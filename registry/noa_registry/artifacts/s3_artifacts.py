@@ -20,7 +20,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -187,20 +187,19 @@ class S3Artifacts:
         """Return one verified file. See `ArtifactStore`."""
         return self._cache.open_file(unit, file, self._download_of(unit))
 
-    def find_problems(self, part: Part) -> list[FileProblem]:
-        """Read a part from S3 and hash it. See `ArtifactStore`."""
-        prefix = self._unit_prefix(part.unit) + (f"{part.prefix}/" if part.prefix else "")
-        found = {one.key.removeprefix(prefix): one for one in self._client.list(prefix)}
-        found = {path: one for path, one in found.items() if not part.ignores(path)}
-        sealed = {file.path: file for file in part.manifest.files}
-        problems = [FileProblem(path=path, change="added") for path in found if path not in sealed]
+    def find_problems(self, *parts: Part) -> list[FileProblem]:
+        """Read parts from S3 and hash them, with one listing per unit. See `ArtifactStore`."""
+        problems: list[FileProblem] = []
+        sealed: list[tuple[Part, FileDigest, StoredObject | None]] = []
+        for part, found in self._objects_of(parts):
+            known = {file.path for file in part.manifest.files}
+            added = [path for path in found if path not in known and not part.ignores(path)]
+            problems += [FileProblem(path=part.path_in_unit(path), change="added") for path in added]
+            sealed += [(part, file, found.get(file.path)) for file in part.manifest.files]
         with ThreadPoolExecutor(self._settings.parallel, thread_name_prefix="noa-s3") as pool:
-            checked = pool.map(lambda file: self._check(prefix, file, found.get(file.path)), sealed.values())
+            checked = pool.map(lambda one: self._check(*one), sealed)
             problems += [problem for problem in checked if problem is not None]
-        return [
-            FileProblem(path=part.path_in_unit(problem.path), change=problem.change)
-            for problem in sorted(problems, key=lambda problem: problem.path)
-        ]
+        return sorted(problems, key=lambda problem: problem.path)
 
     def find_equal(self, file: FileDigest) -> Path | None:
         """Return the copy in the local cache, if it is whole. See `ArtifactStore`."""
@@ -361,14 +360,30 @@ class S3Artifacts:
         prefix = self._unit_prefix(unit)
         return lambda inner, file, sink: self._client.download(prefix + inner, file, sink)
 
-    def _check(self, prefix: str, file: FileDigest, found: StoredObject | None) -> FileProblem | None:
+    def _objects_of(self, parts: Sequence[Part]) -> Iterator[tuple[Part, dict[str, StoredObject]]]:
+        """Give each part with what lies below its prefix, by the path there."""
+        by_unit: dict[UnitKey, list[Part]] = {}
+        for part in parts:
+            by_unit.setdefault(part.unit, []).append(part)
+        for unit, own in by_unit.items():
+            listed = self._part_prefix(own[0]) if len(own) == 1 else self._unit_prefix(unit)
+            objects = list(self._client.list(listed))
+            for part in own:
+                prefix = self._part_prefix(part)
+                yield part, {one.key.removeprefix(prefix): one for one in objects if one.key.startswith(prefix)}
+
+    def _part_prefix(self, part: Part) -> str:
+        return self._unit_prefix(part.unit) + (f"{part.prefix}/" if part.prefix else "")
+
+    def _check(self, part: Part, file: FileDigest, found: StoredObject | None) -> FileProblem | None:
+        path = part.path_in_unit(file.path)
         if found is None:
-            return FileProblem(path=file.path, change="missing")
+            return FileProblem(path=path, change="missing")
         if found.size_bytes == file.size_bytes:
             try:
-                self._client.download(prefix + file.path, file, None)
+                self._client.download(found.key, file, None)
             except IntegrityError as exc:
                 change = "missing" if exc.facts.get("change") == "missing" else "changed"
-                return FileProblem(path=file.path, change=change)
+                return FileProblem(path=path, change=change)
             return None
-        return FileProblem(path=file.path, change="changed")
+        return FileProblem(path=path, change="changed")

@@ -205,8 +205,8 @@ class ArtifactStore(Protocol):
         """
         ...
 
-    def find_problems(self, part: Part) -> list[FileProblem]:
-        """Hash a part anew where it is kept, and return every file that differs, is missing, is extra or unreadable.
+    def find_problems(self, *parts: Part) -> list[FileProblem]:
+        """Hash parts anew where they are kept, and return every file that differs, is missing, is extra or unreadable.
 
         Paths are relative to the unit.
 
