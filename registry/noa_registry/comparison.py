@@ -29,7 +29,7 @@ from noa_registry.evidence import (
     worst_calibration,
 )
 from noa_registry.gates import TEST_SPLIT, BootstrapPlan, Candidate, GateWork, is_lower_better
-from noa_registry.gates.metric_rules import counted_value
+from noa_registry.gates.counted_values import counted_value
 from noa_registry.gates.recorded_latency import RecordedLatency
 from noa_registry.gates.recorded_metrics import ChosenValue, RecordedMetrics
 from noa_registry.registration import candidate_of
@@ -177,6 +177,8 @@ def compare_versions(
             "they were measured on different test rows, so no difference is shown; "
             "`noa train --promote` measures the present holder on the new rows too"
         )
+    if common is not None:
+        _note_other_rows(left, right, common, notes)
     drawn = _Drawn(GateWork(read_attachment), left, right, common, plan, policy, notes)
     metrics, slices = _compare_metrics(old, new, common, drawn)
     return Comparison(
@@ -290,6 +292,13 @@ def _common_rows(left: Candidate, right: Candidate) -> str | None:
             if all(side.on_test_rows(wanted, rows) for side in (left, right) for wanted in {kind, METRICS}):
                 return rows
     return None
+
+
+def _note_other_rows(left: Candidate, right: Candidate, common: str, notes: list[str]) -> None:
+    sets = [{str(fact.values.get("dataset_digest")) for fact in side.all_test_metrics()} for side in (left, right)]
+    others = sorted((sets[0] & sets[1]) - {common})
+    if others:
+        notes.append(f"shown are the values on {common}; the gate judges those on {', '.join(others)} too")
 
 
 def _metrics(
