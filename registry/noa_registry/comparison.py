@@ -29,6 +29,7 @@ from noa_registry.evidence import (
     worst_calibration,
 )
 from noa_registry.gates import TEST_SPLIT, BootstrapPlan, Candidate, GateWork, is_lower_better
+from noa_registry.gates.bootstrap import METHOD
 from noa_registry.gates.counted_values import counted_value
 from noa_registry.gates.recorded_latency import RecordedLatency
 from noa_registry.gates.recorded_metrics import ChosenValue, RecordedMetrics
@@ -81,14 +82,14 @@ class MetricComparison:
 
     @property
     def verdict(self) -> str:
-        """Return `better` or `worse` (of B) if the interval leaves no doubt, `same` if it is 0, else `unclear`.
+        """Return `better` or `worse` (of B) if the interval leaves no doubt, `same` if no row differs, else `unclear`.
 
         Where nobody knows which direction is better, it is `higher` or `lower`. Of a single row, in which they differ,
         it is `unclear`: its interval has no width because there is nothing to resample.
         """
         if self.lower is None or self.upper is None or (self.drawn_rows == 1 and self.lower != 0):
             return "unclear"
-        if self.lower == self.upper == 0:
+        if self.lower == self.upper == 0 or self.differing_rows == 0:
             return "same"
         if self.lower > 0 or self.upper < 0:
             if self.larger_is_better is None:
@@ -142,7 +143,7 @@ class Comparison:
             "a": _side_to_dict(self.a),
             "b": _side_to_dict(self.b),
             "same_rows": self.same_rows,
-            "bootstrap": {**asdict(self.plan), "method": "percentile paired bootstrap"},
+            "bootstrap": {**asdict(self.plan), "method": METHOD},
             "metrics": [_metric_to_dict(entry) for entry in self.metrics],
             "slices": [_metric_to_dict(entry) for entry in self.slices],
             "signature": {"level": self.signature.level, "differences": list(self.signature.differences)},

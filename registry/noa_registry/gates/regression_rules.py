@@ -219,10 +219,15 @@ def _by_bootstrap(
 
 
 def _describe_difference(found: PairedDifference) -> str:
-    return (
+    text = (
         f"{found.challenger:.4g} against {found.holder:.4g}, a difference of {found.difference:+.4g} "
         f"[{found.lower:+.4g}, {found.upper:+.4g}] on {found.rows} rows"
     )
+    if found.is_same:
+        return f"{text}; they are the same bytes"
+    if found.differing_rows == 0:
+        return f"{text}; no difference seen in these rows, which rules out no more than the interval says"
+    return text
 
 
 def _chosen(recorded: RecordedMetrics, metric: str, slice_name: str | None, *, largest: bool) -> ChosenValue:
