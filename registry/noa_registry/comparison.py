@@ -29,7 +29,8 @@ from noa_registry.evidence import (
     worst_calibration,
 )
 from noa_registry.gates import TEST_SPLIT, BootstrapPlan, Candidate, GateWork, is_lower_better
-from noa_registry.gates.metric_rules import counted_value
+from noa_registry.gates.bootstrap import METHOD
+from noa_registry.gates.counted_values import counted_value
 from noa_registry.gates.recorded_latency import RecordedLatency
 from noa_registry.gates.recorded_metrics import ChosenValue, RecordedMetrics
 from noa_registry.registration import candidate_of
@@ -81,14 +82,14 @@ class MetricComparison:
 
     @property
     def verdict(self) -> str:
-        """Return `better` or `worse` (of B) if the interval leaves no doubt, `same` if it is 0, else `unclear`.
+        """Return `better` or `worse` (of B) if the interval leaves no doubt, `same` if no row differs, else `unclear`.
 
         Where nobody knows which direction is better, it is `higher` or `lower`. Of a single row, in which they differ,
         it is `unclear`: its interval has no width because there is nothing to resample.
         """
         if self.lower is None or self.upper is None or (self.drawn_rows == 1 and self.lower != 0):
             return "unclear"
-        if self.lower == self.upper == 0:
+        if self.lower == self.upper == 0 or self.differing_rows == 0:
             return "same"
         if self.lower > 0 or self.upper < 0:
             if self.larger_is_better is None:
@@ -142,7 +143,7 @@ class Comparison:
             "a": _side_to_dict(self.a),
             "b": _side_to_dict(self.b),
             "same_rows": self.same_rows,
-            "bootstrap": {**asdict(self.plan), "method": "percentile paired bootstrap"},
+            "bootstrap": {**asdict(self.plan), "method": METHOD},
             "metrics": [_metric_to_dict(entry) for entry in self.metrics],
             "slices": [_metric_to_dict(entry) for entry in self.slices],
             "signature": {"level": self.signature.level, "differences": list(self.signature.differences)},
@@ -177,6 +178,8 @@ def compare_versions(
             "they were measured on different test rows, so no difference is shown; "
             "`noa train --promote` measures the present holder on the new rows too"
         )
+    if common is not None:
+        _note_other_rows(left, right, common, notes)
     drawn = _Drawn(GateWork(read_attachment), left, right, common, plan, policy, notes)
     metrics, slices = _compare_metrics(old, new, common, drawn)
     return Comparison(
@@ -290,6 +293,13 @@ def _common_rows(left: Candidate, right: Candidate) -> str | None:
             if all(side.on_test_rows(wanted, rows) for side in (left, right) for wanted in {kind, METRICS}):
                 return rows
     return None
+
+
+def _note_other_rows(left: Candidate, right: Candidate, common: str, notes: list[str]) -> None:
+    sets = [{str(fact.values.get("dataset_digest")) for fact in side.all_test_metrics()} for side in (left, right)]
+    others = sorted((sets[0] & sets[1]) - {common})
+    if others:
+        notes.append(f"shown are the values on {common}; the gate judges those on {', '.join(others)} too")
 
 
 def _metrics(

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import Connection, Row, select
 
 from noa.errors import IntegrityError, InvalidInputError
 from noa_registry.alias_stack import check_stacks
+from noa_registry.clock import CLOCK_TOLERANCE
 from noa_registry.database import Database
 from noa_registry.identity import find_registry_id
 from noa_registry.ledger import LedgerEntry, LedgerProblem, Place, apply_move, chain_problems
@@ -39,10 +41,18 @@ class LedgerReport:
 class LedgerBook:
     """Read and verify the ledger of one registry. `anchor` is the file that every move is anchored in, if any."""
 
-    def __init__(self, database: Database, *, approvals: ApprovalDesk, anchor: AnchorFile | None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        approvals: ApprovalDesk,
+        anchor: AnchorFile | None,
+        clock_tolerance: timedelta = CLOCK_TOLERANCE,
+    ) -> None:
         self._database = database
         self._approvals = approvals
         self._anchor = anchor
+        self._clock_tolerance = clock_tolerance
 
     def head(self) -> LedgerHead | None:
         """Return the newest row and its hash: what to keep elsewhere; None for an empty ledger."""
@@ -67,7 +77,7 @@ class LedgerBook:
         kept = [*anchors, *self._kept()]
         with self._database.snapshot() as connection:
             _refuse_foreign(kept, find_registry_id(connection))
-            reading = _Reading(kept)
+            reading = _Reading(kept, self._clock_tolerance)
             problems = list(_readable(chain_problems(reading.follow(iterate_ledger(connection)))))
             problems += reading.problems
             problems += reading.beyond_the_end()
@@ -81,18 +91,19 @@ class LedgerBook:
         return read_anchors(self._anchor.path) if self._anchor is not None and self._anchor.path.exists() else []
 
     def _approval_problems(
-        self, connection: Connection, uses: Sequence[tuple[int, Mapping[str, object]]]
+        self, connection: Connection, uses: Sequence[tuple[LedgerEntry, Mapping[str, object]]]
     ) -> Iterator[LedgerProblem]:
         seen: dict[object, int] = {}
-        for sequence, used in uses:
+        for entry, used in uses:
+            sequence = entry.sequence
             what = f"the approval by {used.get('principal')} that it names is not right"
             first = seen.setdefault(used.get("statement"), sequence)
-            problem = self._approvals.problem_of_used(connection, used, sequence)
+            problem = self._approvals.problem_of_used(connection, used, sequence, entry.created_at)
             if first != sequence:
                 problem = f"it was used by row {first} already"
             if problem is not None:
                 yield _problem(sequence, what, f"approval {used.get('id')}, used by this row only", problem)
-        named = {(used.get("id"), sequence) for sequence, used in uses}
+        named = {(used.get("id"), entry.sequence) for entry, used in uses}
         for approval, sequence in sorted(self._approvals.used(connection).items()):
             if (approval, sequence) not in named:
                 what = f"approval {approval} says that this row used it"
@@ -102,11 +113,12 @@ class LedgerBook:
 class _Reading:
     """What one pass over the ledger gathers."""
 
-    def __init__(self, anchors: Sequence[LedgerHead]) -> None:
+    def __init__(self, anchors: Sequence[LedgerHead], clock_tolerance: timedelta) -> None:
+        self._clock_tolerance = clock_tolerance
         self.rows = 0
         self.last: LedgerEntry | None = None
         self.problems: list[LedgerProblem] = []
-        self.uses: list[tuple[int, Mapping[str, object]]] = []
+        self.uses: list[tuple[LedgerEntry, Mapping[str, object]]] = []
         self.tips: dict[tuple[str, str], LedgerEntry] = {}
         self.stacks: defaultdict[tuple[str, str], list[Place]] = defaultdict(list)
         self._anchors: defaultdict[int, set[str]] = defaultdict(set)
@@ -117,6 +129,10 @@ class _Reading:
         for entry in entries:
             yield entry
             self.rows += 1
+            if self.last is not None and entry.created_at + self._clock_tolerance < self.last.created_at:
+                what = "the time of the row is before that of the row above it: a clock went back"
+                at = (self.last.created_at, entry.created_at)
+                self.problems.append(_problem(entry.sequence, what, f"after {at[0].isoformat()}", at[1].isoformat()))
             self.last = entry
             self.tips[entry.name, entry.alias] = entry
             try:
@@ -127,7 +143,7 @@ class _Reading:
                 what = "the row differs from what was anchored: the chain was written anew"
                 self.problems.append(_problem(entry.sequence, what, anchored, entry.hash))
             used = entry.verdict.get("approvals", [])
-            self.uses += [(entry.sequence, one) for one in cast("list[Mapping[str, object]]", used)]
+            self.uses += [(entry, one) for one in cast("list[Mapping[str, object]]", used)]
 
     def beyond_the_end(self) -> Iterator[LedgerProblem]:
         """Give the anchors whose rows are not there (any more)."""

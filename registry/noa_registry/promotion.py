@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -23,6 +24,7 @@ from noa_registry import alias_stack, mlflow_rows
 from noa_registry.approvals.desk import ApprovalDesk, Standing
 from noa_registry.approvals.values import ValidApproval
 from noa_registry.attachments import load_attachment
+from noa_registry.clock import CLOCK_TOLERANCE, newest_move, refuse_clock_behind
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
 from noa_registry.evidence_sets import IN_VERDICT, load_set
@@ -99,6 +101,7 @@ class Promoter:
     approvals: ApprovalDesk
     anchor: AnchorFile | None = None
     store_head: StoreHead | None = None
+    clock_tolerance: timedelta = CLOCK_TOLERANCE
 
     def check(self, name: str, number: int, *, alias: str, actor: str | None = None) -> GateReport:
         """Return what the gate would say now (to `actor`, who may not approve what they promote); changes nothing."""
@@ -141,6 +144,7 @@ class Promoter:
             with self.database.write() as connection:
                 holder = _holder(connection, name, alias)
                 _check_holder(connection, move, holder)
+                refuse_clock_behind(connection, self.clock_tolerance)
                 present = load_version(connection, self.root, name, number)
                 # Else a format was added meanwhile: its bytes count too.
                 if present.formats.keys() <= version.formats.keys():
@@ -162,6 +166,7 @@ class Promoter:
             with self.database.write() as connection:
                 holder = _holder(connection, name, alias)
                 _check_holder(connection, move, holder)
+                refuse_clock_behind(connection, self.clock_tolerance)
                 target = _previous(connection, move, holder)
                 present = load_version(connection, self.root, name, target)
                 if target == version.number and present.formats.keys() <= version.formats.keys():
@@ -225,12 +230,23 @@ class Promoter:
         return policy.approvals if policy is not None and (not policy.aliases or alias in policy.aliases) else 0
 
     def _require_ours(self) -> None:
-        """Refuse, before anything is judged, an anchor that cannot be written, and a store that is not ours."""
+        """Refuse, before anything is judged, an anchor that cannot be written, a store that is not ours, and a database
+        that is older than its store: a move in it would be a second row with the number of a lost one."""
         if self.store_head is not None:
+            lost: IntegrityError | None = None
             with suppress(
                 StorageError, IntegrityError
             ):  # the mark is a help; what the store holds is verified by itself
                 self.store_head.ownership.refuse_foreign()
+                lost = self.store_head.find_lost_move()
+            if lost is not None:
+                raise ConflictError(
+                    "no alias is moved: the database is older than the store",
+                    where=lost.where,
+                    expected=lost.expected,
+                    received=lost.received,
+                    remedy=lost.remedy,
+                ) from lost
         if self.anchor is not None:
             self.anchor.require_writable()
 
@@ -443,7 +459,7 @@ def _next_entry(
         actor=move.actor,
         reason=move.reason,
         verdict=verdict,
-        created_at=now(),
+        created_at=max(now(), newest_move(connection) or now()),  # within the tolerance: never before the last row
         previous_hash=previous,
         hash="",
     )

@@ -28,6 +28,7 @@ from noa_registry.artifacts import ArtifactStore, UnitKey, check_artifact_settin
 from noa_registry.attachments import load_attachment
 from noa_registry.bootstrap import open_database
 from noa_registry.cards import Card, CardFacts
+from noa_registry.clock import CLOCK_TOLERANCE
 from noa_registry.database import Database, now
 from noa_registry.digest_prefix import DIGEST, find_version, is_bare
 from noa_registry.endpoints import Endpoints
@@ -96,6 +97,7 @@ class Registry:
         ledger_anchor: Path | None = None,
         signing: SigningSettings | None = None,
         keep_events: timedelta = DEFAULT_KEEP,
+        clock_tolerance: timedelta = CLOCK_TOLERANCE,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
         self._database = database
@@ -106,7 +108,7 @@ class Registry:
         self._registrar = Registrar(
             database=database, artifacts=artifacts, signatures=self._signatures, checkpoint=checkpoint
         )
-        self._approvals = ApprovalDesk(database, principals=principals)
+        self._approvals = ApprovalDesk(database, principals=principals, clock_tolerance=clock_tolerance)
         self._keep_events = keep_events
         anchor = None if ledger_anchor is None else AnchorFile(ledger_anchor)
         self._promoter = Promoter(
@@ -117,8 +119,9 @@ class Registry:
             approvals=self._approvals,
             anchor=anchor,
             store_head=StoreHead(database, artifacts.ownership),
+            clock_tolerance=clock_tolerance,
         )
-        self._ledger = LedgerBook(database, approvals=self._approvals, anchor=anchor)
+        self._ledger = LedgerBook(database, approvals=self._approvals, anchor=anchor, clock_tolerance=clock_tolerance)
 
     @classmethod
     def open(
@@ -156,6 +159,7 @@ class Registry:
             ledger_anchor=settings.ledger_anchor,
             signing=settings.signing,
             keep_events=timedelta(days=settings.events_keep_days),
+            clock_tolerance=timedelta(seconds=settings.clock_tolerance_s),
             checkpoint=checkpoint,
         )
         try:

@@ -1,7 +1,8 @@
 """The newest row of the ledger as the store remembers it, in `_ledger.json` at its root.
 
 A database that does not have this row is older than its store: a backup was restored, and moves of aliases are lost.
-The mark is a help and no lock: a move whose mark could not be written counts all the same, and the next one writes it.
+No alias moves in such a database, so that the ledger is not forked, until somebody takes it as it is. Else the mark is
+a help and no lock: a move whose mark could not be written counts all the same, and the next one writes it.
 Who must be sure that nobody wrote a new ledger keeps anchors elsewhere (`ledger_anchors.py`).
 """
 
@@ -45,6 +46,28 @@ class StoreHead:
             return None if data is None else parse_head(data, LEDGER_MARK)
         except IntegrityError:
             return None
+
+    def find_lost_move(self) -> IntegrityError | None:
+        """Return what is wrong if the store remembers a move of this registry that the database does not know.
+
+        Raises:
+            IntegrityError: something else is in the place of the mark.
+            StorageError: the store does not answer.
+        """
+        kept = self.find()  # before the database is read: a row is committed before it is remembered
+        with self.database.read() as connection:
+            if kept is None or kept.registry != find_registry_id(connection) or has_row(connection, kept):
+                return None
+            last = last_entry(connection)
+        return IntegrityError(
+            "the store remembers a move of an alias that the database does not know: was an older backup restored?",
+            where=self.ownership.marks.where(LEDGER_MARK),
+            expected=f"row {kept.sequence} of the ledger, of {kept.created_at.isoformat(timespec='seconds')}, with "
+            f"the hash {kept.hash}",
+            received="an empty ledger" if last is None else f"a ledger of {last[0]} rows without it",
+            remedy="Restore the newest backup of the database. If there is none, look where the aliases are, and "
+            "take the database as it is: noa models verify --adopt-store",
+        )
 
     def require_readable(self) -> None:
         """Raise if the store remembers something that nobody can read.

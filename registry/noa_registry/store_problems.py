@@ -13,10 +13,9 @@ from typing import Final
 from noa.errors import ConflictError, IntegrityError, NoaError
 from noa_registry.artifacts import OWNER_MARK, ArtifactStore, UnitKey
 from noa_registry.database import Database, now, to_text
-from noa_registry.identity import find_registry_id
-from noa_registry.records import last_entry, shown_time
+from noa_registry.records import shown_time
 from noa_registry.seals import named_uids
-from noa_registry.store_head import LEDGER_MARK, StoreHead, has_row
+from noa_registry.store_head import StoreHead
 
 _MOST_NAMED: Final = 3
 
@@ -110,24 +109,10 @@ def find_unknown_units(database: Database, store: ArtifactStore) -> list[UnitKey
 
 def _older_than_the_store(database: Database, store: ArtifactStore) -> list[NoaError]:
     try:
-        kept = StoreHead(database, store.ownership).find()
+        problem = StoreHead(database, store.ownership).find_lost_move()
     except IntegrityError as exc:
         return [exc]
-    with database.read() as connection:
-        if kept is None or kept.registry != find_registry_id(connection) or has_row(connection, kept):
-            return []
-        last = last_entry(connection)
-    return [
-        IntegrityError(
-            "the store remembers a move of an alias that the database does not know: was an older backup restored?",
-            where=store.ownership.marks.where(LEDGER_MARK),
-            expected=f"row {kept.sequence} of the ledger, of {kept.created_at.isoformat(timespec='seconds')}, with "
-            f"the hash {kept.hash}",
-            received="an empty ledger" if last is None else f"a ledger of {last[0]} rows without it",
-            remedy="Restore the newest backup of the database. If there is none, look where the aliases are, and "
-            "take the database as it is: noa models verify --adopt-store",
-        )
-    ]
+    return [] if problem is None else [problem]
 
 
 def _removable_from(

@@ -23,6 +23,7 @@ from noa.settings import GateSettings
 from noa.signatures import Signature, TensorSpec
 from noa_registry import BatchLatency, Evidence, Hardware, LatencyEvidence, RuleVerdict, ScanEvidence, ScanFinding
 from noa_registry.gates import ApprovalFact, Candidate
+from noa_registry.gates.bootstrap import METHOD
 
 TARGETS = np.arange(90) % 3
 RIGHT = np.arange(90) >= 9  # 0.9 accuracy, 27 of 30 in each class
@@ -379,7 +380,8 @@ def test_what_a_bootstrap_was_judged_by_is_in_the_verdict() -> None:
         "confidence": 0.95,
         "resamples": 100,
         "seed": 0,
-        "method": "percentile paired bootstrap",
+        "differing_rows": 0,
+        "method": METHOD,
         "dataset_digest": "sha256:rows",
     }
 

@@ -95,6 +95,57 @@ def test_a_policy_can_name_the_rows_that_count_and_newer_ones_do_not_stand_befor
     assert not judge(both, LEAST).passed
 
 
+def with_claim(side: Candidate, *facts: Candidate) -> Candidate:
+    return replace(side, evidence=(*side.evidence, *(one for fact in facts for one in fact.evidence[1:])))
+
+
+def of_right(share: int, dataset: str = KNOWN, reference: str = "digits/1") -> Candidate:
+    logits = logits_that_are_right(TARGETS, np.arange(30) < share)
+    return candidate(*measured(logits, TARGETS, dataset=dataset), reference=reference)
+
+
+WORSE = GateSettings(max_regression={"accuracy": 0.01})
+SURE = WORSE.model_copy(update={"confidence": 0.95, "resamples": 100})
+
+
+@pytest.mark.parametrize("policy", [WORSE, SURE, WORSE.model_copy(update={"slice_regression": {"*": {"accuracy": 0}}})])
+def test_made_up_rows_that_both_share_hide_no_rows_on_which_the_version_is_worse(policy: GateSettings) -> None:
+    holder = with_claim(of_right(30), claimed(INVENTED, accuracy=0.5))
+    worse = with_claim(of_right(28, reference="digits/2"), claimed(INVENTED, accuracy=0.999))
+    refused = verdict(judge(worse, policy, holder), "max_regression.accuracy")
+    assert not refused.passed
+    assert refused.measured["dataset_digest"] == KNOWN
+    if policy.confidence is None:
+        assert judge(with_claim(of_right(30, reference="digits/2"), claimed(INVENTED, accuracy=0.999)), policy, holder)
+
+
+def test_where_known_rows_are_not_shared_shared_unknown_ones_stand_in_for_nothing() -> None:
+    holder = with_claim(of_right(30, dataset="sha256:" + "c" * 64), claimed(INVENTED, accuracy=0.5))
+    worse = with_claim(of_right(28, reference="digits/2"), claimed(INVENTED, accuracy=0.999))
+    refused = verdict(judge(worse, WORSE, holder), "max_regression.accuracy")
+    assert (refused.passed, KNOWN in refused.expected) == (False, True)
+    named = WORSE.model_copy(update={"datasets": (INVENTED,)})
+    assert judge(worse, named, holder).passed
+
+
+def test_shared_rows_on_which_the_version_is_worse_refuse_beside_better_known_ones() -> None:
+    for digest in (INVENTED, "sha256:" + "0" * 64):
+        holder = with_claim(of_right(28), claimed(digest, accuracy=0.9))
+        better = with_claim(of_right(30, reference="digits/2"), claimed(digest, accuracy=0.8))
+        refused = verdict(judge(better, WORSE, holder), "max_regression.accuracy")
+        assert (refused.passed, refused.measured["dataset_digest"]) == (False, digest)
+        better = with_claim(of_right(30, reference="digits/2"), claimed(digest, accuracy=0.95))
+        assert judge(better, WORSE, holder).passed
+
+
+def test_a_metric_on_unknown_rows_only_meets_no_limit_of_a_version_with_known_ones() -> None:
+    subject = with_claim(of_right(30, reference="digits/2"), claimed(INVENTED, accuracy=1.0, oddness=1.0))
+    policy = GateSettings(min_metrics={"oddness": 0.9})
+    refused = verdict(judge(subject, policy), "min_metrics.oddness")
+    assert (refused.passed, INVENTED in refused.received, KNOWN in refused.received) == (False, True, True)
+    assert judge(claimed(INVENTED, oddness=1.0), policy).passed
+
+
 @pytest.mark.parametrize("policy", [GateSettings(), GateSettings(max_size_bytes=5000)])
 def test_nothing_is_said_of_rows_where_no_metric_is_judged(policy: GateSettings) -> None:
     assert judge(claimed(INVENTED, accuracy=1.0), policy.model_copy(update={"known_dataset": True})).passed

@@ -80,10 +80,13 @@ def test_the_same_number_measured_again_is_not_worth_a_word() -> None:
     assert (found.passed, found.received, dict(found.measured)) == (True, "0.95", {})
 
 
-def test_measurements_on_other_rows_are_not_mixed_in() -> None:
-    facts = (fact(accuracy=0.1, dataset="sha256:" + "3" * 64), fact(accuracy=0.95))
+def test_the_worst_of_all_test_rows_counts_and_names_them() -> None:
+    other = "sha256:" + "3" * 64
+    facts = (fact(accuracy=0.1, dataset=other), fact(accuracy=0.95))
     found = verdict(GateSettings(min_metrics={"accuracy": 0.9}), "min_metrics.accuracy", side(*facts))
-    assert (found.passed, found.received) == (True, "0.95")
+    assert not found.passed
+    assert f" on {other[:19]}" in found.received
+    assert f" on {ROWS[:19]}" in found.received
 
 
 def test_a_value_that_is_no_number_counts_before_all_others() -> None:

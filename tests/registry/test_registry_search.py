@@ -200,12 +200,24 @@ def test_a_version_is_found_by_the_digest_of_any_of_its_formats(shelf: Registry)
     assert set(same_bytes) == {"digits/1", "digits/2", "digits/3", "ranker/1"}
 
 
-def test_evidence_that_is_attached_later_is_found_at_once_and_replaces_the_value_before(
+def test_evidence_that_is_attached_later_is_found_at_once_and_the_worst_of_the_same_rows_counts(
     shelf: Registry, formats: Formats
 ) -> None:
     shelf.attach("ranker", 1, [formats.metrics(accuracy=0.97)])
-    assert found(shelf, "metric.accuracy:0.97") == ["ranker/1"]
-    assert found(shelf, "metric.accuracy:0.5") == []
+    assert found(shelf, "metric.accuracy:0.97") == []
+    assert found(shelf, "metric.accuracy:0.5") == ["ranker/1"]
+    shelf.attach("ranker", 1, [formats.metrics(accuracy=0.3, loss=0.1), formats.metrics(loss=0.2)])
+    assert found(shelf, "metric.accuracy:0.3 metric.loss:0.2") == ["ranker/1"]
+
+
+def test_a_hit_shows_the_value_that_matched_and_where_it_was_measured(shelf: Registry, formats: Formats) -> None:
+    other = "sha256:" + "5" * 64
+    shelf.attach("ranker", 1, [formats.metrics(accuracy=0.999, dataset=other)])
+    for query, value in (("metric.accuracy<0.95", 0.5), ("metric.accuracy>0.95", 0.999)):
+        (hit,) = shelf.search(f"name:ranker {query}").hits
+        assert hit.metrics["accuracy"] == value
+        assert (other in hit.measured_on["accuracy"]) is (value == 0.999)
+        assert hit.measured_on["accuracy"].startswith("onnx on test, sha256:")
 
 
 def test_a_metric_that_is_no_number_is_not_found(shelf: Registry, formats: Formats) -> None:

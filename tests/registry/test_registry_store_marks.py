@@ -154,7 +154,7 @@ def test_a_move_counts_whatever_happens_to_the_mark(
     def fail(*_: object) -> None:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(StoreHead, "find", fail)
+    monkeypatch.setattr(StoreHead, "_write", fail)
     moved = registry.promote("digits", 1, alias="staging", reason="r", actor="ada")
     assert registry.resolve("digits@staging").number == 1
     assert f"does not remember row {moved.sequence}" in caplog.text

@@ -76,6 +76,7 @@ def _hit_to_dict(hit: SearchHit) -> dict[str, object]:
         "aliases": list(hit.aliases),
         "tags": dict(hit.tags),
         "metrics": dict(hit.metrics),
+        "measured_on": dict(hit.measured_on),
         "dataset_digest": hit.dataset_digest,
         "created_at": hit.created_at,
         "created_by": hit.created_by,

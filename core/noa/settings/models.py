@@ -195,6 +195,11 @@ class RegistrySettings(Section):
     lock_timeout_s: StrictFloat = Field(
         default=60.0, gt=0, description="How long to wait for the database or another process, seconds."
     )
+    clock_tolerance_s: StrictFloat = Field(
+        default=2.0,
+        ge=0,
+        description="By how much the clocks of machines may differ before no alias moves: behind the ledger, seconds.",
+    )
     signing: SigningSettings = Field(default_factory=SigningSettings)
     ledger_anchor: Path | None = Field(
         default=None,

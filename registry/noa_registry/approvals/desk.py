@@ -23,6 +23,7 @@ from noa.errors import ConflictError, IntegrityError, InvalidInputError, NotFoun
 from noa.references import MOST_NUMBER, check_alias, check_name, check_number
 from noa_registry.approvals.keys import is_signed_by, load_principals, load_private_key, principal_of, sign
 from noa_registry.approvals.values import Approval, ValidApproval
+from noa_registry.clock import CLOCK_TOLERANCE, passed_moment
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
 from noa_registry.identity import find_registry_id, registry_id
@@ -56,9 +57,12 @@ class ApprovalDesk:
     Without principals whoever may write the database may write any name: the check is a reminder, not a lock.
     """
 
-    def __init__(self, database: Database, *, principals: Mapping[str, str]) -> None:
+    def __init__(
+        self, database: Database, *, principals: Mapping[str, str], clock_tolerance: timedelta = CLOCK_TOLERANCE
+    ) -> None:
         self._database = database
         self._principals = dict(principals)
+        self._clock_tolerance = clock_tolerance
 
     def grant(
         self,
@@ -185,6 +189,7 @@ class ApprovalDesk:
         )
         rows = connection.execute(query).all()
         facts = self._facts(connection, version.name) if rows else None
+        passed, latest = passed_moment(connection), now() + self._clock_tolerance
         valid: dict[str, ValidApproval] = {}
         problems: list[str] = []
         for row in rows:
@@ -193,7 +198,9 @@ class ApprovalDesk:
             except IntegrityError as exc:  # it counts for nothing, and hinders no other one
                 problems.append(f"approval {row.id} by {row.principal} cannot be read: {exc.what}")
                 continue
-            problem = _problem(approval, version.digest, actor)
+            problem = _problem(approval, version.digest, actor, passed)
+            if problem is None and approval.created_at > latest:
+                problem = f"was granted at {_said(approval.created_at)}, which by the clock here is still to come"
             if problem is not None:
                 problems.append(f"approval {approval.id} by {approval.principal} {problem}")
             elif approval.principal not in valid:
@@ -211,8 +218,10 @@ class ApprovalDesk:
             problems.append(f"approval {left_out.id} by {principal} is by the same person as that by {same}")
         return Standing(valid=tuple(valid.values()), problems=tuple(problems))
 
-    def problem_of_used(self, connection: Connection, used: Mapping[str, object], sequence: int) -> str | None:
-        """Return what is wrong with an approval that ledger row `sequence` names, or None."""
+    def problem_of_used(
+        self, connection: Connection, used: Mapping[str, object], sequence: int, moment: datetime
+    ) -> str | None:
+        """Return what is wrong with an approval that ledger row `sequence`, of this moment, names, or None."""
         row = connection.execute(select(approvals).where(approvals.c.id == used.get("id"))).one_or_none()
         registry = find_registry_id(connection)
         if row is None:
@@ -225,6 +234,9 @@ class ApprovalDesk:
             return f"it is marked as used by row {approval.used_by}"
         if (approval.statement, approval.principal) != (used.get("statement"), used.get("principal")):
             return "it says something else now"
+        if not approval.created_at - self._clock_tolerance <= moment < approval.expires_at + self._clock_tolerance:
+            life = f"from {_said(approval.created_at)} to {_said(approval.expires_at)}"
+            return f"it held {life}, and the row is of {_said(moment)}"
         # A principal who has left is no longer in the settings: the signature was verified when it was used.
         public = self._keys().get(approval.principal) if approval.signature else None
         if public is not None and not is_signed_by(public, _statement(registry, _plain(row)), str(approval.signature)):
@@ -353,15 +365,15 @@ class _Signer:
         return None if self.key is None else sign(self.key, statement)
 
 
-def _problem(approval: Approval, digest: str, actor: str | None) -> str | None:
+def _problem(approval: Approval, digest: str, actor: str | None, moment: datetime) -> str | None:
     """Return why an approval does not count for a promotion by `actor` of the version with `digest`, or None."""
-    match approval.state(now()):
+    match approval.state(moment):
         case "used":
             return f"was used by ledger row {approval.used_by}"
         case "revoked":
             return "was revoked"
         case "expired":
-            return f"expired at {approval.expires_at:%Y-%m-%d %H:%M:%S} UTC"
+            return f"expired at {_said(approval.expires_at)}"
         case "void":
             return approval.void
         case "open":
@@ -371,6 +383,10 @@ def _problem(approval: Approval, digest: str, actor: str | None) -> str | None:
     if actor is not None and is_same_user(approval.principal, actor):
         return "is by the actor: somebody else must approve"
     return None
+
+
+def _said(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _used_statements(verdict: str) -> list[object]:

@@ -32,7 +32,7 @@ from noa_registry.evidence import (
     worst_judgement,
 )
 from noa_registry.gates import GateReport
-from noa_registry.gates.metric_rules import counted_value
+from noa_registry.gates.counted_values import counted_value
 from noa_registry.gates.recorded_latency import slowest
 from noa_registry.gates.recorded_metrics import RecordedMetrics
 from noa_registry.lineage.outline import OutlineItem, outline

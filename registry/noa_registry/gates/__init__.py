@@ -9,9 +9,9 @@ do; nothing that is missing, not finite or not readable passes.
 
 from noa_registry.gates.bootstrap import BootstrapPlan, PairedDifference, paired_difference
 from noa_registry.gates.candidate import TEST_SPLIT, ApprovalFact, Candidate, GateInput
+from noa_registry.gates.counted_values import is_lower_better
 from noa_registry.gates.evaluation import evaluate, evaluate_rollback
 from noa_registry.gates.evidence_rules import bytes_verdict
-from noa_registry.gates.metric_rules import is_lower_better
 from noa_registry.gates.policy import PolicyView
 from noa_registry.gates.report import GateReport, RuleVerdict, report_of
 from noa_registry.gates.work import GateWork

@@ -1,8 +1,10 @@
 """The paired bootstrap: how sure is it that one model is not worse than another on the same rows?
 
 Rows are drawn with replacement, the same rows for both models, and the difference of their metrics is taken; of many
-such draws the quantiles give the interval. Quantiles are values that occurred (no interpolation), and where the metric
-is a mean over rows the differences of the rows are averaged, so that whole and decimal bounds come out exact.
+such draws the quantiles give the interval. It is never narrower than one that counts rows that did not come up
+(`unseen_rows.py`): where few rows differ, a bootstrap alone is too sure. Quantiles are values that occurred (no
+interpolation), and where the metric is a mean over rows the differences of the rows are averaged, so that whole and
+decimal bounds come out exact.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from noa.errors import InvalidInputError
 from noa_registry.evidence.facts import plain_json
+from noa_registry.gates.unseen_rows import interval_of_rows, margin_of_metric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from noa.metrics import MetricAdapter
     from noa_registry.evidence import Predictions
 
+METHOD = "percentile paired bootstrap, never narrower than a bound on rows that did not come up"
 _BLOCK_CELLS = 1 << 21  # draws that are held in memory at once, times rows
 
 
@@ -34,11 +38,11 @@ class BootstrapPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
-    """Metric of the challenger minus that of the holder on the same `rows` rows, and its bootstrap interval.
+    """Metric of the challenger minus that of the holder on the same `rows` rows, and its interval.
 
     `differing_rows` are those in which the two differ: in what they add to the metric where it is a mean over rows,
-    else in their outputs. Where there are none, or a single row, there is nothing to resample and the interval has no
-    width.
+    else in their outputs. Where there are none, the interval says what could differ all the same; only of two that are
+    the same bytes (`is_same`) it has no width.
     """
 
     holder: float
@@ -49,6 +53,7 @@ class PairedDifference:
     rows: int
     differing_rows: int
     plan: BootstrapPlan
+    is_same: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values."""
@@ -62,23 +67,32 @@ class PairedDifference:
             "confidence": self.plan.confidence,
             "resamples": self.plan.resamples,
             "seed": self.plan.seed,
-            "method": "percentile paired bootstrap",
+            "differing_rows": self.differing_rows,
+            "method": METHOD,
         }
         return {key: plain_json(value) for key, value in values.items()}
 
 
 def paired_difference(
-    metric: MetricAdapter, holder: Predictions, challenger: Predictions, *, objective: str, plan: BootstrapPlan
+    metric: MetricAdapter,
+    holder: Predictions,
+    challenger: Predictions,
+    *,
+    objective: str,
+    plan: BootstrapPlan,
+    is_same: bool = False,
 ) -> PairedDifference:
-    """Return the difference of a metric between two models, with its percentile interval.
+    """Return the difference of a metric between two models, with its interval.
 
     `holder` and `challenger` are predictions of the same rows in the same order; the holder's targets are not used.
+    `is_same`: both are the same bytes, so that rows in which they answer alike prove that they always do.
 
     Raises:
         InvalidInputError: they do not have the same number of rows, or the metric is not defined for the objective.
 
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3 (percentile interval) on the
     differences of pairs; the quantiles are the ordered draws k = floor((B + 1) alpha) and B + 1 - k, their eq. 12.20.
+    For the bound on rows that did not come up: Tango 1998, Bonett and Price 2012, Wilson 1927, see `unseen_rows.py`.
     """
     if holder.rows != challenger.rows or challenger.rows < 1:
         raise InvalidInputError(
@@ -104,6 +118,15 @@ def paired_difference(
         difference = new - old
         differing = np.count_nonzero((holder.outputs != challenger.outputs).reshape(holder.rows, -1).any(axis=1))
     lower, upper = _interval(draws, plan)
+    is_same = is_same and not differing
+    if not is_same and math.isfinite(lower):
+        if left is not None and right is not None:
+            least, most = interval_of_rows(left, right, plan.confidence)
+        else:
+            moved = int(differing) if upper > lower else 0
+            margin = margin_of_metric(moved, targets, plan.confidence)
+            least, most = lower - margin, upper + margin
+        lower, upper = min(lower, least), max(upper, most)
     return PairedDifference(
         holder=old,
         challenger=new,
@@ -113,6 +136,7 @@ def paired_difference(
         rows=challenger.rows,
         differing_rows=int(differing),
         plan=plan,
+        is_same=is_same,
     )
 
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from noa_registry.evidence.facts import METRICS, Evidence
-from noa_registry.evidence.same_thing import measurements_of
+from noa_registry.evidence.facts import METRICS, PREDICTIONS, Evidence
 from noa_registry.gates.known_policy import KnownPolicy
 
 if TYPE_CHECKING:
@@ -80,11 +79,29 @@ class Candidate:
         return self.on_test_rows(METRICS, dataset_digest)
 
     def all_test_metrics(self, dataset_digest: str | None = None) -> tuple[Evidence, ...]:
-        """Return all facts that tell of the same bytes and rows as `test_metrics` does, oldest first."""
-        newest = self.test_metrics(dataset_digest)
-        if newest is None:
-            return ()
-        return measurements_of(self.evidence, newest)
+        """Return all test metrics of the sealed bytes, oldest first; `dataset_digest`: only on these rows.
+
+        Of each set of rows they are of `onnx` if it was measured there, else of the native format.
+        """
+        found = [
+            fact
+            for fact in self.evidence
+            if fact.kind == METRICS
+            and fact.subject in self.served_formats
+            and fact.digest == self.formats[fact.subject]
+            and fact.values.get("split") == TEST_SPLIT
+            and dataset_digest in (None, fact.values.get("dataset_digest"))
+            and (not self.test_rows or fact.values.get("dataset_digest") in self.test_rows)
+        ]
+        best = self.served_formats[:1]
+        served = {repr(fact.values.get("dataset_digest")) for fact in found if fact.subject in best}
+        return tuple(
+            fact for fact in found if fact.subject in best or repr(fact.values.get("dataset_digest")) not in served
+        )
+
+    def explains(self, dataset_digest: str) -> bool:
+        """Tell whether the version was made from these rows, or its answers for them are kept."""
+        return dataset_digest == self.dataset_digest or self.on_test_rows(PREDICTIONS, dataset_digest) is not None
 
     def on_all_rows(self) -> Candidate:
         """Return the version with all its measurements."""

@@ -18,6 +18,7 @@ from noa_registry.evidence.metrics import MetricsEvidence
 from noa_registry.evidence.predictions import PredictionsEvidence
 from noa_registry.gates.candidate import Candidate, GateInput
 from noa_registry.gates.report import RuleVerdict
+from noa_registry.gates.row_sets import is_explained
 
 if TYPE_CHECKING:
     from noa.settings import GateSettings
@@ -43,26 +44,34 @@ def measured_rows_verdicts(
 def _row_verdicts(gate_input: GateInput, policy: GateSettings) -> list[RuleVerdict]:
     if policy.datasets:
         return [_named_verdict(gate_input.candidate, policy)]
-    measured = gate_input.candidate.test_metrics()
-    if measured is None:  # the rules about the metrics say so
+    unknown, known = _by_knowledge(gate_input)
+    if not unknown and not (known and policy.known_dataset):
         return []
-    digest = str(measured.values.get("dataset_digest"))
-    is_known = any(_explains(side, digest) for side in (gate_input.candidate, gate_input.rival) if side is not None)
-    if is_known and not policy.known_dataset:
-        return []
+    digests = unknown or known
     remedy = "Measure it with `noa train`, which keeps the predictions; or name the digest in the gate's `datasets`"
-    received = f"{digest}, " + ("which is known" if is_known else "of which nothing else is known here")
+    told = ", ".join(digests)
+    refused = policy.known_dataset and bool(unknown)
     return [
         RuleVerdict(
             rule=_RULE,
-            passed=is_known or not policy.known_dataset,
+            passed=not refused,
             expected="test rows that kept predictions, the version's own data or the holder explain",
-            received=received,
-            remedy=None if is_known else remedy,
-            warning=None if is_known or policy.known_dataset else _WARNING.format(digest=digest),
-            measured={"dataset_digest": digest, "is_known": is_known},
+            received=told + (", of which nothing else is known here" if unknown else ", which is known"),
+            remedy=remedy if unknown else None,
+            warning=_WARNING.format(digest=told) if unknown and not refused else None,
+            measured={"dataset_digest": digests[-1], "is_known": not unknown},
         )
     ]
+
+
+def _by_knowledge(gate_input: GateInput) -> tuple[list[str], list[str]]:
+    """Return the test rows of the version that nothing explains, and those that something does."""
+    facts = gate_input.candidate.all_test_metrics()
+    digests = dict.fromkeys(str(fact.values.get("dataset_digest")) for fact in facts)
+    parts: tuple[list[str], list[str]] = ([], [])
+    for digest in digests:
+        parts[is_explained(gate_input, digest)].append(digest)
+    return parts
 
 
 def _named_verdict(candidate: Candidate, policy: GateSettings) -> RuleVerdict:
@@ -84,13 +93,14 @@ def _named_verdict(candidate: Candidate, policy: GateSettings) -> RuleVerdict:
 def _contradiction(gate_input: GateInput, work: GateWork | None) -> RuleVerdict | None:
     """Return the refusal of predictions that are not of the rows that the record says, None if nothing speaks against
     them."""
-    measured = gate_input.candidate.test_metrics()
-    if measured is None:
-        return None
-    try:
-        return _compare_rows(gate_input, MetricsEvidence.from_evidence(measured), work)
-    except (InvalidInputError, IntegrityError, NotFoundError) as exc:
-        return _refusal(exc.expected or "predictions that can be read", exc.received or exc.what)
+    for fact in gate_input.candidate.all_test_metrics():
+        try:
+            found = _compare_rows(gate_input, MetricsEvidence.from_evidence(fact), work)
+        except (InvalidInputError, IntegrityError, NotFoundError) as exc:
+            found = _refusal(exc.expected or "predictions that can be read", exc.received or exc.what)
+        if found is not None:
+            return found
+    return None
 
 
 def _compare_rows(gate_input: GateInput, measured: MetricsEvidence, work: GateWork | None) -> RuleVerdict | None:
@@ -130,8 +140,3 @@ def _refusal(expected: str, received: str) -> RuleVerdict:
 def _judges_metrics(policy: GateSettings) -> bool:
     rules = (policy.min_metrics, policy.max_metrics, policy.max_regression, policy.slices, policy.slice_regression)
     return any(rules)
-
-
-def _explains(side: Candidate, digest: str) -> bool:
-    """Tell whether a version was made from these rows, or its answers for them are kept."""
-    return digest == side.dataset_digest or side.on_test_rows(PREDICTIONS, digest) is not None

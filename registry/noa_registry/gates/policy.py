@@ -27,7 +27,7 @@ from typing import Final, cast
 from noa.errors import InvalidInputError, NoaError
 from noa_registry.evidence.facts import Evidence
 from noa_registry.gates.candidate import Candidate, GateInput
-from noa_registry.gates.metric_rules import counted_value
+from noa_registry.gates.counted_values import counted_value
 from noa_registry.gates.recorded_metrics import RecordedMetrics
 from noa_registry.gates.report import RuleVerdict
 
@@ -87,10 +87,12 @@ def _view(gate_input: GateInput) -> PolicyView:
 
 
 def _metrics(gate_input: GateInput, side: Candidate) -> Mapping[str, float]:
-    """Return the values by which the gate judges."""
+    """Return the values by which the gate judges: of the holder on the version's rows, if it was measured there."""
     recorded, is_rival = RecordedMetrics.of(side), side is not gate_input.candidate
     if recorded.problem is not None and side.test_metrics() is not None:
         raise InvalidInputError(recorded.problem)
+    if is_rival:
+        recorded = recorded.on_shared(RecordedMetrics.of(gate_input.candidate))
     values: dict[str, float] = {}
     for metric in recorded.names():
         chosen = counted_value(recorded, metric, policy=gate_input.policy, as_holder=is_rival)

@@ -1,14 +1,15 @@
-"""What is recorded of a version's metrics by all facts about the same bytes and the same test rows.
+"""What is recorded of a version's metrics by all facts about the same bytes, on all sets of test rows or on one.
 
-A later measurement replaces no earlier one: of several values the gate takes the worst of the version that it judges,
-and the best of the version that it is compared with. So nobody gets past a gate by attaching a better number.
+A later measurement replaces no earlier one, and newer test rows replace no older ones: of several values the gate takes
+the worst of the version that it judges, and the best of the version that it is compared with on the same rows. So
+nobody gets past a gate by attaching a better number, or one on other rows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, Literal, TypeAlias
 
@@ -23,11 +24,12 @@ Which: TypeAlias = Literal["largest", "smallest", "first"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedValue:
-    """One value, the fact that holds it, and on how many rows of a slice it was measured."""
+    """One value, the fact that holds it, on which test rows, and on how many rows of a slice it was measured."""
 
     value: float
     fact: Evidence
     rows: int | None = None
+    dataset: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,11 @@ class ChosenValue:
         return self.chosen.rows
 
     @property
+    def datasets(self) -> tuple[str, ...]:
+        """The sets of test rows on which it was measured, in the order of their first measurement."""
+        return tuple(dict.fromkeys(entry.dataset for entry in self.among))
+
+    @property
     def is_disputed(self) -> bool:
         """Whether the measurements say different things."""
         return len({repr(entry.value) for entry in self.among}) > 1
@@ -57,14 +64,23 @@ class ChosenValue:
         """Return a remark about the other values, empty if there is nothing to say."""
         if not self.is_disputed:
             return ""
-        shown = [f"{entry.value:g} of {_time(entry.fact.created_at)}" for entry in self.among[:_SHOWN]]
+        several = len(self.datasets) > 1
+        shown = [
+            f"{entry.value:g} of {_time(entry.fact.created_at)}" + (f" on {entry.dataset[:19]}" if several else "")
+            for entry in self.among[:_SHOWN]
+        ]
         if len(self.among) > _SHOWN:
             shown.append(f"{len(self.among) - _SHOWN} more")
         return f", the {self.which} of {len(self.among)} measurements: {', '.join(shown)}"
 
     def to_list(self) -> list[dict[str, object]]:
         """Return all values with their times as plain JSON values."""
-        return [{"value": entry.value, "at": _time(entry.fact.created_at)} for entry in self.among]
+        rows: list[dict[str, object]] = []
+        for entry in self.among:
+            rows.append({"value": entry.value, "at": _time(entry.fact.created_at)})
+            if len(self.datasets) > 1:
+                rows[-1]["dataset_digest"] = entry.dataset
+        return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +93,7 @@ class RecordedMetrics:
 
     @staticmethod
     def of(candidate: Candidate, dataset: str | None = None) -> RecordedMetrics:
-        """Read all facts that tell of the same bytes and rows as the newest one; `dataset`: only of these rows."""
+        """Read all facts about the sealed bytes, on whatever test rows; `dataset`: only on these."""
         found = candidate.all_test_metrics(dataset)
         if not found:
             return RecordedMetrics(reference=candidate.reference, problem="no test metrics of these bytes")
@@ -85,12 +101,26 @@ class RecordedMetrics:
 
     @staticmethod
     def read(reference: str, facts: Sequence[Evidence]) -> RecordedMetrics:
-        """Read facts that tell of the same thing, oldest first."""
+        """Read facts about the same bytes, oldest first."""
         try:
             measured = tuple((fact, MetricsEvidence.from_evidence(fact)) for fact in facts)
         except InvalidInputError as exc:
             return RecordedMetrics(reference=reference, problem=str(exc))
         return RecordedMetrics(reference=reference, facts=measured)
+
+    def on(self, dataset: str) -> RecordedMetrics:
+        """Return what is recorded on these test rows alone."""
+        return replace(self, facts=tuple(pair for pair in self.facts if pair[1].dataset_digest == dataset))
+
+    def on_shared(self, other: RecordedMetrics) -> RecordedMetrics:
+        """Return what is recorded on test rows of the other one too, on all rows where they share none."""
+        shared = tuple(pair for pair in self.facts if pair[1].dataset_digest in other.datasets)
+        return replace(self, facts=shared or self.facts)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The sets of test rows, in the order of their first measurement."""
+        return tuple(dict.fromkeys(measured.dataset_digest for _, measured in self.facts))
 
     @property
     def slices(self) -> tuple[str, ...]:
@@ -99,7 +129,7 @@ class RecordedMetrics:
 
     def names(self, slice_name: str | None = None) -> tuple[str, ...]:
         """The metrics that any fact knows, of all rows or of a slice."""
-        return tuple(sorted({name for _, part in self._parts(slice_name) for name in part.metrics}))
+        return tuple(sorted({name for part in self._parts(slice_name) for name in part.metrics}))
 
     def choose(self, metric: str, slice_name: str | None = None, *, largest: bool) -> ChosenValue | None:
         """Return the largest or the smallest value, None if there is none; one that is not finite goes first."""
@@ -126,16 +156,20 @@ class RecordedMetrics:
     def _values(self, metric: str, slice_name: str | None) -> tuple[RecordedValue, ...]:
         return tuple(
             RecordedValue(
-                value=part.metrics[metric], fact=fact, rows=part.rows if isinstance(part, SliceMetrics) else None
+                value=part.metrics[metric],
+                fact=fact,
+                rows=part.rows if isinstance(part, SliceMetrics) else None,
+                dataset=measured.dataset_digest,
             )
-            for fact, part in self._parts(slice_name)
-            if metric in part.metrics
+            for fact, measured in self.facts
+            if (part := measured if slice_name is None else measured.slices.get(slice_name)) is not None
+            and metric in part.metrics
         )
 
-    def _parts(self, slice_name: str | None) -> list[tuple[Evidence, MetricsEvidence | SliceMetrics]]:
+    def _parts(self, slice_name: str | None) -> list[MetricsEvidence | SliceMetrics]:
         if slice_name is None:
-            return [(fact, measured) for fact, measured in self.facts]
-        return [(fact, measured.slices[slice_name]) for fact, measured in self.facts if slice_name in measured.slices]
+            return [measured for _, measured in self.facts]
+        return [measured.slices[slice_name] for _, measured in self.facts if slice_name in measured.slices]
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -112,7 +112,8 @@ class GateWork:
         from noa.metrics import find_metric
 
         _check_pair(candidate, new, rival, old)
-        key = (new.attachment, old.attachment, metric, slice_name, plan)
+        is_same = new.digest == old.digest
+        key = (new.attachment, old.attachment, metric, slice_name, plan, is_same)
         if key not in self._differences:
             adapter = find_metric(metric)
             pair = self.predictions(old), self.predictions(new)
@@ -121,7 +122,7 @@ class GateWork:
                 if mask is None or not mask.any():
                     raise _no_such_slice(candidate, new, slice_name)
                 pair = pair[0].take(mask), pair[1].take(mask)
-            found = paired_difference(adapter, *pair, objective=new.objective, plan=plan)
+            found = paired_difference(adapter, *pair, objective=new.objective, plan=plan, is_same=is_same)
             _compare_recorded(candidate, new, metric, slice_name, found.challenger)
             _compare_recorded(rival, old, metric, slice_name, found.holder)
             self._differences[key] = found

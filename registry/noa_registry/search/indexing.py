@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, Select, delete, insert, select, tuple_
 from noa.digests import sha256_bytes
 from noa.errors import IntegrityError
 from noa_registry.evidence import METRICS, Evidence
+from noa_registry.gates.counted_values import is_lower_better
 from noa_registry.json_columns import parse_table
 from noa_registry.search.parameters import parameter_labels
 from noa_registry.tables import evidence, formats, version_labels, version_metrics, versions
@@ -57,23 +58,34 @@ def index_format(connection: Connection, name: str, number: int, format: str) ->
 def index_evidence(connection: Connection, name: str, number: int, facts: Sequence[Evidence]) -> None:
     """Index the metrics among `facts`, in the transaction that attaches them.
 
-    Measuring the same bytes on the same rows again replaces the value by which the version is found.
+    Of the same bytes on the same rows the worst value counts, as for a gate; the first, where nobody knows which it is.
     """
     rows = [row for fact in facts if fact.kind == METRICS for row in _metric_rows(fact.subject, fact.values)]
     if not rows:
         return
     created_at = _created_at(connection, name, number)
-    newest = {(row["format"], row["dataset_digest"], row["split"], row["metric"]): row for row in rows}
+    things = list({_thing(row): None for row in rows})
     c = version_metrics.c
-    connection.execute(
-        delete(version_metrics).where(
-            c.name == name,
-            c.number == number,
-            tuple_(c.format, c.dataset_digest, c.split, c.metric).in_(list(newest)),
-        )
-    )
-    here = {"name": name, "number": number, "created_at": created_at}
-    connection.execute(insert(version_metrics), [{**here, **row} for row in newest.values()])
+    here = (c.name == name, c.number == number, tuple_(c.format, c.dataset_digest, c.split, c.metric).in_(things))
+    measured = (c.format, c.dataset_digest, c.split, c.metric, c.value)
+    before = [dict(row) for row in connection.execute(select(*measured).where(*here).order_by(c.id)).mappings()]
+    connection.execute(delete(version_metrics).where(*here))
+    newest: dict[tuple[object, ...], dict[str, str | float]] = {}
+    for row in (*before, *rows):
+        known = newest.setdefault(_thing(row), row)
+        if known["value"] != row["value"] and _is_worse(str(row["metric"]), float(row["value"]), float(known["value"])):
+            newest[_thing(row)] = row
+    version = {"name": name, "number": number, "created_at": created_at}
+    connection.execute(insert(version_metrics), [{**version, **row} for row in newest.values()])
+
+
+def _thing(row: Mapping[str, object]) -> tuple[object, ...]:
+    return row["format"], row["dataset_digest"], row["split"], row["metric"]
+
+
+def _is_worse(metric: str, value: float, than: float) -> bool:
+    lower = is_lower_better(metric)
+    return lower is not None and (value > than if lower else value < than)
 
 
 def unindex_version(connection: Connection, name: str, number: int) -> None:

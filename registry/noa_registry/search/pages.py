@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import base64
 import json
+import operator
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Row, and_, or_, select
 
 from noa.errors import IntegrityError, InvalidInputError
 from noa_registry.database import Database, now, to_text
 from noa_registry.json_columns import parse_table, parse_time
-from noa_registry.search.grammar import Query, parse_query
+from noa_registry.search.grammar import Comparison, MetricTerm, Query, parse_query
 from noa_registry.search.hints import unknown_name_hint
 from noa_registry.search.planning import plan
 from noa_registry.tables import aliases, formats, trash, version_metrics, versions
@@ -27,11 +28,20 @@ MAX_PAGE: Final = 1000
 _CURSOR_VERSION: Final = 1
 _CHUNK: Final = 200
 _Key = tuple[str, int]
+_Matches: TypeAlias = Callable[[float], bool]
+_HOLDS: Final[Mapping[Comparison, Callable[[float, float], bool]]] = {
+    "=": operator.eq,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchHit:
-    """A version that was found. `metrics` holds the newest values of the served format, or of any that was measured.
+    """A version that was found. `metrics` holds the values that met the query; of other metrics those of the served
+    format, or of any that was measured, on the newest rows. Of one measured repeatedly it is the worst.
 
     `problem` says what of its row cannot be read, None where nothing is wrong with it.
     """
@@ -49,6 +59,8 @@ class SearchHit:
     created_by: str
     is_trashed: bool
     problem: str | None = None
+    measured_on: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The format, split and digest of test rows of each value in `metrics`."""
 
     @property
     def reference(self) -> str:
@@ -80,7 +92,7 @@ def search(database: Database, text: str, *, limit: int, cursor: str | None) -> 
     with database.snapshot() as connection:
         rows = connection.execute(plan(connection, query, after=after, limit=limit + 1)).all()
         keys = [(str(row[0]), int(row[1])) for row in rows[:limit]]
-        hits = _load_hits(connection, keys)
+        hits = _load_hits(connection, keys, _asked(query))
         hint = None if keys or cursor is not None else unknown_name_hint(connection, query)
     following = None
     if len(rows) > limit:
@@ -89,14 +101,14 @@ def search(database: Database, text: str, *, limit: int, cursor: str | None) -> 
     return SearchPage(hits=tuple(hits[key] for key in keys), next_cursor=following, hint=hint)
 
 
-def _load_hits(connection: Connection, keys: Sequence[_Key]) -> dict[_Key, SearchHit]:
+def _load_hits(connection: Connection, keys: Sequence[_Key], asked: Mapping[str, _Matches]) -> dict[_Key, SearchHit]:
     hits: dict[_Key, SearchHit] = {}
     for start in range(0, len(keys), _CHUNK):
-        hits |= _load_chunk(connection, keys[start : start + _CHUNK])
+        hits |= _load_chunk(connection, keys[start : start + _CHUNK], asked)
     return hits
 
 
-def _load_chunk(connection: Connection, keys: Sequence[_Key]) -> dict[_Key, SearchHit]:
+def _load_chunk(connection: Connection, keys: Sequence[_Key], asked: Mapping[str, _Matches]) -> dict[_Key, SearchHit]:
     held: defaultdict[_Key, list[str]] = defaultdict(list)
     for row in connection.execute(select(aliases.c.name, aliases.c.number, aliases.c.alias).where(_of(aliases, keys))):
         held[(row.name, row.number)].append(row.alias)
@@ -104,7 +116,7 @@ def _load_chunk(connection: Connection, keys: Sequence[_Key]) -> dict[_Key, Sear
     for row in connection.execute(select(formats.c.name, formats.c.number, formats.c.format).where(_of(formats, keys))):
         made[(row.name, row.number)].append(row.format)
     in_trash = {(row.name, row.number) for row in connection.execute(select(trash).where(_of(trash, keys)))}
-    metrics = _load_metrics(connection, keys, made)
+    metrics, measured_on = _load_metrics(connection, keys, made, asked)
     hits: dict[_Key, SearchHit] = {}
     for row in connection.execute(select(versions).where(_of(versions, keys))):
         key = (row.name, row.number)
@@ -119,6 +131,7 @@ def _load_chunk(connection: Connection, keys: Sequence[_Key]) -> dict[_Key, Sear
             aliases=tuple(sorted(held[key])),
             tags=tags,
             metrics=metrics[key],
+            measured_on=measured_on[key],
             dataset_digest=row.dataset_digest,
             created_at=created_at,
             created_by=row.created_by,
@@ -143,19 +156,39 @@ def _time_of(row: Row[Any]) -> tuple[datetime | None, str | None]:
 
 
 def _load_metrics(
-    connection: Connection, keys: Sequence[_Key], made: Mapping[_Key, Sequence[str]]
-) -> defaultdict[_Key, dict[str, float]]:
-    """Return metric values per version; what was measured on the served format wins, of several the newest."""
+    connection: Connection, keys: Sequence[_Key], made: Mapping[_Key, Sequence[str]], asked: Mapping[str, _Matches]
+) -> tuple[defaultdict[_Key, dict[str, float]], defaultdict[_Key, dict[str, str]]]:
+    """Return metric values per version: those that the query asks for; else the served format's, the newest rows'."""
     found: defaultdict[_Key, dict[str, float]] = defaultdict(dict)
     served: defaultdict[_Key, dict[str, float]] = defaultdict(dict)
     query = select(version_metrics).where(_of(version_metrics, keys)).order_by(version_metrics.c.id)
+    places: dict[tuple[_Key, str, float], str] = {}
     for row in connection.execute(query):
         key = (row.name, row.number)
+        if row.metric in asked and not asked[row.metric](row.value):
+            continue
+        places[key, row.metric, row.value] = f"{row.format} on {row.split}, {row.dataset_digest}"
         is_served = row.format == "onnx" or "onnx" not in made[key]
         (served if is_served else found)[key][row.metric] = row.value
     for key, values in served.items():
         found[key] |= values
-    return found
+    measured_on: defaultdict[_Key, dict[str, str]] = defaultdict(dict)
+    for key, values in found.items():
+        measured_on[key] = {metric: places[key, metric, value] for metric, value in values.items()}
+    return found, measured_on
+
+
+def _asked(query: Query) -> dict[str, _Matches]:
+    """Return what the query asks of each metric that it names."""
+    terms = (term for term in query.terms if isinstance(term, MetricTerm) and not term.negated)
+    by_metric: defaultdict[str, list[tuple[Comparison, float]]] = defaultdict(list)
+    for term in terms:
+        by_metric[term.metric] += term.comparisons
+    return {metric: _matcher(comparisons) for metric, comparisons in by_metric.items()}
+
+
+def _matcher(comparisons: Sequence[tuple[Comparison, float]]) -> _Matches:
+    return lambda value: all(_HOLDS[comparison](value, bound) for comparison, bound in comparisons)
 
 
 def _of(table: FromClause, keys: Sequence[_Key]) -> ColumnElement[bool]:
