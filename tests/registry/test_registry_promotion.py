@@ -169,12 +169,16 @@ def test_a_refused_promotion_leaves_alias_ledger_and_mlflow_as_they_were(
     assert registry.mirror_discrepancies() == []
 
 
-def test_the_newest_evidence_counts(registry: Registry, version: ModelVersion, formats: Any) -> None:
+def test_a_comparison_that_failed_once_refuses_whatever_is_attached_later(
+    registry: Registry, version: ModelVersion, formats: Any
+) -> None:
     registry.attach("digits", 1, [formats.equivalence(passed=False)])
+    for passed in (False, True):
+        with pytest.raises(GateRefusedError, match="failed"):
+            registry.promote("digits", 1, reason="r", actor="a")
+        registry.attach("digits", 1, [formats.equivalence(passed=passed)])
     with pytest.raises(GateRefusedError, match="failed"):
         registry.promote("digits", 1, reason="r", actor="a")
-    registry.attach("digits", 1, [formats.equivalence(passed=True)])
-    assert registry.promote("digits", 1, reason="r", actor="a").to_number == 1
 
 
 def test_metric_limits_of_the_model_are_applied(settings: RegistrySettings, formats: Any) -> None:
