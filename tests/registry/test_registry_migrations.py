@@ -129,8 +129,8 @@ def test_what_an_older_database_holds_is_found_by_search(older_settings: Registr
         "tag.team=vision": {"digits/1", "digits/2", "digits/3"},
         "tag.round=2": {"digits/2"},
         "metric.accuracy>=0.93": {"digits/2", "digits/3"},
-        "metric.accuracy>=0.955": {"digits/2"},  # measured again, and better
-        "metric.accuracy=0.95": set[str](),  # the value that the second measurement replaced
+        "metric.accuracy>=0.955": set[str](),  # measured again, and better: that counts for nothing
+        "metric.accuracy=0.95": {"digits/2"},  # the worst of both measurements
         "by:eve": {"other/1"},
     }
     with Registry.open(older_settings) as registry:
