@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("noa")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the developer's own settings out of the tests, and let Ctrl-C reach what they start.
+    """Keep the developer's own settings and width of terminal out of the tests, and let Ctrl-C reach what they start.
 
     A suite that runs in the background of a script ignores Ctrl-C otherwise.
     """
@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(home.cleanup)
     for name in [name for name in os.environ if name.upper().startswith("NOA__")]:
         del os.environ[name]
+    os.environ.pop("COLUMNS", None)  # xdist sets it: the width that tables have
     os.environ["XDG_CONFIG_HOME"] = home.name
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from noa.errors import ConflictError
 from noa_registry.database import now
@@ -23,9 +23,9 @@ CLOCK_TOLERANCE: Final = timedelta(seconds=2)
 
 def passed_moment(connection: Connection) -> datetime:
     """Return a time that has passed for sure: now, or that of the newest move or event if this is later."""
-    tables = (ledger.c.created_at, ledger.c.sequence), (outbox.c.created_at, outbox.c.id)
-    known = [connection.execute(select(time).order_by(key.desc()).limit(1)).scalar() for time, key in tables]
-    return max(now(), *filter(None, map(_parsed, known)))
+    event = select(outbox.c.created_at).where(outbox.c.id == select(func.max(outbox.c.id)).scalar_subquery())
+    known = newest_move(connection), _parsed(connection.execute(event).scalar())
+    return max(now(), *filter(None, known))
 
 
 def newest_move(connection: Connection) -> datetime | None:

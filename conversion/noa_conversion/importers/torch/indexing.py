@@ -245,5 +245,7 @@ def _mark_of(dtype: torch.dtype) -> float:
         return math.nan
     if dtype == torch.bool:
         return False
+    if dtype == torch.uint64:
+        return -1  # the bits of the highest in the signed type that computes
     limits = torch.iinfo(dtype)
     return limits.min or limits.max
