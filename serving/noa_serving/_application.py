@@ -37,6 +37,8 @@ from noa_serving._shared_memory import SharedRegions
 from noa_serving.api_keys import KeyFile
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from noa.settings import ServingSettings
@@ -95,13 +97,14 @@ class Application:
         crew: Crew | None = None,
         quotas: Quotas | None = None,
         own_key: str | None = None,
+        keys_seen_file: Path | None = None,
     ) -> None:
         self.settings = settings
         self.follower = follower
         self.crew = crew or lone_crew([endpoint.name for endpoint in endpoints])
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self.audit = Audit()
-        self.guard = Guard(_key_ring(settings, self.endpoints, own_key), quotas or Quotas(settings))
+        self.guard = Guard(_key_ring(settings, self.endpoints, own_key, keys_seen_file), quotas or Quotas(settings))
         self.admission = Admission(settings.max_in_flight, max_bytes=settings.max_in_flight_bytes)
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
         self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
@@ -320,12 +323,20 @@ def compute_threads(settings: ServingSettings) -> int:
     return settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.workers)
 
 
-def _key_ring(settings: ServingSettings, names: Iterable[str], own_key: str | None) -> KeyRing:
+def _key_ring(settings: ServingSettings, names: Iterable[str], own_key: str | None, seen_file: Path | None) -> KeyRing:
     keys = [key.get_secret_value() for key in settings.api_keys]
     is_guarded = settings.allow_unauthenticated or settings.tls_client_ca is not None
     is_required = not is_loopback(settings.host) and not is_guarded
     file = KeyFile(settings.keys_file) if settings.has_keys_file else None
-    return KeyRing(keys, file, names=names, is_required=is_required, own_key=own_key, tokens=reader_of(settings, names))
+    return KeyRing(
+        keys,
+        file,
+        names=names,
+        is_required=is_required,
+        own_key=own_key,
+        tokens=reader_of(settings, names),
+        seen_file=seen_file,
+    )
 
 
 def _index(view: View) -> Response:

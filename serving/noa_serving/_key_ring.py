@@ -76,7 +76,8 @@ class KeyRing:
 
     `keys` are those of the settings, which may do everything; `names` are the endpoints of the server. With
     `is_required` nobody is answered without a key even where there is none (any more). `own_key` is that of the
-    server's project, and no reason to ask others for one.
+    server's project, and no reason to ask others for one. `seen_file` comes into being when a worker of the server has
+    seen a file of keys: one that starts later asks for keys too, although that file may be gone.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class KeyRing:
         is_required: bool = False,
         own_key: str | None = None,
         tokens: TokenReader | None = None,
+        seen_file: Path | None = None,
     ) -> None:
         self._file = file
+        self._seen_file = seen_file
         self._names = tuple(names)
         everything = frozenset(self._names)
         whole = [(key, f"settings-{row}") for row, key in enumerate(keys)]
@@ -103,7 +106,8 @@ class KeyRing:
         self._stamp: tuple[int, ...] | None = None
         self._tokens = tokens
         self._tokens_stamp: tuple[int, ...] | None = None
-        self.is_on = bool(keys) or is_required or tokens is not None
+        was_seen = seen_file is not None and seen_file.exists()
+        self.is_on = bool(keys) or is_required or was_seen or tokens is not None
         self.look()
 
     def look(self) -> bool:
@@ -114,6 +118,8 @@ class KeyRing:
             return False
         self._stamp = stamp
         self.is_on = True
+        if self._seen_file is not None:
+            self._seen_file.touch(mode=0o600)
         assert self._file is not None  # there is no stamp without it
         try:
             found = self._file.read()

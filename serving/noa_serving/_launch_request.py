@@ -36,6 +36,7 @@ _READY_FILE = "ready.json"
 _GRPC_FILE = "grpc_port"
 _REGIONS_FOLDER = "regions"
 _QUOTAS_FILE = "quotas"
+_KEYS_SEEN_FILE = "keys-seen"
 _STALE_AFTER_S = 120.0  # a start that takes longer has failed; a killed server's keys must not lie about
 
 
@@ -68,6 +69,11 @@ class LaunchRequest:
     def regions_folder(self) -> Path | None:
         """The folder of registered shared-memory regions, None where the settings do not allow them."""
         return self.folder / _REGIONS_FOLDER if self.settings.serving.shared_memory else None
+
+    @property
+    def keys_seen_file(self) -> Path:
+        """The file that a worker makes when it sees that clients need keys, for those that start later."""
+        return self.folder / _KEYS_SEEN_FILE
 
     @property
     def quotas_file(self) -> Path | None:

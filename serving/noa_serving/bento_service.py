@@ -107,6 +107,7 @@ def build_application(request: LaunchRequest) -> Application:
         crew=crew,
         quotas=Quotas(settings.serving, request.quotas_file),
         own_key=request.own_key,
+        keys_seen_file=request.keys_seen_file,
     )
 
 

@@ -19,6 +19,20 @@ from noa_flows.supervisor import Command, Supervisor
 _ROWS = [["a", "x" * 300], ["name", "short"], ["word", "some words " * 10]]
 
 
+def pretend_service(project: Path, name: str, port: int) -> None:
+    """Let a process that does nothing be a service of the project, at a port where something else listens."""
+    Supervisor(project / ".noa").start(
+        Command(
+            name=name,
+            arguments=("sleep", "60"),
+            environment=dict(os.environ),
+            folder=project,
+            log_file=project / ".noa" / "logs" / f"{name}.log",
+            address=f"http://127.0.0.1:{port}",
+        )
+    )
+
+
 def test_a_table_in_a_pipe_keeps_its_lines_and_fills_none(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,16 +85,7 @@ def test_flow_commands_say_that_they_wait_for_a_server_that_is_slow(
     monkeypatch.setattr(console, "_WAITING_LINE_EVERY_S", 0.2)
     state = registered / ".noa"
     with socket.create_server(("127.0.0.1", 0)) as server:  # hears, and hangs up when it was heard to be waited for
-        Supervisor(state).start(
-            Command(
-                name="prefect",
-                arguments=("sleep", "60"),
-                environment=dict(os.environ),
-                folder=registered,
-                log_file=state / "logs" / "prefect.log",
-                address=f"http://127.0.0.1:{server.getsockname()[1]}",
-            )
-        )
+        pretend_service(registered, "prefect", server.getsockname()[1])
 
         def answer() -> None:
             connection, _ = server.accept()
@@ -123,23 +128,13 @@ def test_a_settings_file_that_is_a_pipe_is_to_be_written_to_a_file(
 def test_serving_on_the_port_of_an_own_service_says_how_that_is_stopped(
     registered: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("bentoml")
     monkeypatch.chdir(registered)
     state = registered / ".noa"
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert run(["serve", "--port", str(port)]) == 1
         assert "noa down" not in capfd.readouterr().err
-        Supervisor(state).start(
-            Command(
-                name="serving",
-                arguments=("sleep", "60"),
-                environment=dict(os.environ),
-                folder=registered,
-                log_file=state / "logs" / "serving.log",
-                address=f"http://127.0.0.1:{port}",
-            )
-        )
+        pretend_service(registered, "serving", port)
         try:
             assert run(["serve", "--port", str(port)]) == 1
             assert "Stop it with: noa down --only serving; or choose another port" in capfd.readouterr().err

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as grpc
+import tritonclient.http as triton
 from grpc_kit import serving_grpc
 from http_kit import serving_http
 from serving_kit import (
@@ -161,6 +163,22 @@ def test_the_ring_keeps_the_last_good_state_of_a_damaged_file_and_nothing_of_a_r
         ring.check(shown(text))
 
 
+def test_a_worker_that_starts_after_the_file_was_removed_goes_on_to_ask_for_keys(file: KeyFile, tmp_path: Path) -> None:
+    def worker() -> KeyRing:
+        return KeyRing([], file, own_key="o" * 43, seen_file=tmp_path / "seen")
+
+    first = worker()
+    assert not first.is_on  # there has never been a key
+    _, text = file.add("a", now=datetime.now(UTC))
+    first.look()
+    file.path.unlink()
+    respawned = worker()
+    for headers in ({}, shown(text)):
+        with pytest.raises(RequestRefusedError):
+            respawned.check(headers)
+    assert respawned.check(shown("o" * 43)).allows("control", "*")
+
+
 def test_a_worker_that_starts_with_a_damaged_file_answers_nobody(file: KeyFile) -> None:
     _, text = file.add("a", now=datetime.now(UTC))
     file.path.write_bytes(file.path.read_bytes()[:-9])
@@ -283,7 +301,6 @@ def test_a_key_that_is_revoked_is_refused_at_the_next_request_of_the_same_connec
 
 
 def test_grpc_asks_for_the_same_keys_and_scopes(stocked: Project, keys: KeyFile) -> None:
-    grpc = pytest.importorskip("tritonclient.grpc")
     key, text = keys.add("narrow", now=datetime.now(UTC), endpoints=["digits"])
     _, reads = keys.add("reads", now=datetime.now(UTC), verbs=["read"])
     app = build(stocked)
@@ -313,7 +330,6 @@ def test_grpc_asks_for_the_same_keys_and_scopes(stocked: Project, keys: KeyFile)
 
 
 def test_public_and_own_clients_send_keys(stocked: Project, keys: KeyFile) -> None:
-    triton = pytest.importorskip("tritonclient.http")
     _, text = keys.add("a", now=datetime.now(UTC))
     with serving_http(build(stocked)) as url:
         with Client(url, api_key=text) as client:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc as triton
 from grpc_kit import serving_grpc
 from serving_kit import Project, affine_model, ask, build_app, endpoint, make_project
 
@@ -91,7 +92,6 @@ def test_actions_are_told_and_nothing_else_is(
 def test_it_names_the_key_and_never_tells_it(
     app: AsgiApplication, keys: KeyFile, caplog: pytest.LogCaptureFixture
 ) -> None:
-    triton = pytest.importorskip("tritonclient.grpc")
     key, text = keys.add("narrow", now=datetime.now(UTC))
     app._application.guard.look()
     caplog.set_level(logging.INFO, logger="noa.audit")

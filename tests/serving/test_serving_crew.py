@@ -15,7 +15,7 @@ from serving_kit import Project, affine_model, endpoint, wait_until
 from noa.errors import ConflictError, ServiceError
 from noa_serving._application import Application
 from noa_serving._board import create_board, open_board, private_board
-from noa_serving._crew import SILENT_S, Content, Crew, join_crew
+from noa_serving._crew import SILENT_S, Ballot, Content, Crew, join_crew
 from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
 from noa_serving._grpc_server import GrpcServer
@@ -48,6 +48,14 @@ def serving(folder: Path, content: Content = ONE) -> tuple[Crew, Crew]:
     agree(pair[0], content)
     assert all(crew.join("digits", content) for crew in pair)
     return pair
+
+
+def one_has_voted(folder: Path) -> tuple[Crew, Crew, Ballot]:
+    """Return two workers of which the first has opened a ballot on `TWO` and voted, and the ballot."""
+    a, b = serving(folder)
+    ballot, _ = a.open_ballot("digits", TWO, 0.0)
+    a.vote("digits", ballot.id)
+    return a, b, ballot
 
 
 def test_a_value_survives_a_writer_that_dies_in_the_middle() -> None:
@@ -134,9 +142,7 @@ def test_a_version_is_agreed_on_when_the_last_worker_has_it_ready(folder: Path) 
 
 
 def test_one_worker_that_cannot_load_a_version_ends_the_ballot_for_all(folder: Path) -> None:
-    a, b = serving(folder)
-    ballot, _ = a.open_ballot("digits", TWO, 0.0)
-    a.vote("digits", ballot.id)
+    a, b, ballot = one_has_voted(folder)
     b.vote("digits", ballot.id, "no room")
     found = a.decide("digits", 0.0)
     assert found.content == ONE
@@ -161,9 +167,7 @@ def test_votes_for_a_version_are_void_once_the_alias_has_moved_on(folder: Path) 
 
 
 def test_a_worker_that_dies_does_not_hold_up_the_others(folder: Path) -> None:
-    a, b = serving(folder)
-    ballot, _ = a.open_ballot("digits", TWO, 0.0)
-    a.vote("digits", ballot.id)
+    a, b, _ = one_has_voted(folder)
     assert a.decide("digits", 0.0).content == ONE
     b.close()
     assert a.decide("digits", 0.0).content == TWO
@@ -171,9 +175,7 @@ def test_a_worker_that_dies_does_not_hold_up_the_others(folder: Path) -> None:
 
 
 def test_a_worker_that_stands_still_does_not_hold_up_the_others(folder: Path) -> None:
-    a, b = serving(folder)
-    ballot, _ = a.open_ballot("digits", TWO, 0.0)
-    a.vote("digits", ballot.id)
+    a, b, _ = one_has_voted(folder)
     start = b._board._beats[1]
     b._board._memory[start : start + 8] = bytes(8)  # its last beat was when the machine started
     assert a._board.silent_s(1) > SILENT_S
@@ -185,9 +187,7 @@ def test_a_worker_that_stands_still_does_not_hold_up_the_others(folder: Path) ->
 
 
 def test_a_worker_that_takes_too_long_is_named(folder: Path) -> None:
-    a, b = serving(folder)
-    ballot, _ = a.open_ballot("digits", TWO, 0.0)
-    a.vote("digits", ballot.id)
+    a, b, ballot = one_has_voted(folder)
     assert a.decide("digits", 59.0).ballot == ballot
     found = a.decide("digits", 61.0).ballot
     assert found is not None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -20,8 +21,6 @@ from noa_serving import check_exposure
 from noa_serving._http import RequestRefusedError
 from noa_serving._jwt import TokenReader
 from noa_serving._key_ring import Grant, KeyRing
-
-jwt = pytest.importorskip("jwt")
 
 ISSUER, AUDIENCE = "https://login.example.com/", "models"
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 from grpc_kit import serving_grpc
 from http_kit import serving_http
 from hypothesis import given
@@ -224,7 +225,6 @@ def test_each_key_has_its_own_quota_wherever_it_calls_from(stocked: Project) -> 
 
 
 def test_grpc_tells_when_to_come_back_and_own_clients_do(stocked: Project) -> None:
-    triton = pytest.importorskip("tritonclient.grpc")
     app = build(stocked, quota_requests_per_s=2.0, quota_burst_s=0.5)
     tensor = triton.InferInput("x", [1, 4], "FP32")
     tensor.set_data_from_numpy(X)

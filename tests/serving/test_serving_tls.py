@@ -8,8 +8,10 @@ import socket
 import ssl
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 from serving_kit import Project, affine_model, endpoint, make_project
 
 from certificates import Authority, Pair
@@ -70,7 +72,6 @@ def total(address: ServerAddress, tls: ssl.SSLContext | None) -> float:
 def test_a_server_speaks_tls_only_and_clients_verify_it(
     stocked: Project, authority: Authority, server_pair: Pair, tmp_path: Path
 ) -> None:
-    triton = pytest.importorskip("tritonclient.grpc")
     settings = with_tls(
         stocked, tls_certificate=server_pair.certificate, tls_key=server_pair.key, client_ca=authority.file, grpc_port=0
     )
@@ -126,8 +127,6 @@ def exchanges_over_tls(address: ServerAddress, tls: ssl.SSLContext) -> None:
 def test_mutual_tls_lets_in_who_shows_a_certificate_of_the_authority(
     stocked: Project, authority: Authority, server_pair: Pair, tmp_path: Path
 ) -> None:
-    grpc = pytest.importorskip("grpc")
-    triton = pytest.importorskip("tritonclient.grpc")
     mine = authority.sign("mine")
     stranger = Authority(tmp_path, "stranger").sign("somebody")
     settings = with_tls(
