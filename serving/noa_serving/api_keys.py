@@ -110,7 +110,12 @@ class KeyFile:
             found = [row for row, key in enumerate(keys) if which in (key.id, key.name) and key.revoked is None]
             if not found:
                 known = ", ".join(f"`{key.id}` ({key.name})" for key in keys if key.revoked is None)
-                raise NotFoundError(f"no key `{which}`", expected=known or "a key", received=f"`{which}`")
+                raise NotFoundError(
+                    f"no key `{which}`",
+                    expected=known or "any key; none is valid",
+                    received=f"`{which}`",
+                    remedy="List them with: noa api-keys list",
+                )
             for row in found:
                 keys[row] = replace(keys[row], revoked=now)
             return tuple(keys[row] for row in found)
@@ -157,8 +162,12 @@ def _check(name: str, endpoints: Sequence[str], verbs: Sequence[str]) -> None:
         if _PATTERN.fullmatch(pattern) is None:
             raise InvalidInputError("not a glob of endpoints", expected="e.g. `digits` or `shop-*`", received=pattern)
     unknown = [verb for verb in verbs if verb not in VERBS]
-    if unknown or not verbs or not endpoints:
-        raise InvalidInputError("a key needs verbs and endpoints", expected=", ".join(VERBS), received=unknown or None)
+    if unknown:
+        raise InvalidInputError(f"`{unknown[0]}` is no verb", expected=", ".join(VERBS), received=", ".join(verbs))
+    if not verbs or not endpoints:
+        raise InvalidInputError(
+            "a key needs verbs and endpoints", expected=f"some of {', '.join(VERBS)}, and endpoints"
+        )
 
 
 def _refuse_writable(status: os.stat_result) -> None:
