@@ -120,7 +120,9 @@ def unwritable_weights(folder: Path, error: Exception) -> StorageError:
 
 
 def read_weights(folder: Path) -> dict[str, np.ndarray]:
-    """Read all arrays by name. The library checks every claimed size against the file before it allocates.
+    """Read all arrays, sorted by name, as the library's own order is another each time.
+
+    The library checks every claimed size against the file before it allocates.
 
     Raises:
         InvalidInputError: missing, truncated or malformed.
@@ -132,7 +134,7 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InvalidInputError(f"the format has no file `{WEIGHTS_FILE}`", where=str(folder), file=WEIGHTS_FILE)
     try:
-        return load_file(path)
+        return dict(sorted(load_file(path).items()))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as exc:
         raise InvalidInputError(
             f"`{WEIGHTS_FILE}` is not a whole safetensors file: {exc}", where=str(path), file=WEIGHTS_FILE

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from noa.errors import ConflictError, IntegrityError, NoaError, NotFoundError, RecipeError, StorageError, TrainingError
 from noa.formats import Runnable
 from noa_conversion import JaxModel, TorchModel, load_format
+from noa_conversion.formats.jax_format import flat_params
 from noa_training import (
     EarlyStopped,
     Epoch,
@@ -64,6 +65,9 @@ def test_a_job_leaves_a_model_that_can_be_rebuilt_loaded_and_evaluated(jobs: Job
     recipe = recipe_of(job.request)
     dataset = load_dataset(recipe, root=jobs.root)
     live = load_trained(job)
+    if isinstance(live, JaxModel):
+        names = list(flat_params(live.params))
+        assert names == sorted(names), "an order of its own in each process would give other bytes of the same weights"
     runnable: Runnable = load_format(backend, job.native_folder, threads=1)
     assert live.signature == runnable.signature
     assert live.signature.outputs[0].describe() == "float32(batch, 3)"

@@ -124,7 +124,7 @@ def load_trained(job: TrainedJob) -> TorchModel | JaxModel:
     recipe = recipe_of(job.request)
     path = job.folder / _MODEL_DIR / WEIGHTS_FILE
     try:
-        weights = load(path.read_bytes())
+        weights = dict(sorted(load(path.read_bytes()).items()))  # the library's order is another each time
     except OSError as exc:
         raise NotFoundError("the job's weights are gone", where=str(path), remedy="Train it again") from exc
     except Exception as exc:  # safetensors raises its own types, which are no ValueError in every version

@@ -408,7 +408,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise InvalidInputError(f"the format has no file `{WEIGHTS_FILE}`", where=str(folder), file=WEIGHTS_FILE)
     try:
-        return load_file(path)
+        return dict(sorted(load_file(path).items()))  # the library's order is another each time
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as exc:
         raise InvalidInputError(
             f"`{WEIGHTS_FILE}` is not a whole safetensors file: {first_line(exc)}", where=str(path), file=WEIGHTS_FILE

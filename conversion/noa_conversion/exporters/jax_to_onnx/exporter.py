@@ -106,11 +106,8 @@ def _finish(
         graph.add("Identity", [value], [spec.name])
     nodes = live_nodes(graph.nodes, [spec.name for spec in signature.outputs])
     used = set[str]().union(*(names_read(node) for node in nodes))
-    initialisers = [
-        numpy_helper.from_array(array, name)
-        for name, array in graph.initialisers.items()
-        if name in used or name in weights
-    ]
+    kept = [name for name in graph.initialisers if name in used and name not in weights]
+    initialisers = [numpy_helper.from_array(graph.initialisers[name], name) for name in (*sorted(weights), *kept)]
     sides = [
         [helper.make_tensor_value_info(spec.name, onnx_type(spec.dtype), list(spec.shape)) for spec in specs]
         for specs in (signature.inputs, signature.outputs)
