@@ -68,6 +68,7 @@ class Registrar:
             InvalidInputError: the draft is incomplete or contradicts itself; nothing was written.
             StorageError: the disk or database refused; nothing is left, and a retry works.
         """
+        self.database.require_writable()
         signature = check_draft(draft)
         check_actor(actor)
         self.artifacts.remove_leftovers()
@@ -104,6 +105,7 @@ class Registrar:
             ConflictError: the version is here already.
             StorageError: the disk or database refused; nothing is left, and a retry works.
         """
+        self.database.require_writable()
         draft = adoption.draft
         check_actor(actor)
         check_draft_texts(draft)
@@ -160,6 +162,7 @@ class Registrar:
             ConflictError: the version has this format already.
             GateRefusedError: an alias holds the version and `evidence` does not show that the format computes the same.
         """
+        self.database.require_writable()
         check_actor(actor)
         with self.database.read() as connection:
             version = load_version(connection, self.artifacts.root, name, number)

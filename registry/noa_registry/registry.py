@@ -133,6 +133,8 @@ class Registry:
     ) -> Registry:
         """Open the registry, creating everything that is missing. Safe for many processes at once.
 
+        Where this user cannot write the SQLite file or its folder, everything that only reads works (`is_read_only`).
+
         Give it all settings of the project, so that its gates apply; with `[registry]` alone, or other `gates`, a
         promotion is refused where the ledger knows of a policy. `checkpoint` is called with the name of each step of a
         registration; tests stop the process there.
@@ -163,12 +165,18 @@ class Registry:
             checkpoint=checkpoint,
         )
         try:
-            registry._artifacts.remove_leftovers()
-            remove_dead(registry._artifacts.root / WORKSPACES)
+            if not database.is_read_only:
+                registry._artifacts.remove_leftovers()
+                remove_dead(registry._artifacts.root / WORKSPACES)
         except BaseException:
             registry.close()
             raise
         return registry
+
+    @property
+    def is_read_only(self) -> bool:
+        """Tell whether this process can only read: whatever writes raises a `StorageError` before anything is done."""
+        return self._database.is_read_only
 
     @property
     def signatures(self) -> Signatures:
@@ -204,6 +212,7 @@ class Registry:
 
         What a process that was killed left in its own is removed by the next one that opens the registry.
         """
+        self._database.require_writable()
         return workspace(self._artifacts.root / WORKSPACES)
 
     def register(self, draft: VersionDraft, *, actor: str) -> ModelVersion:
@@ -471,6 +480,8 @@ class Registry:
 
         The verdict is kept as evidence of kind `gate`, once as long as it stays the same; not with `record=False`.
         """
+        if record:
+            self._database.require_writable()
         report = self._promoter.check(name, number, alias=alias, actor=actor)
         if record:
             self._keep_verdict(name, number, report, actor=actor or current_user())
@@ -605,6 +616,7 @@ class Registry:
         Raises:
             ConflictError: the store belongs to another registry; rows that point into the right one are left alone.
         """
+        self._database.require_writable()
         self._artifacts.ownership.refuse_foreign()
         with self._database.write() as connection:
             return repair_mirror(connection, self._artifacts)

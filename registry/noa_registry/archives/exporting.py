@@ -28,7 +28,7 @@ from noa_registry.archives.contents import ATTACHMENTS, FILES, ArchivedFormat, A
 from noa_registry.attachments import load_attachment
 from noa_registry.database import Database
 from noa_registry.evidence import attachment_digests
-from noa_registry.identity import registry_id
+from noa_registry.identity import find_registry_id, registry_id
 from noa_registry.json_columns import parse_time
 from noa_registry.records import load_evidence, load_moves_of, load_version
 from noa_registry.sealed_files import SealedFiles
@@ -66,8 +66,7 @@ def write_archive(
     """Write one version as an archive. See `Archives.write`."""
     target = path.absolute()
     _check_target(target, force=force)
-    with database.write() as connection:
-        origin = registry_id(connection)
+    origin = _registry_id(database)
     with database.snapshot() as connection:
         version = load_version(connection, files.artifacts.root, name, number)
         archived = _collect(connection, version, origin)
@@ -92,6 +91,15 @@ def write_archive(
         content_digest=index.digest,
         file_digest=sha256_file(target),
     )
+
+
+def _registry_id(database: Database) -> str:
+    with database.read() as connection:
+        found = find_registry_id(connection)
+    if found is not None:
+        return found
+    with database.write() as connection:
+        return registry_id(connection)
 
 
 def _sealed_at(row: Row[Any]) -> datetime:
