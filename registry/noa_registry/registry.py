@@ -141,7 +141,7 @@ class Registry:
 
         Raises:
             SettingsError: `database_url` names no SQLite file and no PostgreSQL database.
-            DependencyMissingError: the driver of PostgreSQL is not installed.
+            DependencyMissingError: the driver of PostgreSQL or of S3 is not installed; nothing was made.
             StorageError: the disk or server refused, or the database belongs to a newer noa or MLflow.
         """
         from noa.settings import Settings as AllSettings  # pydantic's models are made when somebody opens a registry
