@@ -6,7 +6,6 @@ hashed once more on their way; the archive appears under its name when it is com
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import os
 import tempfile
@@ -20,6 +19,7 @@ from typing import IO, Any
 
 from sqlalchemy import Connection, Row, select
 
+from noa.abandoned_files import own, remove_if_abandoned
 from noa.atomic_write import sync_folder, translate_disk_errors
 from noa.digests import FileDigest, Manifest, sha256_file
 from noa.errors import ConflictError, NotFoundError
@@ -200,8 +200,7 @@ def _appearing(target: Path, *, force: bool) -> Generator[IO[bytes], None, None]
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                with suppress(OSError):  # a file system without locks: then nobody removes what is abandoned
-                    fcntl.flock(handle, fcntl.LOCK_EX)
+                own(handle)
                 yield file
                 file.flush()
                 os.fchmod(file.fileno(), 0o644)
@@ -219,14 +218,7 @@ def _appearing(target: Path, *, force: bool) -> Generator[IO[bytes], None, None]
 def _remove_abandoned(target: Path) -> None:
     """Remove the unfinished archives of this name whose writer was killed: nobody holds their lock any more."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
-        with suppress(OSError):
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                if os.fstat(handle).st_size > 0:  # an empty one may have a writer that is about to lock it
-                    path.unlink()
-            finally:
-                os.close(handle)
+        remove_if_abandoned(path)
 
 
 def _rename_to_new(temporary: Path, target: Path) -> None:
