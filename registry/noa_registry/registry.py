@@ -64,6 +64,7 @@ from noa_registry.retention.keeper import Retention
 from noa_registry.retention.plan import GRACE, ORPHAN_AGE
 from noa_registry.sealed_files import SealedFiles
 from noa_registry.seals import DatabaseSeals
+from noa_registry.search.counted import CountedValues
 from noa_registry.search.pages import SearchPage, search
 from noa_registry.signing import Signatures, load_signatures
 from noa_registry.store_head import StoreHead
@@ -106,7 +107,11 @@ class Registry:
         self._signatures = Signatures(database, signing)
         self._files = SealedFiles(artifacts, self._signatures)
         self._registrar = Registrar(
-            database=database, artifacts=artifacts, signatures=self._signatures, checkpoint=checkpoint
+            database=database,
+            artifacts=artifacts,
+            signatures=self._signatures,
+            gates=gates,
+            checkpoint=checkpoint,
         )
         self._approvals = ApprovalDesk(database, principals=principals, clock_tolerance=clock_tolerance)
         self._keep_events = keep_events
@@ -330,7 +335,8 @@ class Registry:
         Raises:
             InvalidInputError: the query is not readable (`facts["column"]`), or the cursor belongs to another one.
         """
-        return search(self._database, check_text(query, field="query"), limit=limit, cursor=cursor)
+        counted = CountedValues(self._promoter.gates)
+        return search(self._database, check_text(query, field="query"), limit=limit, cursor=cursor, counted=counted)
 
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of all versions of a model, oldest first; reads no more than that.
