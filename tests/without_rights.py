@@ -6,6 +6,8 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +17,30 @@ _OVERRIDES: Final = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
 
 def run_bound(*words: str, project: Path) -> subprocess.CompletedProcess[str]:
     """Run `noa ...` in a project, bound by the permissions of files."""
-    command = [sys.executable, "-m", "noa_cli", *words, "--directory", str(project)]
+    return _run("-m", "noa_cli", *words, "--directory", str(project))
+
+
+def run_script_bound(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of Python with arguments, bound by the permissions of files."""
+    return _run("-c", script, *words)
+
+
+@contextmanager
+def closed_for_writing(folder: Path) -> Generator[None]:
+    """Take the right to write away from everything below a folder, and give it back to the owner at the end."""
+    paths = [path for path in (folder, *folder.rglob("*")) if not path.is_symlink()]
+    modes = {path: path.stat().st_mode for path in paths}
+    for path, mode in modes.items():
+        path.chmod(mode & ~0o222)
+    try:
+        yield
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+def _run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *words]
     return subprocess.run(command, preexec_fn=_bind, check=False, capture_output=True, text=True, timeout=120)
 
 

@@ -1,20 +1,27 @@
 """Atomic writes: a file or folder appears whole or not at all, also after `kill -9` or a power cut.
 
-The bytes go to a temporary name in the same folder, are fsynced, and the name is changed last.
+The bytes go to a temporary name in the same folder, are fsynced, and the name is changed last. What a killed writer
+left under such a name goes with the next write into that folder.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
+from noa.abandoned_files import own, remove_if_abandoned
 from noa.errors import StorageError
 from noa.regular_files import special_kind
 
+_SUFFIX: Final = ".noa-tmp"
+"""Ours alone: in a folder of a user, names of other programs that write like this are not touched."""
+_TEMPORARY: Final = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(_SUFFIX)}")
 _DISK_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -45,15 +52,17 @@ def write_file(path: Path, data: bytes | str, *, private: bool = False) -> None:
         )
     with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        _remove_abandoned(path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
+                own(handle)
                 file.write(payload)
                 file.flush()
                 if not private:
                     os.fchmod(file.fileno(), 0o666 & ~_umask())
                 os.fsync(file.fileno())
-            Path(temporary).replace(path)
+                Path(temporary).replace(path)  # while it is still ours: nobody takes it for abandoned
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -101,6 +110,15 @@ def translate_disk_errors(path: Path) -> Generator[None]:
             path=str(path),
             errno=exc.errno,
         ) from exc
+
+
+def _remove_abandoned(folder: Path) -> None:
+    names: list[str] = []
+    with suppress(OSError), os.scandir(folder) as entries:  # a folder that may be written and not read
+        names = [entry.name for entry in entries if entry.name.endswith(_SUFFIX)]
+    for name in names:
+        if _TEMPORARY.fullmatch(name):
+            remove_if_abandoned(folder / name)
 
 
 def _umask() -> int:

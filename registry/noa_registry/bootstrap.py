@@ -6,7 +6,8 @@ time, under a file lock (SQLite) or an advisory lock of a session (PostgreSQL); 
 
 A new SQLite file is built at a temporary name and renamed into place when it is complete. Anything else is upgraded in
 place: MLflow's tables first, by MLflow's own migrations, then noa's in one transaction that ends with the row. Whoever
-is killed in between leaves a database without the row, and the next start goes on.
+is killed in between leaves a database without the row, and the next start goes on. A database that this user cannot
+write is left as it is: with this noa's tables it can be read, else the error says who may upgrade it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def open_database(url: str, *, artifact_root: str, lock_timeout_s: float) -> Dat
         _prepare_file(parsed, artifact_root, lock_timeout_s)
     database = Database(parsed, lock_timeout_s=lock_timeout_s)
     try:
-        if not _is_ready(database):
+        if database.is_read_only:
+            _require_readable(database)
+        elif not _is_ready(database):
             with _alone(database):
                 if not _is_ready(database):
                     _upgrade(database, artifact_root)
@@ -68,15 +71,38 @@ def _is_empty(file: Path) -> bool:
 
 
 def _is_ready(database: Database) -> bool:
+    mark = _read_mark(database)
+    if mark is None:
+        return False
+    found, same_revision, mlflow = mark
+    return bool(found == SCHEMA_VERSION and same_revision and mlflow == version("mlflow"))
+
+
+def _require_readable(database: Database) -> None:
+    """Raise unless a database that cannot be upgraded has this noa's tables; MLflow's may be of another MLflow."""
+    from noa_registry.sqlite_reading import older_error
+
+    mark = _read_mark(database)
+    if mark is None or mark[0] != SCHEMA_VERSION:
+        received = "no finished schema" if mark is None else f"schema {mark[0]}"
+        raise older_error(database.url, expected=f"schema {SCHEMA_VERSION}", received=received)
+
+
+def _read_mark(database: Database) -> tuple[int, bool, str] | None:
+    """Return noa's schema, whether MLflow's is the one that was checked, and by which MLflow; None if unfinished.
+
+    Raises:
+        StorageError: the database belongs to a newer noa.
+    """
     with database.read() as connection:
         try:
             row = connection.execute(_MARK).first()
         except exc.DBAPIError as error:
             if not database.is_missing_table(error):
                 raise
-            return False
+            return None
     if row is None:
-        return False
+        return None
     found, same_revision, mlflow = row
     if found > SCHEMA_VERSION:
         raise StorageError(
@@ -86,7 +112,7 @@ def _is_ready(database: Database) -> bool:
             received=f"schema {found}",
             remedy="Install the newer noa: pip install --upgrade noa",
         )
-    return bool(found == SCHEMA_VERSION and same_revision and mlflow == version("mlflow"))
+    return int(found), bool(same_revision), str(mlflow)
 
 
 def _prepare_file(url: DatabaseUrl, artifact_root: str, lock_timeout_s: float) -> None:

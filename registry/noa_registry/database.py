@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -41,6 +41,15 @@ class Backend(Protocol):
     @property
     def writers(self) -> Engine:
         """The same pool; for transactions that begin with `take_turn`."""
+        ...
+
+    @property
+    def refusal(self) -> NoaError | None:
+        """Why nothing can be written here, None if it can."""
+        ...
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Give a block in which one connection reads; it may refuse at the end what was read."""
         ...
 
     def take_turn(self, connection: Connection, token: str | None) -> None:
@@ -87,16 +96,31 @@ class Database:
         """The pool of connections, for what needs SQLAlchemy itself."""
         return self._backend.engine
 
+    @property
+    def is_read_only(self) -> bool:
+        """Tell whether this process can only read the database."""
+        return self._backend.refusal is not None
+
+    def require_writable(self) -> None:
+        """Raise if this process can only read the database.
+
+        Raises:
+            StorageError: it cannot be written; the message says what to do.
+        """
+        refusal = self._backend.refusal
+        if refusal is not None:
+            raise refusal
+
     @contextmanager
     def read(self) -> Generator[Connection, None, None]:
         """Give a connection on which every statement sees the newest committed state."""
-        with self.translated_errors(), self._backend.readers.connect() as connection:
+        with self.translated_errors(), self._backend.reading(), self._backend.readers.connect() as connection:
             yield connection
 
     @contextmanager
     def snapshot(self) -> Generator[Connection, None, None]:
         """Give a connection whose statements all see the same committed state."""
-        with self.translated_errors(), self._backend.snapshots.begin() as connection:
+        with self.translated_errors(), self._backend.reading(), self._backend.snapshots.begin() as connection:
             yield connection
 
     @contextmanager
@@ -118,6 +142,7 @@ class Database:
 
     @contextmanager
     def _write(self, token: str | None) -> Generator[Connection, None, None]:
+        self.require_writable()
         # Threads of one process queue here: SQLite's own waiting polls and can starve one of many.
         if not self._write_turn.acquire(timeout=self.lock_timeout_s):
             raise locked_error(self.url)

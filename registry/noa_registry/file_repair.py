@@ -54,6 +54,7 @@ def repair_files(
     database: Database, store: ArtifactStore, version: ModelVersion, *, spare: Spare | None = None
 ) -> list[FileRepair]:
     """Put back what differs in a version, and return what was done about each file; `spare` is asked last."""
+    database.require_writable()
     done = [
         _repair(database, store, version, part, problem, spare or _nothing)
         for part in parts_of(version)

@@ -110,6 +110,7 @@ def open_tracker(settings: RegistrySettings, project: str) -> Tracker:
     """Open the experiment of `project`, creating database and experiment if they are missing.
 
     Raises:
+        DependencyMissingError: files are kept in S3, and boto3 is not installed; nothing was made.
         StorageError: the database refused.
     """
     check_artifact_settings(settings)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib import import_module
 from select import POLLIN, poll
@@ -97,6 +97,15 @@ class PostgresBackend:
         self.readers = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self.writers = self.engine.execution_options(isolation_level="READ COMMITTED")
         self.snapshots = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    @property
+    def refusal(self) -> NoaError | None:
+        """Say that this can be written; a server that refuses says so itself."""
+        return None
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Do nothing: the server keeps readers and writers apart."""
+        return nullcontext()
 
     def take_turn(self, connection: Connection, token: str | None) -> None:
         """Wait for the lock of all writers, and leave the token in the transaction."""

@@ -135,6 +135,7 @@ class Promoter:
         self, name: str, number: int, *, alias: str, reason: str, actor: str, expect: Expectation
     ) -> LedgerEntry:
         """Point `alias` at a version if the gate allows it. See `Registry.promote`."""
+        self.database.require_writable()
         move = _checked_move(name, alias, "promote", reason, actor, expect)
         self._require_ours()
         work = self._work()
@@ -154,6 +155,7 @@ class Promoter:
 
     def rollback(self, name: str, *, alias: str, reason: str, actor: str, expect: Expectation) -> LedgerEntry:
         """Point `alias` at the version it had before. See `Registry.rollback`."""
+        self.database.require_writable()
         move = _checked_move(name, alias, "rollback", reason, actor, expect)
         self._require_ours()
         with self.database.snapshot() as connection:  # else a move in between looks like somebody's tampering

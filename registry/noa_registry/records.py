@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import ColumnElement, Connection, Integer, Row, and_, bindparam, exists, func, insert, or_, select
 
@@ -26,6 +26,9 @@ from noa_registry.ledger import LedgerEntry
 from noa_registry.search.indexing import index_evidence
 from noa_registry.tables import aliases, evidence, evidence_sets, formats, ledger, models, trash, versions
 from noa_registry.versions import ModelSummary, ModelVersion, SealedFormat
+
+if TYPE_CHECKING:
+    from noa.settings import GateSettings
 
 _PAGE = 1000
 _CACHED_RECORDS = 1024
@@ -247,9 +250,15 @@ def load_summaries(connection: Connection) -> list[ModelSummary]:
 
 
 def insert_evidence(
-    connection: Connection, name: str, number: int, facts: Sequence[Evidence], recording: Recording
+    connection: Connection,
+    name: str,
+    number: int,
+    facts: Sequence[Evidence],
+    recording: Recording,
+    *,
+    policy: GateSettings | None = None,
 ) -> None:
-    """Append evidence in the given order, with what is attached to it and who did so."""
+    """Append evidence in the given order, with what is attached to it and who did so; `policy`: the model's gate."""
     insert_attachments(connection, facts)
     rows = [
         with_record(
@@ -268,7 +277,7 @@ def insert_evidence(
     ]
     if rows:
         connection.execute(insert(evidence), rows)
-        index_evidence(connection, name, number, facts)
+        index_evidence(connection, name, number, facts, policy=policy)
     extend_set(connection, name, number, [str(row["record"]) for row in rows])
 
 

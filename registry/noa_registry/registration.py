@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, insert, select, update
 
@@ -48,17 +49,24 @@ from noa_registry.tables import formats, models, versions
 from noa_registry.versions import ModelVersion, VersionDraft
 from noa_registry.words import check_actor, check_draft_texts
 
+if TYPE_CHECKING:
+    from noa.settings import GateSettings
+
 _FORMAT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _PICKLES = {".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registrar:
-    """Seals drafts and further formats. `checkpoint` is called at every step of `faults.REGISTRATION_STEPS`."""
+    """Seals drafts and further formats. `checkpoint` is called at every step of `faults.REGISTRATION_STEPS`.
+
+    `gates` say by model which of several measurements is the worse one, for the index of search.
+    """
 
     database: Database
     artifacts: ArtifactStore
     signatures: Signatures
+    gates: Mapping[str, GateSettings] = field(default_factory=dict[str, "GateSettings"])
     checkpoint: Checkpoint = no_checkpoint
 
     def register(self, draft: VersionDraft, *, actor: str) -> ModelVersion:
@@ -68,6 +76,7 @@ class Registrar:
             InvalidInputError: the draft is incomplete or contradicts itself; nothing was written.
             StorageError: the disk or database refused; nothing is left, and a retry works.
         """
+        self.database.require_writable()
         signature = check_draft(draft)
         check_actor(actor)
         self.artifacts.remove_leftovers()
@@ -86,7 +95,7 @@ class Registrar:
             with self.database.write() as connection:
                 self.checkpoint("transaction begun")
                 unit.confirm()
-                number = _insert_version(connection, content, unit)
+                number = _insert_version(connection, content, unit, self.gates.get(draft.name))
                 insert_signatures(connection, draft.name, number, signed)
                 self.checkpoint("rows written")
             self.checkpoint("committed")
@@ -104,6 +113,7 @@ class Registrar:
             ConflictError: the version is here already.
             StorageError: the disk or database refused; nothing is left, and a retry works.
         """
+        self.database.require_writable()
         draft = adoption.draft
         check_actor(actor)
         check_draft_texts(draft)
@@ -143,9 +153,11 @@ class Registrar:
             number = present
             if number is None:
                 unit.confirm()
-                number = _insert_version(connection, content, unit)
+                policy = self.gates.get(draft.name)
+                number = _insert_version(connection, content, unit, policy)
                 for fact in draft.evidence:
-                    insert_evidence(connection, draft.name, number, [adoption.with_attachments(fact)], imported)
+                    whole = adoption.with_attachments(fact)
+                    insert_evidence(connection, draft.name, number, [whole], imported, policy=policy)
                 insert_signatures(connection, draft.name, number, adoption.signatures)
             self.checkpoint("rows written")
         self.checkpoint("committed")
@@ -160,6 +172,7 @@ class Registrar:
             ConflictError: the version has this format already.
             GateRefusedError: an alias holds the version and `evidence` does not show that the format computes the same.
         """
+        self.database.require_writable()
         check_actor(actor)
         with self.database.read() as connection:
             version = load_version(connection, self.artifacts.root, name, number)
@@ -180,7 +193,8 @@ class Registrar:
                 unit.confirm()
                 _refuse_second(load_version(connection, self.artifacts.root, name, number), format_name)
                 _insert_format(connection, name, number, format_name, unit.uid, manifest, actor, to_text(now()))
-                insert_evidence(connection, name, number, evidence, Recording(by=actor, at=now(), way="registered"))
+                recording = Recording(by=actor, at=now(), way="registered")
+                insert_evidence(connection, name, number, evidence, recording, policy=self.gates.get(name))
                 insert_signatures(connection, name, number, signed)
                 _require_equivalence_if_live(connection, self.artifacts.root, name, number)
                 payload = {"number": number, "format": format_name, "digest": manifest.digest, "actor": actor}
@@ -198,7 +212,8 @@ class Registrar:
             check_evidence(fact)
         with self.database.write() as connection:
             require_version(connection, name, number)
-            insert_evidence(connection, name, number, evidence, Recording(by=actor, at=now(), way=way))
+            recording = Recording(by=actor, at=now(), way=way)
+            insert_evidence(connection, name, number, evidence, recording, policy=self.gates.get(name))
             if evidence:
                 facts = [_evidence_to_dict(fact) for fact in evidence]
                 payload = {"number": number, "evidence": facts, "actor": actor}
@@ -288,7 +303,7 @@ def _statements(content: _Content) -> list[Statement]:
     return [record_statement(name, digest), *formats_of]
 
 
-def _insert_version(connection: Connection, content: _Content, unit: StagedUnit) -> int:
+def _insert_version(connection: Connection, content: _Content, unit: StagedUnit, policy: GateSettings | None) -> int:
     draft = content.draft
     number = _take_number(connection, draft.name, content.created_at)
     digest = content.digest
@@ -334,7 +349,7 @@ def _insert_version(connection: Connection, content: _Content, unit: StagedUnit)
             connection, draft.name, number, format_name, unit.uid, manifest, content.actor, content.created_at
         )
     recording = Recording(by=content.actor, at=now(), way="registered")
-    insert_evidence(connection, draft.name, number, draft.evidence, recording)
+    insert_evidence(connection, draft.name, number, draft.evidence, recording, policy=policy)
     mlflow_rows.insert_version(
         connection,
         name=draft.name,

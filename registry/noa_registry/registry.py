@@ -64,6 +64,7 @@ from noa_registry.retention.keeper import Retention
 from noa_registry.retention.plan import GRACE, ORPHAN_AGE
 from noa_registry.sealed_files import SealedFiles
 from noa_registry.seals import DatabaseSeals
+from noa_registry.search.counted import CountedValues
 from noa_registry.search.pages import SearchPage, search
 from noa_registry.signing import Signatures, load_signatures
 from noa_registry.store_head import StoreHead
@@ -106,7 +107,11 @@ class Registry:
         self._signatures = Signatures(database, signing)
         self._files = SealedFiles(artifacts, self._signatures)
         self._registrar = Registrar(
-            database=database, artifacts=artifacts, signatures=self._signatures, checkpoint=checkpoint
+            database=database,
+            artifacts=artifacts,
+            signatures=self._signatures,
+            gates=gates,
+            checkpoint=checkpoint,
         )
         self._approvals = ApprovalDesk(database, principals=principals, clock_tolerance=clock_tolerance)
         self._keep_events = keep_events
@@ -133,13 +138,15 @@ class Registry:
     ) -> Registry:
         """Open the registry, creating everything that is missing. Safe for many processes at once.
 
+        Where this user cannot write the SQLite file or its folder, everything that only reads works (`is_read_only`).
+
         Give it all settings of the project, so that its gates apply; with `[registry]` alone, or other `gates`, a
         promotion is refused where the ledger knows of a policy. `checkpoint` is called with the name of each step of a
         registration; tests stop the process there.
 
         Raises:
             SettingsError: `database_url` names no SQLite file and no PostgreSQL database.
-            DependencyMissingError: the driver of PostgreSQL is not installed.
+            DependencyMissingError: the driver of PostgreSQL or of S3 is not installed; nothing was made.
             StorageError: the disk or server refused, or the database belongs to a newer noa or MLflow.
         """
         from noa.settings import Settings as AllSettings  # pydantic's models are made when somebody opens a registry
@@ -163,12 +170,18 @@ class Registry:
             checkpoint=checkpoint,
         )
         try:
-            registry._artifacts.remove_leftovers()
-            remove_dead(registry._artifacts.root / WORKSPACES)
+            if not database.is_read_only:
+                registry._artifacts.remove_leftovers()
+                remove_dead(registry._artifacts.root / WORKSPACES)
         except BaseException:
             registry.close()
             raise
         return registry
+
+    @property
+    def is_read_only(self) -> bool:
+        """Tell whether this process can only read: whatever writes raises a `StorageError` before anything is done."""
+        return self._database.is_read_only
 
     @property
     def signatures(self) -> Signatures:
@@ -204,6 +217,7 @@ class Registry:
 
         What a process that was killed left in its own is removed by the next one that opens the registry.
         """
+        self._database.require_writable()
         return workspace(self._artifacts.root / WORKSPACES)
 
     def register(self, draft: VersionDraft, *, actor: str) -> ModelVersion:
@@ -321,7 +335,8 @@ class Registry:
         Raises:
             InvalidInputError: the query is not readable (`facts["column"]`), or the cursor belongs to another one.
         """
-        return search(self._database, check_text(query, field="query"), limit=limit, cursor=cursor)
+        counted = CountedValues(self._promoter.gates)
+        return search(self._database, check_text(query, field="query"), limit=limit, cursor=cursor, counted=counted)
 
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of all versions of a model, oldest first; reads no more than that.
@@ -471,6 +486,8 @@ class Registry:
 
         The verdict is kept as evidence of kind `gate`, once as long as it stays the same; not with `record=False`.
         """
+        if record:
+            self._database.require_writable()
         report = self._promoter.check(name, number, alias=alias, actor=actor)
         if record:
             self._keep_verdict(name, number, report, actor=actor or current_user())
@@ -605,6 +622,7 @@ class Registry:
         Raises:
             ConflictError: the store belongs to another registry; rows that point into the right one are left alone.
         """
+        self._database.require_writable()
         self._artifacts.ownership.refuse_foreign()
         with self._database.write() as connection:
             return repair_mirror(connection, self._artifacts)

@@ -170,6 +170,7 @@ class Signatures:
         Raises:
             InvalidInputError: signing is not set up.
         """
+        self._database.require_writable()
         if not self.signs:
             raise InvalidInputError(
                 "there is no key to sign with",

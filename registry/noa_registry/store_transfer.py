@@ -67,6 +67,7 @@ def look_at_store(database: Database, store: ArtifactStore) -> StoreTransfer:
 
 def adopt_store(database: Database, store: ArtifactStore, *, actor: str, moment: datetime) -> StoreTransfer:
     """Mark the store as this database's; return what it was before, which the mark and the event keep."""
+    database.require_writable()
     old = look_at_store(database, store)
     store.ownership.take_over(moment)
     StoreHead(database, store.ownership).reset()

@@ -360,6 +360,22 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
         assert f'pip install "{extra}"' in result.stderr
 
 
+def test_where_the_package_of_s3_is_missing_nothing_is_made(tmp_path: Path) -> None:
+    settings = '[registry]\nartifact_url = "s3://bucket/place"\n[registry.s3]\nregion = "eu-west-1"\n'
+    (tmp_path / "noa.toml").write_text(settings)
+    for words in (("models", "list"), ("models", "verify"), ("models", "import", "noa.toml", "--name", "m")):
+        result = subprocess.run(
+            [sys.executable, "-c", _WITHOUT.format(hidden={"boto3"}), *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert (result.returncode, 'pip install "noa[s3]"' in result.stderr) == (1, True), result.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["noa.toml"], words
+
+
 def test_the_library_as_documented_sees_what_the_command_line_sees(
     noa: Noa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,46 @@ def test_kill_9_in_the_middle_leaves_old_or_new(tmp_path: Path) -> None:
         process.wait()
         process.stdout.close()
         assert target.read_bytes() in (old, new)
+    write_file(target, old)
+    left = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert not any(size for name, size in left.items() if name != target.name)  # killed before it wrote: goes when old
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    """Two writers are held in the instant before the name is changed; one is killed there, the other goes on later."""
+    code = (
+        "import sys; from pathlib import Path; from noa.atomic_write import write_file\n"
+        "def wait(*_):\n"
+        "    print('written', flush=True); sys.stdin.readline(); Path.replace = real; real(*_)\n"
+        "real, Path.replace = Path.replace, wait\n"
+        "write_file(Path(sys.argv[1]), 'new')"
+    )
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / name)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for name in ("killed", "living")
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"written\n"
+    assert len(list(tmp_path.iterdir())) == 2
+    killed, living = writers
+    killed.kill()
+    killed.communicate()
+    strangers = [".mine.abcdefgh.tmp", ".killed.abcdefgh.noa-tmp~", ".fresh.abcdefgh.noa-tmp"]
+    for name in strangers:
+        (tmp_path / name).write_text("" if name.startswith(".fresh") else "x")
+    write_file(tmp_path / "another", "content")
+    left = {path.name for path in tmp_path.iterdir()} - {*strangers, "another"}
+    assert len(left) == 1
+    assert left.pop().startswith(".living.")
+    living.communicate(b"\n", timeout=60)
+    assert living.returncode == 0
+    assert (tmp_path / "living").read_text() == "new"
+    os.utime(tmp_path / strangers[2], (0, 0))
+    write_file(tmp_path / "another", "content")
+    assert {path.name for path in tmp_path.iterdir()} == {"another", "living", *strangers[:2]}
 
 
 def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, strategies
 from sqlalchemy import insert, text
 
 from noa.errors import InvalidInputError
-from noa.settings import RegistrySettings
+from noa.settings import GateSettings, RegistrySettings
 from noa_registry import Registry, SearchHit, VersionDraft
 from noa_registry.database import to_text
 from noa_registry.search import planning
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 TEAMS = ("vision", "speech", "vi*", "")
-METRICS = ("accuracy", "loss")
+METRICS = ("accuracy", "loss", "score")
+GATES = {"digits": GateSettings(directions={"score": "lower", "loss": "higher"})}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Made:
     created_by: str
     commit: str | None
     tags: dict[str, str]
-    metrics: list[tuple[str, float]]
+    metrics: list[tuple[str, float, str, str]]
+    """Name, value, format and split, in the order of the index."""
     aliases: list[str]
     state: str | None
 
@@ -208,6 +210,35 @@ def test_evidence_that_is_attached_later_is_found_at_once_and_the_worst_of_the_s
     assert found(shelf, "metric.accuracy:0.5") == ["ranker/1"]
     shelf.attach("ranker", 1, [formats.metrics(accuracy=0.3, loss=0.1), formats.metrics(loss=0.2)])
     assert found(shelf, "metric.accuracy:0.3 metric.loss:0.2") == ["ranker/1"]
+
+
+def test_a_page_is_sorted_by_the_value_that_a_gate_judges_and_a_hit_shows_it(
+    settings: RegistrySettings, formats: Formats
+) -> None:
+    """What was measured on training rows, of another format or best of several is not what a version is ranked by."""
+    other = "sha256:" + "5" * 64
+    with Registry.open(settings, gates={"ranker": GateSettings(directions={"score": "lower"})}) as registry:
+        for accuracy in (0.9, 0.8):
+            registry.register(
+                formats.draft(evidence=(formats.equivalence(), formats.metrics(accuracy=accuracy))), actor="a"
+            )
+        for fact in (
+            formats.metrics(accuracy=0.99, split="train"),
+            formats.metrics(accuracy=0.95, dataset=other),
+            formats.metrics(accuracy=0.97, format_name="torch", dataset=other),
+        ):
+            registry.attach("digits", 2, [fact])
+        hits = registry.search("sort:metric.accuracy").hits
+        assert [(hit.reference, hit.metrics["accuracy"]) for hit in hits] == [("digits/1", 0.9), ("digits/2", 0.8)]
+        (hit,) = registry.search("metric.accuracy>0.8 number:2").hits
+        assert (hit.metrics["accuracy"], hit.measured_on["accuracy"]) == (0.95, f"onnx on test, {other}")
+
+        registry.register(formats.draft(name="ranker"), actor="a")
+        for score in (1.0, 3.0, 2.0):  # of the same rows: the gate says that less is better
+            registry.attach("ranker", 1, [formats.metrics(score=score)])
+            registry.attach("digits", 1, [formats.metrics(score=score)])
+        hits = registry.search("sort:metric.score").hits
+        assert [(hit.reference, hit.metrics["score"]) for hit in hits] == [("ranker/1", 3.0), ("digits/1", 1.0)]
 
 
 def test_a_hit_shows_the_value_that_matched_and_where_it_was_measured(shelf: Registry, formats: Formats) -> None:
@@ -374,11 +405,11 @@ def insert_made(registry: Registry, made: list[Made]) -> None:
             labels += [("format", name) for name in v.formats] + [(f"tag.{k}", w) for k, w in v.tags.items()]
             for key, value in labels:
                 connection.execute(insert(version_labels).values(**here, key=key, value=value, created_at=moment))
-            for index, (metric, value) in enumerate(v.metrics):
+            for index, (metric, value, form, split) in enumerate(v.metrics):
                 connection.execute(
                     insert(version_metrics).values(
-                        **here, format="onnx", dataset_digest=v.dataset, split=f"s{index}", metric=metric, value=value,
-                        created_at=moment,
+                        **here, format=form, dataset_digest=f"{v.dataset[:-1]}{index}", split=split, metric=metric,
+                        value=value, created_at=moment,
                     )
                 )  # fmt: skip
             for alias in v.aliases:
@@ -421,8 +452,13 @@ def make_some(chance: random.Random) -> list[Made]:
                     commit=chance.choice([None, "c0ffee", "c0de"]),
                     tags={"team": chance.choice(TEAMS)} if chance.random() < 0.8 else {},
                     metrics=[
-                        (chance.choice(METRICS), chance.choice([0.0, 0.25, 0.5, 0.75, 1.0]))
-                        for _ in range(chance.randint(0, 4))
+                        (
+                            chance.choice(METRICS),
+                            chance.choice([0.0, 0.25, 0.5, 0.75, 1.0]),
+                            chance.choice(["onnx", "torch", "onnx-int8"]),
+                            chance.choice(["test", "test", "train"]),
+                        )
+                        for _ in range(chance.randint(0, 6))
                     ],
                     aliases=held,
                     state=None if held else chance.choice([None, None, None, "trashed", "purged"]),
@@ -467,7 +503,7 @@ def make_query(  # noqa: C901  # one case per kind of term
                 metric, value = chance.choice(METRICS), chance.choice([0.0, 0.25, 0.5, 0.9])
                 return (
                     f"metric.{metric}{op}{value}",
-                    lambda v: any(m == metric and holds(x, value) for m, x in v.metrics),
+                    lambda v: any(m == metric and holds(x, value) for m, x, *_ in v.metrics),
                 )
             case 6:
                 form = chance.choice(["onnx", "torch", "onnx*", "onnx-int8"])
@@ -506,7 +542,9 @@ def make_query(  # noqa: C901  # one case per kind of term
         elif not head or head not in metrics_seen:  # two terms about one metric have a test of their own
             metrics_seen |= {head} if head else set()
             terms.append((query, holds))
-    sort = chance.choice(["", "", "sort:created:asc", "sort:metric.accuracy", "sort:metric.loss:asc"])
+    sort = chance.choice(
+        ["", "", "sort:created:asc", "sort:metric.accuracy", "sort:metric.loss:asc", "sort:metric.score"]
+    )
     return terms, sort, chance.random() < 0.2
 
 
@@ -522,27 +560,45 @@ def brute_force(
         wanted.sort(key=lambda v: (v.created_at, v.name, v.number), reverse=sort != "sort:created:asc")
         return [f"{v.name}/{v.number}" for v in wanted]
     metric, ascending = sort.split(".")[1].removesuffix(":asc"), sort.endswith(":asc")
-    bounds = [query for query, _ in terms if query.startswith(f"metric.{metric}")]
-
-    def values(version: Made) -> list[float]:
-        within = [x for m, x in version.metrics if m == metric]
-        return [
-            x
-            for x in within
-            if all(holds(replace(version, metrics=[(metric, x)])) for query, holds in terms if query in bounds)
-        ]
-
-    best = min if ascending else max
-    rows = [(best(values(v)), v.name, v.number) for v in wanted if values(v)]
+    rows = [(value, v.name, v.number) for v in wanted if (value := counted(v, metric, terms)) is not None]
     return [f"{name}/{number}" for _, name, number in sorted(rows, reverse=not ascending)]
+
+
+def counted(version: Made, metric: str, terms: list[tuple[str, Callable[[Made], bool]]]) -> float | None:
+    """The value by which a gate would judge, of those within the bounds of the query."""
+    bounds = [holds for query, holds in terms if query.startswith(f"metric.{metric}")]
+    left = [row for row in version.metrics if row[0] == metric]
+    left = [row for row in left if all(holds(replace(version, metrics=[row])) for holds in bounds)]
+    for is_best in (
+        lambda row: row[3] == "test",
+        lambda row: row[2] == "onnx",
+        lambda row: row[2] == "torch",  # the native one
+    ):
+        left = [row for row in left if is_best(row)] or left
+    values = [row[1] for row in left]
+    directions: dict[str, str] = {"accuracy": "higher", "loss": "lower"}
+    if version.name in GATES:
+        directions |= GATES[version.name].directions
+    match directions.get(metric):
+        case "higher":
+            return min(values, default=None)
+        case "lower":
+            return max(values, default=None)
+        case _:
+            return values[0] if values else None
 
 
 @pytest.mark.parametrize("most", [planning._MOST_DRIVEN, 0, 3])
 @pytest.mark.parametrize("seed", range(3))
 def test_search_equals_a_filter_over_all_versions(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch, seed: int, most: int
+    settings: RegistrySettings, monkeypatch: pytest.MonkeyPatch, seed: int, most: int
 ) -> None:
     """Whatever the planner walks along, the answer is the same: its limits are moved so that each way is taken."""
+    with Registry.open(settings, gates=GATES) as registry:
+        _search_all(registry, monkeypatch, seed, most)
+
+
+def _search_all(registry: Registry, monkeypatch: pytest.MonkeyPatch, seed: int, most: int) -> None:
     monkeypatch.setattr(planning, "_MOST_DRIVEN", most)
     monkeypatch.setattr(planning, "_MOST_DIGESTS", most)
     monkeypatch.setattr(planning, "_MOST_SORTED", most)
@@ -557,3 +613,8 @@ def test_search_equals_a_filter_over_all_versions(
         query = " ".join(words)
         answer = found(registry, query, page=chance.choice([1, 2, 3, 50]))
         assert answer == brute_force(made, terms, sort, trashed), query
+        if sort.startswith("sort:metric"):
+            metric = sort.split(".")[1].removesuffix(":asc")
+            shown = [(hit.reference, hit.metrics[metric]) for hit in registry.search(query, limit=50).hits]
+            by_name = {f"{v.name}/{v.number}": counted(v, metric, terms) for v in made}
+            assert shown == [(reference, by_name[reference]) for reference in answer], query

@@ -186,7 +186,9 @@ def check(reference: ReferenceArgument, alias: AliasOption = "champion", as_json
     """
     with open_registry(about=[reference]) as registry:
         version = registry.resolve(reference)
-        report = registry.check(version.name, version.number, alias=alias)
+        report = registry.check(version.name, version.number, alias=alias, record=not registry.is_read_only)
+        if registry.is_read_only:
+            console.note("The verdict was not kept: the database cannot be written by this user.")
     if as_json:
         console.print_json(report_to_dict(report))
     else:

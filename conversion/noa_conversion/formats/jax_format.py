@@ -111,10 +111,7 @@ class JaxAdapter:
             raise InvalidInputError("a model needs at least one thread", expected="1 or more", received=threads)
         signature = Signature.load(folder)
         layout = read_json(folder, LAYOUT_FILE)
-        names = layout.get("weights")
-        if not isinstance(names, list):
-            raise InvalidInputError(f"`{LAYOUT_FILE}` does not list the weights", where=str(folder), file=LAYOUT_FILE)
-        order = [str(name) for name in cast("list[object]", names)]
+        order = _weight_names(folder, layout)
         stored = read_weights(folder)
         check_weight_names(folder, stored, order)
         exported = _read_program(folder, str(layout.get("program")))
@@ -126,6 +123,21 @@ class JaxAdapter:
         specs = (*signature.inputs, *signature.outputs)
         narrowed = frozenset(s.name for s, aval in zip(specs, avals, strict=True) if is_narrowed(s, aval.dtype))
         return JaxRunnable(call, weights, signature, folder / PROGRAM_FILE, narrowed=narrowed)
+
+    def check_signature(self, folder: Path, signature: Signature) -> None:
+        """Compare what the program says it takes and gives with a signature; reads no weights and imports no JAX.
+
+        A folder without a program is left to `load`.
+
+        Raises:
+            InvalidInputError: they differ; `facts["field"]` names the tensor.
+        """
+        from noa_conversion.formats.jax_interface import check_interface
+
+        path = folder / PROGRAM_FILE
+        if path.is_file():
+            weights = _weight_names(folder, read_json(folder, LAYOUT_FILE))
+            check_interface(read_bytes(folder, PROGRAM_FILE), len(weights), signature, path)
 
 
 ADAPTER = JaxAdapter()
@@ -287,6 +299,13 @@ def _paths(params: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[tupl
 
 def _empty_like(params: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _empty_like(value) if isinstance(value, Mapping) else None for key, value in params.items()}
+
+
+def _weight_names(folder: Path, layout: Mapping[str, object]) -> list[str]:
+    names = layout.get("weights")
+    if not isinstance(names, list):
+        raise InvalidInputError(f"`{LAYOUT_FILE}` does not list the weights", where=str(folder), file=LAYOUT_FILE)
+    return [str(name) for name in cast("list[object]", names)]
 
 
 def _read_program(folder: Path, expected: str) -> Any:

@@ -6,7 +6,6 @@ hashed once more on their way; the archive appears under its name when it is com
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import os
 import tempfile
@@ -20,6 +19,7 @@ from typing import IO, Any
 
 from sqlalchemy import Connection, Row, select
 
+from noa.abandoned_files import own, remove_if_abandoned
 from noa.atomic_write import sync_folder, translate_disk_errors
 from noa.digests import FileDigest, Manifest, sha256_file
 from noa.errors import ConflictError, NotFoundError
@@ -28,7 +28,7 @@ from noa_registry.archives.contents import ATTACHMENTS, FILES, ArchivedFormat, A
 from noa_registry.attachments import load_attachment
 from noa_registry.database import Database
 from noa_registry.evidence import attachment_digests
-from noa_registry.identity import registry_id
+from noa_registry.identity import find_registry_id, registry_id
 from noa_registry.json_columns import parse_time
 from noa_registry.records import load_evidence, load_moves_of, load_version
 from noa_registry.sealed_files import SealedFiles
@@ -66,8 +66,7 @@ def write_archive(
     """Write one version as an archive. See `Archives.write`."""
     target = path.absolute()
     _check_target(target, force=force)
-    with database.write() as connection:
-        origin = registry_id(connection)
+    origin = _registry_id(database)
     with database.snapshot() as connection:
         version = load_version(connection, files.artifacts.root, name, number)
         archived = _collect(connection, version, origin)
@@ -92,6 +91,15 @@ def write_archive(
         content_digest=index.digest,
         file_digest=sha256_file(target),
     )
+
+
+def _registry_id(database: Database) -> str:
+    with database.read() as connection:
+        found = find_registry_id(connection)
+    if found is not None:
+        return found
+    with database.write() as connection:
+        return registry_id(connection)
 
 
 def _sealed_at(row: Row[Any]) -> datetime:
@@ -192,8 +200,7 @@ def _appearing(target: Path, *, force: bool) -> Generator[IO[bytes], None, None]
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                with suppress(OSError):  # a file system without locks: then nobody removes what is abandoned
-                    fcntl.flock(handle, fcntl.LOCK_EX)
+                own(handle)
                 yield file
                 file.flush()
                 os.fchmod(file.fileno(), 0o644)
@@ -211,14 +218,7 @@ def _appearing(target: Path, *, force: bool) -> Generator[IO[bytes], None, None]
 def _remove_abandoned(target: Path) -> None:
     """Remove the unfinished archives of this name whose writer was killed: nobody holds their lock any more."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
-        with suppress(OSError):
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                if os.fstat(handle).st_size > 0:  # an empty one may have a writer that is about to lock it
-                    path.unlink()
-            finally:
-                os.close(handle)
+        remove_if_abandoned(path)
 
 
 def _rename_to_new(temporary: Path, target: Path) -> None:

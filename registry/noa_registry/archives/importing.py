@@ -70,6 +70,7 @@ def read_archive(
     on_progress: OnProgress,
 ) -> TakenArchive:
     """Register the version in an archive, or repair it where it is here already. See `Archives.take`."""
+    registrar.database.require_writable()
     where = str(path)
     with _opened(path) as file, workspace(registrar.artifacts.root / WORKSPACES) as folder:
         index = read_index(file, where)

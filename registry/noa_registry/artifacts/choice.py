@@ -29,9 +29,6 @@ def open_artifacts(settings: RegistrySettings, *, seals: Seals) -> ArtifactStore
     verified = VerifiedFiles(cache_dir)
     if not settings.artifact_url:
         return LocalArtifacts(artifact_root(settings), seals=seals, verified=verified)
-    for package in ("boto3", "botocore"):
-        if find_spec(package) is None:
-            raise DependencyMissingError(package, extra="s3", purpose="keeping model files in S3")
     from noa_registry.artifacts.s3_artifacts import S3Artifacts
     from noa_registry.artifacts.unit_cache import UnitCache
 
@@ -42,9 +39,15 @@ def open_artifacts(settings: RegistrySettings, *, seals: Seals) -> ArtifactStore
 def check_artifact_settings(settings: RegistrySettings) -> None:
     """Check that the settings name a place that does not depend on the folder in which a process happens to be.
 
+    And that what reaches it is installed: whoever makes a database for it asks before.
+
     Raises:
         InvalidInputError: a folder is not absolute.
+        DependencyMissingError: S3 is chosen, and boto3 is not installed.
     """
+    for package in ("boto3", "botocore") if settings.artifact_url else ():
+        if find_spec(package) is None:
+            raise DependencyMissingError(package, extra="s3", purpose="keeping model files in S3")
     if settings.artifact_url:
         checked = {"cache_dir": settings.cache_dir}
     else:

@@ -85,6 +85,7 @@ class Collector:
                 store is newer than the database or was taken over lately; nothing was removed.
         """
         if plan.items:
+            self.database.require_writable()
             self.store.ownership.claim()
         if any(item.kind == "orphan" for item in plan.items):
             refuse_unknown(self.database, self.store, moment=self.clock(), grace=plan.grace)

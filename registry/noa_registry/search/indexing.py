@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection, Row, Select, delete, insert, select, tuple_
 
@@ -20,6 +20,9 @@ from noa_registry.gates.counted_values import is_lower_better
 from noa_registry.json_columns import parse_table
 from noa_registry.search.parameters import parameter_labels
 from noa_registry.tables import evidence, formats, version_labels, version_metrics, versions
+
+if TYPE_CHECKING:
+    from noa.settings import GateSettings
 
 TAG_PREFIX = "tag."
 MAX_KEY_CHARS = 250
@@ -55,10 +58,18 @@ def index_format(connection: Connection, name: str, number: int, format: str) ->
     _insert_labels(connection, name, number, _created_at(connection, name, number), [("format", format)])
 
 
-def index_evidence(connection: Connection, name: str, number: int, facts: Sequence[Evidence]) -> None:
+def index_evidence(
+    connection: Connection,
+    name: str,
+    number: int,
+    facts: Sequence[Evidence],
+    *,
+    policy: GateSettings | None = None,
+) -> None:
     """Index the metrics among `facts`, in the transaction that attaches them.
 
-    Of the same bytes on the same rows the worst value counts, as for a gate; the first, where nobody knows which it is.
+    Of the same bytes on the same rows the worst value counts, as for a gate: by the direction that `policy` says, else
+    the metric or its name; the first, where nobody knows which it is.
     """
     rows = [row for fact in facts if fact.kind == METRICS for row in _metric_rows(fact.subject, fact.values)]
     if not rows:
@@ -73,7 +84,9 @@ def index_evidence(connection: Connection, name: str, number: int, facts: Sequen
     newest: dict[tuple[object, ...], dict[str, str | float]] = {}
     for row in (*before, *rows):
         known = newest.setdefault(_thing(row), row)
-        if known["value"] != row["value"] and _is_worse(str(row["metric"]), float(row["value"]), float(known["value"])):
+        lower = is_lower_better(str(row["metric"]), policy)
+        value, than = float(row["value"]), float(known["value"])
+        if lower is not None and (value > than if lower else value < than):
             newest[_thing(row)] = row
     version = {"name": name, "number": number, "created_at": created_at}
     connection.execute(insert(version_metrics), [{**version, **row} for row in newest.values()])
@@ -81,11 +94,6 @@ def index_evidence(connection: Connection, name: str, number: int, facts: Sequen
 
 def _thing(row: Mapping[str, object]) -> tuple[object, ...]:
     return row["format"], row["dataset_digest"], row["split"], row["metric"]
-
-
-def _is_worse(metric: str, value: float, than: float) -> bool:
-    lower = is_lower_better(metric)
-    return lower is not None and (value > than if lower else value < than)
 
 
 def unindex_version(connection: Connection, name: str, number: int) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, Row, and_, or_, se
 from noa.errors import IntegrityError, InvalidInputError
 from noa_registry.database import Database, now, to_text
 from noa_registry.json_columns import parse_table, parse_time
+from noa_registry.search.counted import CountedValues
 from noa_registry.search.grammar import Comparison, MetricTerm, Query, parse_query
 from noa_registry.search.hints import unknown_name_hint
 from noa_registry.search.planning import plan
@@ -40,8 +41,8 @@ _HOLDS: Final[Mapping[Comparison, Callable[[float, float], bool]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchHit:
-    """A version that was found. `metrics` holds the values that met the query; of other metrics those of the served
-    format, or of any that was measured, on the newest rows. Of one measured repeatedly it is the worst.
+    """A version that was found. `metrics` holds the values by which a gate would judge, of those that meet the query:
+    measured on test rows, of the served format, and of several the worst. By the same values a page is sorted.
 
     `problem` says what of its row cannot be read, None where nothing is wrong with it.
     """
@@ -80,19 +81,22 @@ class SearchPage:
     hint: str | None = None
 
 
-def search(database: Database, text: str, *, limit: int, cursor: str | None) -> SearchPage:
+def search(
+    database: Database, text: str, *, limit: int, cursor: str | None, counted: CountedValues | None = None
+) -> SearchPage:
     """Return one page of what a query finds. See `Registry.search`."""
     if not 1 <= limit <= MAX_PAGE:
         raise InvalidInputError("a page has another size", expected=f"1 to {MAX_PAGE}", received=str(limit))
+    counted = counted or CountedValues()
     moment, after = now(), None
     if cursor is not None:
         # Ages are counted from the first page on: a version must not slip from one page to another meanwhile.
         moment, after = _read_cursor(cursor, text)
     query = parse_query(text, now=moment)
     with database.snapshot() as connection:
-        rows = connection.execute(plan(connection, query, after=after, limit=limit + 1)).all()
+        rows = connection.execute(plan(connection, query, counted=counted, after=after, limit=limit + 1)).all()
         keys = [(str(row[0]), int(row[1])) for row in rows[:limit]]
-        hits = _load_hits(connection, keys, _asked(query))
+        hits = _load_hits(connection, keys, _asked(query), counted)
         hint = None if keys or cursor is not None else unknown_name_hint(connection, query)
     following = None
     if len(rows) > limit:
@@ -101,14 +105,18 @@ def search(database: Database, text: str, *, limit: int, cursor: str | None) -> 
     return SearchPage(hits=tuple(hits[key] for key in keys), next_cursor=following, hint=hint)
 
 
-def _load_hits(connection: Connection, keys: Sequence[_Key], asked: Mapping[str, _Matches]) -> dict[_Key, SearchHit]:
+def _load_hits(
+    connection: Connection, keys: Sequence[_Key], asked: Mapping[str, _Matches], counted: CountedValues
+) -> dict[_Key, SearchHit]:
     hits: dict[_Key, SearchHit] = {}
     for start in range(0, len(keys), _CHUNK):
-        hits |= _load_chunk(connection, keys[start : start + _CHUNK], asked)
+        hits |= _load_chunk(connection, keys[start : start + _CHUNK], asked, counted)
     return hits
 
 
-def _load_chunk(connection: Connection, keys: Sequence[_Key], asked: Mapping[str, _Matches]) -> dict[_Key, SearchHit]:
+def _load_chunk(
+    connection: Connection, keys: Sequence[_Key], asked: Mapping[str, _Matches], counted: CountedValues
+) -> dict[_Key, SearchHit]:
     held: defaultdict[_Key, list[str]] = defaultdict(list)
     for row in connection.execute(select(aliases.c.name, aliases.c.number, aliases.c.alias).where(_of(aliases, keys))):
         held[(row.name, row.number)].append(row.alias)
@@ -116,9 +124,11 @@ def _load_chunk(connection: Connection, keys: Sequence[_Key], asked: Mapping[str
     for row in connection.execute(select(formats.c.name, formats.c.number, formats.c.format).where(_of(formats, keys))):
         made[(row.name, row.number)].append(row.format)
     in_trash = {(row.name, row.number) for row in connection.execute(select(trash).where(_of(trash, keys)))}
-    metrics, measured_on = _load_metrics(connection, keys, made, asked)
+    found = connection.execute(select(versions).where(_of(versions, keys))).all()
+    native = {(row.name, row.number): str(row.native) for row in found}
+    metrics, measured_on = _load_metrics(connection, native, asked, counted)
     hits: dict[_Key, SearchHit] = {}
-    for row in connection.execute(select(versions).where(_of(versions, keys))):
+    for row in found:
         key = (row.name, row.number)
         tags, spoilt_tags = _tags_of(row)
         created_at, spoilt_time = _time_of(row)
@@ -156,26 +166,25 @@ def _time_of(row: Row[Any]) -> tuple[datetime | None, str | None]:
 
 
 def _load_metrics(
-    connection: Connection, keys: Sequence[_Key], made: Mapping[_Key, Sequence[str]], asked: Mapping[str, _Matches]
+    connection: Connection, native: Mapping[_Key, str], asked: Mapping[str, _Matches], counted: CountedValues
 ) -> tuple[defaultdict[_Key, dict[str, float]], defaultdict[_Key, dict[str, str]]]:
-    """Return metric values per version: those that the query asks for; else the served format's, the newest rows'."""
-    found: defaultdict[_Key, dict[str, float]] = defaultdict(dict)
-    served: defaultdict[_Key, dict[str, float]] = defaultdict(dict)
-    query = select(version_metrics).where(_of(version_metrics, keys)).order_by(version_metrics.c.id)
-    places: dict[tuple[_Key, str, float], str] = {}
+    """Return, per version and metric, the value that counts of those that the query asks for, and where it is from."""
+    chosen: dict[tuple[_Key, str], tuple[tuple[float, ...], Row[Any]]] = {}
+    query = select(version_metrics).where(_of(version_metrics, list(native))).order_by(version_metrics.c.id)
     for row in connection.execute(query):
         key = (row.name, row.number)
         if row.metric in asked and not asked[row.metric](row.value):
             continue
-        places[key, row.metric, row.value] = f"{row.format} on {row.split}, {row.dataset_digest}"
-        is_served = row.format == "onnx" or "onnx" not in made[key]
-        (served if is_served else found)[key][row.metric] = row.value
-    for key, values in served.items():
-        found[key] |= values
+        order = counted.key(row.name, native[key], row)
+        known = chosen.get((key, row.metric))
+        if known is None or order < known[0]:
+            chosen[key, row.metric] = (order, row)
+    metrics: defaultdict[_Key, dict[str, float]] = defaultdict(dict)
     measured_on: defaultdict[_Key, dict[str, str]] = defaultdict(dict)
-    for key, values in found.items():
-        measured_on[key] = {metric: places[key, metric, value] for metric, value in values.items()}
-    return found, measured_on
+    for (key, metric), (_, row) in chosen.items():
+        metrics[key][metric] = row.value
+        measured_on[key][metric] = f"{row.format} on {row.split}, {row.dataset_digest}"
+    return metrics, measured_on
 
 
 def _asked(query: Query) -> dict[str, _Matches]:

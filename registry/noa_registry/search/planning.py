@@ -29,6 +29,7 @@ from sqlalchemy import (
 )
 
 from noa.errors import InvalidInputError
+from noa_registry.search.counted import CountedValues
 from noa_registry.search.grammar import LiveTerm, MetricTerm, NumberTerm, Query, Term, TextTerm, TimeTerm
 from noa_registry.search.indexing import label_key, label_value
 from noa_registry.tables import aliases, formats, models, trash, version_labels, version_metrics, versions
@@ -66,9 +67,12 @@ class _Source:
         return self.count // 2 if self.is_ordered else self.count
 
 
-def plan(connection: Connection, query: Query, *, after: Sequence[Any] | None, limit: int) -> Select[Any, Any, Any]:
+def plan(
+    connection: Connection, query: Query, *, counted: CountedValues, after: Sequence[Any] | None, limit: int
+) -> Select[Any, Any, Any]:
     """Return the statement for one page: name, number and what the page is sorted by, in order.
 
+    `counted` says which of several values of a metric that is.
     `after` is the last row of the page before: its sort value, name and number.
 
     Raises:
@@ -81,7 +85,7 @@ def plan(connection: Connection, query: Query, *, after: Sequence[Any] | None, l
     terms = tuple(_with_names(connection, term) for term in query.terms)
     source = _rarest(connection, terms, trashed=query.trashed)
     if query.sort_metric is not None:
-        return _by_metric(query, terms, source, after, limit)
+        return _by_metric(query, terms, source, counted, after, limit)
     return _by_time(query, terms, source, after, limit)
 
 
@@ -100,22 +104,25 @@ def _by_time(
 
 
 def _by_metric(
-    query: Query, terms: Sequence[_Condition], source: _Source | None, after: Sequence[Any] | None, limit: int
+    query: Query,
+    terms: Sequence[_Condition],
+    source: _Source | None,
+    counted: CountedValues,
+    after: Sequence[Any] | None,
+    limit: int,
 ) -> Select[Any, Any, Any]:
-    """A version with several values of the metric (of formats, datasets) counts with the first that meets the terms."""
+    """A version with several values of the metric (of formats, datasets) counts with that one which its hit shows."""
     metric = query.sort_metric or ""
     asked = [t for t in terms if isinstance(t, MetricTerm) and t.metric == metric and not t.negated]
     wanted = asked[0] if asked else MetricTerm(metric=metric, comparisons=(), negated=False)
     others = [term for term in terms if term is not wanted]
     if source is not None and source.count <= _MOST_SORTED and source.term is not wanted:
-        return _by_metric_of(query, wanted, others, source, after, limit)
-    m, other = version_metrics, version_metrics.alias()
-    is_better = other.c.value < m.c.value if query.ascending else other.c.value > m.c.value
-    first = or_(is_better, and_(other.c.value == m.c.value, other.c.id < m.c.id))
+        return _by_metric_of(query, wanted, others, source, counted, after, limit)
+    m = version_metrics
     conditions = _conditions(m, others, trashed=query.trashed)
     statement = (
         select(m.c.name, m.c.number, m.c.value)
-        .where(_metric(m, wanted), *conditions, ~_exists(other, m, _metric(other, wanted), first))
+        .where(_metric(m, wanted), *conditions, _is_counted(m, wanted, counted))
         .limit(limit)
     )
     return _page(statement, (m.c.value, m.c.name, m.c.number), after, ascending=query.ascending)
@@ -126,26 +133,31 @@ def _by_metric_of(
     wanted: MetricTerm,
     others: Sequence[_Condition],
     source: _Source,
+    counted: CountedValues,
     after: Sequence[Any] | None,
     limit: int,
 ) -> Select[Any, Any, Any]:
     """Look up the value of each of few versions, instead of walking along all values."""
-    m = version_metrics
+    m = version_metrics.alias()
     rows, where, _ = _from(source)
     others = [term for term in others if term is not source.term]
     # The metric is compared so that its index is of no use: the few versions come first, then their values.
     is_metric = m.c.metric.concat("") == wanted.metric
     of_version = and_(m.c.name == rows.c.name, m.c.number == rows.c.number, is_metric, *_in_bounds(m, wanted))
-    value = (func.min if query.ascending else func.max)(m.c.value).label("value")
     found = (
-        select(rows.c.name, rows.c.number, value)
+        select(rows.c.name, rows.c.number, m.c.value)
         .select_from(rows.join(m, of_version))
-        .where(*where, *_conditions(rows, others, trashed=query.trashed))
-        .group_by(rows.c.name, rows.c.number)
+        .where(*where, *_conditions(rows, others, trashed=query.trashed), _is_counted(m, wanted, counted))
+        .distinct()
         .subquery()
     )
     statement = select(found.c.name, found.c.number, found.c.value).limit(limit)
     return _page(statement, (found.c.value, found.c.name, found.c.number), after, ascending=query.ascending)
+
+
+def _is_counted(row: FromClause, wanted: MetricTerm, counted: CountedValues) -> _Predicate:
+    other = version_metrics.alias()
+    return ~_exists(other, row, _metric(other, wanted), counted.counts_more(other, row, wanted.metric))
 
 
 def _page(
