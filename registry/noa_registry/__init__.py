@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from noa_registry.ledger_book import LedgerBook, LedgerReport
     from noa_registry.lineage.graph import LineageEdge, LineageGraph, LineageNode
     from noa_registry.mirror_findings import Discrepancy
-    from noa_registry.mlflow_tracking import MetricRow, Tracker, open_tracker
+    from noa_registry.mlflow_runs import MetricRow
+    from noa_registry.mlflow_tracking import Tracker, open_tracker
     from noa_registry.promotion import EXPECT_ANY, Expectation
     from noa_registry.registry import Registry
     from noa_registry.retention.collect import GcReport
@@ -91,7 +92,7 @@ _LAZY = {
     "LineageEdge": "noa_registry.lineage.graph",
     "LineageGraph": "noa_registry.lineage.graph",
     "LineageNode": "noa_registry.lineage.graph",
-    "MetricRow": "noa_registry.mlflow_tracking",
+    "MetricRow": "noa_registry.mlflow_runs",
     "Proposal": "noa_registry.retention.policy",
     "Registry": "noa_registry.registry",
     "Replica": "noa_registry.endpoints",

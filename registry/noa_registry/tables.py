@@ -387,6 +387,7 @@ mlflow_experiments = Table(
     Column("name", String(256)),
     Column("artifact_location", String(256)),
     Column("lifecycle_stage", String(32)),
+    Column("creation_time", BigInteger),
     Column("last_update_time", BigInteger),
 )
 
@@ -394,11 +395,27 @@ mlflow_runs = Table(
     "runs",
     mlflow_metadata,
     Column("run_uuid", String(32), primary_key=True),
+    Column("name", String(250)),
+    Column("source_type", String(20)),
+    Column("source_name", String(500)),
+    Column("entry_point_name", String(50)),
+    Column("source_version", String(50)),
+    Column("user_id", String(256)),
     Column("experiment_id", Integer),
     Column("artifact_uri", String(200)),
     Column("status", String(20)),
+    Column("start_time", BigInteger),
+    Column("end_time", BigInteger),
     Column("lifecycle_stage", String(20)),
     Column("deleted_time", BigInteger),
+)
+
+mlflow_params = Table(
+    "params",
+    mlflow_metadata,
+    Column("run_uuid", String(32), primary_key=True),
+    Column("key", String(250), primary_key=True),
+    Column("value", Text),
 )
 
 mlflow_run_tags = Table(

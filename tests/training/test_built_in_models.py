@@ -219,3 +219,43 @@ def test_the_users_own_factories_train_and_restore(backend: str) -> None:
 def test_a_wrong_factory_is_refused(backend: str, factories: Factories, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         trainer_of(backend, "mlp", model=factories).state()
+
+
+def test_jax_compiles_a_step_and_a_prediction_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    """Each small program takes XLA some 50 ms, and what is copied to the device has as many shapes as a model."""
+    import jax
+
+    jax.clear_caches()
+    with jax.log_compiles():
+        trainer = trainer_of("jax", "cnn")
+        run_steps(trainer, "cnn", 3)
+        trainer.predict(recipe_for("cnn")[2])
+        other = trainer_of("jax", "cnn")
+        other.restore(trainer.state())
+    found = [text for text in caplog.messages if text.startswith("Finished XLA compilation")]
+    assert sorted({text.split()[4] for text in found}) == ["jit(run)", "jit(step)"]
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (16, 32), (96, 24), (300, 300)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_what_jax_trains_on_is_nobody_elses(shape: tuple[int, ...], dtype: str) -> None:
+    """A step takes the buffers of the state before it: they must not be those of the caller's arrays."""
+    import jax
+
+    from noa_training.backends.jax_optimizers import own_copy
+
+    overwrite = jax.jit(lambda values: values * 0 + 9, donate_argnums=0)
+    kept: list[tuple[np.ndarray, Any]] = []
+    for _ in range(40):  # numpy's memory is aligned as JAX likes it now and then
+        array = np.full(shape, 3, dtype)
+        copy = own_copy(array)
+        array[...] = 5
+        np.testing.assert_array_equal(np.asarray(copy), np.full(shape, 3))
+        given = own_copy(array)
+        kept.append((array, overwrite(given)))
+        on_device = own_copy(copy)
+        overwrite(on_device)
+        assert given.is_deleted() and on_device.is_deleted() and not copy.is_deleted()
+    for array, result in kept:
+        np.testing.assert_array_equal(array, np.full(shape, 5))
+        np.testing.assert_array_equal(np.asarray(result), np.full(shape, 9))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ import pytest
 
 from noa.errors import TrainingError
 from noa.settings import RegistrySettings, Settings
-from noa_training import Epoch, JobCancelledError, Step, Warned
+from noa_training import Epoch, JobCancelledError, Step, Warned, tracking
 
 if TYPE_CHECKING:
     from tests.training.conftest import Jobs
@@ -85,3 +87,35 @@ def test_a_run_that_was_deleted_is_replaced(jobs: Jobs, registry: RegistrySettin
     job = jobs.run(registry=registry)
     assert rows(registry, "select status, run_uuid from runs") == [("FINISHED", job.run_id)]
     assert any("the run is gone" in event.message for event in jobs.of(Warned))
+
+
+def test_a_run_is_there_from_the_moment_in_which_its_job_begins(
+    registry: RegistrySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_FLUSH_EVERY_S", 3600.0)
+    started = threading.Event()
+    run = tracking.RunTracking(registry, project="demo", on_run=lambda _: started.set(), on_warning=pytest.fail)
+    database = registry.database_url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(database)) as connection:  # open by now, and at rest until it is told of the run
+        while not connection.execute("select 1 from experiments where name = 'demo'").fetchall():
+            assert not started.wait(0.02)
+    run.begin(tracking.RunInfo(name="early", params={"p": 1}, tags={"t": "1"}))
+    assert started.wait(60)
+    assert rows(registry, "select name, status from runs") == [("early", "RUNNING")]
+    run.log({"loss": 0.5}, step=1, now=1.0)
+    assert run.finish("FINISHED") is not None
+    assert rows(registry, "select status, value from runs join metrics using (run_uuid)") == [("FINISHED", 0.5)]
+
+
+def test_a_run_that_is_gone_when_the_job_ends_is_replaced_at_once(
+    registry: RegistrySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_FLUSH_EVERY_S", 3600.0)
+    begun: list[str] = []
+    warned: list[str] = []
+    run = tracking.RunTracking(registry, project="demo", on_run=begun.append, on_warning=warned.append)
+    run.log({"loss": 0.5}, step=1, now=1.0)
+    run.begin(tracking.RunInfo(name="again", params={}, tags={}, run_id="0" * 32))
+    assert run.finish("KILLED") == begun[-1] != "0" * 32
+    assert "the run is gone" in warned[0]
+    assert rows(registry, "select status, value from runs join metrics using (run_uuid)") == [("KILLED", 0.5)]

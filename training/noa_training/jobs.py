@@ -239,7 +239,7 @@ def _train(
     begun = time.perf_counter()
     request, recipe = job.request, job.recipe
     commit = git_commit(request.root)
-    if registry is not None:  # first: MLflow is imported while the data is read
+    if registry is not None:  # first: the database is opened while the data is read
         reporter.tracking = _open_tracking(job, registry, reporter)
     dataset = load_dataset(recipe, root=request.root.absolute())
     if reporter.tracking is not None:

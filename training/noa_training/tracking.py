@@ -1,8 +1,8 @@
 """Send a job's numbers to its MLflow run, off the training thread.
 
-Importing MLflow takes longer than many a first epoch, so one background thread does everything: it opens the tracker
-while training begins, then writes what has gathered every few seconds. A tracker that fails never ends the job; it is
-reported.
+A database may be locked for longer than an epoch takes, or far away, so one background thread does everything: it
+opens the tracker while training begins, starts the run as soon as `begin` says which, then writes what has gathered
+every few seconds. A tracker that fails never ends the job; it is reported.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class RunTracking:
     def begin(self, info: RunInfo) -> None:
         """Start the run, or continue `info.run_id`, as soon as the tracker is open."""
         self._info = info
+        self._wake.set()
 
     def log(self, values: Mapping[str, float], *, step: int, now: float) -> None:
         """Keep metrics for the next flush."""
@@ -88,7 +89,9 @@ class RunTracking:
         tracker: Tracker | None = None
         failure: str | None = None
         while True:
-            is_last = self._wake.wait(0 if tracker is None and failure is None else _FLUSH_EVERY_S)
+            self._wake.wait(0 if tracker is None and failure is None else _FLUSH_EVERY_S)
+            self._wake.clear()
+            is_last = self._status is not None
             try:
                 if tracker is None:
                     tracker = self._open()
@@ -101,13 +104,16 @@ class RunTracking:
             except Exception as exc:  # noqa: BLE001  # the job must outlive whatever the tracking store raises
                 if isinstance(exc, NotFoundError) and self._forget_run():
                     self._on_warning(f"the run is gone, a new one is started: {exc}")
+                    self._wake.set()
                     continue
                 reason = str(exc) if isinstance(exc, NoaError) else f"{type(exc).__name__}: {exc}"
                 if reason != failure or is_last:
                     failure = reason
                     self._on_warning(f"metrics are not recorded: {reason}")
             if is_last:
-                return
+                break
+        if tracker is not None:
+            tracker.close()
 
     def _open(self) -> Tracker:
         from noa_registry.mlflow_tracking import open_tracker
@@ -129,7 +135,7 @@ class RunTracking:
         return True
 
     def _flush(self, tracker: Tracker, run_id: str) -> None:
-        from noa_registry.mlflow_tracking import MetricRow
+        from noa_registry.mlflow_runs import MetricRow
 
         with self._lock:
             rows = list(self._rows)

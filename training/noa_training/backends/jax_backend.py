@@ -18,7 +18,7 @@ from noa.errors import RecipeError
 from noa.signatures import Signature
 from noa_conversion import JaxModel
 from noa_training.backends.interface import TrainerState
-from noa_training.backends.jax_optimizers import clip_by_global_norm, first_moments, make_update
+from noa_training.backends.jax_optimizers import clip_by_global_norm, first_moments, make_update, own_copy
 from noa_training.backends.state_checks import check_arrays
 from noa_training.datasets import Objective, Split
 from noa_training.evaluation import predict
@@ -51,11 +51,11 @@ class JaxTrainer:
     """Params, moments and the training rows on the device, and the compiled step."""
 
     def __init__(self, recipe: Recipe, params: Any, apply: Callable[..., Any], train: Split) -> None:
-        inputs = [jnp.asarray(array) for array in train.inputs.values()]
+        inputs = [own_copy(array) for array in train.inputs.values()]
         kind = np.int32 if recipe.objective == "cross_entropy" else np.float32
-        self._data = (*inputs, jnp.asarray(train.targets.astype(kind)))
+        self._data = (*inputs, own_copy(train.targets.astype(kind)))
         # Copies: donated buffers must be this trainer's own.
-        self._params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+        self._params = jax.tree.map(own_copy, params)
         self._moments = first_moments(recipe.optimizer, self._params)
         self._counters = _counters(0, 0, 0)
         self._compiled = jax.jit(_make_step(recipe, apply), donate_argnums=(0, 1, 2))
@@ -70,7 +70,7 @@ class JaxTrainer:
     def begin_epoch(self, order: np.ndarray, rates: np.ndarray, position: int) -> None:
         """Put rows and rates of an epoch on the device."""
         self._kept = self.take_losses()
-        self._plan = (jnp.asarray(order), jnp.asarray(rates))
+        self._plan = (own_copy(order), own_copy(rates))
         self._counters = _counters(self._step, position, len(order))
         self._taken = self._position = position
 
@@ -140,7 +140,7 @@ def unflatten_params(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
         place = params
         for folder in folders:
             place = place.setdefault(folder, {})
-        place[leaf] = jnp.array(value, copy=True)
+        place[leaf] = own_copy(value)
     return params
 
 
@@ -209,4 +209,4 @@ def _evaluation(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 def _counters(step: int, position: int, steps: int) -> tuple[Any, Any, Any]:
     """Return steps done, position in the epoch, and room for the losses of its `steps`."""
-    return jnp.int32(step), jnp.int32(position), jnp.zeros(steps, jnp.float32)
+    return own_copy(np.int32(step)), own_copy(np.int32(position)), own_copy(np.zeros(steps, np.float32))

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from noa_training.recipes import SGD, AdamW, Optimizer
 
@@ -24,7 +25,16 @@ def first_moments(optimizer: Optimizer, params: Params) -> Moments:
     kinds = ("first_moment", "second_moment") if isinstance(optimizer, AdamW) else ("momentum",)
     if isinstance(optimizer, SGD) and not optimizer.momentum:
         kinds = ()
-    return {kind: jax.tree.map(jnp.zeros_like, params) for kind in kinds}
+    return {kind: jax.tree.map(lambda leaf: own_copy(np.zeros(leaf.shape, leaf.dtype)), params) for kind in kinds}
+
+
+def own_copy(array: Any) -> jax.Array:
+    """Return a copy on the device that nobody else has, so that a step may be given its buffer.
+
+    `jnp.array`, `jnp.zeros` and their like compile a program for every shape, which takes a small job a second.
+    """
+    # Twice: `may_alias` is heeded for what is on the device already; memory of numpy's is taken as it is, if aligned.
+    return jax.device_put(jax.device_put(array), may_alias=False).block_until_ready()
 
 
 def make_update(optimizer: Optimizer) -> Callable[..., tuple[Params, Moments]]:
