@@ -1,7 +1,7 @@
 """Which files the tests begin with: `make test` gives whole files to its processes, in the order of the collection.
 
-The files that take about half a minute and more, the slowest first, as a whole run's JUnit file tells. A file that is missing
-here costs at most its own time at the end, when the other processes have nothing left to do.
+The files that take about half a minute and more, the slowest first, as a whole run's JUnit file tells. A file that is
+missing here costs at most its own time at the end, when the other processes have nothing left to do.
 """
 
 from __future__ import annotations
