@@ -23,14 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     invocation = _invocation.begin()
-    from noa_cli._app import build
+    from noa_cli._app import command
     from noa_cli._completion import mend_bash_words, print_completion
 
     try:
         if print_completion(arguments):
             return 0
         mend_bash_words(os.environ, invocation)
-        result = build()(arguments, prog_name="noa", standalone_mode=True)
+        result = command()(arguments, prog_name="noa", standalone_mode=True)
     except SystemExit as exc:  # every command ends so
         return _ended(invocation, exc.code)
     except NoaError as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -46,6 +47,12 @@ def _version(value: bool) -> None:
 
         typer.echo(f"noa {__version__}")
         raise typer.Exit
+
+
+@functools.cache
+def command() -> Callable[..., Any]:
+    """Return the tree of commands, made once in a process: it takes longer than many a command."""
+    return typer.main.get_command(build())
 
 
 def build() -> typer.Typer:

@@ -101,9 +101,10 @@ class Launch:
             if name in plans and _port_of(record) not in wanted and self._fits_beside(plans[name], record):
                 self.beside.add(name)
         ending: list[ServiceName] = [name for name in outdated if name not in self.beside]
-        if "prefect" in ending and "worker" not in ending and (worker := self.supervisor.find("worker")) is not None:
-            ending.append("worker")
-            records["worker"] = worker
+        for name, plan in plans.items():
+            if plan.needs in ending and name not in ending and (record := self.supervisor.find(name)) is not None:
+                ending.append(name)
+                records[name] = record
         for name in ending:
             if name in plans and name in records:
                 former = remember(self.settings, self.supervisor, records[name])

@@ -18,6 +18,9 @@ Row = dict[str, object]
 _UNFINISHED = ("SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "PAUSED")
 _STARTED = ("PENDING", "RUNNING", "CANCELLING")
 _PAGE = 200
+_TIMEOUT_S = 30.0
+_LOOK_AT_SERVER = "See its log: `noa status` says where it is"
+_HANGS = "If `noa status` finds it unhealthy, stop it with `noa down --only prefect` and start it with `noa up`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,12 +164,12 @@ class PrefectApi:
     def _rows(self, path: str, body: Row) -> list[Row]:
         found = self._send(path, body).body
         if not isinstance(found, list):
-            raise ServiceError("the Prefect server gave an unexpected answer", where=self.url + path, received=found)
+            raise _unexpected(self.url + path, "a list", found)
         return cast("list[Row]", found)
 
     def _row(self, answer: Answer) -> Row:
         if not isinstance(answer.body, dict):
-            raise ServiceError("the Prefect server gave an unexpected answer", where=self.url, received=answer.body)
+            raise _unexpected(self.url, "an object", answer.body)
         return cast("Row", answer.body)
 
     def _send(self, path: str, body: Row | None, *, method: str | None = None, allow: tuple[int, ...] = ()) -> Answer:
@@ -183,18 +186,27 @@ class PrefectApi:
         if answer.status in (400, 409, 422):
             raise InvalidInputError(f"the Prefect server does not accept this: {reason}", where=where)
         raise ServiceError(
-            "the Prefect server failed", where=where, expected="status 2xx", received=f"{answer.status}: {reason}"
+            "the Prefect server failed",
+            where=where,
+            expected="status 2xx",
+            received=f"{answer.status}: {reason}",
+            remedy=_LOOK_AT_SERVER,
         )
 
     def _ask_patiently(self, path: str, body: Row | None, method: str | None) -> Answer:
         """Ask again while SQLite is busy (503) or the connection breaks: the server may be writing a schedule."""
         for wait_s in (0.1, 0.3, 1.0, None):
             try:
-                answer = ask(self.url + path, body=body, method=method, timeout_s=30.0)
+                answer = ask(self.url + path, body=body, method=method, timeout_s=_TIMEOUT_S)
             except ConnectionError as exc:
-                if wait_s is None or "refused" in str(exc):
+                is_away = "refused" in str(exc)
+                if wait_s is None or is_away:
                     raise ServiceError(
-                        "the Prefect server does not answer", where=self.url, remedy="Start it with `noa up`"
+                        "the Prefect server does not answer",
+                        where=self.url,
+                        expected=f"an answer over HTTP within {_TIMEOUT_S:g} s",
+                        received=str(exc.__cause__ or exc),
+                        remedy="Start it with `noa up`" if is_away else _HANGS,
                     ) from exc
             else:
                 if answer.status != 503 or wait_s is None:
@@ -206,6 +218,16 @@ class PrefectApi:
 def is_finished(state_type: str) -> bool:
     """Tell whether a state of this type is final."""
     return state_type not in _UNFINISHED
+
+
+def _unexpected(where: str, expected: str, received: object) -> ServiceError:
+    return ServiceError(
+        "the Prefect server gave an unexpected answer",
+        where=where,
+        expected=f"{expected} in JSON",
+        received=str(received)[:300],
+        remedy=_LOOK_AT_SERVER,
+    )
 
 
 def _reason(body: object) -> str:

@@ -20,9 +20,10 @@ from noa.settings import Settings
 from noa_flows._environment import prefect_home
 from noa_flows._prefect_api import PrefectApi, Row, is_finished
 from noa_flows._prefect_cron import check_cron
-from noa_flows._service_plans import WORK_POOL, api_url
+from noa_flows._service_plans import WORK_POOL, ServiceName, api_url
 from noa_flows.pipeline import plan_pipeline
 from noa_flows.services import address_of
+from noa_flows.supervisor import Supervisor
 from noa_training import BackendName
 
 FLOW_NAME = "retrain"
@@ -204,6 +205,7 @@ def cancel(settings: Settings, run_id: str, *, timeout_s: float = 60.0) -> FlowR
         if time.monotonic() > give_up_at:
             raise ServiceError(
                 f"run `{row['name']}` does not end",
+                where=api.url,
                 expected=f"a final state within {timeout_s:g} s",
                 received=str(row["state_name"]),
                 remedy="`noa down` ends its processes for certain",
@@ -237,9 +239,20 @@ def _connect(settings: Settings) -> PrefectApi:
     address = address_of(settings, "prefect")
     if address is None:
         raise ServiceError(
-            "the project's Prefect server is not running", where=str(settings.root), remedy="Start it with `noa up`"
+            "the project's Prefect server is not running",
+            where=str(settings.root),
+            expected="service `prefect` running",
+            received=_state_of(settings, "prefect"),
+            remedy="Start it with `noa up`",
         )
     return PrefectApi(url=api_url(address))
+
+
+def _state_of(settings: Settings, service: ServiceName) -> str:
+    """Return what is known of a service that does not run."""
+    supervisor = Supervisor(settings.state_dir)
+    record = supervisor.find(service)
+    return "it was not started" if record is None else f"it died; {supervisor.log_tail(record, lines=1)}".rstrip("; ")
 
 
 def _require_worker(settings: Settings) -> None:
@@ -249,6 +262,8 @@ def _require_worker(settings: Settings) -> None:
         raise ServiceError(
             "the project's worker is not running, and it executes the flows",
             where=str(settings.root),
+            expected="service `worker` running",
+            received=_state_of(settings, "worker"),
             remedy="Start it with `noa up`; what is scheduled is taken up then",
         )
 

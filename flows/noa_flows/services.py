@@ -7,7 +7,7 @@ in the supervisor.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -65,6 +65,7 @@ def up(
 
     What runs with other settings than these, or is no longer in them, is kept too, and its status says so; `restart`
     starts anew what these settings have, and stops the rest. Where that fails, what ran goes on or is started again.
+    What runs and needs a service that is started here is started anew with it, whether or not it is one of `services`.
 
     Raises:
         SettingsError: two services would listen on one port.
@@ -83,6 +84,7 @@ def up(
         _clear(settings, supervisor, report)
         names: list[ServiceName] = list(SERVICE_NAMES if services is None else plans) if restart else []
         outdated: list[ServiceName] = [name for name in names if _is_outdated(supervisor.find(name), name, settings)]
+        plans = _with_dependents(plans, outdated, settings, supervisor)
         launch = Launch(settings=settings, supervisor=supervisor, report=report)
         for failure in launch.run(plans, outdated=outdated).values():
             raise failure
@@ -170,6 +172,23 @@ def _choose(
         )
     needed = {plans[name].needs for name in services}
     return {name: plan for name, plan in plans.items() if name in services or name in needed}
+
+
+def _with_dependents(
+    plans: dict[ServiceName, ServicePlan],
+    outdated: Collection[ServiceName],
+    settings: Settings,
+    supervisor: Supervisor,
+) -> dict[ServiceName, ServicePlan]:
+    """Return the plans together with those of what runs and needs one of them that will be started."""
+
+    def runs(name: ServiceName) -> bool:
+        record = supervisor.find(name)
+        return record is not None and supervisor.is_running(record)
+
+    anew = {name for name in plans if name in outdated or not runs(name)}
+    everything = plan_services(settings).items()
+    return {name: plan for name, plan in everything if name in plans or (plan.needs in anew and runs(name))}
 
 
 def _status_of(

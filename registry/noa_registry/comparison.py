@@ -99,6 +99,22 @@ class MetricComparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowSetComparison:
+    """What was measured of both on one set of test rows. `is_judged`: the gate judges by it, or there is no gate.
+
+    `rows` is None where no measurement says how many there are.
+    """
+
+    dataset_digest: str
+    rows: int | None
+    is_judged: bool
+    metrics: tuple[MetricComparison, ...]
+    slices: tuple[MetricComparison, ...]
+    a_calibration: CalibrationEvidence | None
+    b_calibration: CalibrationEvidence | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValueDifference:
     """A value that is not the same in both; None where one has none."""
 
@@ -123,12 +139,18 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two versions side by side. `same_rows`: their metrics were measured on the same test rows."""
+    """Two versions side by side. `same_rows`: their metrics were measured on the same test rows.
+
+    `row_sets` has every set of test rows that both were measured on: what the gate names first, then those for which
+    both have predictions, the newest first. `metrics` and `slices` are those of the first one; where there is none,
+    what each has on rows of its own.
+    """
 
     a: Side
     b: Side
     same_rows: bool
     plan: BootstrapPlan
+    row_sets: tuple[RowSetComparison, ...]
     metrics: tuple[MetricComparison, ...]
     slices: tuple[MetricComparison, ...]
     signature: SignatureComparison
@@ -146,6 +168,7 @@ class Comparison:
             "bootstrap": {**asdict(self.plan), "method": METHOD},
             "metrics": [_metric_to_dict(entry) for entry in self.metrics],
             "slices": [_metric_to_dict(entry) for entry in self.slices],
+            "row_sets": [_row_set_to_dict(entry) for entry in self.row_sets],
             "signature": {"level": self.signature.level, "differences": list(self.signature.differences)},
             "params": [plain_json(asdict(entry)) for entry in self.params],
             "data": [plain_json(asdict(entry)) for entry in self.data],
@@ -170,25 +193,29 @@ def compare_versions(
     """
     left, right = candidate_of(a, a_evidence), candidate_of(b, b_evidence)
     notes: list[str] = []
-    common = _common_rows(left, right)
-    old = _metrics(left, common, policy, notes, as_holder=True)
-    new = _metrics(right, common, policy, notes, as_holder=False)
-    if common is None and old.metrics and new.metrics:
-        notes.append(
-            "they were measured on different test rows, so no difference is shown; "
-            "`noa train --promote` measures the present holder on the new rows too"
-        )
-    if common is not None:
-        _note_other_rows(left, right, common, notes)
-    drawn = _Drawn(GateWork(read_attachment), left, right, common, plan, policy, notes)
-    metrics, slices = _compare_metrics(old, new, common, drawn)
+    work = GateWork(read_attachment)
+    found = _common_rows(left, right, policy)
+    row_sets: list[RowSetComparison] = []
+    for rows in found:
+        where = f" on {rows[:19]}" if len(found) > 1 else ""
+        drawn = _Drawn(work, left, right, rows, plan, policy, notes, where)
+        row_sets.append(_compare_on(drawn, rows, policy))
+    if row_sets:
+        first = row_sets[0]
+        metrics, slices, digests = first.metrics, first.slices, (first.dataset_digest, first.dataset_digest)
+        calibrations = first.a_calibration, first.b_calibration
+    else:
+        drawn = _Drawn(work, left, right, None, plan, policy, notes)
+        metrics, slices, digests = _compare_apart(drawn)
+        calibrations = _calibration(left, digests[0], drawn), _calibration(right, digests[1], drawn)
     return Comparison(
-        a=_side(a, left, old.rows_digest, notes),
-        b=_side(b, right, new.rows_digest, notes),
-        same_rows=common is not None,
+        a=_side(a, left, digests[0], calibrations[0], notes),
+        b=_side(b, right, digests[1], calibrations[1], notes),
+        same_rows=bool(row_sets),
         plan=plan,
-        metrics=tuple(metrics),
-        slices=tuple(slices),
+        row_sets=tuple(row_sets),
+        metrics=metrics,
+        slices=slices,
         signature=compare_signatures(a.signature, b.signature),
         params=_differences(a.params, b.params),
         data=_differences(_origin(a), _origin(b)),
@@ -208,6 +235,8 @@ class _Drawn:
     plan: BootstrapPlan
     policy: GateSettings | None
     notes: list[str]
+    where: str = ""
+    """The rows, for a note, where there are several sets."""
 
     def interval(self, metric: str, slice_name: str | None) -> PairedDifference | None:
         """Return the difference with its bounds, None if they cannot be drawn."""
@@ -219,10 +248,10 @@ class _Drawn:
             )
         except (InvalidInputError, NotFoundError, IntegrityError) as exc:
             where = "" if isinstance(exc, NotFoundError) else f"; expected {exc.expected}, received {exc.received}"
-            self.notes.append(f"no interval: {exc.what}{where}")
+            self.notes.append(f"no interval{self.where}: {exc.what}{where}")
             return None
         if not math.isfinite(found.lower):
-            self.notes.append(f"no interval of `{metric}`: it is not finite in every draw")
+            self.notes.append(f"no interval of `{metric}`{self.where}: it is not finite in every draw")
             return None
         return found
 
@@ -283,57 +312,87 @@ def _compare_metric(
     )
 
 
-def _common_rows(left: Candidate, right: Candidate) -> str | None:
-    """Return the newest test rows on which both were measured; best those for which both have predictions."""
+def _common_rows(left: Candidate, right: Candidate, policy: GateSettings | None) -> list[str]:
+    """Return the sets of test rows on which both were measured, in the order in which they are shown."""
+    found: list[str] = []
     for kind in (PREDICTIONS, METRICS):
         for evidence in reversed(right.evidence):
             rows = evidence.values.get("dataset_digest")
             if evidence.kind != kind or evidence.values.get("split") != TEST_SPLIT or not isinstance(rows, str):
                 continue
             if all(side.on_test_rows(wanted, rows) for side in (left, right) for wanted in {kind, METRICS}):
-                return rows
-    return None
+                found.append(rows)
+    named = [] if policy is None else list(policy.datasets)
+    return sorted(dict.fromkeys(found), key=lambda rows: named.index(rows) if rows in named else len(named))
 
 
-def _note_other_rows(left: Candidate, right: Candidate, common: str, notes: list[str]) -> None:
-    sets = [{str(fact.values.get("dataset_digest")) for fact in side.all_test_metrics()} for side in (left, right)]
-    others = sorted((sets[0] & sets[1]) - {common})
-    if others:
-        notes.append(f"shown are the values on {common}; the gate judges those on {', '.join(others)} too")
+def _compare_on(drawn: _Drawn, rows: str, policy: GateSettings | None) -> RowSetComparison:
+    """Compare both on one set of test rows."""
+    old = _metrics(drawn.left, rows, drawn, as_holder=True)
+    new = _metrics(drawn.right, rows, drawn, as_holder=False)
+    metrics, slices = _compare_metrics(old, new, rows, drawn)
+    return RowSetComparison(
+        dataset_digest=rows,
+        rows=new.rows if new.rows is not None else old.rows,
+        is_judged=policy is None or not policy.datasets or rows in policy.datasets,
+        metrics=tuple(metrics),
+        slices=tuple(slices),
+        a_calibration=_calibration(drawn.left, rows, drawn),
+        b_calibration=_calibration(drawn.right, rows, drawn),
+    )
 
 
-def _metrics(
-    side: Candidate, rows: str | None, policy: GateSettings | None, notes: list[str], *, as_holder: bool
-) -> _Counted:
+def _compare_apart(
+    drawn: _Drawn,
+) -> tuple[tuple[MetricComparison, ...], tuple[MetricComparison, ...], tuple[str | None, str | None]]:
+    """Return what each has on its own newest test rows, without differences, and the digests of these rows."""
+    old = _metrics(drawn.left, None, drawn, as_holder=True)
+    new = _metrics(drawn.right, None, drawn, as_holder=False)
+    if old.metrics and new.metrics:
+        drawn.notes.append(
+            "they were measured on different test rows, so no difference is shown; "
+            "`noa train --promote` measures the present holder on the new rows too"
+        )
+    metrics, slices = _compare_metrics(old, new, None, drawn)
+    return tuple(metrics), tuple(slices), (old.rows_digest, new.rows_digest)
+
+
+def _metrics(side: Candidate, rows: str | None, drawn: _Drawn, *, as_holder: bool) -> _Counted:
     """Return the values by which the gate judges."""
     newest = side.test_metrics(rows)
     if newest is None:
-        notes.append(f"`{side.reference}` has no metrics on the test split")
+        drawn.notes.append(f"`{side.reference}` has no metrics on the test split")
         return _Counted()
     recorded = RecordedMetrics.of(side, rows)
     if recorded.problem is not None:
-        notes.append(recorded.problem)
+        drawn.notes.append(recorded.problem)
         return _Counted()
     counted: dict[tuple[str | None, str], ChosenValue] = {}
     for name in (None, *recorded.slices):
         for metric in recorded.names(name):
-            chosen = counted_value(recorded, metric, name, policy=policy, as_holder=as_holder)
+            chosen = counted_value(recorded, metric, name, policy=drawn.policy, as_holder=as_holder)
             if chosen is not None:
                 counted[name, metric] = chosen
-                _note_dispute(side, metric, name, chosen, notes)
+                _note_dispute(side, metric, name, chosen, drawn)
     _, measured = recorded.facts[-1]
     return _Counted(metrics=counted, rows_digest=measured.dataset_digest, rows=measured.rows)
 
 
-def _note_dispute(side: Candidate, metric: str, slice_name: str | None, chosen: ChosenValue, notes: list[str]) -> None:
+def _note_dispute(side: Candidate, metric: str, slice_name: str | None, chosen: ChosenValue, drawn: _Drawn) -> None:
     if chosen.is_disputed:
-        where = "" if slice_name is None else f" of slice `{slice_name}`"
-        notes.append(
+        where = ("" if slice_name is None else f" of slice `{slice_name}`") + drawn.where
+        drawn.notes.append(
             f"`{metric}`{where} of `{side.reference}` is {chosen.value:g}{chosen.describe_others()}; hence no interval"
         )
 
 
-def _side(version: ModelVersion, side: Candidate, rows: str | None, notes: list[str]) -> Side:
+def _side(
+    version: ModelVersion,
+    side: Candidate,
+    rows: str | None,
+    calibration: CalibrationEvidence | None,
+    notes: list[str],
+) -> Side:
     served = version.default_format
     latency = RecordedLatency.of(side, served)
     if len(latency.measured) > 1:
@@ -348,20 +407,20 @@ def _side(version: ModelVersion, side: Candidate, rows: str | None, notes: list[
         served=served,
         dataset_digest=rows,
         size_bytes=version.formats[served].manifest.size_bytes,
-        calibration=_calibration(side, rows, notes),
+        calibration=calibration,
         latency=latency.slowest,
     )
 
 
-def _calibration(side: Candidate, rows: str | None, notes: list[str]) -> CalibrationEvidence | None:
+def _calibration(side: Candidate, rows: str | None, drawn: _Drawn) -> CalibrationEvidence | None:
     newest = side.on_test_rows(CALIBRATION, rows)
     if newest is None:
         return None
     facts = measurements_of(side.evidence, newest)
-    read = [_parsed(CalibrationEvidence.from_evidence, fact, notes) for fact in facts]
+    read = [_parsed(CalibrationEvidence.from_evidence, fact, drawn.notes) for fact in facts]
     measured = [entry for entry in read if entry is not None]
     if len({(entry.ece, entry.brier) for entry in measured}) > 1:
-        notes.append(f"calibration of `{side.reference}`: the worst of {len(measured)} measurements")
+        drawn.notes.append(f"calibration of `{side.reference}`{drawn.where}: the worst of {len(measured)} measurements")
     return worst_calibration(measured) if measured else None
 
 
@@ -396,6 +455,21 @@ def _metric_to_dict(entry: MetricComparison) -> dict[str, object]:
     return {**table, "verdict": entry.verdict, "why_no_width": entry.why_no_width}
 
 
+def _row_set_to_dict(entry: RowSetComparison) -> dict[str, object]:
+    return {
+        "dataset_digest": entry.dataset_digest,
+        "rows": entry.rows,
+        "is_judged": entry.is_judged,
+        "metrics": [_metric_to_dict(metric) for metric in entry.metrics],
+        "slices": [_metric_to_dict(metric) for metric in entry.slices],
+        "calibration": {"a": _calibration_to_dict(entry.a_calibration), "b": _calibration_to_dict(entry.b_calibration)},
+    }
+
+
+def _calibration_to_dict(calibration: CalibrationEvidence | None) -> dict[str, object] | None:
+    return None if calibration is None else dict(calibration.to_evidence().values)
+
+
 def _side_to_dict(side: Side) -> dict[str, object]:
     return {
         "reference": side.reference,
@@ -403,6 +477,6 @@ def _side_to_dict(side: Side) -> dict[str, object]:
         "served": side.served,
         "dataset_digest": side.dataset_digest,
         "size_bytes": side.size_bytes,
-        "calibration": None if side.calibration is None else dict(side.calibration.to_evidence().values),
+        "calibration": _calibration_to_dict(side.calibration),
         "latency": None if side.latency is None else dict(side.latency.to_evidence().values),
     }

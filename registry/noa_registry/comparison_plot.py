@@ -38,6 +38,8 @@ _FEW_ROWS = 10
 _DPI = 150
 _MOST_SLICES = 24
 _MOST_METRICS = 6
+_MOST_SETS = 8
+_SHORT_DIGEST = 12
 _MOST_PANELS = 3
 
 
@@ -62,7 +64,7 @@ def save_plot(comparison: Comparison, path: Path) -> None:
     slices = _slices_shown(comparison)
     panels = _panels(comparison, slices)
     width = 1.6 + 3.6 * sum(panel.width for panel in panels)
-    figure = Figure(figsize=(width, 5.2 + 0.12 * max(0, len(slices) - 8)), layout="constrained", dpi=_DPI)
+    figure = Figure(figsize=(width, _height(comparison, slices)), layout="constrained", dpi=_DPI)
     with mpl.rc_context({"svg.hashsalt": "noa", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         _draw(figure, comparison, panels)
         spread_labels(figure)
@@ -70,6 +72,15 @@ def save_plot(comparison: Comparison, path: Path) -> None:
         # Without the date the same comparison gives the same file.
         figure.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else {"Software": None})
     write_file(path, buffer.getvalue())
+
+
+def _height(comparison: Comparison, slices: Sequence[MetricComparison]) -> float:
+    """Return the height in inches: the slices and the sets of test rows need their rows."""
+    height = 5.2 + 0.12 * max(0, len(slices) - 8)
+    if len(comparison.row_sets) < 2:
+        return height
+    rows = _difference_rows(comparison)
+    return max(height, 1.4 + sum(0.55 + 0.34 * len(entries) for _, entries in rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,36 +110,97 @@ def _draw(figure: Figure, comparison: Comparison, panels: Sequence[_Panel]) -> N
         panel.draw(place)
     rows = comparison.b.dataset_digest
     where = f"test rows {rows[:19]}…" if comparison.same_rows and rows else "measured on different test rows"
+    if len(comparison.row_sets) > 1 and rows:
+        where = f"{len(comparison.row_sets)} sets of test rows; slices and reliability on {rows[:19]}…"
     figure.suptitle(f"{comparison.a.reference}  →  {comparison.b.reference}   ({where})", fontsize=11)
 
 
 def _draw_differences(figure: SubFigure, comparison: Comparison) -> None:
-    shown = [entry for entry in comparison.metrics if entry.difference is not None][:_MOST_METRICS]
-    if not shown:
+    rows = _difference_rows(comparison)
+    if not rows:
         _say(figure.subplots(), "no metric was measured\non the same rows for both")
         return
     # An axis of its own for each: a loss and an accuracy have no common scale.
-    for axes, entry in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
-        _draw_difference(axes, entry)
+    heights = [len(entries) for _, entries in rows]
+    places = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axes, (metric, entries) in zip(places, rows, strict=True):
+        if len(comparison.row_sets) == 1:
+            _draw_difference(axes, entries[0][1])
+        else:
+            _draw_differences_on_sets(axes, metric, entries)
     first, last = figure.axes[0], figure.axes[-1]
-    first.set_title(f"Difference and its {comparison.plan.confidence * 100:g}% interval (paired bootstrap)", fontsize=9)
+    hidden = len(comparison.row_sets) - _MOST_SETS
+    title = f"Difference and its {comparison.plan.confidence * 100:g}% interval (paired bootstrap)"
+    if len(comparison.row_sets) > 1:
+        title += f"\nby test rows{f' ({hidden} more sets are not drawn)' if hidden > 0 else ''}\n\n{first.get_title()}"
+    first.set_title(title, fontsize=9)
     last.set_xlabel(f"{comparison.b.reference} minus {comparison.a.reference}  (↑ larger is better, ↓ smaller is)")
+
+
+def _difference_rows(comparison: Comparison) -> list[tuple[str, list[tuple[str, MetricComparison]]]]:
+    """Return each metric with its differences by the name of the test rows, the gate's first."""
+    found: dict[str, list[tuple[str, MetricComparison]]] = {}
+    for part in comparison.row_sets[:_MOST_SETS]:
+        name = part.dataset_digest.removeprefix("sha256:")[:_SHORT_DIGEST]
+        name += "" if part.is_judged else "\nnot in the gate"
+        for entry in part.metrics:
+            if entry.difference is not None:
+                found.setdefault(entry.metric, []).append((name, entry))
+    return list(found.items())[:_MOST_METRICS]
+
+
+def _draw_differences_on_sets(axes: Axes, metric: str, entries: Sequence[tuple[str, MetricComparison]]) -> None:
+    """Draw a row for each set of test rows, and beside it the numbers."""
+    axes.axvline(0, color="#999999", linewidth=1)
+    axes.grid(axis="y", color="#eeeeee", linewidth=0.8)
+    places = list(range(len(entries)))[::-1]
+    ends = [0.0]
+    for (_, entry), place in zip(entries, places, strict=True):
+        color = _VERDICTS[entry.verdict]
+        _draw_interval(axes, entry, place, color)
+        text = _describe(entry, is_tall=True)
+        axes.text(
+            1.02,
+            place,
+            text,
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=7,
+            color=color,
+            linespacing=1.2,
+        )
+        ends += [number for number in (entry.lower, entry.upper, entry.difference) if number is not None]
+    axes.set_yticks(places, [name for name, _ in entries])
+    axes.set_ylim(-0.6, len(entries) - 0.4)
+    _fit(axes, ends)
+    axes.set_title(f"{_plain(metric)} {_ARROWS[entries[0][1].larger_is_better]}".rstrip(), fontsize=9)
 
 
 def _draw_difference(axes: Axes, entry: MetricComparison) -> None:
     value, color = entry.difference or 0.0, _VERDICTS[entry.verdict]
     axes.axvline(0, color="#999999", linewidth=1)
     _draw_interval(axes, entry, 0, color)
-    text = f"{value:+.4g}" if value else "0"
-    if (why := _why_no_interval(entry)) is not None:
-        text += f"  {'' if entry.lower is None else entry.verdict + ': '}{why}"
-    else:
-        text += f"  [{entry.lower:+.4g}, {entry.upper:+.4g}]  {entry.verdict}"
-    axes.text(0.5, 0.86, text, transform=axes.transAxes, ha="center", color=color)
+    axes.text(0.5, 0.86, _describe(entry), transform=axes.transAxes, ha="center", color=color)
     name = f"{_plain(entry.metric)} {_ARROWS[entry.larger_is_better]}".rstrip()
     axes.set_yticks([0], [name])
     axes.set_ylim(-1, 1.4)
-    ends = [number for number in (entry.lower, entry.upper, value, 0.0) if number is not None]
+    _fit(axes, [number for number in (entry.lower, entry.upper, value, 0.0) if number is not None])
+
+
+def _describe(entry: MetricComparison, *, is_tall: bool = False) -> str:
+    """Return the difference, its interval and what they say, on one line or two."""
+    value = entry.difference or 0.0
+    text = f"{value:+.4g}" if value else "0"
+    if (why := _why_no_interval(entry)) is not None:
+        parts = [text, why if entry.lower is None else f"{entry.verdict}: {why}"]
+    elif is_tall:
+        parts = [f"{text}  {entry.verdict}", f"[{entry.lower:+.4g}, {entry.upper:+.4g}]"]
+    else:
+        parts = [text, f"[{entry.lower:+.4g}, {entry.upper:+.4g}]", entry.verdict]
+    return ("\n" if is_tall else "  ").join(parts)
+
+
+def _fit(axes: Axes, ends: Sequence[float]) -> None:
     margin = 0.12 * (max(ends) - min(ends)) or 0.01
     axes.set_xlim(min(ends) - margin, max(ends) + margin)
     axes.locator_params(axis="x", nbins=5)

@@ -197,6 +197,7 @@ class Endpoints:
             if time.monotonic() >= deadline:
                 raise ServiceError(
                     f"`{name}@{alias}` is {name}/{number} now, but not every server follows",
+                    where=", ".join(dict.fromkeys(f"endpoint `{one.generation.endpoint}`" for one in late)),
                     expected=f"all {len(following)} replicas at {name}/{number} within {timeout_s:g} s",
                     received="; ".join(str(replica) for replica in late),
                     remedy="The alias has moved and stays so; look at these servers, or wait longer with --timeout",

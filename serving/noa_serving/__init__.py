@@ -4,7 +4,7 @@ A server is a child process that runs BentoML's machinery with noa's own stack i
 `server_command` start one, `Client` and `AsyncClient` call one.
 """
 
-from noa_serving._client_wire import Prediction
+from noa_serving._client_wire import NoAnswerError, Prediction
 from noa_serving._exposure import check_exposure, is_open
 from noa_serving._own_key import key_to_call_own
 from noa_serving._running_servers import RunningServer, running_servers
@@ -29,6 +29,7 @@ __all__ = [
     "STARTED_PATH",
     "AsyncClient",
     "Client",
+    "NoAnswerError",
     "Prediction",
     "RunningServer",
     "ServerAddress",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
@@ -32,9 +34,17 @@ _DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 _HEADER_LENGTH = "inference-header-content-length"
 _RETRIED = (429, 503)
 _LONGEST_WAIT_S = 60.0
+_SHOWN_BYTES = 120
+_START_SERVER = "Start it with `noa serve` or `noa up`, or correct the address"
+_WRONG_SERVER = "Check the address: `noa status` lists the project's servers"
+_LOOK_AT_SERVER = "See `noa status` and the server's log"
 
 Inputs = Mapping[str, np.ndarray] | np.ndarray
 Row = Mapping[str, object]
+
+
+class NoAnswerError(ServiceError):
+    """A server is away, is silent for too long, or speaks no HTTP; where it is away `facts["is_refused"]` is true."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,18 +145,35 @@ def infer_request(endpoint: str, inputs: Inputs, *, specs: Mapping[str, Row], ou
     return Request("POST", f"/v2/models/{quote(endpoint, safe='')}/infer", b"".join((head, *chunks)), headers)
 
 
-def read_object(answer: Answer) -> dict[str, object]:
-    """Return an answer's JSON object."""
-    return cast("dict[str, object]", json.loads(answer.body))
+def read_object(answer: Answer, url: str) -> dict[str, object]:
+    """Return an answer's JSON object.
+
+    Raises:
+        ServiceError: it holds none.
+    """
+    try:
+        found = cast("object", json.loads(answer.body))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise _stranger(url, "a JSON object", f"status {answer.status}{_first_words(answer)}")
+    return cast("dict[str, object]", found)
 
 
-def read_inputs(metadata: Mapping[str, object]) -> dict[str, Row]:
-    """Return the rows of a model's inputs in its metadata by name."""
-    rows = cast("list[dict[str, object]]", metadata["inputs"])
-    return {str(row["name"]): row for row in rows}
+def read_inputs(metadata: Mapping[str, object], url: str) -> dict[str, Row]:
+    """Return the rows of a model's inputs in its metadata by name.
+
+    Raises:
+        ServiceError: it is no such metadata.
+    """
+    rows = metadata.get("inputs")
+    if not isinstance(rows, list):
+        names = ", ".join(f"`{name}`" for name in metadata)
+        raise _stranger(url, "the metadata of a model, with its `inputs`", f"an object of {names or 'nothing'}")
+    return {str(row["name"]): row for row in cast("list[dict[str, object]]", rows)}
 
 
-def read_specs(metadata: Mapping[str, object]) -> tuple[TensorSpec, ...]:
+def read_specs(metadata: Mapping[str, object], url: str) -> tuple[TensorSpec, ...]:
     """Return a model's inputs; a free axis is called `batch`."""
     return tuple(
         TensorSpec(
@@ -154,12 +181,73 @@ def read_specs(metadata: Mapping[str, object]) -> tuple[TensorSpec, ...]:
             dtype=cast("DType", DTYPES[str(row["datatype"])]),
             shape=tuple("batch" if size == -1 else size for size in cast("list[int]", row["shape"])),
         )
-        for name, row in read_inputs(metadata).items()
+        for name, row in read_inputs(metadata, url).items()
     )
 
 
-def read_prediction(answer: Answer) -> Prediction:
-    """Return the arrays of an answer with raw tensors, as copies of their own."""
+def read_prediction(answer: Answer, url: str) -> Prediction:
+    """Return the arrays of an answer with raw tensors, as copies of their own.
+
+    Raises:
+        ServiceError: it holds none.
+    """
+    try:
+        return _parse_prediction(answer)
+    except (ValueError, KeyError, TypeError) as exc:
+        raise _stranger(url, "tensors as they were asked for", f"status {answer.status}{_first_words(answer)}") from exc
+
+
+def wait_before_retry(answer: Answer) -> float | None:
+    """Return how long to wait before the request is sent again, seconds; None if that would not help."""
+    if answer.status not in _RETRIED:
+        return None
+    text = answer.headers.get("retry-after", "1")
+    return min(float(text), _LONGEST_WAIT_S) if text.isdigit() else 1.0
+
+
+def error_of(answer: Answer, url: str) -> Exception:
+    """Return the error that an answer other than 200 is."""
+    kind = ServiceError
+    if answer.status == 404:
+        kind = NotFoundError
+    elif answer.status in (400, 401, 403, 405, 406, 413, 415):
+        kind = InvalidInputError
+    try:  # noa's own words tell what was expected and received, and what to do
+        return kind(str(read_object(answer, url)["error"]), where=url, status=answer.status)
+    except (ServiceError, KeyError):
+        return kind(
+            f"the server answered {answer.status}",
+            where=url,
+            expected="status 200, or an error in JSON as noa's servers answer it",
+            received=f"status {answer.status}{_first_words(answer)}",
+            remedy=_WRONG_SERVER if answer.status < 500 else _LOOK_AT_SERVER,
+            status=answer.status,
+        )
+
+
+def no_answer(error: Exception, url: str, *, timeout_s: float) -> NoAnswerError:
+    """Return the error for a server that does not answer, or not in HTTP."""
+    received, remedy = str(error) or type(error).__name__, _LOOK_AT_SERVER
+    is_refused = isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in received
+    if is_refused:
+        received, remedy = "connection refused: nothing listens there", _START_SERVER
+    elif isinstance(error, ssl.SSLError):
+        remedy = "Check that it is `https` there, and `serving.tls_ca` and `serving.client_certificate`"
+    elif isinstance(error, TimeoutError):
+        received = f"nothing within {timeout_s:g} s"
+    elif isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        remedy = _WRONG_SERVER  # no such host, no way there
+    return NoAnswerError(
+        "the server does not answer",
+        where=url,
+        expected=f"an answer over HTTP within {timeout_s:g} s",
+        received=received,
+        remedy=remedy,
+        is_refused=is_refused,
+    )
+
+
+def _parse_prediction(answer: Answer) -> Prediction:
     length = int(answer.headers.get(_HEADER_LENGTH, len(answer.body)))
     table = cast("dict[str, object]", json.loads(answer.body[:length]))
     outputs: dict[str, np.ndarray] = {}
@@ -179,31 +267,14 @@ def read_prediction(answer: Answer) -> Prediction:
     )
 
 
-def wait_before_retry(answer: Answer) -> float | None:
-    """Return how long to wait before the request is sent again, seconds; None if that would not help."""
-    if answer.status not in _RETRIED:
-        return None
-    text = answer.headers.get("retry-after", "1")
-    return min(float(text), _LONGEST_WAIT_S) if text.isdigit() else 1.0
+def _stranger(url: str, expected: str, received: str) -> ServiceError:
+    what = "the answer is not that of a server of noa"
+    return ServiceError(what, where=url, expected=expected, received=received, remedy=_WRONG_SERVER)
 
 
-def error_of(answer: Answer, url: str) -> Exception:
-    """Return the error that an answer other than 200 is."""
-    try:
-        text = str(read_object(answer)["error"])
-    except (ValueError, KeyError, TypeError):
-        text = f"the server answered {answer.status}"
-    if answer.status == 404:
-        return NotFoundError(text, where=url, status=answer.status)
-    if answer.status in (400, 401, 403, 405, 406, 413, 415):
-        return InvalidInputError(text, where=url, status=answer.status)
-    return ServiceError(text, where=url, status=answer.status)
-
-
-def no_answer(error: Exception, url: str) -> ServiceError:
-    """Return the error for a server that does not answer."""
-    reason = "timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-    return ServiceError(f"the server does not answer: {reason}", where=url)
+def _first_words(answer: Answer) -> str:
+    text = " ".join(answer.body[:_SHOWN_BYTES].decode(errors="replace").split())
+    return f": {text}" if text else ""
 
 
 def _name_single(specs: Mapping[str, Row], array: np.ndarray) -> dict[str, np.ndarray]:

@@ -79,24 +79,24 @@ class AsyncClient:
             InvalidInputError: the server refused the input; the message is the server's.
             ServiceError: the server does not answer, is not ready or is overloaded for longer than `timeout_s`.
         """
-        specs = read_inputs(await self.metadata(endpoint)) if needs_specs(inputs) else {}
-        return read_prediction(await self.call(infer_request(endpoint, inputs, specs=specs, outputs=outputs)))
+        specs = read_inputs(await self.metadata(endpoint), self.url) if needs_specs(inputs) else {}
+        return read_prediction(await self.call(infer_request(endpoint, inputs, specs=specs, outputs=outputs)), self.url)
 
     async def predict_json(self, endpoint: str, body: object) -> dict[str, object]:
         """Send a plain JSON prediction request as it is and return the JSON answer. Errors as in `predict`."""
-        return read_object(await self.call(json_request(endpoint, body)))
+        return read_object(await self.call(json_request(endpoint, body)), self.url)
 
     async def metadata(self, endpoint: str) -> dict[str, object]:
         """Return the model metadata of the Open Inference Protocol. Errors as in `predict`."""
-        return read_object(await self.call(metadata_request(endpoint)))
+        return read_object(await self.call(metadata_request(endpoint)), self.url)
 
     async def inputs(self, endpoint: str) -> tuple[TensorSpec, ...]:
         """Return the input tensors of an endpoint; a free axis is called `batch`. Errors as in `predict`."""
-        return read_specs(await self.metadata(endpoint))
+        return read_specs(await self.metadata(endpoint), self.url)
 
     async def status(self) -> dict[str, object]:
         """Return what the server knows about its endpoints: versions, digests, swaps and refused versions."""
-        return read_object(await self.call(Request("GET", "/status")))
+        return read_object(await self.call(Request("GET", "/status")), self.url)
 
     async def ready(self) -> bool:
         """Tell whether the server answers and every endpoint is loaded. Never raises for a server that is away."""
@@ -115,7 +115,7 @@ class AsyncClient:
                 async with asyncio.timeout_at(deadline):
                     answer = await self.exchange(request)
             except _FAILURES as exc:
-                raise no_answer(exc, self.url) from exc
+                raise no_answer(exc, self.url, timeout_s=self.timeout_s) from exc
             if answer.status == 200:
                 return answer
             wait_s = wait_before_retry(answer)

@@ -62,29 +62,29 @@ class Client:
             InvalidInputError: the server refused the input; the message is the server's.
             ServiceError: the server does not answer, is not ready or is overloaded for longer than `timeout_s`.
         """
-        specs = read_inputs(self.metadata(endpoint)) if needs_specs(inputs) else {}
-        return read_prediction(self._call(infer_request(endpoint, inputs, specs=specs, outputs=outputs)))
+        specs = read_inputs(self.metadata(endpoint), self.url) if needs_specs(inputs) else {}
+        return read_prediction(self._call(infer_request(endpoint, inputs, specs=specs, outputs=outputs)), self.url)
 
     def predict_json(self, endpoint: str, body: object) -> dict[str, object]:
         """Send a plain JSON prediction request as it is and return the JSON answer. Errors as in `predict`."""
-        return read_object(self._call(json_request(endpoint, body)))
+        return read_object(self._call(json_request(endpoint, body)), self.url)
 
     def metadata(self, endpoint: str) -> dict[str, object]:
         """Return the model metadata of the Open Inference Protocol. Errors as in `predict`."""
-        return read_object(self._call(metadata_request(endpoint)))
+        return read_object(self._call(metadata_request(endpoint)), self.url)
 
     def inputs(self, endpoint: str) -> tuple[TensorSpec, ...]:
         """Return the input tensors of an endpoint; a free first axis is called `batch`. Errors as in `predict`."""
-        return read_specs(self.metadata(endpoint))
+        return read_specs(self.metadata(endpoint), self.url)
 
     def endpoints(self) -> dict[str, dict[str, object]]:
         """Return each endpoint with its model reference and state."""
-        table = read_object(self._call(Request("GET", "/")))
+        table = read_object(self._call(Request("GET", "/")), self.url)
         return cast("dict[str, dict[str, object]]", table["endpoints"])
 
     def status(self) -> dict[str, object]:
         """Return what the server knows about its endpoints: versions, digests, swaps and refused versions."""
-        return read_object(self._call(Request("GET", "/status")))
+        return read_object(self._call(Request("GET", "/status")), self.url)
 
     def ready(self) -> bool:
         """Tell whether the server answers and every endpoint is loaded. Never raises for a server that is away."""
@@ -133,7 +133,7 @@ class Client:
                 return self._exchange(request, timeout_s)
         except (OSError, http.client.HTTPException) as exc:
             self.close()
-            raise no_answer(exc, self.url) from exc
+            raise no_answer(exc, self.url, timeout_s=self.timeout_s) from exc
 
     def _exchange(self, request: Request, timeout_s: float) -> Answer:
         connection = self._open(timeout_s)

@@ -55,7 +55,7 @@ async def run_load(
         InvalidInputError: the server refuses the input.
         ServiceError: the server does not answer.
     """
-    specs = read_inputs(await client.metadata(endpoint))
+    specs = read_inputs(await client.metadata(endpoint), client.url)
     request = infer_request(endpoint, inputs, specs=specs, outputs=())
     await client.call(request)  # whatever is wrong with it is told now
     results: list[LoadResult] = []

@@ -444,7 +444,7 @@ def test_a_second_ctrl_c_ends_at_once_and_prints_no_traceback(tmp_path: Path) ->
         "import signal, sys, noa_cli.__main__ as main, noa_cli._app as app\n"
         "def command(*_, **__):\n"
         "    raise KeyboardInterrupt\n"
-        "app.build = lambda: command\n"
+        "app.command = lambda: command\n"
         "main._say = lambda text: signal.raise_signal(signal.SIGINT)\n"
         "main.main(['status'])\n"
     )

@@ -33,7 +33,7 @@ TARGETS = np.arange(200) % 2
 HOLDER, WORSE, BETTER = "digits/2", "digits/1", "digits/3"
 
 
-def measure(registry: Registry, reference: str, wrong: int) -> None:
+def measure(registry: Registry, reference: str, wrong: int, *, rows: str = ROWS) -> None:
     version = registry.resolve(reference)
     logits = logits_that_are_right(TARGETS, np.arange(200) >= wrong, classes=2)
     digest = version.formats["onnx"].digest
@@ -41,7 +41,7 @@ def measure(registry: Registry, reference: str, wrong: int) -> None:
     facts = MetricsEvidence(
         subject="onnx",
         digest=digest,
-        dataset_digest=ROWS,
+        dataset_digest=rows,
         split="test",
         metrics=metrics,
         rows=200,
@@ -51,7 +51,7 @@ def measure(registry: Registry, reference: str, wrong: int) -> None:
         Predictions(outputs=logits, targets=TARGETS, slices={"all": np.ones(200, bool)}),
         subject="onnx",
         digest=digest,
-        dataset_digest=ROWS,
+        dataset_digest=rows,
         split="test",
         objective="cross_entropy",
         output="logits",
@@ -125,6 +125,42 @@ def test_compare_shows_both_with_intervals(capfd: pytest.CaptureFixture[str]) ->
     assert (found["a"]["reference"], found["b"]["reference"]) == (HOLDER, WORSE)
     accuracy = next(row for row in found["metrics"] if row["metric"] == "accuracy")
     assert accuracy["lower"] < accuracy["difference"] == -0.19 < accuracy["upper"]
+
+
+@pytest.mark.parametrize(("width", "sets"), [(80, 5), (120, 2)])
+def test_compare_shows_every_set_of_rows_that_both_share_the_gates_first(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, sets: int
+) -> None:
+    others = ["sha256:" + letter * 64 for letter in "abcd"[: sets - 1]]
+    with Registry.open(load_settings(Path.cwd()).settings.registry) as registry:
+        for place, rows in enumerate(others):
+            measure(registry, HOLDER, 2, rows=rows)
+            measure(registry, WORSE, 40 - 10 * place, rows=rows)
+        measure(registry, WORSE, 10, rows="sha256:" + "f" * 64)  # that of one alone
+    monkeypatch.setenv("COLUMNS", str(width))
+    table = out_of(capfd, "models", "compare", HOLDER, WORSE)
+    found = json.loads(out_of(capfd, "models", "compare", HOLDER, WORSE, "--json"))
+    assert [part["dataset_digest"] for part in found["row_sets"]] == [*others[::-1], ROWS]
+    assert all(part["is_judged"] and part["rows"] == 200 for part in found["row_sets"])
+    first = found["row_sets"][0]
+    assert (found["metrics"], found["slices"]) == (first["metrics"], first["slices"])
+    flat = " ".join(table.split())
+    places = [flat.index(f"same test rows, {rows[7:19]}, 200 rows") for rows in (*others[::-1], ROWS)]
+    assert places == sorted(places)
+    assert "ffffffffffff" not in flat
+    assert all(f"{value:+.4f}" in table for value in (-0.19, -0.19 + 0.05 * (len(others) - 1)))
+    assert max(map(len, table.splitlines())) <= width
+    with Path("noa.toml").open("a") as file:
+        file.write(f'datasets = ["{ROWS}"]\n')
+    named = json.loads(out_of(capfd, "models", "compare", HOLDER, WORSE, "--json"))["row_sets"]
+    assert [part["dataset_digest"] for part in named] == [ROWS, *others[::-1]]
+    assert [part["is_judged"] for part in named] == [True] + [False] * len(others)
+    table = " ".join(out_of(capfd, "models", "compare", HOLDER, WORSE, "--plot", "a.svg").split())
+    assert f"{ROWS[7:19]}, 200 rows," not in table
+    assert table.count("which the gate does not name") == len(others)
+    drawn = Path("a.svg").read_text()
+    assert f"{sets} sets of test rows" in drawn
+    assert all(f"<!-- {rows[7:19]} -->" in drawn for rows in (ROWS, *others))
 
 
 def test_compare_draws_a_picture(capfd: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,24 @@ def test_without_a_server_the_remedy_is_a_command_that_works_as_it_stands(
     assert json.loads(capfd.readouterr().out)["version"] == version
 
 
+def test_a_server_that_does_not_answer_is_told_with_all_parts_of_an_error(
+    registered: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(registered)
+    for command, remedy in (
+        (["bench", "digits", "-o", "serving.port=1"], "Start one with `noa serve --override "),
+        (["bench", "digits", "--url", "127.0.0.1:1"], "Check `--url`"),
+        (["predict", "digits", "--input", "in.json", "--url", "127.0.0.1:1"], "Check `--url`, or compute here: noa"),
+        (["flows", "list"], "Start it with `noa up`"),
+        (["flows", "run", "noisy"], "Start it with `noa up`"),
+    ):
+        assert run([*command, "--json"]) == 1
+        error = json.loads(capfd.readouterr().err.splitlines()[-1])
+        assert error["error"] in ("NoAnswerError", "ServiceError")
+        assert [part for part, text in error.items() if not text] == []
+        assert str(error["remedy"]).startswith(remedy)
+
+
 def test_a_remedy_does_not_repeat_keys(capfd: pytest.CaptureFixture[str]) -> None:
     overrides = ["-o", "serving.port=1", "-o", 'serving.api_keys=["a-secret-key-of-mine"]']
     remedy = remedy_of(capfd, "predict", "numbers", "--input", "in.json", *overrides)

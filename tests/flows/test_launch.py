@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import urllib.request
@@ -16,7 +17,7 @@ from noa.errors import NoaError, ServiceError
 from noa.settings import Settings, load_settings
 from noa_flows import ServiceEvent, down, status, up
 from noa_flows._loopback import answers
-from noa_flows._service_plans import ServiceName, ServicePlan
+from noa_flows._service_plans import ServiceName, ServicePlan, api_url
 from noa_flows.supervisor import Command, ServiceRecord, Supervisor
 
 _SERVER = """
@@ -45,10 +46,11 @@ def fates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fates]:
     told: Fates = {}
 
     def plan(settings: Settings, name: ServiceName, port: int, needs: ServiceName | None = None) -> ServicePlan:
-        def build(address: str | None, _: Mapping[ServiceName, str]) -> Command:
+        def build(address: str | None, addresses: Mapping[ServiceName, str]) -> Command:
+            server = () if needs is None else (api_url(addresses[needs]),)
             return Command(
                 name=name,
-                arguments=(sys.executable, "-c", _SERVER, str(address).rpartition(":")[2]),
+                arguments=(sys.executable, "-c", _SERVER, str(address).rpartition(":")[2], *server),
                 environment={**os.environ, "FATE": told.get(name, "healthy"), "FATE_SAID": settings.project.name},
                 folder=tmp_path,
                 log_file=settings.state_dir / "logs" / f"{name}.log",
@@ -187,6 +189,73 @@ def test_a_service_that_was_stopped_for_one_that_fails_runs_again_as_before(
     del fates["prefect"]
     up(changed, services=["prefect"], restart=True)
     assert _says(changed, "prefect") == "after"
+
+
+def _servers(settings: Settings) -> dict[str, tuple[str, int | None, bool]]:
+    """Return state, pid and whether its settings are old, by service."""
+    return {found.name: (found.state, found.pid, found.has_old_settings) for found in status(settings)}
+
+
+def _moved(folder: Path, name: str) -> Settings:
+    pairs = [f"flows.port={_free_port()}", "flows.start_timeout_s=30", f"project.name={name}"]
+    return load_settings(folder, overrides=pairs).settings
+
+
+def _record(settings: Settings, name: ServiceName) -> ServiceRecord:
+    record = Supervisor(settings.state_dir).find(name)
+    assert record is not None
+    return record
+
+
+def _server_of_the_worker(settings: Settings) -> str:
+    return _record(settings, "worker").command[-1]
+
+
+def test_what_needs_a_service_that_is_restarted_alone_is_restarted_with_it(tmp_path: Path, fates: Fates) -> None:
+    settings = _moved(tmp_path, "before")
+    up(settings)
+    before = _servers(settings)
+    changed = _moved(tmp_path, "after")
+    (server, worker) = up(changed, services=["prefect"], restart=True)
+    assert [(one.name, one.state, one.has_old_settings) for one in (server, worker)] == [
+        ("prefect", "running", False),
+        ("worker", "running", False),
+    ]
+    assert _server_of_the_worker(changed) == api_url(f"http://127.0.0.1:{changed.flows.port}")
+    after = _servers(changed)
+    assert {name for name in after if after[name][1] != before[name][1]} == {"prefect", "worker"}
+
+    again = up(changed, services=["prefect"], restart=True)
+    assert [(one.name, one.pid) for one in again] == [("prefect", server.pid)]
+
+    for process in Supervisor(settings.state_dir).members(_record(changed, "prefect")):
+        os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: _states(changed)["prefect"] == "stopped")
+    up(changed, services=["prefect"])
+    assert _states(changed) == dict.fromkeys(before, "running")
+
+
+def test_what_needs_a_service_that_cannot_be_restarted_runs_again_with_it(tmp_path: Path, fates: Fates) -> None:
+    settings = _moved(tmp_path, "before")
+    up(settings, services=["worker"])
+    fates["prefect"] = "dies"
+    with pytest.raises(ServiceError, match=r"runs again with its former settings.* `worker` runs\. `noa up`"):
+        up(_moved(tmp_path, "after"), services=["prefect"], restart=True)
+    found = _servers(settings)
+    assert [found[name][0] for name in ("prefect", "worker")] == ["running", "running"]
+    assert _server_of_the_worker(settings) == api_url(f"http://127.0.0.1:{settings.flows.port}")
+
+
+def test_what_does_not_come_back_after_a_restart_of_what_it_needs_is_named(tmp_path: Path, fates: Fates) -> None:
+    up(_moved(tmp_path, "before"), services=["worker"])
+    fates["worker"] = "dies"
+    changed = _moved(tmp_path, "after")
+    with pytest.raises(ServiceError, match=r"(?s)`worker` died while it started.*`noa up` starts what is missing"):
+        up(changed, services=["prefect"], restart=True)
+    assert _servers(changed)["prefect"][0] == "running"
+    del fates["worker"]
+    up(changed)
+    assert _servers(changed)["worker"][0] == "running"
 
 
 @pytest.mark.bentoml

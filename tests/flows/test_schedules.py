@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from flows_helpers import make_project, wait_until
 
 import noa_flows
 from noa.errors import InvalidInputError, NotFoundError, ServiceError
-from noa.settings import Settings
+from noa.settings import Settings, load_settings
 from noa_cli.commands.flows import failure_of
 from noa_flows import FlowRun, ServiceEvent, find_holder, list_deployments, list_runs, schedule, unschedule
 from noa_flows._process_tree import ProcessId, is_alive, send_signal, signal
@@ -149,6 +150,18 @@ def test_a_killed_worker_leaves_no_run_behind_and_up_says_so(project: Settings) 
     ended = follow(project, run.id)
     assert ended.state == "Crashed"
     assert "worker" in ended.message
+
+
+def test_a_server_that_is_restarted_alone_has_its_worker_again(project: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    moved = load_settings(project.root, overrides=[f"flows.port={port}"]).settings
+    before = {entry.name: entry.pid for entry in noa_flows.status(project)}
+    started = noa_flows.up(moved, services=["prefect"], restart=True)
+    assert [(entry.name, entry.state) for entry in started] == [("prefect", "running"), ("worker", "running")]
+    after = {entry.name: entry.pid for entry in noa_flows.status(moved)}
+    assert {name for name in after if after[name] != before[name]} == {"prefect", "worker"}
+    assert noa_flows.address_of(project, "prefect") == f"http://127.0.0.1:{port}"
 
 
 def test_without_the_server_the_remedy_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:

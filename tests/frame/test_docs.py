@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,9 @@ def test_every_noa_command_in_the_docs_parses(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_python_in_the_docs_runs(page: Path, tmp_path: Path) -> None:
+def test_python_in_the_docs_runs(page: Path, tmp_path: Path, add_empty_registry: Callable[[Path], None]) -> None:
+    if any('Registry.open(load_settings(Path("."))' in block for block in blocks(page, "python")):
+        add_empty_registry(tmp_path)
     for block in blocks(page, "python"):
         if block.startswith("# not run:"):
             compile(block, str(page), "exec")

@@ -6,11 +6,14 @@ PostgreSQL with files in S3.
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import onnx
@@ -257,6 +260,46 @@ def fresh_postgres_settings(postgres_server: PostgresServer, tmp_path: Path) -> 
     name = postgres_server.create_database()
     yield make_settings(postgres_url(postgres_server, name), tmp_path / "fresh" / "artifacts")
     postgres_server.drop_database(name)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a process ended that opened a registry: its exit code, negative for a signal, and what it said."""
+
+    code: int
+    said: str
+
+
+class OpeningProcesses:
+    """Opens registries in processes of their own, all at the same instant; see `opening_child.py`."""
+
+    def __init__(self) -> None:
+        child = Path(__file__).with_name("opening_child.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(child)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def open(self, settings: RegistrySettings, *, processes: int = 1, killed_in: str | None = None) -> list[Opening]:
+        """Open a registry; `killed_in`, as `module.function`, ends each process when this has done its work."""
+        order = {"settings": settings.model_dump(mode="json"), "processes": processes, "killed_in": killed_in}
+        stdin, stdout = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)
+        stdin.write(json.dumps(order) + "\n")
+        stdin.flush()
+        return [Opening(**answer) for answer in json.loads(stdout.readline())]
+
+    def close(self) -> None:
+        """End it."""
+        cast("IO[str]", self._process.stdin).close()
+        self._process.wait(60)
+        cast("IO[str]", self._process.stdout).close()
+
+
+@pytest.fixture(scope="session")
+def opening_processes() -> Iterator[OpeningProcesses]:
+    """Started when the first test asks for it: its import of MLflow, three seconds, is that of all."""
+    server = OpeningProcesses()
+    yield server
+    server.close()
 
 
 Execute: TypeAlias = Callable[..., list[tuple[Any, ...]]]

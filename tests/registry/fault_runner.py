@@ -1,7 +1,7 @@
 """Lets faults hit an operation of the registry and looks at what is left: `python fault_runner.py JSON`.
 
 A server for one test run: it makes a registry, then takes lines of JSON that name an operation and a fault (killed at
-its points, or a full disk), and answers each with a line. Everything is imported once and nothing is opened here: each
+its points, or a full disk), and answers each with a line. Everything is imported once and nothing is open here: each
 attempt is a fork, and so is each look at what it left.
 """
 
@@ -69,6 +69,7 @@ def main(request: dict[str, Any]) -> None:
         shutil.copyfile(request["empty"], place.state / "noa.db")
     in_child(lambda: build_registry(place))
     backing.keep("base")
+    warm_up(place)
     gc.freeze()  # a fork that collects garbage would copy every page
     rehearsed: dict[str, Rehearsal] = {}
     for line in sys.stdin:
@@ -83,6 +84,15 @@ def main(request: dict[str, Any]) -> None:
             backing.put_back("prepared")
             answer = run_out(place, operation, rehearsal, order)
         print(json.dumps(answer), flush=True)
+
+
+def warm_up(place: Place) -> None:
+    """Look at the registry once, and close it: what SQLAlchemy compiles and boto reads then is in every fork."""
+    with Registry.open(place.settings, gates=GATES) as registry:
+        standing_problems(registry)
+        registry.find_store_problems()
+    database_state(place.settings)
+    unexplained_files(place.settings, place.state)
 
 
 def prepare(place: Place, backing: Backing, operation: Operation) -> Rehearsal:

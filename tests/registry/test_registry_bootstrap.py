@@ -47,11 +47,11 @@ def kill(child: subprocess.Popen[str]) -> None:
     child.communicate(timeout=30)
 
 
-def test_sixteen_processes_open_an_empty_database_at_once(fresh_settings: RegistrySettings) -> None:
-    children = [start(fresh_settings) for _ in range(16)]
-    answers = [(child.communicate(timeout=200), child.returncode) for child in children]
-    assert [error for (_, error), code in answers if code != 0] == []
-    assert [json.loads(out) for (out, _), _ in answers] == [{"models": 0}] * 16
+def test_sixteen_processes_open_an_empty_database_at_once(
+    fresh_settings: RegistrySettings, opening_processes: Any
+) -> None:
+    answers = opening_processes.open(fresh_settings, processes=16)
+    assert [(answer.code, answer.said) for answer in answers] == [(0, "0")] * 16
     assert execute_on(fresh_settings, "SELECT count(*) FROM noa_schema") == [(1,)]
     assert execute_on(fresh_settings, "SELECT count(*) FROM experiments") == [(1,)]
 

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,43 +140,23 @@ def test_what_an_older_database_holds_is_found_by_search(older_settings: Registr
     "place", ["schema_upgrade.migrate", "schema_upgrade.rebuild_index", "triggers.create_guards", "bootstrap.to_text"]
 )
 def test_a_process_killed_in_an_upgrade_leaves_a_database_that_the_next_start_upgrades(
-    older_settings: RegistrySettings, place: str
+    older_settings: RegistrySettings, place: str, opening_processes: Any
 ) -> None:
     """The function at `place` does its work, and the process ends before the transaction does."""
     before, tables = content(older_settings), tables_of(older_settings)
-    module, _, name = place.partition(".")
-    code = (
-        f"import os, sys, noa_registry.{module} as module; from noa.settings import RegistrySettings; "
-        "from noa_registry import Registry; "
-        f"work = module.{name}; "
-        f"module.{name} = lambda *args, **more: (work(*args, **more), os.kill(os.getpid(), {int(signal.SIGKILL)})); "
-        "Registry.open(RegistrySettings.model_validate_json(sys.argv[1]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, older_settings.model_dump_json()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    (done,) = opening_processes.open(older_settings, killed_in=place)
+    assert done.code == -signal.SIGKILL, done.said
     assert tables_of(older_settings) == tables
     assert content(older_settings) == before
     assert_is_upgraded(older_settings)
     assert content(older_settings) == before
 
 
-def test_many_processes_upgrade_an_older_database_at_once(older_settings: RegistrySettings) -> None:
-    code = (
-        "import sys; from noa.settings import RegistrySettings; from noa_registry import Registry; "
-        "print(len(Registry.open(RegistrySettings.model_validate_json(sys.argv[1])).models()))"
-    )
-    arguments = [sys.executable, "-c", code, older_settings.model_dump_json()]
-    children = [
-        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)
-    ]
-    answers = [child.communicate(timeout=120) for child in children]
-    assert [out.strip() for out, _ in answers] == ["2"] * 6, answers
+def test_many_processes_upgrade_an_older_database_at_once(
+    older_settings: RegistrySettings, opening_processes: Any
+) -> None:
+    answers = opening_processes.open(older_settings, processes=6)
+    assert [(answer.code, answer.said) for answer in answers] == [(0, "2")] * 6
     assert_is_upgraded(older_settings)
 
 

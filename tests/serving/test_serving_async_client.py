@@ -12,7 +12,7 @@ from http_kit import serving_http
 from serving_kit import ask
 
 from noa.errors import InvalidInputError, NotFoundError, ServiceError
-from noa_serving import AsyncClient, Client
+from noa_serving import AsyncClient, Client, NoAnswerError
 from noa_serving._asgi import AsgiApplication
 from noa_serving._client_stub import client_stub
 
@@ -126,18 +126,48 @@ def test_closed_connections_are_replaced_and_busy_servers_asked_again(answers: t
     against(calls, *answers)
 
 
+OTHER = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b"
+
+
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (BUSY % b"50", "answered 503"),
+        (BUSY % b"50", r"answered 503.*received status 503"),
         (b"nonsense\r\n\r\n", "no HTTP"),
         (b"HTTP/1.1 200 OK\r\n\r\n", "no length"),
         (b"", "does not answer"),
+        (OTHER % (15, b"<html>hi</html>"), r"not that of a server of noa.*received status 200: <html>hi</html>"),
+        (OTHER % (2, b"[]"), r"not that of a server of noa.*received status 200: \[\]"),
+        (OTHER % (9, b'{"ok": 1}'), r"not that of a server of noa.*received an object of `ok`"),
     ],
 )
-def test_what_is_no_answer_is_a_clear_error(answer: bytes, text: str) -> None:
+def test_what_is_no_answer_is_an_error_with_all_its_parts(answer: bytes, text: str) -> None:
     async def calls(client: AsyncClient) -> None:
-        with pytest.raises(ServiceError, match=text):
-            await client.metadata("digits")
+        with pytest.raises(ServiceError, match=text) as caught:
+            await client.inputs("digits")
+        assert None not in caught.value.to_dict().values()
 
     against(calls, answer, timeout_s=2.0)
+
+
+def test_a_server_that_says_nothing_is_told_from_one_that_is_away() -> None:
+    async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def run() -> tuple[NoAnswerError, NoAnswerError]:
+        server = await asyncio.start_server(silence, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, AsyncClient(f"127.0.0.1:{port}", timeout_s=0.2) as client:
+            with pytest.raises(NoAnswerError) as silent:
+                await client.inputs("digits")
+        async with AsyncClient(f"localhost:{port}", timeout_s=5) as client:
+            with pytest.raises(NoAnswerError) as away:
+                await client.inputs("digits")
+        return silent.value, away.value
+
+    silent, away = asyncio.run(run())
+    assert (silent.received, silent.facts["is_refused"]) == ("nothing within 0.2 s", False)
+    assert (away.received, away.facts["is_refused"]) == ("connection refused: nothing listens there", True)
+    assert "log" in str(silent.remedy)
+    assert "noa up" in str(away.remedy)

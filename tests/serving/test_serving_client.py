@@ -14,7 +14,7 @@ import pytest
 import tritonclient.http as triton
 
 from noa.errors import InvalidInputError, NotFoundError, ServiceError
-from noa_serving import Client
+from noa_serving import Client, NoAnswerError
 
 pytestmark = pytest.mark.bentoml
 X = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], dtype=np.float32)
@@ -80,8 +80,12 @@ def test_a_server_that_is_away_is_a_clear_error() -> None:
         port = holder.getsockname()[1]
         with Client(f"http://127.0.0.1:{port}", timeout_s=1) as client:
             assert not client.ready()
-            with pytest.raises(ServiceError, match="does not answer"):
+            with pytest.raises(NoAnswerError, match="does not answer") as caught:
                 client.predict("digits", {"x": X})
+    error = caught.value
+    assert (error.where, error.received) == (client.url, "connection refused: nothing listens there")
+    assert (error.expected, error.facts["is_refused"]) == ("an answer over HTTP within 1 s", True)
+    assert str(error.remedy).startswith("Start it with `noa serve`")
     with pytest.raises(InvalidInputError, match="not the URL"):
         Client("ftp://127.0.0.1")
 
@@ -186,3 +190,30 @@ def test_keep_alive_survives_refused_requests(url: str) -> None:
         assert response.status == status
     assert connection.sock is opened
     connection.close()
+
+
+def test_what_another_web_server_answers_is_told_with_all_parts_of_an_error() -> None:
+    class Stranger(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = b"<html>hello</html>"
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with Client(f"127.0.0.1:{server.server_port}") as client:
+                for call in (lambda: client.predict("digits", {"x": X}), lambda: client.predict_json("digits", {})):
+                    with pytest.raises(ServiceError, match="not that of a server of noa") as caught:
+                        call()
+                    assert caught.value.received == "status 200: <html>hello</html>"
+                    assert None not in caught.value.to_dict().values()
+        finally:
+            server.shutdown()
+            thread.join()

@@ -10,7 +10,7 @@ import typer
 from noa_cli import _console as console
 from noa_cli._invocation import current
 from noa_cli._options import JsonOption
-from noa_cli.commands.predict import find_server, key_for, read_inputs, tls_for
+from noa_cli.commands.predict import find_server, key_for, read_inputs, remedy_without_answer, tls_for
 
 if TYPE_CHECKING:
     from noa_serving.load_test import LoadResult
@@ -54,16 +54,20 @@ def bench(
 async def _measure(
     endpoint: str, source: str | None, *, url: str | None, counts: list[int], seconds: float, batch: int
 ) -> list[LoadResult]:
-    from noa_serving import AsyncClient
+    from noa_serving import AsyncClient, NoAnswerError
     from noa_serving.load_test import example_inputs, run_load
 
     settings = current().load().settings
     address = url or find_server(settings, endpoint)
     key, tls = key_for(settings, url, address), tls_for(settings, url)
     async with AsyncClient(address, api_key=key, max_connections=max(counts), tls=tls) as client:
-        specs = await client.inputs(endpoint)
-        inputs = example_inputs(specs, batch=batch, seed=0) if source is None else read_inputs(source, specs)
-        return await run_load(client, endpoint, inputs, connections=counts, seconds=seconds)
+        try:
+            specs = await client.inputs(endpoint)
+            inputs = example_inputs(specs, batch=batch, seed=0) if source is None else read_inputs(source, specs)
+            return await run_load(client, endpoint, inputs, connections=counts, seconds=seconds)
+        except NoAnswerError as exc:
+            exc.remedy = remedy_without_answer(exc, url)
+            raise
 
 
 def _parse_connections(text: str) -> list[int]:

@@ -14,7 +14,8 @@ from noa_cli._registry import open_registry
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from noa_registry.comparison import Comparison, MetricComparison, Side, ValueDifference
+    from noa_registry import CalibrationEvidence
+    from noa_registry.comparison import Comparison, MetricComparison, RowSetComparison, Side, ValueDifference
 
 
 def compare(
@@ -47,14 +48,15 @@ def compare(
 
 
 def _print(comparison: Comparison) -> None:
-    _print_metrics(comparison)
-    if comparison.slices:
-        _print_slices(comparison)
+    for part in comparison.row_sets:
+        _print_values(comparison, part.metrics, part.slices, where=_where(part))
+    if not comparison.row_sets:
+        _print_values(comparison, comparison.metrics, comparison.slices, where="different test rows")
     a, b = comparison.a, comparison.b
     console.print_table(
         ["", a.reference, b.reference],
         [
-            ["calibration (ECE, Brier)", _calibration(a), _calibration(b)],
+            *_calibration_rows(comparison),
             *_latency_rows(a, b),
             ["measured on", _hardware(a), _hardware(b)],
             [f"size of {b.served}", f"{a.size_bytes} bytes", f"{b.size_bytes} bytes"],
@@ -71,24 +73,25 @@ def _print(comparison: Comparison) -> None:
         console.print_line(f"note: {note}")
 
 
-def _print_metrics(comparison: Comparison) -> None:
-    rows = comparison.b.dataset_digest
-    where = (
-        f"the same test rows, {console.short_digest(rows)}" if comparison.same_rows and rows else "different test rows"
-    )
-    console.print_table(
-        ["metric", comparison.a.reference, comparison.b.reference, "difference", _interval_name(comparison), "verdict"],
-        [_metric_row(entry) for entry in comparison.metrics],
-        title=f"{comparison.a.reference} and {comparison.b.reference} on {where}",
-    )
+def _where(part: RowSetComparison) -> str:
+    remarks = [console.short_digest(part.dataset_digest)]
+    if part.rows is not None:
+        remarks.append(f"{part.rows} rows")
+    if not part.is_judged:
+        remarks.append("which the gate does not name")
+    return f"the same test rows, {', '.join(remarks)}"
 
 
-def _print_slices(comparison: Comparison) -> None:
-    console.print_table(
-        ["slice", "rows", "metric", comparison.a.reference, comparison.b.reference, "difference",
-         _interval_name(comparison), "verdict"],
-        [[entry.slice, entry.rows, *_metric_row(entry)] for entry in comparison.slices],
-    )  # fmt: skip
+def _print_values(
+    comparison: Comparison, metrics: Sequence[MetricComparison], slices: Sequence[MetricComparison], *, where: str
+) -> None:
+    a, b = comparison.a.reference, comparison.b.reference
+    columns = [a, b, "difference", _interval_name(comparison), "verdict"]
+    rows = [_metric_row(entry) for entry in metrics]
+    console.print_table(["metric", *columns], rows, title=f"{a} and {b} on {where}")
+    if slices:
+        rows = [[entry.slice, entry.rows, *_metric_row(entry)] for entry in slices]
+        console.print_table(["slice", "rows", "metric", *columns], rows)
 
 
 def _interval_name(comparison: Comparison) -> str:
@@ -137,8 +140,22 @@ def _hardware(side: Side) -> str | None:
     return None if side.latency is None else side.latency.hardware.describe()
 
 
-def _calibration(side: Side) -> str | None:
-    found = side.calibration
+def _calibration_rows(comparison: Comparison) -> list[list[object]]:
+    """Return ECE and Brier score on each set of test rows; one row without a name where there is one set."""
+    name, sets = "calibration (ECE, Brier)", comparison.row_sets
+    if len(sets) < 2:
+        return [[name, _calibration(comparison.a.calibration), _calibration(comparison.b.calibration)]]
+    return [
+        [
+            f"{name} on {console.short_digest(one.dataset_digest)}",
+            *map(_calibration, (one.a_calibration, one.b_calibration)),
+        ]
+        for one in sets
+        if one.a_calibration is not None or one.b_calibration is not None
+    ]
+
+
+def _calibration(found: CalibrationEvidence | None) -> str | None:
     return None if found is None else f"{found.ece:.4f}, {found.brier:.4f}"
 
 

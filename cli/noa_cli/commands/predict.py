@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from noa.references import ModelReference
     from noa.settings import Settings
     from noa.signatures import TensorSpec
+    from noa_serving import NoAnswerError
 
 _MOST_INPUT_BYTES = 1 << 30
 _IMAGES = (".png", ".jpg", ".jpeg")
@@ -88,18 +89,19 @@ def _compute(what: str, source: str, format: str | None) -> dict[str, object]:
 
 
 def _ask(reference: ModelReference, source: str, *, url: str | None, format: str | None) -> dict[str, object]:
-    from noa.errors import ServiceError
-    from noa_serving import Client
+    from noa_serving import Client, NoAnswerError
 
     settings = current().load().settings
     endpoint = reference.name
     _check_source(source)
     address = url or find_server(settings, endpoint)
     with Client(address, api_key=key_for(settings, url, address), tls=tls_for(settings, url)) as client:
-        if not client.answers("/v2/health/live"):
-            remedy = _without_server(reference, source, settings, url=url, format=format)
-            raise ServiceError("no server answers", where=address, remedy=remedy)
-        answer = client.predict(endpoint, read_inputs(source, client.inputs(endpoint)))
+        try:
+            answer = client.predict(endpoint, read_inputs(source, client.inputs(endpoint)))
+        except NoAnswerError as exc:
+            here = _compute_here(reference, source, settings, format=format)
+            exc.remedy = f"{remedy_without_answer(exc, url)}, or compute here: {here}"
+            raise
     return {
         "outputs": {name: _plain(array) for name, array in answer.outputs.items()},
         "model": answer.model,
@@ -108,19 +110,23 @@ def _ask(reference: ModelReference, source: str, *, url: str | None, format: str
     }
 
 
-def _without_server(
-    reference: ModelReference, source: str, settings: Settings, *, url: str | None, format: str | None
-) -> str:
-    """Return what to do instead, down to the command that computes here what the endpoint would answer."""
+def _compute_here(reference: ModelReference, source: str, settings: Settings, *, format: str | None) -> str:
+    """Return the command that computes here what the endpoint would answer."""
     call = current()
     rule = settings.endpoints.get(reference.name)
     is_version = reference.alias is not None or reference.number is not None
     model = str(reference) if is_version else f"{reference.name}@champion" if rule is None else rule.model
     chosen = format or (rule.format if rule is not None and not is_version else "onnx")
     options = [*([] if chosen == "onnx" else ["--format", chosen]), *(["--json"] if call.as_json else [])]
-    start = f"Start one with `{call.command_line('serve')}` or `{call.command_line('up')}`"
-    here = call.command_line("predict", model, "--input", source, *options)
-    return f"{start if url is None else 'Check `--url`'}, or compute here: {here}"
+    return call.command_line("predict", model, "--input", source, *options)
+
+
+def remedy_without_answer(error: NoAnswerError, url: str | None) -> str:
+    """Return what to do about a server that does not answer, with commands that work as they stand."""
+    call = current()
+    if not error.facts["is_refused"]:
+        return str(error.remedy)
+    return "Check `--url`" if url else f"Start one with `{call.command_line('serve')}` or `{call.command_line('up')}`"
 
 
 def find_server(settings: Settings, endpoint: str) -> str:
