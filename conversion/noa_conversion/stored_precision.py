@@ -12,7 +12,7 @@ from typing import Final
 from noa.errors import InvalidInputError
 from noa.signatures import Signature
 from noa_conversion.comparison import MANTISSA_BITS
-from noa_conversion.files import WEIGHTS_FILE, read_bytes
+from noa_conversion.files import WEIGHTS_FILE
 
 _MODEL_FILE: Final = "model.onnx"
 _SAFETENSORS: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -31,7 +31,9 @@ def least_precise(folder: Path, signature: Signature) -> str | None:
     if (folder / WEIGHTS_FILE).is_file():
         found |= _dtypes_of_weights(folder / WEIGHTS_FILE)
     if (folder / _MODEL_FILE).is_file():
-        found |= _dtypes_of_initialisers(folder / _MODEL_FILE)
+        from noa_conversion.onnx_precision import dtypes_of_initialisers
+
+        found |= dtypes_of_initialisers(folder / _MODEL_FILE)
     return min((name for name in found if name in MANTISSA_BITS), key=MANTISSA_BITS.__getitem__, default=None)
 
 
@@ -44,18 +46,3 @@ def _dtypes_of_weights(path: Path) -> set[str]:
         return {_SAFETENSORS.get(entry["dtype"], "") for entry in entries}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise InvalidInputError(f"`{WEIGHTS_FILE}` is not a whole safetensors file", where=str(path)) from exc
-
-
-def _dtypes_of_initialisers(path: Path) -> set[str]:
-    import onnx
-
-    from noa_conversion.formats.onnx_check import parse_model
-
-    names: dict[int, str] = {
-        onnx.TensorProto.DOUBLE: "float64",
-        onnx.TensorProto.FLOAT: "float32",
-        onnx.TensorProto.FLOAT16: "float16",
-        onnx.TensorProto.BFLOAT16: "bfloat16",
-    }
-    graph = parse_model(read_bytes(path.parent, path.name), path).graph
-    return {names.get(tensor.data_type, "") for tensor in graph.initializer if tensor.dims}
