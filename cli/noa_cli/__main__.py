@@ -5,19 +5,26 @@ Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NoReturn, TextIO
 
 from noa.errors import NoaError
 from noa_cli import _invocation
 
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `noa` and leave the process with its exit code."""
-    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+    code = run(list(sys.argv[1:] if arguments is None else arguments))
+    _give_up(sys.stderr)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -44,12 +51,54 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as exc:
-        place = str(exc.filename) if exc.filename else None
-        return _report(invocation, exc, NoaError((exc.strerror or str(exc)).lower(), where=place))
+        return _report(invocation, exc, _told_of_system(exc))
     except Exception as exc:  # noqa: BLE001 - the last line of defence: people get one line, not a traceback
         remedy = "This is a mistake in noa; run again with --debug and report it"
         return _report(invocation, exc, NoaError(f"unexpected {type(exc).__name__}: {exc}", remedy=remedy))
     return _ended(invocation, result)
+
+
+def _told_of_system(error: OSError) -> NoaError:
+    """Return what the system refused, where, and what to do about it."""
+    reason = (error.strerror or str(error)).lower()
+    is_full = error.errno in _FULL
+    output = _output_file()
+    if not error.filename and (_is_of_output(error) or _give_up(sys.stdout)):
+        _give_up(sys.stdout)
+        return NoaError(
+            f"cannot write the output: {reason}",
+            where=output,
+            remedy="The command itself did what it was to do. Free some space, or send the output elsewhere",
+        )
+    remedy = "Free some space (or raise the quota) and run the same command again" if is_full else None
+    what = f"cannot write: {reason}" if is_full else reason
+    return NoaError(what, where=str(error.filename) if error.filename else None, remedy=remedy)
+
+
+def _give_up(stream: TextIO) -> bool:
+    """Tell whether a stream holds text that cannot be written, and drop it: else Python complains again at exit."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return True
+    return False
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Tell whether printing raised an error: a stream names no file, and may have dropped what it could not write."""
+    from traceback import walk_tb
+
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
+    return bool(names) and (names[-1] == "noa_cli._console" or names[-1].startswith("rich."))
+
+
+def _output_file() -> str | None:
+    """Return which file standard output was sent to, as far as the system tells."""
+    try:
+        return str(Path("/proc/self/fd", str(sys.stdout.fileno())).readlink())
+    except (OSError, ValueError):
+        return None
 
 
 def _ended(invocation: _invocation.Invocation, result: object) -> int:
@@ -84,10 +133,11 @@ def _say(text: str) -> None:
     from noa_cli._console import visible
 
     line = visible(" ".join(text.split()))
-    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
-        sys.stderr.write(f"\033[31merror: {line}\033[0m\n")
-    else:
-        sys.stderr.write(f"error: {line}\n")
+    with suppress(OSError):  # then the exit code has to do
+        if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+            sys.stderr.write(f"\033[31merror: {line}\033[0m\n")
+        else:
+            sys.stderr.write(f"error: {line}\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING
 
@@ -124,7 +124,8 @@ def note(text: str, style: str = "dim") -> None:
     """Print one line to standard error."""
     from rich.text import Text
 
-    err().print(Text(visible(text), style=style))
+    with suppress(OSError):  # a full disk under standard error must not end the work that is told of
+        err().print(Text(visible(text), style=style))
 
 
 def visible(text: str) -> str:

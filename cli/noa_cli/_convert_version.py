@@ -167,16 +167,14 @@ def _write_from_job(version: ModelVersion, to: str, folder: Path, settings: Conv
 
 def _refuse_different(version: ModelVersion, to: str, evidence: Evidence) -> None:
     from noa.errors import ConversionError
+    from noa_conversion import describe_failure
 
     if not evidence.passed:
-        shown = {key: value for key, value in evidence.values.items() if not isinstance(value, (dict, list))}
-        first = evidence.values.get("first_difference")
         problem = str(evidence.values.get("problem"))
         is_vacuous = problem.startswith("nothing was compared")
         what = problem if is_vacuous else f"`{to}` computes something else than `{version.native}`"
-        where = f"; {first['explanation']}, node {first['node']}" if isinstance(first, dict) else ""
         raise ConversionError(
             f"{what}; nothing was registered",
             expected="equal outputs within the tolerance of [conversion] in noa.toml",
-            received=", ".join(f"{key}={value}" for key, value in shown.items()) + where,
+            received=describe_failure(evidence.values),
         )

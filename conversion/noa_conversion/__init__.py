@@ -10,6 +10,7 @@ from noa_conversion.api import (
     save_native,
 )
 from noa_conversion.converters import Converter, conversion_chain, find_converters
+from noa_conversion.failed_equivalence import describe_failure
 from noa_conversion.formats.weights_format import read_arrays
 from noa_conversion.importing import import_onnx_to_jax, import_onnx_to_torch
 from noa_conversion.model_files import ModelFiles, open_model
@@ -24,6 +25,7 @@ __all__ = [
     "conversion_chain",
     "convert",
     "convert_folder",
+    "describe_failure",
     "find_converters",
     "import_onnx_to_jax",
     "import_onnx_to_torch",

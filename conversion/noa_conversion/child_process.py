@@ -41,9 +41,10 @@ def ask(
     memory_bytes: int,
     failure: type[NoaError],
     what: str,
+    remedy: str = "It may ask for endless work",
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return a child's answer. `failure` and `what` say how it is put that the work was not done.
+    """Return a child's answer. `failure` and `what` say how it is put that the work was not done; `remedy`, in time.
 
     Raises:
         failure: it used up its time or memory, or died.
@@ -59,7 +60,7 @@ def ask(
             env={**os.environ, **(environment or {})},
         )
     except subprocess.TimeoutExpired as exc:
-        raise failure(f"{what} in {seconds:g} seconds", remedy="It may ask for endless work") from exc
+        raise failure(f"{what} in {seconds:g} seconds", remedy=remedy) from exc
     try:
         answer = cast("dict[str, Any]", json.loads(result.stdout[-_MOST_ANSWER_BYTES:].splitlines()[-1]))
     except (ValueError, IndexError) as exc:

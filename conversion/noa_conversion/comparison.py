@@ -3,7 +3,11 @@
 - integers and booleans are exact: they are counts, indices and decisions.
 - float32 uses the settings: the same sums in another order differ by a few units in the last place per term.
 - float16 has 10 bits of mantissa (2**-10 = 1e-3), so that sums of a layer agree to about 1e-2.
+- bfloat16, in which weights may be, has 7.
 - float64 keeps 52 bits; what differs by more than 1e-8 was computed in fewer somewhere.
+
+What is computed from less precise numbers is no more exact than they are: the least precise floats among a model's
+weights, inputs and outputs decide (`stored_precision.py`), not the dtype that an output was brought to.
 
 A format of reduced precision states a tolerance of its own instead (`optimise/precision_tolerance.py`).
 """
@@ -12,12 +16,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 
 from noa.settings import ConversionSettings
 from noa.signatures import TensorSpec, fits_shape
+
+MANTISSA_BITS: Final[Mapping[str, int]] = MappingProxyType({"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +90,15 @@ class OutputDifference:
         }
 
 
-def tolerance_for(dtype: str, settings: ConversionSettings) -> Tolerance:
-    """Return the tolerance of a dtype, and why it is that."""
+def tolerance_for(dtype: str, settings: ConversionSettings, *, computed_from: str | None = None) -> Tolerance:
+    """Return the tolerance of a dtype, and why it is that; `computed_from`: the least precise floats of the model."""
+    if computed_from is not None and MANTISSA_BITS.get(dtype, 0) > MANTISSA_BITS[computed_from]:
+        coarser = tolerance_for(computed_from, settings)
+        return replace(coarser, reason=f"{dtype} computed from {coarser.reason}")
+    if dtype == "bfloat16":
+        reason = "bfloat16: 7 bits of mantissa"
+        absolute = max(settings.absolute_tolerance, 5e-2)
+        return Tolerance(absolute=absolute, relative=max(settings.relative_tolerance, 5e-2), reason=reason)
     if dtype == "float32":
         reason = "float32: sums in another order; limits from the settings"
         return Tolerance(absolute=settings.absolute_tolerance, relative=settings.relative_tolerance, reason=reason)
@@ -107,12 +122,15 @@ def compare_output(
     settings: ConversionSettings,
     sizes: Mapping[str, int] | None = None,
     tolerance: Tolerance | None = None,
+    computed_from: str | None = None,
 ) -> OutputDifference:
     """Compare one output of both formats; never raises for a difference. `tolerance` replaces the dtype's own.
 
+    `computed_from` is the least precise dtype of floats in the model, where it is known.
+
     With `sizes` of the inputs' free axes the output must also have the shape that its `spec` promises.
     """
-    allowed = tolerance or tolerance_for(spec.dtype, settings)
+    allowed = tolerance or tolerance_for(spec.dtype, settings, computed_from=computed_from)
     problem = _form_problem(spec, native, other, sizes or {})
     if problem is not None:
         nan = float("nan")

@@ -33,6 +33,7 @@ from noa_conversion.generated_inputs import (
 )
 from noa_conversion.model_files import ModelFiles
 from noa_conversion.signature_match import match_signatures, signature_problem
+from noa_conversion.stored_precision import least_precise
 
 if TYPE_CHECKING:
     from noa_registry import Evidence
@@ -99,7 +100,8 @@ def measure(
     batches = batch_sizes(native.signature, count)
     draws = (take_batch(native.signature, samples, batch=batch, count=count) for batch in batches)
     problem = signature_problem(native.signature, other.signature)
-    found = _Comparison(native, other, settings, allow)
+    coarsest = least_precise(source_folder, native.signature)
+    found = _Comparison(native, other, settings, allow, computed_from=coarsest)
     if problem is None:
         problem = found.run(draws) or found.vacuous
     first = None
@@ -152,7 +154,8 @@ def compare_models(
     matched = match_signatures(native.signature, other.signature)
     empty = _without_rows(inputs or {})
     problem, notes, fixed = matched.problem or empty, matched.notes, matched.fixed
-    found = _Comparison(native, other, settings, allow, dtypes=matched.dtypes, tell=tell)
+    coarsest = least_precise(source.folder, native.signature)
+    found = _Comparison(native, other, settings, allow, computed_from=coarsest, dtypes=matched.dtypes, tell=tell)
     said = "given" if inputs is not None else f"generated with seed {seed}"
     if problem is None:
         if inputs is not None:
@@ -206,11 +209,13 @@ class _Comparison:
         settings: ConversionSettings,
         allow: Allow | None,
         *,
+        computed_from: str | None,
         dtypes: Mapping[str, DType] | None = None,
         tell: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self._native, self._other = native, other
         self._settings, self._allow, self._tell = settings, allow, tell
+        self._computed_from = computed_from
         self._dtypes = dtypes or {}
         self._worst = -1.0
         self.runs: list[Mapping[str, int]] = []
@@ -298,6 +303,7 @@ class _Comparison:
                 sizes=sizes,
                 settings=self._settings,
                 tolerance=None if self._allow is None else self._allow(spec),
+                computed_from=self._computed_from,
             )
             self.differences.append(difference)
             if difference.excess > self._worst:

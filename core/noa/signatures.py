@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from noa.errors import InvalidInputError, SignatureError
 from noa.regular_files import open_regular
+from noa.texts import check_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +41,10 @@ class TensorSpec:
     shape: tuple[Axis, ...]
 
     def __post_init__(self) -> None:
+        check_text(self.name, field="name of a tensor", controls="", formats=False)
+        for axis in self.shape:
+            if isinstance(axis, str):
+                check_text(axis, field=f"name of an axis of tensor `{self.name}`", controls="", formats=False)
         if self.dtype not in get_args(DType):
             raise InvalidInputError(
                 f"tensor `{self.name}` has a dtype that signatures do not know",

@@ -14,7 +14,7 @@ from noa.atomic_write import translate_disk_errors
 from noa.digests import build_manifest
 from noa.errors import ConversionError, GateRefusedError
 from noa.settings import Settings
-from noa_conversion import convert, load_format, measure_equivalence, measure_performance
+from noa_conversion import convert, describe_failure, load_format, measure_equivalence, measure_performance
 from noa_flows._test_data import load_test_data
 from noa_flows.gate_evidence import attach_gate_evidence
 from noa_flows.pipeline_values import Candidate, Conversion, Evaluation, Promotion, Verification
@@ -89,7 +89,7 @@ def verify_job(
             f"`{conversion.format}` computes something else than `{job.backend}`",
             where=str(conversion.folder),
             expected="equal outputs within the tolerance of `conversion.absolute_tolerance` and `relative_tolerance`",
-            received=", ".join(f"{key} {value}" for key, value in evidence.values.items() if "digest" not in key),
+            received=describe_failure(evidence.values),
             remedy="Do not serve this format; report the operation, or train with another layer",
             evidence=evidence,
         )

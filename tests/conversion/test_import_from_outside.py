@@ -220,9 +220,35 @@ def test_a_graph_without_end_is_stopped(registry: Registry, tmp_path: Path) -> N
     model = helper.make_model(loop, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, tmp_path / "m.onnx")
 
-    with pytest.raises(InvalidInputError, match="could not be prepared in 5 seconds"):
+    with pytest.raises(InvalidInputError, match=r"could not be prepared in 5 seconds.*conversion\.max_work_s"):
         take(registry, tmp_path / "m.onnx", child_limits=ChildLimits(seconds=5))
     assert registry.models() == []
+
+
+@pytest.mark.parametrize("name", ["x\ny", "x\x1b[2J"])
+def test_an_input_whose_name_a_terminal_would_obey_is_refused(registry: Registry, tmp_path: Path, name: str) -> None:
+    onnx.save(renamed(name), tmp_path / "m.onnx")
+    with pytest.raises(InvalidInputError, match="is no tensor with a plain name"):
+        take(registry, tmp_path / "m.onnx")
+    assert registry.models() == []
+
+
+def test_a_name_that_looks_like_a_path_never_becomes_one(registry: Registry, tmp_path: Path) -> None:
+    onnx.save(renamed("../../../../x"), tmp_path / "m.onnx")
+    onnx.save(linear(), tmp_path / "plain.onnx")
+    found, plain = (take(registry, tmp_path / file).version for file in ("m.onnx", "plain.onnx"))
+    names = [sorted(str(p.relative_to(v.folder)) for p in v.folder.rglob("*")) for v in (found, plain)]
+    assert names[0] == names[1]
+    assert not list(tmp_path.rglob("x*"))
+    loaded = registry.load("outside/1")
+    assert loaded.run({"../../../../x": np.ones((2, 4), np.float32)})["y"].shape == (2, 3)
+
+
+def renamed(name: str) -> onnx.ModelProto:
+    """Return a model whose input has another name."""
+    model = linear()
+    model.graph.input[0].name = model.graph.node[0].input[0] = name
+    return model
 
 
 def test_a_graph_that_asks_for_more_memory_than_allowed_is_stopped(registry: Registry, tmp_path: Path) -> None:

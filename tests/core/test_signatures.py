@@ -62,7 +62,7 @@ def test_a_signature_survives_its_file(tmp_path: Path) -> None:
 axes: st.SearchStrategy[Axis] = st.one_of(st.integers(1, 9), st.sampled_from(["batch", "seq"]))
 specs = st.builds(
     TensorSpec,
-    name=st.text(min_size=1, max_size=8),
+    name=st.text(st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"]), min_size=1, max_size=8),
     dtype=st.sampled_from(["float32", "int64", "bool"]),
     shape=st.lists(axes, max_size=4).map(tuple),
 )
@@ -100,3 +100,19 @@ def test_a_pipe_in_the_place_of_a_signature_is_refused_at_once(tmp_path: Path) -
     os.mkfifo(tmp_path / "signature.json")
     with pytest.raises(InvalidInputError, match=r"`signature\.json` is a pipe"):
         Signature.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x\ny", "x\x1b[31m", "x\x00", "x\u202ey", "x\u2028", "x\udc80"])
+def test_names_that_a_terminal_would_obey_are_refused_by_field(name: str) -> None:
+    with pytest.raises(InvalidInputError, match="name of a tensor") as caught:
+        TensorSpec(name=name, dtype="float32", shape=("batch",))
+    assert caught.value.facts["field"] == "name of a tensor"
+    assert str(caught.value).isprintable()
+    with pytest.raises(InvalidInputError, match="name of an axis of tensor `x`") as caught:
+        TensorSpec(name="x", dtype="float32", shape=(name, 3))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["x", "../../x", "größe", "input:0", "a b", "入力"])
+def test_other_names_are_kept(name: str) -> None:
+    assert TensorSpec(name=name, dtype="float32", shape=(name,)).name == name

@@ -12,18 +12,22 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 
-from noa.digests import FileDigest, sha256_file
+from noa.digests import FileDigest, Manifest, sha256_file
 from noa.errors import IntegrityError, InvalidInputError
 from noa.settings import RegistrySettings
 from noa_registry import ModelVersion, Registry
-from noa_registry.artifacts import OWNER_MARK, Part, UnitKey, copying, open_artifacts, verified_files
+from noa_registry.artifacts import OWNER_MARK, Part, UnitKey, change_times, copying, open_artifacts, verified_files
 from noa_registry.artifacts.blobs import SHARED_FROM_BYTES
+from noa_registry.artifacts.change_times import ChangeTimes
+from noa_registry.artifacts.unit_cache import UnitCache
 from noa_registry.artifacts.verified_files import VerifiedFiles
 from noa_registry.seals import DatabaseSeals
 
@@ -210,7 +214,13 @@ def test_what_a_killed_writer_shared_is_not_left_behind(settings: RegistrySettin
 
 
 @pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def times_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are remembered wherever the tests run, also in memory; nothing writes through a mapping here."""
+    monkeypatch.setattr(ChangeTimes, "are_kept", lambda _self, _handle, _device: True)
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch, times_are_kept: None) -> list[int]:
     """How many bytes were hashed to verify a file, one entry per file."""
     sizes: list[int] = []
     real = verified_files.sha256_handle
@@ -280,18 +290,107 @@ def test_a_file_of_the_present_tick_is_not_remembered(tmp_path: Path, hashed: li
         assert not memory.has_digest(path, file)
 
 
-def test_bytes_that_are_written_through_an_old_mapping_are_seen(tmp_path: Path) -> None:
-    memory = VerifiedFiles(tmp_path / "cache")
-    path, data = tmp_path / "file", bytes(range(256)) * 64
+@pytest.fixture(params=["/var/tmp", "/dev/shm"], ids=["disk", "memory"])
+def mapped_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder whose files are written through mappings."""
+    with TemporaryDirectory(prefix="noa-mapped-", dir=request.param) as folder:
+        yield Path(folder)
+
+
+def digest_of(data: bytes) -> FileDigest:
+    return FileDigest(path="file", size_bytes=len(data), digest="sha256:" + hashlib.sha256(data).hexdigest())
+
+
+def test_bytes_that_are_written_through_an_old_mapping_are_seen(mapped_folder: Path) -> None:
+    memory = VerifiedFiles(mapped_folder / "cache")
+    path, data = mapped_folder / "file", bytes(range(256)) * 64
     path.write_bytes(data)
-    file = FileDigest(path="file", size_bytes=len(data), digest="sha256:" + hashlib.sha256(data).hexdigest())
+    file = digest_of(data)
     with path.open("r+b") as handle, mmap.mmap(handle.fileno(), 0) as mapping:
         mapping[7] = data[7]  # the page is dirty now: what is written to it later need not change the file's times
         time.sleep(0.05)
-        assert memory.has_digest(path, file)
+        assert memory.has_digest(path, file) and memory.has_digest(path, file)
         time.sleep(0.05)
         mapping[1000] = data[1000] ^ 1
         assert not memory.has_digest(path, file)
+
+
+def test_a_weight_that_is_changed_in_memory_is_refused(mapped_folder: Path, formats: Any) -> None:
+    found = RegistrySettings(
+        artifact_dir=mapped_folder / "artifacts", database_url=f"sqlite:///{mapped_folder / 'models.db'}"
+    )
+    with Registry.open(found) as registry:
+        version = registry.register(formats.draft(evidence=()), actor="ada")
+        path = version.formats["torch"].folder / "weights.safetensors"
+        path.chmod(0o644)
+        with path.open("r+b") as handle, mmap.mmap(handle.fileno(), 0) as mapping:
+            settle(version.folder)
+            mapping[1] = mapping[1]
+            registry.open_format(version, "torch")
+            mapping[1] ^= 1
+            with pytest.raises(IntegrityError, match=r"`formats/torch/weights\.safetensors` was changed"):
+                registry.open_format(version, "torch")
+
+
+def test_memory_and_unknown_file_systems_keep_no_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, disk = (os.open(path, os.O_RDONLY) for path in ("/dev/shm", tmp_path))
+    try:
+        assert change_times.file_system_of(memory) == "tmpfs"
+        assert not ChangeTimes(tmp_path).are_kept(memory, os.fstat(memory).st_dev)
+        assert not change_times.shows_mapped_writes(Path("/dev/shm"), os.fstat(memory).st_dev)
+        device = os.fstat(disk).st_dev
+        for kind, kept in {"ext4": True, "nfs4": False, "fuse.sshfs": False, "ramfs": False, None: False}.items():
+            monkeypatch.setattr(change_times, "file_system_of", lambda _handle, kind=kind: kind)
+            assert ChangeTimes(tmp_path).are_kept(disk, device) is kept
+        monkeypatch.setattr(change_times, "file_system_of", lambda _handle: "overlay")
+        assert ChangeTimes(tmp_path).are_kept(disk, device) is change_times.shows_mapped_writes(tmp_path, device)
+        assert not ChangeTimes(tmp_path).are_kept(disk, device + 1), "nothing is known of another device"
+        assert not list(tmp_path.iterdir())
+    finally:
+        os.close(memory)
+        os.close(disk)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO])
+def test_a_file_that_cannot_be_synced_is_remembered_only_where_nothing_can_be_written(
+    tmp_path: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(_handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    settle(tmp_path)
+    monkeypatch.setattr(os, "fsync", refuse)
+    memory = VerifiedFiles(tmp_path / "cache")
+    assert memory.has_digest(path, digest_of(b"x")) and memory.has_digest(path, digest_of(b"x"))
+    assert len(hashed) == (1 if number == errno.EROFS else 2)
+
+
+def test_a_local_copy_that_another_version_had_is_hashed_before_it_is_remembered(mapped_folder: Path) -> None:
+    """Its page may be dirty through a mapping: what is written to it then is not told by its times."""
+    data = bytes(range(256)) * 64
+    manifest = Manifest.of([digest_of(data)])
+    verified = VerifiedFiles(mapped_folder / "cache")
+    cache = UnitCache(mapped_folder / "cache", max_bytes=1 << 30, verified=verified)
+
+    def download(_inner: str, _file: FileDigest, sink: BinaryIO) -> None:
+        sink.write(data)
+
+    def part(uid: str) -> Part:
+        return Part(unit=UnitKey(name="digits", uid=uid), prefix="", manifest=manifest)
+
+    path = cache.open_part(part("first"), download) / "file"
+    path.chmod(0o644)
+    with path.open("r+b") as handle, mmap.mmap(handle.fileno(), 0) as mapping:
+        mapping[7] = data[7]
+        time.sleep(0.05)
+        second = cache.open_part(part("second"), download) / "file"
+        assert second.samefile(path)
+        time.sleep(0.05)
+        mapping[1000] = data[1000] ^ 1
+        assert not verified.has_digest(second, digest_of(data))
+    cache.close()
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", b"1 2 3 4 5", None])
@@ -336,7 +435,7 @@ def test_a_memory_that_cannot_be_written_costs_time_and_nothing_else(tmp_path: P
     assert not memory.has_digest(tmp_path / "gone", file)
 
 
-def test_the_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_is_bounded(tmp_path: Path, times_are_kept: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verified_files, "_MAX_ENTRIES_PER_SHARD", 10)
     memory = VerifiedFiles(tmp_path / "cache")
     digest = "sha256:" + hashlib.sha256(b"x").hexdigest()

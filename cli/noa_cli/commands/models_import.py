@@ -10,7 +10,7 @@ import typer
 
 from noa_cli import _console as console
 from noa_cli._command import add_command
-from noa_cli._invocation import actor
+from noa_cli._invocation import actor, current
 from noa_cli._options import DryRunOption, JsonOption
 from noa_cli._registry import open_registry, version_to_dict
 
@@ -64,6 +64,7 @@ def import_model(
         )
     from noa_conversion.imports import import_model as run_import
     from noa_conversion.imports import plan_import
+    from noa_conversion.imports.child import ChildLimits
 
     if dry_run:
         with console.step(f"Scanning {path.name}"):
@@ -73,8 +74,16 @@ def import_model(
             console.print_line(f"would register `{name}` in the format {plan.source.kind}")
         return
     with open_registry(makes=True) as registry, console.step(f"Importing {path.name}") as step:
+        limits = ChildLimits(seconds=current().settings().conversion.max_work_s)
         result = run_import(
-            registry, path, name=name, actor=actor(), allow_pickle=allow_pickle, example=example, tell=step
+            registry,
+            path,
+            name=name,
+            actor=actor(),
+            allow_pickle=allow_pickle,
+            example=example,
+            child_limits=limits,
+            tell=step,
         )
     if as_json:
         extra: dict[str, object] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -54,7 +55,6 @@ def write_project(folder: Path, *, template: str, name: str | None = None, dry_r
         InvalidInputError: no such template.
         ConflictError: a file of the template is already there; nothing is written.
     """
-    from noa.atomic_write import translate_disk_errors, write_file
     from noa.errors import ConflictError, InvalidInputError
     from noa.references import check_name
     from noa.settings import PROJECT_FILE
@@ -74,14 +74,44 @@ def write_project(folder: Path, *, template: str, name: str | None = None, dry_r
         )
     ignore = _gitignore_with_state(folder)
     if not dry_run:
+        # noa.toml last: a folder with it is a whole project.
+        texts = {} if ignore is None else {".gitignore": ignore}
+        texts |= {file: contents[file] for file in sorted(contents, key=lambda file: file == PROJECT_FILE)}
+        _write_all(folder, texts)
+    return [*sorted(contents), *([".gitignore"] if ignore is not None else [])]
+
+
+def _write_all(folder: Path, texts: dict[str, str]) -> None:
+    """Write files into a folder; if one cannot be written, leave nothing that was not there."""
+    from noa.atomic_write import translate_disk_errors, write_file
+    from noa.errors import NoaError
+
+    before = {name: (folder / name).read_text() if (folder / name).is_file() else None for name in texts}
+    made = [parent for parent in (folder, *folder.absolute().parents) if not parent.exists()]
+    written: list[str] = []
+    try:
         with translate_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        if ignore is not None:
-            write_file(folder / ".gitignore", ignore)
-        # noa.toml last: a folder with it is a whole project.
-        for file in sorted(contents, key=lambda file: file == PROJECT_FILE):
-            write_file(folder / file, contents[file])
-    return [*sorted(contents), *([".gitignore"] if ignore is not None else [])]
+        for name, text in texts.items():
+            write_file(folder / name, text)
+            written.append(name)
+    except BaseException:
+        for name in sorted(written, key=lambda name: before[name] is not None):  # what was removed has made room
+            with suppress(OSError, NoaError):
+                _put_back(folder / name, before[name])
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _put_back(path: Path, text: str | None) -> None:
+    from noa.atomic_write import write_file
+
+    if text is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_file(path, text)
 
 
 def _was_begun(folder: Path, contents: dict[str, str], present: list[str]) -> bool:

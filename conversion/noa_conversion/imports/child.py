@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from noa.errors import InvalidInputError
+from noa.settings import ConversionSettings
 from noa.signatures import Signature
 from noa_conversion.child_process import answer, ask
 from noa_conversion.imports.kept_signature import Prepared, kept_signature
@@ -27,7 +28,8 @@ _ENVIRONMENT: Final = {"OMP_NUM_THREADS": "2", "MLFLOW_DISABLE_TELEMETRY": "true
 class ChildLimits:
     """What the child may use."""
 
-    seconds: float = 600.0
+    seconds: float = float(ConversionSettings.model_fields["max_work_s"].default)
+    """`conversion.max_work_s`."""
     memory_bytes: int = 12 << 30
     """Address space: PyTorch alone reserves several GiB of it without using them."""
 
@@ -46,6 +48,7 @@ def run_child(request: Mapping[str, object], limits: ChildLimits) -> Signature:
         memory_bytes=limits.memory_bytes,
         failure=InvalidInputError,
         what="the model could not be prepared",
+        remedy="It may ask for endless work; if it needs longer, raise `conversion.max_work_s`",
         environment=_ENVIRONMENT,
     )
     return Signature.from_dict(found["signature"])

@@ -152,8 +152,8 @@ class UnitCache:
         for file in files:
             inner = part.path_in_unit(file.path)
             try:
-                self._fetch_file(inner, folder / file.path, file, download)
-                fetched[folder / file.path] = file
+                if self._fetch_file(inner, folder / file.path, file, download):
+                    fetched[folder / file.path] = file
             except IntegrityError as exc:
                 change = "missing" if exc.facts.get("change") == "missing" else "changed"
                 problems.append(FileProblem(path=inner, change=change))
@@ -161,12 +161,13 @@ class UnitCache:
         if problems:
             raise integrity_error(part, problems, where=f"{part.unit.name}/{part.unit.uid}")
 
-    def _fetch_file(self, inner: str, path: Path, file: FileDigest, download: Download) -> None:
+    def _fetch_file(self, inner: str, path: Path, file: FileDigest, download: Download) -> bool:
+        """Put a file in its place; tell whether it is new. One that was here must be hashed to be remembered."""
         make_folder(path.parent)
         with translate_disk_errors(path):
             path.unlink(missing_ok=True)  # what is there is not what was sealed
             if self._blobs.link_to(path, file):
-                return
+                return False
         with self._new_partial() as (partial, sink):
             download(inner, file, sink)
             with translate_disk_errors(path):
@@ -175,6 +176,7 @@ class UnitCache:
                 os.fsync(sink.fileno())  # before it is remembered as verified: a power cut must not leave zeros
                 os.link(partial, path)
         self._blobs.add(path, file)
+        return True
 
     @contextmanager
     def _new_partial(self) -> Generator[tuple[Path, BinaryIO], None, None]:

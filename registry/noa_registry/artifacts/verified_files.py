@@ -8,12 +8,17 @@ name and renamed: any number of processes share the folder, the last writer wins
 whose check does not fit, is as good as none. An entry is made only if the file's change time is older than the hashing
 by more than the tick of the kernel's clock; else a write in the same tick would leave no trace.
 
+Times tell only where the file system keeps them for writes through a mapping as well (see `change_times.py`):
+elsewhere, as in memory (tmpfs), nothing is remembered and every opening hashes. And a page that is dirty through a
+mapping takes further writes without a new time until it is written out, so a file is synced before it is hashed.
+
 This saves time, not trust: whoever may write here as this user may also write the models. A folder that others may
 write to is not used.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -22,6 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from noa.digests import FileDigest, sha256_handle
+from noa_registry.artifacts.change_times import ChangeTimes
 
 _FOLDER = "verified"
 _TICK_NS = 20_000_000
@@ -34,6 +40,7 @@ class VerifiedFiles:
 
     def __init__(self, cache_dir: Path) -> None:
         self._root = cache_dir / _FOLDER
+        self._times = ChangeTimes(self._root)
 
     def has_digest(self, path: Path, file: FileDigest) -> bool:
         """Tell whether `path` holds the bytes of `file`; hashes it unless that was done before. False if it is gone."""
@@ -45,28 +52,30 @@ class VerifiedFiles:
             before = os.fstat(handle)
             if before.st_size != file.size_bytes:
                 return False
+            if not self._prepare() or not self._times.are_kept(handle, before.st_dev):
+                return sha256_handle(handle) == file.digest
             if self._is_known(before, file.digest):
                 return True
-            # A page that is dirty through a mapping takes further writes without a new time: write it out first.
-            with suppress(OSError):  # a file system that cannot sync has no mapping to write through
-                os.fsync(handle)
+            is_clean = _write_out(handle)
             before = os.fstat(handle)
             started_ns = time.time_ns()
             if sha256_handle(handle) != file.digest:
                 return False
             # Changed while it was read: what was hashed is not what is there now.
-            if _identity(os.fstat(handle)) == _identity(before):
+            if is_clean and _identity(os.fstat(handle)) == _identity(before):
                 self._remember(before, file.digest, started_ns)
             return True
         finally:
             os.close(handle)
 
     def remember(self, files: dict[Path, FileDigest]) -> None:
-        """Record files that the caller has just written with bytes that it hashed."""
+        """Record files that the caller has just made, written with bytes that it hashed, and synced."""
         stats: list[tuple[os.stat_result, str]] = []
-        for path, file in files.items():
-            with suppress(OSError):
-                stats.append((path.stat(), file.digest))
+        for path, file in files.items() if self._prepare() else ():
+            with suppress(OSError), path.open("rb") as opened:
+                status = os.fstat(opened.fileno())
+                if self._times.are_kept(opened.fileno(), status.st_dev):
+                    stats.append((status, file.digest))
         if not stats:
             return
         newest = max(status.st_ctime_ns for status, _ in stats)
@@ -83,7 +92,7 @@ class VerifiedFiles:
         except OSError:
             return False
         fields = text.split(b" ")
-        if len(fields) != 5 or not self._is_private():
+        if len(fields) != 5:
             return False
         expected = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} ".encode()
         return text.startswith(expected) and fields[4] == _check(status, digest, fields[3])
@@ -97,9 +106,6 @@ class VerifiedFiles:
         temporary = entry.with_name(f".{entry.name}.{secrets.token_hex(6)}")
         # Nobody needs the memory: a full or read-only disk costs the next caller a hash, no more.
         with suppress(OSError):
-            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if not self._is_private():
-                return
             entry.parent.mkdir(exist_ok=True, mode=0o700)
             _limit(entry.parent)
             try:
@@ -108,9 +114,14 @@ class VerifiedFiles:
             except OSError:
                 temporary.unlink(missing_ok=True)
 
-    def _is_private(self) -> bool:
+    def _prepare(self) -> bool:
+        """Make the folder if it is missing; tell whether only this user may write to it."""
         try:
-            status = self._root.stat()
+            try:
+                status = self._root.stat()
+            except FileNotFoundError:
+                self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+                status = self._root.stat()
         except OSError:
             return False
         return status.st_uid == os.geteuid() and not status.st_mode & 0o022
@@ -118,6 +129,15 @@ class VerifiedFiles:
     def _entry(self, status: os.stat_result, digest: str) -> Path:
         digits = digest.removeprefix("sha256:")
         return self._root / digits[:2] / f"{digits}.{status.st_dev}.{status.st_ino}"
+
+
+def _write_out(handle: int) -> bool:
+    """Write out what is dirty of a file, and tell whether nothing is."""
+    try:
+        os.fsync(handle)
+    except OSError as exc:
+        return exc.errno == errno.EROFS  # nothing is dirty where nothing can be written
+    return True
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
