@@ -1,7 +1,7 @@
 """The ledger as a book to look into: its newest row, its pages, and whether it is still what was written.
 
 `verify` checks everything that hangs together: the chain of rows, the aliases and their stacks against the moves, the
-approvals that rows name, and the anchors that were kept outside of the database.
+approvals that rows name, the events that tell of the moves, and the anchors that were kept outside of the database.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from noa.errors import IntegrityError, InvalidInputError
 from noa_registry.alias_stack import check_stacks
 from noa_registry.clock import CLOCK_TOLERANCE
 from noa_registry.database import Database
+from noa_registry.events.log import DEFAULT_KEEP
 from noa_registry.identity import find_registry_id
 from noa_registry.ledger import LedgerEntry, LedgerProblem, Place, apply_move, chain_problems
 from noa_registry.ledger_anchors import AnchorFile, LedgerHead, head_of, read_anchors
+from noa_registry.ledger_events import EventCheck
 from noa_registry.ledger_rows import StoredEntry
 from noa_registry.records import iterate_stored, last_entry, load_entries, load_entry
 from noa_registry.tables import aliases
@@ -51,11 +53,13 @@ class LedgerBook:
         approvals: ApprovalDesk,
         anchor: AnchorFile | None,
         clock_tolerance: timedelta = CLOCK_TOLERANCE,
+        keep_events: timedelta = DEFAULT_KEEP,
     ) -> None:
         self._database = database
         self._approvals = approvals
         self._anchor = anchor
         self._clock_tolerance = clock_tolerance
+        self._keep_events = keep_events
 
     def head(self) -> LedgerHead | None:
         """Return the newest row and its hash: what to keep elsewhere; None for an empty ledger."""
@@ -87,6 +91,7 @@ class LedgerBook:
             if reading.is_whole:
                 problems += _alias_problems(connection, reading)
             problems += self._approval_problems(connection, reading.uses)
+            problems += reading.events.problems(connection, keep=self._keep_events)
             head = None if reading.last is None else head_of(reading.last, find_registry_id(connection))
         return LedgerReport(rows=reading.rows, head=head, anchors=len(kept), problems=tuple(problems))
 
@@ -122,6 +127,7 @@ class _Reading:
         self.rows = 0
         self.last: LedgerEntry | None = None
         self.is_whole = True
+        self.events = EventCheck()
         self._stored: StoredEntry | None = None
         self._newest: datetime | None = None
         self.problems: list[LedgerProblem] = []
@@ -138,6 +144,7 @@ class _Reading:
             self._stored = stored
             yield entry
             self.rows += 1
+            self.events.note(stored)
             self._compare_times(stored)
             self.last = entry
             if stored.leads_somewhere:

@@ -18,6 +18,7 @@ from noa.settings import RegistrySettings
 from noa_registry import LedgerHead, LedgerReport, ModelVersion, Registry, read_anchors
 from noa_registry.ledger import LedgerEntry, entry_hash
 from noa_registry.ledger_anchors import AnchorFile
+from noa_registry.ledger_events import event_payload
 
 # Nothing here is about files: a local folder on both databases.
 pytestmark = pytest.mark.usefixtures("artifact_dir")
@@ -28,10 +29,12 @@ def found(report: LedgerReport) -> list[tuple[int, str]]:
 
 
 def rewrite(tamper: Any, entry: LedgerEntry) -> None:
-    """Write a row and its hash anew, as somebody does who knows how the chain is made."""
+    """Write a row, its hash and its event anew, as somebody does who knows how the chain is made."""
     tamper(
         f"UPDATE noa_ledger SET reason = '{entry.reason}', previous_hash = '{entry.previous_hash}', "
-        f"hash = '{entry.hash}' WHERE sequence = {entry.sequence}"
+        f"hash = '{entry.hash}' WHERE sequence = {entry.sequence}",
+        f"UPDATE noa_outbox SET payload = '{canonical_json(event_payload(entry)).decode()}' "
+        f"WHERE replace(payload, '\"sequence\":{entry.sequence},', '') <> payload",
     )
 
 
@@ -185,6 +188,9 @@ def test_a_cut_tail_is_found_by_the_alias_and_by_an_anchor(
         "(SELECT to_digest FROM noa_ledger WHERE sequence = 2)",
         "DELETE FROM noa_alias_stack WHERE sequence = 3",
     )
+    cut = "event 6 tells of this row, which does not exist: the ledger was cut, or the event was made up"
+    assert found(registry.ledger.verify()) == [(3, cut)]
+    tamper("DELETE FROM noa_outbox WHERE id = 6")
     assert found(registry.ledger.verify()) == []  # all of it is consistent again: only an anchor knows
     assert found(registry.ledger.verify(anchors=[head])) == [
         (3, "the row was anchored and is missing: the ledger was cut")
