@@ -246,6 +246,13 @@ def load_summaries(connection: Connection) -> list[ModelSummary]:
     return [_to_summary(row, held[row.name]) for row in connection.execute(counted).all()]
 
 
+def load_digests(connection: Connection, name: str, number: int) -> tuple[str, dict[str, str]]:
+    """Return the digest of a version and those of its formats by name, as the rows say; nothing is checked."""
+    whole = select(versions.c.digest).where(versions.c.name == name, versions.c.number == number)
+    parts = select(formats.c.format, formats.c.digest).where(formats.c.name == name, formats.c.number == number)
+    return connection.execute(whole).scalar_one(), {row.format: row.digest for row in connection.execute(parts)}
+
+
 def insert_evidence(
     connection: Connection, name: str, number: int, facts: Sequence[Evidence], recording: Recording
 ) -> None:
