@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from noa_registry.endpoints import EndpointGeneration, Endpoints, Replica
     from noa_registry.events.delivery_state import DeadLetter, DeadLetters
     from noa_registry.events.heartbeat import heartbeat_file
-    from noa_registry.events.log import Consumer, Event, EventLog
+    from noa_registry.events.log import Consumer, Event, EventLog, EventPage
     from noa_registry.file_repair import FileRepair
     from noa_registry.ledger_anchors import LedgerHead, read_anchors
     from noa_registry.ledger_book import LedgerBook, LedgerReport
@@ -80,6 +80,7 @@ _LAZY = {
     "Endpoints": "noa_registry.endpoints",
     "Event": "noa_registry.events.log",
     "EventLog": "noa_registry.events.log",
+    "EventPage": "noa_registry.events.log",
     "Expectation": "noa_registry.promotion",
     "GcItem": "noa_registry.retention.plan",
     "GcPlan": "noa_registry.retention.plan",
@@ -128,6 +129,7 @@ __all__ = [
     "Endpoints",
     "Event",
     "EventLog",
+    "EventPage",
     "Evidence",
     "Expectation",
     "FileRepair",

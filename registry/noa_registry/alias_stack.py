@@ -13,7 +13,7 @@ from sqlalchemy import Connection, delete, insert, select
 
 from noa.errors import IntegrityError
 from noa_registry.ledger import LedgerEntry, Place, apply_move, entry_hash
-from noa_registry.records import iterate_ledger, load_entry
+from noa_registry.records import iterate_stored, load_entry
 from noa_registry.tables import alias_stack
 
 
@@ -60,7 +60,10 @@ def rebuild(connection: Connection) -> None:
     """Write all stacks anew from the ledger, in the caller's write transaction."""
     connection.execute(delete(alias_stack))
     stacks: defaultdict[tuple[str, str], list[Place]] = defaultdict(list)
-    for entry in iterate_ledger(connection):
+    for stored in iterate_stored(connection):
+        if stored.fault is not None and not stored.leads_somewhere:
+            raise stored.fault
+        entry = stored.entry
         apply_move(stacks[entry.name, entry.alias], entry.action, entry.to_number, entry.sequence)
     rows = [
         {"name": name, "alias": alias, "depth": depth, "number": place.number, "sequence": place.sequence}
@@ -81,7 +84,7 @@ def check_stacks(connection: Connection, replayed: Mapping[tuple[str, str], Iter
     query = select(alias_stack).order_by(alias_stack.c.name, alias_stack.c.alias, alias_stack.c.depth)
     for row in connection.execute(query):
         found[row.name, row.alias].append(Place(number=row.number, sequence=row.sequence))
-    for name, alias in sorted(found.keys() | replayed.keys()):
+    for name, alias in sorted(found.keys() | replayed.keys(), key=repr):  # SQLite keeps bytes in any column
         expected, received = list(replayed.get((name, alias), ())), found.get((name, alias), [])
         for depth in range(max(len(expected), len(received))):
             mine = expected[depth] if depth < len(expected) else None

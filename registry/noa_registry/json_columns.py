@@ -9,8 +9,10 @@ from typing import Any, cast
 from noa.errors import IntegrityError
 
 
-def parse_table(text: str, *, of: str, column: str) -> dict[str, Any]:
+def parse_table(text: str, *, of: str, column: str, remedy: str | None = None) -> dict[str, Any]:
     """Return the table that a cell holds. `of` says whose it is, e.g. "`digits/3`"; `column` is `table.column`.
+
+    `remedy` is what helps, if there is something better than a backup.
 
     Raises:
         IntegrityError: it holds no JSON, or something else.
@@ -18,14 +20,14 @@ def parse_table(text: str, *, of: str, column: str) -> dict[str, Any]:
     try:
         value: object = json.loads(text)
     except (ValueError, TypeError, RecursionError) as exc:
-        raise unreadable(of, column, received=str(exc)) from exc
+        raise unreadable(of, column, received=str(exc), remedy=remedy) from exc
     if not isinstance(value, dict):
-        raise unreadable(of, column, received=str(text)[:80])
+        raise unreadable(of, column, received=str(text)[:80], remedy=remedy)
     return cast("dict[str, Any]", value)
 
 
 def parse_time(text: object, *, of: str, column: str, remedy: str | None = None) -> datetime:
-    """Return the time that a cell holds; `of` and `column` as in `parse_table`, `remedy` if there is a better one.
+    """Return the time that a cell holds; `of` and `column` as in `parse_table`, `remedy` too.
 
     Raises:
         IntegrityError: it holds no time with its zone.

@@ -7,7 +7,7 @@ named. The alias's past is a stack: `promote` pushes a version, `rollback` pops 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TypeAlias
@@ -82,8 +82,13 @@ class LedgerProblem:
         )
 
 
-def chain_problems(entries: Iterable[LedgerEntry]) -> Iterator[LedgerProblem]:
-    """Check all entries, oldest first, and give every place that does not fit."""
+def chain_problems(
+    entries: Iterable[LedgerEntry], *, fault: Callable[[LedgerEntry], LedgerProblem | None] = lambda _: None
+) -> Iterator[LedgerProblem]:
+    """Check all entries, oldest first, and give every place that does not fit.
+
+    `fault` tells what is wrong with an entry before its hash is computed: that is then said in place of the hash.
+    """
     sequence, previous = 0, GENESIS
     for entry in entries:
         wanted = sequence + 1
@@ -91,7 +96,9 @@ def chain_problems(entries: Iterable[LedgerEntry]) -> Iterator[LedgerProblem]:
             yield _problem(wanted, "a row of the ledger is missing", f"row {wanted}", f"row {entry.sequence}")
         elif entry.previous_hash != previous:
             yield _problem(entry.sequence, "the ledger's chain is broken", previous, entry.previous_hash)
-        if entry.hash != (computed := entry_hash(entry)):
+        if (found := fault(entry)) is not None:
+            yield found
+        elif entry.hash != (computed := entry_hash(entry)):
             yield _problem(entry.sequence, "a row of the ledger was changed", computed, entry.hash)
         sequence, previous = entry.sequence, entry.hash
 

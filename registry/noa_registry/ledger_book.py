@@ -1,7 +1,7 @@
 """The ledger as a book to look into: its newest row, its pages, and whether it is still what was written.
 
 `verify` checks everything that hangs together: the chain of rows, the aliases and their stacks against the moves, the
-approvals that rows name, and the anchors that were kept outside of the database.
+approvals that rows name, the events that tell of the moves, and the anchors that were kept outside of the database.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import Connection, Row, select
@@ -18,14 +18,19 @@ from noa.errors import IntegrityError, InvalidInputError
 from noa_registry.alias_stack import check_stacks
 from noa_registry.clock import CLOCK_TOLERANCE
 from noa_registry.database import Database
+from noa_registry.events.log import DEFAULT_KEEP
 from noa_registry.identity import find_registry_id
 from noa_registry.ledger import LedgerEntry, LedgerProblem, Place, apply_move, chain_problems
 from noa_registry.ledger_anchors import AnchorFile, LedgerHead, head_of, read_anchors
-from noa_registry.records import iterate_ledger, last_entry, load_entries, load_entry
+from noa_registry.ledger_events import EventCheck
+from noa_registry.ledger_rows import StoredEntry
+from noa_registry.records import iterate_stored, last_entry, load_entries, load_entry
 from noa_registry.tables import aliases
 
 if TYPE_CHECKING:
     from noa_registry.approvals.desk import ApprovalDesk
+
+_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +53,13 @@ class LedgerBook:
         approvals: ApprovalDesk,
         anchor: AnchorFile | None,
         clock_tolerance: timedelta = CLOCK_TOLERANCE,
+        keep_events: timedelta = DEFAULT_KEEP,
     ) -> None:
         self._database = database
         self._approvals = approvals
         self._anchor = anchor
         self._clock_tolerance = clock_tolerance
+        self._keep_events = keep_events
 
     def head(self) -> LedgerHead | None:
         """Return the newest row and its hash: what to keep elsewhere; None for an empty ledger."""
@@ -78,11 +85,13 @@ class LedgerBook:
         with self._database.snapshot() as connection:
             _refuse_foreign(kept, find_registry_id(connection))
             reading = _Reading(kept, self._clock_tolerance)
-            problems = list(_readable(chain_problems(reading.follow(iterate_ledger(connection)))))
+            problems = list(chain_problems(reading.follow(iterate_stored(connection)), fault=reading.fault))
             problems += reading.problems
             problems += reading.beyond_the_end()
-            problems += _alias_problems(connection, reading)
+            if reading.is_whole:
+                problems += _alias_problems(connection, reading)
             problems += self._approval_problems(connection, reading.uses)
+            problems += reading.events.problems(connection, keep=self._keep_events)
             head = None if reading.last is None else head_of(reading.last, find_registry_id(connection))
         return LedgerReport(rows=reading.rows, head=head, anchors=len(kept), problems=tuple(problems))
 
@@ -117,6 +126,10 @@ class _Reading:
         self._clock_tolerance = clock_tolerance
         self.rows = 0
         self.last: LedgerEntry | None = None
+        self.is_whole = True
+        self.events = EventCheck()
+        self._stored: StoredEntry | None = None
+        self._newest: datetime | None = None
         self.problems: list[LedgerProblem] = []
         self.uses: list[tuple[LedgerEntry, Mapping[str, object]]] = []
         self.tips: dict[tuple[str, str], LedgerEntry] = {}
@@ -125,25 +138,59 @@ class _Reading:
         for anchor in anchors:
             self._anchors[anchor.sequence].add(anchor.hash)
 
-    def follow(self, entries: Iterator[LedgerEntry]) -> Iterator[LedgerEntry]:
-        for entry in entries:
+    def follow(self, rows: Iterator[StoredEntry]) -> Iterator[LedgerEntry]:
+        for stored in rows:
+            entry = stored.entry
+            self._stored = stored
             yield entry
             self.rows += 1
-            if self.last is not None and entry.created_at + self._clock_tolerance < self.last.created_at:
-                what = "the time of the row is before that of the row above it: a clock went back"
-                at = (self.last.created_at, entry.created_at)
-                self.problems.append(_problem(entry.sequence, what, f"after {at[0].isoformat()}", at[1].isoformat()))
+            self.events.note(stored)
+            self._compare_times(stored)
             self.last = entry
-            self.tips[entry.name, entry.alias] = entry
-            try:
-                apply_move(self.stacks[entry.name, entry.alias], entry.action, entry.to_number, entry.sequence)
-            except IntegrityError as exc:
-                self.problems.append(_problem(entry.sequence, exc.what, "the version below", str(exc.received)))
+            if stored.leads_somewhere:
+                self._move(entry)
+            else:
+                self.is_whole = False
             for anchored in self._anchors.pop(entry.sequence, set()) - {entry.hash}:
                 what = "the row differs from what was anchored: the chain was written anew"
                 self.problems.append(_problem(entry.sequence, what, anchored, entry.hash))
-            used = entry.verdict.get("approvals", [])
-            self.uses += [(entry, one) for one in cast("list[Mapping[str, object]]", used)]
+            self._use_approvals(entry)
+
+    def fault(self, entry: LedgerEntry) -> LedgerProblem | None:
+        """Return what is wrong with the cells of the row that was given last, which is `entry`."""
+        fault = None if self._stored is None else self._stored.fault
+        return None if fault is None else _problem(entry.sequence, fault.what, str(fault.expected), str(fault.received))
+
+    def _compare_times(self, stored: StoredEntry) -> None:
+        if not stored.is_readable:
+            return
+        at, before = stored.entry.created_at, self._newest
+        if before is not None and at + self._clock_tolerance < before:
+            what = "the time of the row is before that of the row above it: a clock went back"
+            self.problems.append(_problem(stored.entry.sequence, what, f"after {before.isoformat()}", at.isoformat()))
+        self._newest = at
+
+    def _move(self, entry: LedgerEntry) -> None:
+        self.tips[entry.name, entry.alias] = entry
+        try:
+            apply_move(self.stacks[entry.name, entry.alias], entry.action, entry.to_number, entry.sequence)
+        except IntegrityError as exc:
+            self.problems.append(_problem(entry.sequence, exc.what, "the version below", str(exc.received)))
+
+    def _use_approvals(self, entry: LedgerEntry) -> None:
+        """Remember the approvals that a row names; what is none was put there by somebody who changed the row."""
+        named = entry.verdict.get("approvals", [])
+        for one in cast("list[object]", named) if isinstance(named, list) else [named]:
+            used = cast("Mapping[str, object]", one) if isinstance(one, Mapping) else {}
+            if type(used.get("id")) is int and all(
+                isinstance(used.get(key), str) for key in ("statement", "principal")
+            ):
+                self.uses.append((entry, used))
+            else:
+                what = "it names an approval that is none"
+                self.problems.append(
+                    _problem(entry.sequence, what, "`id`, `statement` and `principal`", repr(one)[:_SHOWN])
+                )
 
     def beyond_the_end(self) -> Iterator[LedgerProblem]:
         """Give the anchors whose rows are not there (any more)."""
@@ -154,17 +201,9 @@ class _Reading:
             yield _problem(newest, what, f"row {newest} with {min(self._anchors[newest])}", f"a ledger of {end} rows")
 
 
-def _readable(problems: Iterator[LedgerProblem]) -> Iterator[LedgerProblem]:
-    """Give the problems up to the first row that cannot even be read, and that one."""
-    try:
-        yield from problems
-    except IntegrityError as exc:
-        yield _problem(cast("int", exc.facts["sequence"]), exc.what, str(exc.expected), str(exc.received))
-
-
 def _alias_problems(connection: Connection, reading: _Reading) -> Iterator[LedgerProblem]:
     found = {(row.name, row.alias): row for row in connection.execute(select(aliases))}
-    for key in sorted(reading.tips.keys() | found.keys()):
+    for key in sorted(reading.tips.keys() | found.keys(), key=repr):  # SQLite keeps bytes in any column
         tip, row = reading.tips.get(key), found.get(key)
         expected = None if tip is None else (tip.to_number, tip.to_digest, tip.sequence)
         received = _place_of(row)

@@ -35,6 +35,7 @@ from noa_registry.gates.report import report_of
 from noa_registry.identity import registry_id
 from noa_registry.ledger import GENESIS, Action, LedgerEntry, entry_hash
 from noa_registry.ledger_anchors import AnchorFile, head_of
+from noa_registry.ledger_events import EVENT_KINDS, event_payload
 from noa_registry.records import (
     insert_entry,
     last_entry,
@@ -416,23 +417,8 @@ def _write_move(
         alias_stack.pop(connection, move.name, move.alias)
     connection.execute(update(models).where(models.c.name == move.name).values(updated_at=to_text(entry.created_at)))
     mlflow_rows.set_alias(connection, name=move.name, alias=move.alias, number=version.number)
-    kind = "alias.promoted" if move.action == "promote" else "alias.rolled_back"
-    append_event(connection, kind, name=move.name, payload=_payload(entry))
+    append_event(connection, EVENT_KINDS[move.action], name=move.name, payload=event_payload(entry))
     return _Done(entry, registry_id(connection))
-
-
-def _payload(entry: LedgerEntry) -> dict[str, object]:
-    return {
-        "alias": entry.alias,
-        "from": entry.from_number,
-        "to": entry.to_number,
-        "from_digest": entry.from_digest,
-        "to_digest": entry.to_digest,
-        "actor": entry.actor,
-        "reason": entry.reason,
-        "sequence": entry.sequence,
-        "hash": entry.hash,
-    }
 
 
 def _used_to_dict(fact: ValidApproval) -> dict[str, object]:

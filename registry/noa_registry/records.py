@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Connection, Integer, Row, and_, bindparam, exists, func, insert, or_, select
 
@@ -23,6 +22,7 @@ from noa_registry.evidence import RECORDING_KEY, Evidence, Recording, attachment
 from noa_registry.evidence_sets import EvidenceSet, check_judged, check_set, extend_set
 from noa_registry.json_columns import parse_table, parse_time, unreadable
 from noa_registry.ledger import LedgerEntry
+from noa_registry.ledger_rows import StoredEntry, to_entry, to_stored
 from noa_registry.search.indexing import index_evidence
 from noa_registry.tables import aliases, evidence, evidence_sets, formats, ledger, models, trash, versions
 from noa_registry.versions import ModelSummary, ModelVersion, SealedFormat
@@ -249,6 +249,13 @@ def load_summaries(connection: Connection) -> list[ModelSummary]:
     return [_to_summary(row, held[row.name]) for row in connection.execute(counted).all()]
 
 
+def load_digests(connection: Connection, name: str, number: int) -> tuple[str, dict[str, str]]:
+    """Return the digest of a version and those of its formats by name, as the rows say; nothing is checked."""
+    whole = select(versions.c.digest).where(versions.c.name == name, versions.c.number == number)
+    parts = select(formats.c.format, formats.c.digest).where(formats.c.name == name, formats.c.number == number)
+    return connection.execute(whole).scalar_one(), {row.format: row.digest for row in connection.execute(parts)}
+
+
 def insert_evidence(
     connection: Connection,
     name: str,
@@ -371,7 +378,7 @@ def load_history(connection: Connection, name: str, alias: str | None) -> list[L
     query = select(ledger).where(ledger.c.name == name).order_by(ledger.c.sequence.desc())
     if alias is not None:
         query = query.where(ledger.c.alias == alias)
-    return [_to_entry(row) for row in connection.execute(query)]
+    return [to_entry(row) for row in connection.execute(query)]
 
 
 def load_entries(connection: Connection, *, name: str | None, limit: int, before: int | None) -> list[LedgerEntry]:
@@ -381,33 +388,39 @@ def load_entries(connection: Connection, *, name: str | None, limit: int, before
         query = query.where(ledger.c.name == name)
     if before is not None:
         query = query.where(ledger.c.sequence < before)
-    return [_to_entry(row) for row in connection.execute(query)]
+    return [to_entry(row) for row in connection.execute(query)]
 
 
 def load_moves_of(connection: Connection, name: str, number: int) -> list[LedgerEntry]:
     """Return the rows of the ledger that lead to a version or away from it, oldest first."""
     is_part = or_(ledger.c.to_number == number, ledger.c.from_number == number)
     query = select(ledger).where(ledger.c.name == name, is_part).order_by(ledger.c.sequence)
-    return [_to_entry(row) for row in connection.execute(query)]
+    return [to_entry(row) for row in connection.execute(query)]
 
 
-def iterate_ledger(connection: Connection) -> Iterator[LedgerEntry]:
-    """Give the whole ledger, oldest first, in pages."""
+def iterate_stored(connection: Connection) -> Iterator[StoredEntry]:
+    """Give the whole ledger as it is stored, oldest first, in pages."""
     last: int | None = None
     while True:
         query = select(ledger).order_by(ledger.c.sequence).limit(_PAGE)
         rows = connection.execute(query if last is None else query.where(ledger.c.sequence > last)).all()
         if not rows:
             return
-        yield from (_to_entry(row) for row in rows)
+        yield from (to_stored(row) for row in rows)
         last = rows[-1].sequence
 
 
 def last_entry(connection: Connection) -> tuple[int, str] | None:
-    """Return sequence number and hash of the newest row of the ledger."""
+    """Return sequence number and hash of the newest row of the ledger.
+
+    Raises:
+        IntegrityError: the hash is no text: nothing can follow on it.
+    """
     query = select(ledger.c.sequence, ledger.c.hash).order_by(ledger.c.sequence.desc()).limit(1)
     row = connection.execute(query).one_or_none()
-    return None if row is None else (int(row[0]), str(row[1]))
+    if row is not None and not isinstance(row.hash, str):
+        load_entry(connection, row.sequence)  # says which cell it is
+    return None if row is None else (row.sequence, row.hash)
 
 
 def load_entry(connection: Connection, sequence: int) -> LedgerEntry:
@@ -419,7 +432,7 @@ def load_entry(connection: Connection, sequence: int) -> LedgerEntry:
     row = connection.execute(select(ledger).where(ledger.c.sequence == sequence)).one_or_none()
     if row is None:
         raise IntegrityError("a row of the ledger is missing", where=f"row {sequence}", sequence=sequence)
-    return _to_entry(row)
+    return to_entry(row)
 
 
 def version_not_found(connection: Connection, name: str, number: int) -> NotFoundError:
@@ -687,35 +700,4 @@ def _to_format(row: Row[Any], root: Path, reference: str) -> SealedFormat:
         manifest=manifest,
         folder=root / row.name / row.uid / FORMATS_FOLDER / row.format,
         uid=row.uid,
-    )
-
-
-def _to_entry(row: Row[Any]) -> LedgerEntry:
-    try:
-        verdict = cast("dict[str, Any]", json.loads(row.verdict))
-        created_at = datetime.fromisoformat(row.created_at)
-    except (ValueError, RecursionError) as exc:
-        raise IntegrityError(
-            "a row of the ledger is not readable",
-            where=f"row {row.sequence}",
-            expected="a verdict in JSON and a time",
-            received=str(exc),
-            sequence=row.sequence,
-            file="noa_ledger",
-        ) from exc
-    return LedgerEntry(
-        sequence=row.sequence,
-        name=row.name,
-        alias=row.alias,
-        action=row.action,
-        from_number=row.from_number,
-        to_number=row.to_number,
-        from_digest=row.from_digest,
-        to_digest=row.to_digest,
-        actor=row.actor,
-        reason=row.reason,
-        verdict=verdict,
-        created_at=created_at,
-        previous_hash=row.previous_hash,
-        hash=row.hash,
     )

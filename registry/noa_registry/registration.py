@@ -28,7 +28,7 @@ from noa_registry.adoption import Adopted, Adoption, check_digests, find_present
 from noa_registry.artifacts import FORMATS_FOLDER, ArtifactStore, StagedUnit, regular_files
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
-from noa_registry.evidence import Evidence, Recording, Way, check_evidence, refuse_reserved
+from noa_registry.evidence import Evidence, Recording, Way, check_evidence, check_measured_bytes, refuse_reserved
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.gates import Candidate, evaluate_rollback
 from noa_registry.mlflow_model import linked_files, write_wrapper
@@ -36,6 +36,7 @@ from noa_registry.outside import CODE_FORMATS, check_allowed, refuse_unallowed
 from noa_registry.records import (
     insert_evidence,
     load_aliases,
+    load_digests,
     load_evidence,
     load_version,
     require_version,
@@ -212,12 +213,20 @@ class Registrar:
             check_evidence(fact)
         with self.database.write() as connection:
             require_version(connection, name, number)
+            _check_measured_bytes(connection, name, number, evidence)
             recording = Recording(by=actor, at=now(), way=way)
             insert_evidence(connection, name, number, evidence, recording, policy=self.gates.get(name))
             if evidence:
                 facts = [_evidence_to_dict(fact) for fact in evidence]
                 payload = {"number": number, "evidence": facts, "actor": actor}
                 append_event(connection, "evidence.attached", name=name, payload=payload)
+
+
+def _check_measured_bytes(connection: Connection, name: str, number: int, facts: Sequence[Evidence]) -> None:
+    """Refuse measurements of what the version does not have; its record is checked by whoever uses it."""
+    version, digests = load_digests(connection, name, number)
+    for fact in facts:
+        check_measured_bytes(fact, digests, version, reference=f"{name}/{number}")
 
 
 def check_draft(draft: VersionDraft) -> Signature:

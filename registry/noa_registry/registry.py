@@ -126,7 +126,13 @@ class Registry:
             store_head=StoreHead(database, artifacts.ownership),
             clock_tolerance=clock_tolerance,
         )
-        self._ledger = LedgerBook(database, approvals=self._approvals, anchor=anchor, clock_tolerance=clock_tolerance)
+        self._ledger = LedgerBook(
+            database,
+            approvals=self._approvals,
+            anchor=anchor,
+            clock_tolerance=clock_tolerance,
+            keep_events=keep_events,
+        )
 
     @classmethod
     def open(

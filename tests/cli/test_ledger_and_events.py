@@ -227,3 +227,23 @@ def test_times_say_their_zone(project: Path, capfd: Capture, monkeypatch: pytest
     moment = datetime(2026, 7, 1, 12, tzinfo=UTC)
     assert short_time(moment, ZoneInfo("Europe/Berlin")) == "2026-07-01 14:00:00 CEST"
     assert re.search(r"\d\d:\d\d:\d\d [A-Z+-]", noa(capfd, "ledger", "show"))
+
+
+def test_an_event_that_cannot_be_read_is_named_and_the_others_are_listed(project: Path, capfd: Capture) -> None:
+    of = [event["id"] for event in as_json(capfd, "events", "list")]
+    (file,) = (project / ".noa").glob("*.db")
+    with sqlite3.connect(file) as base:
+        base.execute("DROP TRIGGER noa_outbox_no_update")
+        base.execute("UPDATE noa_outbox SET created_at = 'never' WHERE id = ?", (of[0],))
+        base.execute("UPDATE noa_outbox SET payload = CAST('x' AS BLOB) WHERE id = ?", (of[1],))
+        base.execute("UPDATE noa_outbox SET kind = CAST(kind AS BLOB) WHERE id = ?", (of[2],))
+    base.close()
+    assert run(["events", "list", "--json"]) == 0
+    captured = capfd.readouterr()
+    assert [event["id"] for event in json.loads(captured.out)] == of[3:]
+    told = " ".join(captured.err.split())
+    for number in of[:3]:
+        assert f"event {number} of `digits` was changed" in told
+        assert f"noa events seek CONSUMER {number}" in told
+    assert run(["events", "list"]) == 0
+    assert "alias.promoted" in capfd.readouterr().out

@@ -394,6 +394,24 @@ def edit(member: str, change: Callable[[Any], None]) -> Change:
     return apply
 
 
+def write_number(literal: bytes) -> Change:
+    """Put a number as it is written into the first fact: `json.dumps` writes none that is too large."""
+
+    def apply(members: dict[str, bytes]) -> None:
+        edit("META/evidence.json", lambda facts: facts[0]["values"].update(more="HERE"))(members)
+        members["META/evidence.json"] = members["META/evidence.json"].replace(b'"HERE"', literal)
+
+    return apply
+
+
+def metrics_in(facts: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(fact["values"] for fact in facts if fact["kind"] == "metrics")
+
+
+def measure_another(facts: list[dict[str, Any]]) -> None:
+    next(fact for fact in facts if fact["kind"] == "metrics")["digest"] = "sha256:" + "0" * 64
+
+
 def rename_file(path: str) -> Change:
     return edit("META/version.json", lambda version: version["wrapper"][0].update(path=path))
 
@@ -432,6 +450,15 @@ def swap_file(members: dict[str, bytes]) -> None:
         (edit("META/evidence.json", lambda e: e[0].update(digest="nonsense")), "not readable"),
         (edit("META/evidence.json", lambda e: e[0].update(passed="yes")), "not readable"),
         (edit("META/evidence.json", lambda e: e[0]["values"].update(more=10**400)), "not readable"),
+        (write_number(b"1e400"), "1e400 is more than a float can hold"),
+        (write_number(b"-Infinity"), "-Infinity is no JSON"),
+        (edit("META/evidence.json", lambda e: metrics_in(e).update(rows=0)), "`rows` cannot be measured so"),
+        (
+            edit("META/evidence.json", lambda e: metrics_in(e).update(dataset_digest="zzz")),
+            "`dataset_digest` cannot be",
+        ),
+        (edit("META/evidence.json", lambda e: metrics_in(e)["metrics"].update({"": 1})), "the name of a metric"),
+        (edit("META/evidence.json", measure_another), "are none of"),
         (edit("META/evidence.json", lambda e: e[0].update(kind="x" * 100_000)), "not readable"),
         (edit("META/ledger.json", lambda rows: rows[0].update(actor="mallory")), "row 2 was changed"),
         (edit("META/signatures.json", lambda rows: rows.append({})), "not readable"),

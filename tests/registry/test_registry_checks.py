@@ -138,10 +138,11 @@ def test_evidence_that_arrives_later_counts_and_cannot_be_lent_by_another_versio
     rivals: Registry, reopen: Open, make_formats: Callable[[int], Formats]
 ) -> None:
     other = make_formats(1)
-    version = rivals.register(other.draft(), actor="ada")
-    gated = reopen(CONFIDENT)
     borrowed = rivals.evidence("digits", 3)[1:]
-    gated.attach("digits", version.number, borrowed)  # it is about other bytes
+    version = rivals.register(other.draft(evidence=[other.equivalence(), *borrowed]), actor="ada")
+    gated = reopen(CONFIDENT)
+    with pytest.raises(InvalidInputError, match="the bytes that were measured are none of"):
+        gated.attach("digits", version.number, borrowed)
     with pytest.raises(GateRefusedError, match="no test metrics of these bytes"):
         gated.promote("digits", version.number, reason="r", actor="ada")
     gated.attach("digits", version.number, measured(other, wrong_in(0)))

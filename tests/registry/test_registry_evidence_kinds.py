@@ -21,6 +21,7 @@ from noa_registry import (
     Hardware,
     LatencyEvidence,
     MetricsEvidence,
+    ModelVersion,
     Predictions,
     PredictionsEvidence,
     Registry,
@@ -41,16 +42,17 @@ numbers = st.floats(allow_nan=False)
 share = st.floats(0, 1)
 names = st.text(min_size=1, max_size=8)
 subjects = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
-table = st.dictionaries(names, numbers, max_size=3)
+measured = st.text("abcxyz019_.-/@= é", min_size=1, max_size=8).map(lambda name: f"m{name}")
+table = st.dictionaries(measured, numbers, max_size=3)
 metrics = st.builds(
     MetricsEvidence,
     subject=subjects,
     digest=st.just(ONE),
-    dataset_digest=names,
+    dataset_digest=st.just(ONE),
     split=names,
     metrics=table,
     rows=st.none() | st.integers(1, 10**9),
-    slices=st.dictionaries(names, st.builds(SliceMetrics, rows=st.integers(1, 10**9), metrics=table), max_size=3),
+    slices=st.dictionaries(measured, st.builds(SliceMetrics, rows=st.integers(1, 10**9), metrics=table), max_size=3),
 )
 calibrations = st.lists(
     st.builds(ReliabilityBin, lower=share, upper=share, rows=st.integers(1, 1000), confidence=share, accuracy=share),
@@ -61,7 +63,7 @@ calibrations = st.lists(
         CalibrationEvidence,
         subject=subjects,
         digest=st.just(ONE),
-        dataset_digest=names,
+        dataset_digest=st.just(ONE),
         split=names,
         rows=st.just(sum(entry.rows for entry in bins)),
         binning=names,
@@ -77,7 +79,19 @@ latencies = st.builds(
     digest=st.just(ONE),
     hardware=st.builds(Hardware, cpu=names, cores=st.integers(1), threads=st.integers(1), runtime=names, load=positive),
     batches=st.lists(
-        st.builds(BatchLatency, batch=st.integers(1), runs=st.integers(1), p50_ms=positive, p99_ms=positive), max_size=3
+        st.tuples(st.floats(1e-6, 1e9), st.floats(1e-6, 1e9))
+        .map(sorted)
+        .flatmap(
+            lambda times: st.builds(
+                BatchLatency,
+                batch=st.integers(1),
+                runs=st.integers(1),
+                p50_ms=st.just(times[0]),
+                p99_ms=st.just(times[1]),
+            )
+        ),
+        min_size=1,
+        max_size=3,
     ).map(tuple),
 )
 sizes = st.builds(SizeEvidence, subject=subjects, digest=st.just(ONE), size_bytes=st.integers(0), files=st.integers(1))
@@ -166,6 +180,20 @@ assert PREDICTED is not None
         (METRICS, {"metrics": {"a": True}}, "a"),
         (METRICS, {"dataset_digest": ""}, "dataset_digest"),
         (METRICS, {"rows": -1}, "rows"),
+        (METRICS, {"rows": 0}, "rows"),
+        (METRICS, {"dataset_digest": "zzz"}, "dataset_digest"),
+        (METRICS, {"metrics": {"": 1.0}}, ""),
+        (METRICS, {"metrics": {" ": 1.0}}, " "),
+        (METRICS, {"metrics": {"a\x1b[2J": 1.0}}, "a\x1b[2J"),
+        (METRICS, {"metrics": {"accuracy": "inf"}}, "accuracy"),
+        (METRICS, {"slices": {"x\n": {"rows": 1, "metrics": {}}}}, "x\n"),
+        (METRICS, {"slices": {"x": {"rows": 1, "metrics": {"": 1.0}}}}, ""),
+        (CALIBRATION, {"dataset_digest": "zzz"}, "dataset_digest"),
+        (PREDICTED, {"dataset_digest": "zzz"}, "dataset_digest"),
+        (LATENCY, {"batches": []}, "batches"),
+        (LATENCY, {"batches": [{"batch": 1, "runs": 1, "p50_ms": 0, "p99_ms": 1}]}, "p50_ms"),
+        (LATENCY, {"batches": [{"batch": 1, "runs": 1, "p50_ms": -1, "p99_ms": 1}]}, "p50_ms"),
+        (LATENCY, {"batches": [{"batch": 1, "runs": 1, "p50_ms": 2, "p99_ms": 1}]}, "p99_ms"),
         (METRICS, {"slices": {"x": {"rows": 0, "metrics": {}}}}, "rows"),
         (METRICS, {"slices": {"x": 3}}, "x"),
         (SCAN, {"findings": [{"file": "a", "severity": "high", "what": "runs"}]}, "findings"),
@@ -183,6 +211,31 @@ def test_a_part_that_cannot_be_is_refused_and_named(fact: Evidence, changes: dic
     with pytest.raises(InvalidInputError) as caught:
         check_evidence(replace(fact, values={**fact.values, **changes}))
     assert caught.value.facts["field"] == field
+
+
+@pytest.mark.parametrize("value", [{"accuracy": math.nan}, {"loss": math.inf}])
+def test_a_metric_of_training_that_diverged_is_kept(value: dict[str, float]) -> None:
+    check_evidence(
+        MetricsEvidence(subject="onnx", digest=ONE, dataset_digest=ONE, split="t", metrics=value).to_evidence()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"subject": "jax"}, "subject"), ({"digest": ONE}, "digest"), ({"subject": "version", "digest": ONE}, "digest")],
+)
+@pytest.mark.parametrize("fact", [METRICS, LATENCY])
+def test_a_measurement_of_no_format_of_the_version_is_refused_and_named(
+    registry: Registry, version: ModelVersion, fact: Evidence, changes: dict[str, str], field: str
+) -> None:
+    real = replace(fact, digest=version.formats["onnx"].digest)
+    with pytest.raises(InvalidInputError) as caught:
+        registry.attach("digits", 1, replace(real, **changes))  # type: ignore[arg-type]
+    error = caught.value
+    assert error.facts["field"] == field
+    assert None not in (error.where, error.expected, error.received, error.remedy)
+    assert [one.kind for one in registry.evidence("digits", 1)] == ["equivalence"]
+    registry.attach("digits", 1, real)
 
 
 def test_metrics_keep_what_is_not_finite() -> None:

@@ -18,6 +18,7 @@ from noa.settings import RegistrySettings
 from noa_registry import LedgerHead, LedgerReport, ModelVersion, Registry, read_anchors
 from noa_registry.ledger import LedgerEntry, entry_hash
 from noa_registry.ledger_anchors import AnchorFile
+from noa_registry.ledger_events import event_payload
 
 # Nothing here is about files: a local folder on both databases.
 pytestmark = pytest.mark.usefixtures("artifact_dir")
@@ -28,10 +29,12 @@ def found(report: LedgerReport) -> list[tuple[int, str]]:
 
 
 def rewrite(tamper: Any, entry: LedgerEntry) -> None:
-    """Write a row and its hash anew, as somebody does who knows how the chain is made."""
+    """Write a row, its hash and its event anew, as somebody does who knows how the chain is made."""
     tamper(
         f"UPDATE noa_ledger SET reason = '{entry.reason}', previous_hash = '{entry.previous_hash}', "
-        f"hash = '{entry.hash}' WHERE sequence = {entry.sequence}"
+        f"hash = '{entry.hash}' WHERE sequence = {entry.sequence}",
+        f"UPDATE noa_outbox SET payload = '{canonical_json(event_payload(entry)).decode()}' "
+        f"WHERE replace(payload, '\"sequence\":{entry.sequence},', '') <> payload",
     )
 
 
@@ -117,6 +120,62 @@ def test_each_way_of_writing_into_the_ledger_is_found_and_the_row_named(
         registry.verify_ledger()
 
 
+_TEXTS = ("name", "alias", "action", "from_digest", "to_digest", "actor", "reason", "verdict", "created_at")
+_STORAGE = [
+    *((column, f"CAST({column} AS BLOB)") for column in (*_TEXTS, "previous_hash", "hash", "from_number", "to_number")),
+    ("to_number", "1.5"),
+    ("to_number", "'x'"),
+    ("from_number", "2.5"),
+    ("from_number", "NULL"),
+    ("from_digest", "NULL"),
+    ("reason", "1"),
+    ("actor", "2.5"),
+    ("created_at", "7"),
+    ("created_at", "replace(created_at, '+00:00', 'Z')"),
+    ("created_at", "replace(created_at, '+00:00', '')"),
+    ("created_at", "replace(created_at, 'T', ' ')"),
+    ("verdict", "verdict || ' '"),
+    ("verdict", "'[]'"),
+    ("verdict", "'{\"a\":NaN}'"),
+    ("verdict", "'{\"approvals\":3}'"),
+    ("verdict", '\'{"approvals":[{"id":{},"statement":[]}]}\''),
+]
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])  # PostgreSQL keeps the types of its columns
+@pytest.mark.parametrize("sequence", [2, 3])
+@pytest.mark.parametrize(("column", "value"), _STORAGE)
+def test_a_cell_of_another_type_or_spelling_is_found_and_the_row_named(
+    registry: Registry, tamper: Any, promoted: list[ModelVersion], column: str, value: str, sequence: int
+) -> None:
+    tamper(
+        "PRAGMA ignore_check_constraints = ON",
+        f"UPDATE noa_ledger SET {column} = {value} WHERE sequence = {sequence}",
+    )
+    changed = ("a row of the ledger was changed", "a row of the ledger is not readable")
+    assert [number for number, what in found(registry.ledger.verify()) if what in changed] == [sequence]
+    with pytest.raises(IntegrityError):
+        registry.verify_ledger()
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])  # PostgreSQL keeps the types of its columns
+def test_a_reason_that_became_bytes_hides_nothing_that_was_done_to_the_rows_after_it(
+    registry: Registry, tamper: Any, promoted: list[ModelVersion]
+) -> None:
+    tamper(
+        "UPDATE noa_ledger SET reason = CAST(reason AS BLOB) WHERE sequence = 1",
+        "UPDATE noa_ledger SET actor = 'eve' WHERE sequence = 3",
+    )
+    problems = registry.ledger.verify().problems
+    assert [(one.sequence, one.what) for one in problems[:2]] == [
+        (1, "a row of the ledger was changed"),
+        (3, "a row of the ledger was changed"),
+    ]
+    assert problems[0].expected == "a text in `reason`" and problems[0].received.startswith("bytes b'")
+    with pytest.raises(IntegrityError, match="row 1"):
+        registry.history("digits")
+
+
 def test_a_cut_tail_is_found_by_the_alias_and_by_an_anchor(
     registry: Registry, tamper: Any, promoted: list[ModelVersion]
 ) -> None:
@@ -129,6 +188,9 @@ def test_a_cut_tail_is_found_by_the_alias_and_by_an_anchor(
         "(SELECT to_digest FROM noa_ledger WHERE sequence = 2)",
         "DELETE FROM noa_alias_stack WHERE sequence = 3",
     )
+    cut = "event 6 tells of this row, which does not exist: the ledger was cut, or the event was made up"
+    assert found(registry.ledger.verify()) == [(3, cut)]
+    tamper("DELETE FROM noa_outbox WHERE id = 6")
     assert found(registry.ledger.verify()) == []  # all of it is consistent again: only an anchor knows
     assert found(registry.ledger.verify(anchors=[head])) == [
         (3, "the row was anchored and is missing: the ledger was cut")

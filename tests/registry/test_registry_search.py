@@ -252,8 +252,8 @@ def test_a_hit_shows_the_value_that_matched_and_where_it_was_measured(shelf: Reg
 
 
 def test_a_metric_that_is_no_number_is_not_found(shelf: Registry, formats: Formats) -> None:
-    shelf.attach("ranker", 1, [formats.metrics(auc=float("nan"), f1=float("inf"))])
-    assert found(shelf, "metric.auc:*") == found(shelf, "metric.f1:*") == []
+    shelf.attach("ranker", 1, [formats.metrics(auc=float("nan"), loss=float("inf"))])
+    assert found(shelf, "metric.auc:*") == found(shelf, "metric.loss:*") == []
 
 
 def test_a_format_that_is_added_later_is_found(shelf: Registry, formats: Formats, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from noa.errors import IntegrityError, NoaError
-from noa_registry import ModelVersion, Registry
+from noa_registry import EventPage, ModelVersion, Registry
 
 Tamper = Callable[..., Any]
 
@@ -76,6 +76,12 @@ def test_a_spoilt_time_of_an_event_names_it_and_can_be_skipped(
         assert error.what.startswith("the record of event 2 of `digits` was changed")
         assert error.remedy is not None
         assert "noa events seek CONSUMER 2" in error.remedy
+    page = registry.events.page(limit=100)
+    assert [event.id for event in page.events] == [1, 3]
+    assert [problem.what[:25] for problem in page.problems] == ["the record of event 2 of "]
+    alone = registry.events.page(after=1, limit=1)
+    assert (alone.events, len(alone.problems), alone.last_id) == ((), 1, 2)
+    assert registry.events.page(after=page.last_id) == EventPage(events=(), problems=(), last_id=page.last_id)
     assert "consumer `mine`" in refused(registry.events.consumers).what
     assert len(found(registry)) == 2
     registry.events.seek("mine", 2)

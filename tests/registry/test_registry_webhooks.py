@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from noa.errors import ConflictError, InvalidInputError, ServiceError, SettingsE
 from noa.settings import RegistrySettings, WebhookSettings
 from noa_registry import Event, Registry, heartbeat_file
 from noa_registry.events.delivery import Delivery
-from noa_registry.events.http_post import Answer, Request, post
+from noa_registry.events.http_post import Answer, Request, post, read_retry_after
 from noa_registry.events.public_addresses import is_public, resolve
 from noa_registry.events.webhooks import Webhook, build_webhook, event_body, sign_body
 from webhook_receiver import SECRET, Receiver
@@ -450,6 +451,36 @@ def test_waits_double_up_to_the_limit_with_jitter_and_heed_the_receiver() -> Non
     assert webhook.wait_s(3, chance=0.0) == 4
     assert webhook.wait_s(1, chance=1.0, wish_s=30.0) == 30
     assert webhook.wait_s(1, chance=1.0, wish_s=10_000.0) == 60
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0),
+        ("7", 7),
+        (" 120 ", 120),
+        ("999999999999999999", 10.0**18),
+        ("9" * 5000, math.inf),
+        ("Thu, 01 Jan 2026 00:01:30 GMT", 90),
+        ("Thursday, 01-Jan-26 00:01:30 GMT", 90),
+        ("Wed, 31 Dec 2025 23:00:00 GMT", 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 251_635_075_199),
+        (None, None),
+        ("", None),
+        ("soon", None),
+        ("-5", None),
+        ("1.5", None),
+        ("\u0663", None),
+        ("Thu, 99 Jan 2026 00:00:00 GMT", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date_and_whatever_it_asks_for_is_bounded(
+    value: str | None, seconds: float | None
+) -> None:
+    wish = read_retry_after(value, datetime(2026, 1, 1, tzinfo=UTC))
+    assert wish == seconds
+    webhook = build_webhook("ci", hook(1, retry_base_s=2.0, retry_max_s=600.0))
+    assert webhook.wait_s(1, chance=1.0, wish_s=wish) == min(max(seconds or 0, 2), 600)
 
 
 @pytest.mark.parametrize(

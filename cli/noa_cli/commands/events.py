@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +17,7 @@ from noa_cli._options import DryRunOption, JsonOption
 from noa_cli._registry import open_registry
 
 if TYPE_CHECKING:
-    from noa_registry import Event, Registry
+    from noa_registry import Event, EventPage, Registry
 
 _FOLLOW_EVERY_S = 0.5
 _PAGE = 500
@@ -53,20 +52,17 @@ def list_events(
     with open_registry(about=[] if name is None else [name], makes=follow) as registry:
         if name is not None:
             registry.numbers(name)  # a name that was mistyped has no events either
-        if after is None:
-            events = registry.events.newest(name=name, limit=limit)
-        else:
-            events = registry.events.since(after, name=name, limit=limit)
+        page = registry.events.page(after=after, name=name, limit=limit)
         if not follow:
-            _print_page(events, as_json)
+            _print_page(page, as_json)
             return
-        last = events[-1].id if events else after or 0
         with stop_on_signals() as stop:
-            _print_lines(events, as_json)
+            _print_lines(page, as_json)
             while not stop.wait(_FOLLOW_EVERY_S):
-                while events := registry.events.since(last, name=name, limit=_PAGE):
-                    _print_lines(events, as_json)
-                    last = events[-1].id
+                last = page.last_id
+                while (page := registry.events.page(after=last, name=name, limit=_PAGE)).last_id > last:
+                    _print_lines(page, as_json)
+                    last = page.last_id
 
 
 def consumers(as_json: JsonOption = False) -> None:
@@ -222,21 +218,29 @@ def trim(
         console.print_line(f"{'would remove' if dry_run else 'removed'} {console.count(count, 'event')}")
 
 
-def _print_page(events: Sequence[Event], as_json: bool) -> None:
+def _print_page(page: EventPage, as_json: bool) -> None:
+    _name_problems(page)
     if as_json:
-        console.print_json([_event_to_dict(event) for event in events])
+        console.print_json([_event_to_dict(event) for event in page.events])
         return
-    if not events:
+    if not page.events and not page.problems:
         console.note("Nothing has happened yet.")
         return
     console.print_table(
         ["#", "when", "kind", "model", "what"],
-        [[e.id, console.short_time(e.created_at), e.kind, e.name, _summary(e)] for e in events],
+        [[e.id, console.short_time(e.created_at), e.kind, e.name, _summary(e)] for e in page.events],
     )
 
 
-def _print_lines(events: Sequence[Event], as_json: bool) -> None:
-    for event in events:
+def _name_problems(page: EventPage) -> None:
+    """Say which events cannot be read, and what helps, beside those that can."""
+    for problem in page.problems:
+        console.note(str(problem), "red")
+
+
+def _print_lines(page: EventPage, as_json: bool) -> None:
+    _name_problems(page)
+    for event in page.events:
         if as_json:
             sys.stdout.write(json.dumps(_event_to_dict(event), default=str, ensure_ascii=False) + "\n")
         else:

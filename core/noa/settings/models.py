@@ -604,7 +604,11 @@ class WebhookSettings(Section):
     retry_base_s: StrictFloat = Field(
         default=2.0, gt=0, description="Wait after the first failure; it doubles, seconds."
     )
-    retry_max_s: StrictFloat = Field(default=600.0, gt=0, description="Longest wait between two attempts, seconds.")
+    retry_max_s: StrictFloat = Field(
+        default=600.0,
+        gt=0,
+        description="Longest wait between two attempts, seconds, also where `Retry-After` asks for more.",
+    )
     allow_private: StrictBool = Field(
         default=False, description="Whether the address may be private, loopback or link-local."
     )

@@ -13,7 +13,9 @@ Reading checks that all of this fits together and to its digests; nobody has to 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, cast
@@ -23,7 +25,7 @@ from noa.errors import IntegrityError, InvalidInputError, NoaError
 from noa.references import check_name
 from noa.signatures import Signature
 from noa_registry.database import to_text
-from noa_registry.evidence import Evidence, attachment_digests, check_evidence, plain_json
+from noa_registry.evidence import Evidence, attachment_digests, check_evidence, check_measured_bytes, plain_json
 from noa_registry.ledger import LedgerEntry, entry_hash
 from noa_registry.records import version_digest
 from noa_registry.signing import StoredSignature
@@ -278,6 +280,10 @@ def _check_rows(version: ArchivedVersion, where: str) -> None:
             raise _unfit(where, LEDGER_MEMBER, f"row {entry.sequence} was changed", entry.hash, entry_hash(entry))
         if entry.name != version.name or version.number not in (entry.from_number, entry.to_number):
             raise _unfit(where, LEDGER_MEMBER, f"row {entry.sequence} is about another", version.reference, entry.name)
+    formats = {name: sealed.manifest.digest for name, sealed in version.formats.items()}
+    for fact in version.evidence:
+        with _refused_in(EVIDENCE_MEMBER, where):
+            check_measured_bytes(fact, formats, version.digest, reference=version.reference)
     named = {digest for fact in version.evidence for digest in attachment_digests(fact)}
     if named != set(version.attachments):
         raise _unfit(where, EVIDENCE_MEMBER, "its attachments are others", len(version.attachments), len(named))
@@ -285,11 +291,41 @@ def _check_rows(version: ArchivedVersion, where: str) -> None:
 
 def _parse(members: Mapping[str, bytes], name: str, where: str, read: Any) -> Any:
     try:
-        return read(json.loads(members[name]))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, NoaError) as exc:
+        with _refused_in(name, where):
+            return read(json.loads(members[name], parse_float=_finite, parse_constant=_refuse_constant))
+    except IntegrityError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, NoaError) as exc:
         raise IntegrityError(
             f"`{name}` of the archive is not readable", where=where, received=str(exc)[:200], file=name
         ) from exc
+
+
+@contextmanager
+def _refused_in(name: str, where: str) -> Generator[None, None, None]:
+    """Say of a part that is refused, with its field, that it is in the member `name` of an archive."""
+    try:
+        yield
+    except InvalidInputError as exc:
+        raise IntegrityError(
+            f"`{name}` of the archive is not readable: {exc.what}",
+            where=where if exc.where is None else f"{where}: {exc.where}",
+            expected=exc.expected,
+            received=exc.received,
+            remedy=exc.remedy or "Export it again where it is from; nothing was imported",
+            file=name,
+            field=exc.facts.get("field"),
+        ) from exc
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:40]} is more than a float can hold")
+    return number
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no JSON: numbers that are none are texts in an archive")
 
 
 def _rows(value: object) -> list[dict[str, Any]]:

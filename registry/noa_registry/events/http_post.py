@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from noa.errors import NoaError, ServiceError
+from noa_registry.database import now
 from noa_registry.events.public_addresses import resolve
 
 if TYPE_CHECKING:
@@ -78,7 +81,7 @@ def post(request: Request) -> Answer:
             return Answer(
                 status=response.status,
                 excerpt=_printable(text),
-                retry_after_s=_seconds(response.headers.get("Retry-After")),
+                retry_after_s=read_retry_after(response.headers.get("Retry-After"), now()),
             )
     except NoaError as exc:
         raise ServiceError(f"could not be sent: {exc}", where=where) from exc
@@ -168,5 +171,19 @@ def _printable(data: bytes) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_EXCERPT]
 
 
-def _seconds(value: str | None) -> float | None:
-    return float(value) if value is not None and value.isascii() and value.isdecimal() and len(value) < 9 else None
+def read_retry_after(value: str | None, moment: datetime) -> float | None:
+    """Return the seconds that `Retry-After` asks for, from `moment` on; None if it holds neither a number nor a date.
+
+    However many they are: whoever waits has a longest wait of their own.
+
+    Source: RFC 9110, section 10.2.3: whole seconds, or an HTTP date.
+    """
+    text = "" if value is None else value.strip()
+    if text.isascii() and text.isdecimal():
+        return float(text)  # of more digits than a float holds: infinity
+    try:
+        until = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    until = until if until.tzinfo is not None else until.replace(tzinfo=UTC)
+    return max((until - moment).total_seconds(), 0.0)

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from noa.errors import InvalidInputError, NotFoundError
+from noa.errors import IntegrityError, InvalidInputError, NotFoundError
 from noa.references import check_name
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import WHOLE_REGISTRY
-from noa_registry.json_columns import parse_table, parse_time
+from noa_registry.json_columns import parse_table, parse_time, unreadable
 from noa_registry.tables import consumers, dead_letters, outbox, webhook_cursors
 from noa_registry.triggers import lifted_removal
 
@@ -43,6 +43,15 @@ class Event:
     kind: str
     payload: Mapping[str, object]
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventPage:
+    """Events, oldest first, and an error for each that cannot be read. `last_id` is where the next page goes on."""
+
+    events: tuple[Event, ...]
+    problems: tuple[IntegrityError, ...]
+    last_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +120,29 @@ class EventLog:
             query = query.where(outbox.c.name == _check_model(name))
         with self._database.read() as connection:
             return [_to_event(row) for row in reversed(connection.execute(query).all())]
+
+    def page(self, *, after: int | None = None, name: str | None = None, limit: int = 20) -> EventPage:
+        """Return the oldest events after number `after`, or the newest; what cannot be read hinders no other one."""
+        _check_limit(limit)
+        order = outbox.c.id.desc() if after is None else outbox.c.id
+        query = select(outbox).order_by(order).limit(limit)
+        if after is not None:
+            query = query.where(outbox.c.id > after)
+        if name is not None:
+            query = query.where(outbox.c.name == _check_model(name))
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        if after is None:
+            rows = rows[::-1]
+        events: list[Event] = []
+        problems: list[IntegrityError] = []
+        for row in rows:
+            try:
+                events.append(_to_event(row))
+            except IntegrityError as exc:
+                problems.append(exc)
+        last = rows[-1].id if rows else after or 0
+        return EventPage(events=tuple(events), problems=tuple(problems), last_id=last)
 
     def commit(self, consumer: str, up_to: int) -> None:
         """Say that `consumer` is done with all events up to and with `up_to`.
@@ -269,11 +301,14 @@ def _check_model(name: str) -> str:
 
 
 def _to_event(row: Row[Any]) -> Event:
+    for column in ("name", "kind"):
+        if not isinstance(value := getattr(row, column), str):  # SQLite keeps bytes in any column
+            raise unreadable(_of(row), f"noa_outbox.{column}", received=repr(value)[:80], remedy=_remedy(row))
     return Event(
         id=row.id,
         name=row.name,
         kind=row.kind,
-        payload=parse_table(row.payload, of=f"event {row.id} of `{row.name}`", column="noa_outbox.payload"),
+        payload=parse_table(row.payload, of=_of(row), column="noa_outbox.payload", remedy=_remedy(row)),
         created_at=event_time(row, "created_at"),
     )
 
@@ -284,12 +319,15 @@ def event_time(row: Row[Any], column: str) -> datetime:
     Raises:
         IntegrityError: it cannot be read.
     """
-    return parse_time(
-        getattr(row, column),
-        of=f"event {row.id} of `{row.name}`",
-        column=f"noa_outbox.{column}",
-        remedy=f"Skip it with `noa events seek CONSUMER {row.id}`, or restore a backup of the database",
-    )
+    return parse_time(getattr(row, column), of=_of(row), column=f"noa_outbox.{column}", remedy=_remedy(row))
+
+
+def _of(row: Row[Any]) -> str:
+    return f"event {row.id} of `{row.name}`"
+
+
+def _remedy(row: Row[Any]) -> str:
+    return f"Skip it with `noa events seek CONSUMER {row.id}`, or restore a backup of the database"
 
 
 def consumer_time(row: Row[Any], column: str) -> datetime:

@@ -44,6 +44,7 @@ from noa_registry.evidence.kinds import (
     refuse_reserved,
     values_bytes,
 )
+from noa_registry.evidence.measurable import check_measured_bytes
 from noa_registry.evidence.metrics import MetricsEvidence, SliceMetrics, metrics_evidence
 from noa_registry.evidence.performance import BatchLatency, Hardware, LatencyEvidence, SizeEvidence
 from noa_registry.evidence.predictions import (
@@ -96,6 +97,7 @@ __all__ = [
     "by_thing",
     "check_attachments",
     "check_evidence",
+    "check_measured_bytes",
     "compare_signatures",
     "decode_predictions",
     "equivalence_evidence",

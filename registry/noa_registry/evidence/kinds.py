@@ -29,6 +29,7 @@ from noa_registry.evidence.facts import (
     attachment_digests,
     plain_json,
 )
+from noa_registry.evidence.measurable import check_measurable
 from noa_registry.evidence.metrics import MetricsEvidence, check_possible
 from noa_registry.evidence.performance import LatencyEvidence, SizeEvidence
 from noa_registry.evidence.predictions import PredictionsEvidence
@@ -93,6 +94,7 @@ def check_evidence(fact: Evidence) -> None:
     parse = _PARSERS.get(fact.kind)
     if parse is not None:
         parse(fact)
+        check_measurable(fact)
     check_attachments(fact)
 
 

@@ -1,0 +1,118 @@
+"""What a measurement can be at all: checked when a fact comes in, by hand, from a program or in an archive.
+
+Facts that are here already stay readable, so none of this is asked of them when they are read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from noa.errors import InvalidInputError
+from noa.metric_bounds import is_fraction
+from noa_registry.evidence.facts import CALIBRATION, LATENCY, METRICS, PREDICTIONS, SIZE, WHOLE_VERSION, Evidence
+from noa_registry.evidence.reading import Reader
+
+MEASURED: Final = frozenset({CALIBRATION, LATENCY, METRICS, PREDICTIONS, SIZE})
+"""Kinds that tell something of the bytes of one format, which the version then has."""
+_ON_ROWS: Final = frozenset({CALIBRATION, METRICS, PREDICTIONS})
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_SHOWN: Final = 80
+
+
+def check_measurable(fact: Evidence) -> None:
+    """Raise `InvalidInputError` if nothing that was measured can be so; the fact can be read already.
+
+    A metric may be NaN, and one that has no bounds infinite: that is what training that diverged gives.
+    """
+    reader = Reader(fact.values, f"{fact.kind} evidence of `{fact.subject}`")
+    if fact.kind in _ON_ROWS and not _DIGEST.fullmatch(digest := reader.text("dataset_digest")):
+        remedy = "Give the digest of the rows that were measured"
+        raise _impossible(reader, "dataset_digest", "`sha256:` with 64 hex digits", ascii(digest)[:_SHOWN], remedy)
+    if fact.kind == METRICS:
+        _check_metrics(reader)
+    elif fact.kind == LATENCY:
+        _check_latency(reader)
+
+
+def check_measured_bytes(fact: Evidence, formats: Mapping[str, str], version: str, *, reference: str) -> None:
+    """Raise `InvalidInputError` if a measurement is of no format of the version.
+
+    `formats` holds the digests of the version's formats by name, `version` is its own digest.
+    """
+    if fact.kind not in MEASURED:
+        return
+    where = f"{fact.kind} evidence of `{fact.subject}`"
+    listed = ", ".join(f"`{name}`" for name in sorted(formats))
+    if fact.subject == WHOLE_VERSION:
+        allowed = {version, *formats.values()}
+    elif fact.subject in formats:
+        allowed = {formats[fact.subject]}
+    else:
+        raise InvalidInputError(
+            f"`{reference}` has no format `{fact.subject}` that could have been measured",
+            where=where,
+            expected=listed,
+            received=f"`{fact.subject}`",
+            remedy="Name the format that was measured; one that is new is added together with its evidence",
+            field="subject",
+        )
+    if fact.digest not in allowed:
+        raise InvalidInputError(
+            f"the bytes that were measured are none of `{reference}`",
+            where=where,
+            expected=formats.get(fact.subject, version),
+            received=fact.digest,
+            remedy="Attach it to the version whose bytes were measured, or measure this one",
+            field="digest",
+        )
+
+
+def _check_metrics(reader: Reader) -> None:
+    if reader.values.get("rows") is not None and reader.integer("rows") < 1:
+        raise _impossible(reader, "rows", "at least 1", "0", "Leave it out where nobody knows how many rows there were")
+    _check_names(reader.table("metrics"))
+    slices = reader.table("slices")
+    for name in slices.values:
+        _check_name(slices, name, "a slice")
+        _check_names(slices.table(name).table("metrics"))
+
+
+def _check_names(metrics: Reader) -> None:
+    for name, value in metrics.numbers().items():
+        _check_name(metrics, name, "a metric")
+        if math.isinf(value) and is_fraction(name):
+            raise _impossible(metrics, name, "a number from 0 to 1, or NaN", str(value), "Measure it anew")
+
+
+def _check_name(reader: Reader, name: str, what: str) -> None:
+    if not name.strip() or not name.isprintable():
+        raise _impossible(
+            reader, name, f"the name of {what}: printable text that is not empty", ascii(name)[:_SHOWN], "Name it anew"
+        )
+
+
+def _check_latency(reader: Reader) -> None:
+    batches = reader.rows("batches")
+    if not batches:
+        raise _impossible(reader, "batches", "at least one batch size", "none", "Measure at least one batch size")
+    for row in batches:
+        p50, p99 = row.finite("p50_ms"), row.finite("p99_ms")
+        for key, value in (("p50_ms", p50), ("p99_ms", p99)):
+            if value <= 0:
+                raise _impossible(row, key, "more than 0 ms", f"{value:g}", "Measure with a clock of finer ticks")
+        if p99 < p50:
+            raise _impossible(row, "p99_ms", f"at least `p50_ms`, {p50:g}", f"{p99:g}", "Give both in the right order")
+
+
+def _impossible(reader: Reader, key: str, expected: str, received: str, remedy: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"`{ascii(key)[1:-1][:_SHOWN]}` cannot be measured so",
+        where=reader.where,
+        expected=expected,
+        received=received,
+        remedy=remedy,
+        field=key,
+    )
