@@ -204,6 +204,11 @@ def _compatible_verdict(gate_input: GateInput) -> RuleVerdict:
 
 def _approvals_verdict(gate_input: GateInput, needed: int) -> RuleVerdict:
     candidate = gate_input.candidate
+    expected = f"{needed} valid approval{'' if needed == 1 else 's'} of these bytes by others than who promotes"
+    if gate_input.holder is not None and gate_input.rival is None:  # what it took to get there was used up then
+        return RuleVerdict(
+            rule="approvals", passed=True, expected=expected, received=f"it holds `{gate_input.alias}` already"
+        )
     principals = sorted(
         distinct_users(
             approval.principal
@@ -216,7 +221,7 @@ def _approvals_verdict(gate_input: GateInput, needed: int) -> RuleVerdict:
     return RuleVerdict(
         rule="approvals",
         passed=len(principals) >= needed,
-        expected=f"{needed} valid approval{'' if needed == 1 else 's'} of these bytes by others than who promotes",
+        expected=expected,
         received=f"{len(principals)}" + (f": {', '.join(principals)}" if principals else ""),
         remedy=None
         if len(principals) >= needed
