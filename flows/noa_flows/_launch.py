@@ -81,6 +81,7 @@ class Launch:
         healthy: list[ServiceName] = [name for name in self.beside if name not in failures]
         self._switch(healthy)
         back = self._bring_back(plans) if failures else []
+        reasons: dict[ServiceName, _Reason]
         reasons = {name: _reason_of(name, failure) for name, failure in failures.items()}
         for name, failure in failures.items():
             failure.remedy = self._tell_rest(failure.remedy, name, plans, reasons, back)
