@@ -125,14 +125,17 @@ def _report(invocation: _invocation.Invocation, error: BaseException, told: NoaE
 
         sys.stderr.write(json.dumps({**told.to_dict(), "error": type(error).__name__}) + "\n")
     else:
-        _say(str(told))
+        from noa_cli._refusal import refusal_lines
+
+        _say(*(refusal_lines(told) or [str(told)]))
     return 1
 
 
-def _say(text: str) -> None:
+def _say(first: str, *more: str) -> None:
+    """Write one line on standard error, and `more` that belong to it; text of others breaks none of them."""
     from noa_cli._console import visible
 
-    line = visible(" ".join(text.split()))
+    line = "\n".join([visible(" ".join(first.split())), *map(visible, more)])
     with suppress(OSError):  # then the exit code has to do
         if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
             sys.stderr.write(f"\033[31merror: {line}\033[0m\n")

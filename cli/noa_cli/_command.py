@@ -25,12 +25,24 @@ _ReturnT = TypeVar("_ReturnT")
 OverrideOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--override", "-o", metavar="KEY=VALUE", help="Set one setting, e.g. serving.port=0.", rich_help_panel=_PANEL
+        "--override",
+        "-o",
+        metavar="KEY=VALUE",
+        help="Set one setting, e.g. serving.port=0.",
+        rich_help_panel=_PANEL,
+        autocompletion=OPTIONS["override"],
     ),
 ]
 DirectoryOption = Annotated[
     Path | None,
-    typer.Option("--directory", "-C", metavar="DIR", help="The project's folder.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--directory",
+        "-C",
+        metavar="DIR",
+        help="The project's folder.",
+        rich_help_panel=_PANEL,
+        autocompletion=OPTIONS["directory"],
+    ),
 ]
 ProfileOption = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""What the shell offers when TAB is pressed: models, versions, endpoints, recipes, formats, settings.
+"""What the shell offers when TAB is pressed: models, versions, endpoints, recipes and their keys, formats, settings.
 
 A parameter is completed by its name, so that `reference` or `recipe` means the same in every command; `_command.py`
 looks here. A key press must be fast, silent and leave nothing behind: no room is imported, the registry's tables are
@@ -28,6 +28,7 @@ Completer: TypeAlias = Callable[[typer.Context, str], list[str]]
 
 _NEWEST = 10  # versions offered of a model before its `/` is typed
 _SQLITE = "sqlite:///"
+_BREAKS = ("@", ":", "=")  # bash takes each for a word of its own
 _SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 _IN_USE = """
 SELECT name, number FROM noa_versions AS one
@@ -43,7 +44,7 @@ class _Model:
 
 
 def mend_bash_words(environ: MutableMapping[str, str], invocation: Invocation) -> None:
-    """Put together what bash breaks at `@` and `:`.
+    """Put together what bash breaks at `@`, `:` and `=`.
 
     It gives `digits @ ch` for `digits@ch`, and replaces the `@ch` alone; of `digits/1:on` it replaces the `on` alone.
     """
@@ -54,11 +55,11 @@ def mend_bash_words(environ: MutableMapping[str, str], invocation: Invocation) -
         words = shlex.split(environ["COMP_WORDS"])[: here + 1]
     except ValueError:  # a quote is open
         return
-    if "@" not in words and ":" not in words:
+    if not any(mark in words for mark in _BREAKS):
         return
     mended: list[str] = []
     for word in [*words, *([""] if len(words) == here else [])]:
-        if mended and (word in ("@", ":") or mended[-1].endswith(("@", ":"))):
+        if mended and (word in _BREAKS or mended[-1].endswith(_BREAKS)):
             mended[-1] += word
         else:
             mended.append(word)
@@ -177,6 +178,41 @@ def _setting_keys(loaded: LoadedSettings, _typed: str) -> Iterable[str]:
     return dict.fromkeys(".".join(key[:depth]) for key in parts for depth in range(1, len(key) + 1))
 
 
+def _overrides(loaded: LoadedSettings, typed: str) -> Iterator[str]:
+    """Give `KEY=` of each setting; of its value nothing is known."""
+    from noa.settings import list_values
+
+    if "=" not in typed:
+        yield from (f"{value.key}=" for value in list_values(loaded))
+
+
+def _change(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Complete `KEY=` of the recipe that stands before the cursor."""
+    from noa_cli._recipe_keys import recipe_keys
+
+    try:
+        # An option that lacks its value, as here, leaves the arguments where the parser had them.
+        settings, name = _load(ctx).settings, str(ctx.params.get("recipe") or ctx.args[0])
+        path = (settings.recipes[name].path if name in settings.recipes else name).partition(":")[0]
+        file = Path(path if path.endswith(".py") else f"{path.replace('.', '/')}.py")
+        base = settings.root if name in settings.recipes or not (current().directory / file).is_file() else None
+        keys = recipe_keys((base or current().directory) / file)
+    except Exception:  # noqa: BLE001 - whatever is wrong here is told by the command itself, not by a key press
+        return []
+    return [f"{key}=" for key in keys if key.startswith(incomplete)]
+
+
+def _folder(_ctx: typer.Context, incomplete: str) -> list[str]:
+    """Complete the name of a folder; one that begins with a dot is offered when the dot is typed."""
+    above, mark, start = incomplete.rpartition("/")
+    try:
+        found = sorted(Path(f"{above}{mark}" or ".").expanduser().iterdir())
+        names = [path.name for path in found if path.name.startswith(start) and path.is_dir()]
+    except (OSError, RuntimeError):
+        return []
+    return [f"{above}{mark}{name}/" for name in names if start or not name.startswith(".")]
+
+
 def _registered(settings: Settings) -> Mapping[str, _Model]:
     """Return what is registered by name; nothing if the database is not a file of SQLite."""
     if not settings.registry.database_url.startswith(_SQLITE):
@@ -236,4 +272,7 @@ OPTIONS: Mapping[str, Completer] = {
     "from_library": _completer(_libraries),
     "alias": _completer(_aliases),
     "backend": _completer(_backends),
+    "override": _completer(_overrides),
+    "change": _change,
+    "directory": _folder,
 }

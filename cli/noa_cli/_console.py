@@ -11,19 +11,20 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING
 
 from noa.digests import short_digest as short_digest
+from noa_cli._column_widths import column_widths
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
 
-_UNBROKEN = 24
+_BESIDE = 2  # blanks per column: between two of them, and at the edges
 _LINE_EVERY_S = 5.0
 _SILENT_S = 2.0
 _WAITING_LINE_EVERY_S = 10.0
@@ -70,8 +71,17 @@ def print_json(value: object) -> None:
     sys.stdout.flush()
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-    """Print rows under headings, each on one line when piped without COLUMNS. Programs read `--json` instead."""
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    title: str | None = None,
+    wrapped: Collection[str] = (),
+) -> None:
+    """Print rows under headings, each on one line when piped without COLUMNS. Programs read `--json` instead.
+
+    `wrapped` are headings of long text of ours: it is wrapped there too, between words.
+    """
     from rich import box
     from rich.table import Table
 
@@ -83,16 +93,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
         pad_edge=False,
         collapse_padding=True,
     )
-    widths = [
-        max([len(column), *(len(visible(str(row[index]))) for row in rows)]) for index, column in enumerate(columns)
-    ]
-    width_at_most = out().width if _has_width() else _NO_LIMIT
-    room = width_at_most - 2 * (len(columns) - 1) - sum(min(width, _UNBROKEN) for width in widths)
-    for column, width in zip(columns, widths, strict=True):
-        # Numbers, names and digests stay on one line while there is room for them.
-        table.add_column(column, overflow="fold", no_wrap=width <= _UNBROKEN and room >= 0)
-    for row in rows:
-        table.add_row(*[_escape(value) for value in row])
+    shown = [["-" if value is None else visible(str(value)) for value in row] for row in rows]
+    room = max(out().width - _BESIDE * len(columns), 1) if _has_width() else None
+    cells = [[column, *(row[index] for row in shown)] for index, column in enumerate(columns)]
+    for column, width in zip(columns, column_widths(cells, room, wrapped=[c in wrapped for c in columns]), strict=True):
+        table.add_column(column, overflow="fold", width=width)
+    for row in shown:
+        table.add_row(*map(_escape, row))
     print_whole(table)
 
 

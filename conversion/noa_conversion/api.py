@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -181,12 +181,15 @@ def measure_performance(
     samples: Mapping[str, np.ndarray],
     *,
     threads: int | None = None,
+    batches: Sequence[int] = (1, 32),
 ) -> tuple[Evidence, Evidence]:
-    """Return how long a format computes on this machine for 1 and 32 rows, and how large it is, as two facts.
+    """Return how long a format computes on this machine for batches of rows, and how large it is, as two facts.
+
+    A model without a free axis is called as it is, which counts as one row.
 
     Raises:
         InvalidInputError: the folder does not hold this format, or there is no sample.
     """
     from noa_conversion.latency import measure_performance as measure
 
-    return measure(format, folder, samples, threads=threads)
+    return measure(format, folder, samples, threads=threads, batches=batches)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from noa_registry.evidence import BatchLatency, Hardware, LatencyEvidence, SizeE
 if TYPE_CHECKING:
     from noa_registry import Evidence
 
-BATCHES: Final = (1, 32)
 _WARM_UP_RUNS = 3
 _LEAST_RUNS = 5
 _MOST_RUNS = 1000
@@ -38,7 +37,7 @@ def measure_performance(
     samples: Mapping[str, np.ndarray],
     *,
     threads: int | None = None,
-    batches: Sequence[int] = BATCHES,
+    batches: Sequence[int] = (1, 32),
     seconds_per_batch: float = 0.15,
 ) -> tuple[Evidence, Evidence]:
     """Return latency (50th and 99th percentile per batch size) and size of a format's folder.

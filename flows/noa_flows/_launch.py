@@ -81,8 +81,10 @@ class Launch:
         healthy: list[ServiceName] = [name for name in self.beside if name not in failures]
         self._switch(healthy)
         back = self._bring_back(plans) if failures else []
+        reasons: dict[ServiceName, _Reason]
+        reasons = {name: _reason_of(name, failure) for name, failure in failures.items()}
         for name, failure in failures.items():
-            failure.remedy = self._tell_rest(failure.remedy, name, plans, failures, back)
+            failure.remedy = self._tell_rest(failure.remedy, name, plans, reasons, back)
         return {name: failures[name] for name in plans if name in failures}
 
     def replace(self, outdated: Collection[ServiceName], plans: Mapping[ServiceName, ServicePlan]) -> None:
@@ -290,7 +292,7 @@ class Launch:
         return self._failure(
             record,
             name,
-            f"did not answer within {limit_s:g} s",
+            f"did not answer within {limit_s:g} s, and noa ended it",
             f"On a busy machine give it longer: `{more}` (in `{file}`: `start_timeout_s` of `[flows]`; for one command "
             f"`-o {more}`)",
         )
@@ -311,10 +313,10 @@ class Launch:
         remedy: str | None,
         name: ServiceName,
         plans: Mapping[ServiceName, ServicePlan],
-        failures: Collection[ServiceName],
+        reasons: Mapping[ServiceName, _Reason],
         back: Collection[ServiceName],
     ) -> str:
-        """Return a remedy together with what became of this service and of the others."""
+        """Return a remedy together with what became of this service and of the others; each remedy is said once."""
         records: dict[ServiceName, ServiceRecord]
         records = {one: record for one in plans if (record := self.supervisor.find(one)) is not None}
         running: list[ServiceName] = [one for one, record in records.items() if self.supervisor.is_running(record)]
@@ -325,10 +327,10 @@ class Launch:
             parts.append(f"`{name}` goes on with its former settings, and `noa up --restart` tries the new ones")
         elif name in self.former and name not in running:
             parts.append(f"`{name}` ran before with other settings, and could not be started so again")
-        others: list[ServiceName] = [one for one in failures if one != name]
-        if others:
-            parts.append(f"{_listed(others)} failed too")
-        kept: list[ServiceName] = [one for one in running if one != name and one not in failures]
+        others = {one: reason for one, reason in reasons.items() if one != name}
+        parts += [f"`{one}` failed too: it {reason.what}{reason.place}" for one, reason in others.items()]
+        parts += dict.fromkeys(reason.remedy for reason in others.values() if reason.remedy not in (None, remedy))
+        kept: list[ServiceName] = [one for one in running if one != name and one not in reasons]
         parts.append(f"{_listed(kept)} {'run' if kept[1:] else 'runs'}" if kept else "No other service runs")
         return ". ".join([*parts, "`noa up` starts what is missing"])
 
@@ -369,6 +371,24 @@ def service_of(name: str) -> str:
 def addresses_of(records: Mapping[ServiceName, ServiceRecord | None]) -> dict[ServiceName, str]:
     """Return the addresses of what listens."""
     return {name: record.address for name, record in records.items() if record is not None and record.address}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reason:
+    """Why a service failed, as it stands beside the error of another; `place` says where its log is."""
+
+    what: str
+    place: str
+    remedy: str | None
+
+
+def _reason_of(name: ServiceName, failure: NoaError) -> _Reason:
+    log_file = failure.facts.get("log_file")
+    return _Reason(
+        what=failure.what.removeprefix(f"service `{name}` "),
+        place="" if log_file is None else f"; its log is `{log_file}`",
+        remedy=failure.remedy,
+    )
 
 
 def _listed(names: Sequence[ServiceName]) -> str:

@@ -1,7 +1,8 @@
 """What a gate needs beside the candidate's own measurements, measured and attached before it judges.
 
 The present holder is measured on the candidate's test rows, so that the two can be compared row by row; the signatures
-are compared; and where latency is judged, it is measured unless it was on this machine: the slowest measurement counts.
+are compared; and where latency is judged, it is measured for the batch sizes that were not on this machine: the slowest
+measurement counts.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from noa.errors import NotFoundError
 from noa_conversion import measure_performance
+from noa_conversion.batches import batch_axis
 from noa_conversion.latency import describe_hardware
 from noa_flows._test_data import load_test_data
+from noa_flows._timed_batches import timed_batches
 from noa_registry.evidence import (
     METRICS,
     PREDICTIONS,
@@ -47,10 +50,11 @@ def attach_gate_evidence(registry: Registry, settings: Settings, candidate: Cand
     if policy is not None and policy.max_latency_ms:
         served = version.default_format
         threads = settings.training.threads or None
-        if not _is_timed_here(registry, version, served, threads):
+        batches = _untimed(registry, version, served, threads, timed_batches(settings, version.name))
+        if batches:
             folder = registry.open_format(version, served)
             samples = load_test_data(candidate.job).head(_LATENCY_ROWS).inputs
-            facts = measure_performance(served, folder, samples, threads=threads)
+            facts = measure_performance(served, folder, samples, threads=threads, batches=batches)
             registry.attach(version.name, version.number, facts, by_pipeline=True)
 
 
@@ -66,12 +70,19 @@ def compare_with_holder(version: ModelVersion, holder: ModelVersion) -> Evidence
     ).to_evidence()
 
 
-def _is_timed_here(registry: Registry, version: ModelVersion, served: str, threads: int | None) -> bool:
+def _untimed(
+    registry: Registry, version: ModelVersion, served: str, threads: int | None, batches: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return those of the batch sizes that were not measured on this machine."""
     here = LatencyEvidence(
         subject=served, digest=version.formats[served].digest, hardware=describe_hardware(served, threads), batches=()
     )
     thing = thing_of(here.to_evidence())
-    return any(thing_of(fact) == thing for fact in registry.evidence(version.name, version.number))
+    known = [fact for fact in registry.evidence(version.name, version.number) if thing_of(fact) == thing]
+    if known and batch_axis(version.signature) is None:  # there is one size of batch
+        return ()
+    timed = {entry.batch for fact in known for entry in LatencyEvidence.from_evidence(fact).batches}
+    return tuple(batch for batch in batches if batch not in timed)
 
 
 def _compares(policy: GateSettings) -> bool:

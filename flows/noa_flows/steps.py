@@ -16,6 +16,7 @@ from noa.errors import ConversionError, GateRefusedError
 from noa.settings import Settings
 from noa_conversion import convert, describe_failure, load_format, measure_equivalence, measure_performance
 from noa_flows._test_data import load_test_data
+from noa_flows._timed_batches import timed_batches
 from noa_flows.gate_evidence import attach_gate_evidence
 from noa_flows.pipeline_values import Candidate, Conversion, Evaluation, Promotion, Verification
 from noa_flows.provenance import capture_environment
@@ -200,7 +201,13 @@ def _evaluate(
         with_predictions=served,
     )
     samples = test.head(_LATENCY_ROWS).inputs
-    performance = measure_performance(written.format, written.folder, samples, threads=threads) if timed else ()
+    performance = (
+        measure_performance(
+            written.format, written.folder, samples, threads=threads, batches=timed_batches(settings, job.name)
+        )
+        if timed
+        else ()
+    )
     return Evaluation(
         format=written.format,
         digest=written.digest,

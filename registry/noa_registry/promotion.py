@@ -281,8 +281,6 @@ class Promoter:
     ) -> GateInput:
         policy = self.gates.get(version.name)
         candidate = candidate_of(version, load_evidence(connection, version.name, version.number))
-        if policy is not None and holder is not None and holder.number == version.number:
-            policy = policy.model_copy(update={"approvals": 0})  # what it took to get there was used up then
         return GateInput(
             candidate=candidate,
             alias=alias,

@@ -80,7 +80,8 @@ def _refuse_strangers(table: JsonObject) -> None:
     for key in table:
         if key not in _KEYS:
             raise InvalidInputError(
-                f"the key `{key[:80]}` is not known", expected="`inputs` or `instances`, and `outputs`"
+                f"the key `{key[:80]}` is not known",
+                expected="`inputs` or `instances`; `outputs`, names of outputs, may be beside it",
             )
     if ("inputs" in table) == ("instances" in table):
         received = "both" if "inputs" in table else "neither"

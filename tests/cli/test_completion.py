@@ -57,6 +57,17 @@ REFERENCES = ["digits", "digits@champion", "digits/3", "digits/2", "digits/1"]
         ("noa init --name ", []),
         ("noa train noisy --backend ", ["torch", "jax", "torch,jax"]),
         ("noa models promote digits/1 --alias ", ["champion"]),
+        ("noa -o serving.po", ["serving.port=", "serving.poll_interval_s="]),
+        ("noa train noisy -o serving.po", ["serving.port=", "serving.poll_interval_s="]),
+        ("noa -o serving.port=", []),
+        ("noa train noisy --set ep", ["epochs="]),
+        ("noa flows run noisy --set optimizer.l", ["optimizer.learning_rate="]),
+        ("noa train recipe.py --set see", ["seed="]),
+        ("noa train nosuch --set ep", []),
+        ("noa train --set ep", []),
+        ("noa -C ", ["formats/"]),
+        ("noa models list --directory formats/1/t", ["formats/1/torch/"]),
+        ("noa -C reci", []),
     ],
 )
 def test_each_parameter_is_completed_by_what_it_means(registered: Path, words: str, offers: list[str] | None) -> None:
@@ -82,12 +93,40 @@ def test_each_parameter_is_completed_by_what_it_means(registered: Path, words: s
         ("noa verify digits @ champion : j", ["jax"]),
         ("noa predict digits @ champion --format t", ["torch"]),
         ('noa models promote digits @ champion -m "a @ b" --al', ["--alias"]),
+        ("noa -o serving.port = 0 models history ", ["digits"]),
+        ("noa -o serving.port = ", []),
+        ("noa models promote digits/1 --alias = ch", ["champion"]),
     ],
 )
 def test_bash_breaks_words_at_the_alias_and_replaces_the_last_part(
     registered: Path, words: str, offers: list[str]
 ) -> None:
     assert press_tab(registered, words).stdout.split() == offers
+
+
+def test_the_keys_of_a_recipe_are_those_that_training_knows(tmp_path: Path) -> None:
+    from noa_cli._recipe_keys import recipe_keys
+    from noa_training import load_recipe
+    from noa_training.overrides import _known_keys  # pyright: ignore[reportPrivateUsage]  # what an error lists
+
+    text = """
+from noa_training import SGD, AdamW, Dataset, EarlyStopping, Recipe, WarmupCosine, mlp
+
+def data(rows: int = 9, fraction: float = 1.0) -> Dataset:
+    raise NotImplementedError
+
+recipe = Recipe(name="one", data=data, model=mlp(hidden=(4,)), objective="cross_entropy", metrics=("accuracy",), {})
+"""
+    parts = (
+        "",
+        "optimizer=SGD(), data_params={'rows': 9, 'fraction': 0.5}",
+        "optimizer=AdamW(), schedule=WarmupCosine(), early_stopping=EarlyStopping()",
+    )
+    for number, part in enumerate(parts):
+        file = tmp_path / f"recipe_{number}.py"
+        file.write_text(text.format(part))
+        known = _known_keys(load_recipe(str(file), root=tmp_path))
+        assert set(recipe_keys(file)) == {key for key in known if not key.startswith("model.")}
 
 
 def test_other_shells_get_whole_references(registered: Path) -> None:

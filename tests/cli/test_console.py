@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from noa_cli import _console as console
 from noa_cli.__main__ import run
+from noa_cli._column_widths import column_widths
 from noa_flows.supervisor import Command, Supervisor
 
 _ROWS = [["a", "x" * 300], ["name", "short"], ["word", "some words " * 10]]
@@ -53,6 +56,47 @@ def test_a_table_in_a_pipe_keeps_to_columns_where_it_is_set(
     assert max(map(len, lines)) <= 60
     assert [line for line in lines if line != line.rstrip()] == []
     assert sum(line.count("x") for line in lines) == 300
+
+
+_RULES = [
+    ["equivalence.onnx", "passed", "passed evidence that `onnx` " + "computes what `torch` computes " * 9, "passed"],
+    ["slices.class=1.accuracy", "REFUSED", "at least 0.9 on the test split", "no test metrics of these bytes " * 5],
+]
+
+
+def test_free_text_in_a_pipe_is_wrapped_and_no_word_of_it_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    digest = "sha256:" + "5" * 64
+    columns = ["rule", "verdict", "expected", "received"]
+    rows = [*_RULES, ["r", "v", digest, "/a/" + "b" * 150]]
+    console.print_table(columns, rows, wrapped=columns[2:])
+    text = capsys.readouterr().out
+    assert 200 < max(map(len, text.splitlines())) < 320
+    assert digest in text
+    assert "/a/" + "b" * 150 in text
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_names_are_not_broken_while_text_can_give_way(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    console.print_table(["rule", "verdict", "expected", "received"], _RULES)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert {"equivalence.onnx", "slices.class=1.accuracy", "REFUSED"} <= set(" ".join(lines).split())
+
+
+@given(st.lists(st.lists(st.text("ab c", max_size=40), min_size=1, max_size=4), min_size=1, max_size=5), st.integers(5))
+def test_columns_fill_their_room_and_no_more(columns: list[list[str]], room: int) -> None:
+    widths = column_widths(columns, room)
+    assert sum(widths) <= room
+    needed = sum(max(1, *map(len, cells)) for cells in columns)
+    assert sum(widths) >= min(needed, room) or all(
+        width >= max(map(len, " ".join(cells).split()), default=1) for width, cells in zip(widths, columns, strict=True)
+    )
 
 
 def test_what_takes_longer_says_what_it_waits_for_and_what_is_quick_says_nothing(

@@ -89,6 +89,31 @@ def holder(capfd: pytest.CaptureFixture[str]) -> object:
     return json.loads(out_of(capfd, "models", "list", "--json"))[0]["aliases"]["champion"]
 
 
+def test_a_refusal_by_many_rules_is_a_line_per_reason_with_short_digests(
+    registered: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "many"
+    shutil.copytree(registered, root)
+    with (root / "noa.toml").open("a") as file:
+        file.write(f'[gates.digits]\ndatasets = ["{ROWS}"]\nrequire = ["calibration", "metrics"]\n')
+        file.write("min_metrics = { accuracy = 0.5, auroc = 0.5 }\nmax_metrics = { loss = 0.5 }\n")
+    monkeypatch.chdir(root)
+    assert run(["models", "promote", "digits/3"]) == 1
+    first, *lines = capfd.readouterr().err.splitlines()
+    assert first.startswith("error: the gate refuses `digits/3` as `champion`: 6 of 8 rules")
+    assert all(line.startswith("  ") and ": expected " in line for line in lines[:-1])
+    assert lines[-1] == "See all verdicts with `noa models check digits/3`"
+    assert "sha256:eeeeeeeeeeee" in lines[0]
+    assert "e" * 13 not in "".join(lines)
+    assert lines[1].startswith("  min_metrics.accuracy, min_metrics.auroc: expected at least 0.5 ")
+    assert lines[2].startswith("  max_metrics.loss: expected at most 0.5 ")
+    assert lines[2].endswith(", received the same as for min_metrics.accuracy")
+    assert run(["models", "promote", "digits/3", "--json"]) == 1
+    told = json.loads(capfd.readouterr().err)
+    assert "max_metrics.loss: expected at most 0.5 on the test split, received no test metrics" in told["what"]
+    assert ROWS in told["what"]
+
+
 def test_check_shows_rule_value_and_verdict_and_stores_it(capfd: pytest.CaptureFixture[str]) -> None:
     table = out_of(capfd, "models", "check", WORSE, code=1)
     assert "REFUSED" in table

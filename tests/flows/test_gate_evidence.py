@@ -121,6 +121,27 @@ def test_compatibility_with_the_holder_and_latency_are_attached_where_the_gate_a
         check_gate(impossible, worse.best, "champion")
 
 
+def test_a_gate_has_the_batch_sizes_measured_that_it_asks_for(champion: PipelineResult, project: Settings) -> None:
+    settings = gated(project, max_latency_ms={"p99@64": 60_000.0, "p50": 60_000.0})
+    for _ in range(2):
+        assert check_gate(settings, champion.best, "champion").passed
+    with Registry.open(project.registry) as registry:
+        facts = registry.evidence("tiny", champion.best.version.number)
+    measured = [LatencyEvidence.from_evidence(fact) for fact in facts if fact.kind == "latency"]
+    assert [[entry.batch for entry in latency.batches] for latency in measured] == [[1, 32], [64]]
+
+
+def test_training_measures_the_batch_sizes_of_the_gate_without_promoting(project: Settings) -> None:
+    settings = gated(project, max_latency_ms={"p99@3": 60_000.0})
+    result = run_pipeline(settings, "tiny", overrides={"epochs": 1}, seed=5, actor="tester")
+    number = result.best.version.number
+    with Registry.open(project.registry, gates=settings.gates) as registry:
+        latency = next(fact for fact in registry.evidence("tiny", number) if fact.kind == "latency")
+        report = registry.check("tiny", number, alias="champion")
+    assert [entry.batch for entry in LatencyEvidence.from_evidence(latency).batches] == [1, 3, 32]
+    assert all(verdict.passed for verdict in report.verdicts if verdict.rule == "max_latency_ms.p99@3")
+
+
 def test_measuring_takes_less_than_two_seconds(champion: PipelineResult, project: Settings) -> None:
     from time import process_time
 

@@ -21,8 +21,10 @@ from noa_flows._service_plans import ServiceName, ServicePlan, api_url
 from noa_flows.supervisor import Command, ServiceRecord, Supervisor
 
 _SERVER = """
-import os, sys
+import os, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+if os.environ["FATE"] == "is late":
+    time.sleep(600)
 if os.environ["FATE"] != "healthy":
     sys.exit("no such luck")
 
@@ -42,7 +44,7 @@ Fates = dict[ServiceName, str]
 
 @pytest.fixture
 def fates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fates]:
-    """Services that are small web servers; what `fates` says of one (`dies`) befalls it, the others become healthy."""
+    """Services that are small web servers; what `fates` says of one (`dies`, `is late`) befalls it."""
     told: Fates = {}
 
     def plan(settings: Settings, name: ServiceName, port: int, needs: ServiceName | None = None) -> ServicePlan:
@@ -123,6 +125,20 @@ def test_a_service_that_fails_leaves_the_healthy_ones_and_the_next_up_starts_wha
     after = {found.name: found.pid for found in status(settings)}
     assert _states(settings) == dict.fromkeys(states, "running")
     assert {name: after[name] for name in before} == before
+
+
+def test_of_services_that_fail_together_each_has_its_reason_and_its_log(tmp_path: Path, fates: Fates) -> None:
+    settings = load_settings(tmp_path, overrides=["flows.start_timeout_s=3"]).settings
+    fates |= {"prefect": "dies", "mlflow": "is late", "webhooks": "is late"}
+    with pytest.raises(ServiceError, match="`prefect` died while it started") as caught:
+        up(settings)
+    text = str(caught.value)
+    for name in ("mlflow", "webhooks"):
+        log = settings.state_dir / "logs" / f"{name}.log"
+        assert f"`{name}` failed too: it did not answer within 3 s, and noa ended it; its log is `{log}`. " in text
+    assert "Correct the cause. `mlflow`" in text
+    assert text.count("On a busy machine give it longer") == 1
+    assert text.endswith(". No other service runs. `noa up` starts what is missing")
 
 
 def test_a_service_on_a_new_port_is_stopped_only_when_the_new_one_is_healthy(tmp_path: Path, fates: Fates) -> None:

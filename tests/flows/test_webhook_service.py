@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from flows_helpers import wait_until
 
 from noa.settings import Settings, load_settings
@@ -80,6 +81,13 @@ def test_what_a_flow_reads_when_it_runs_makes_no_worker_old(tmp_path: Path) -> N
     for pair in ("training.threads=3", "flows.parallel_runs=2", "registry.lock_timeout_s=3"):
         other = load_settings(tmp_path, overrides=["training.threads=2", pair]).settings
         assert settings_digest(other, "worker") != before
+
+
+@pytest.mark.parametrize("pair", ["flows.start_timeout_s=240", "flows.stop_timeout_s=3", "tracking.port=0"])
+def test_what_only_concerns_who_starts_services_makes_no_worker_old(tmp_path: Path, pair: str) -> None:
+    (tmp_path / "noa.toml").write_text("")
+    started = load_settings(tmp_path, overrides=[pair]).settings
+    assert settings_digest(started, "worker") == settings_digest(load_settings(tmp_path).settings, "worker")
 
 
 def test_there_is_such_a_service_only_with_a_webhook(tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ def test_a_step_that_is_run_again_needs_no_second_approval(guarded: Registry) ->
     guarded.approvals.grant("digits", 1, principal="ada", reason="r")
     first = guarded.promote("digits", 1, reason="r", actor="carl")
     assert guarded.promote("digits", 1, reason="r", actor="carl") == first
+    (said,) = [verdict for verdict in guarded.check("digits", 1).verdicts if verdict.rule == "approvals"]
+    assert (said.passed, said.received) == (True, "it holds `champion` already")
 
 
 def test_nobody_approves_what_they_promote(guarded: Registry) -> None:

@@ -182,6 +182,14 @@ def test_what_was_not_measured_is_said(registry: Registry, formats: Formats) -> 
     assert "files that no commit holds" in registry.card("digits/2").to_markdown()
 
 
+@pytest.mark.parametrize(("recorded", "said"), [("{}", "none"), ('{"epochs": 3}', '{"epochs": 3}')])
+def test_changes_to_the_recipe_are_said_or_none(registry: Registry, formats: Formats, recorded: str, said: str) -> None:
+    registry.register(formats.draft(tags={"noa.overrides": recorded}), actor="ada")
+    (training,) = [s for s in registry.card("digits/1").to_document().sections if s.title == "Training"]
+    assert isinstance(training.blocks[0], Table)
+    assert ("changes to the recipe", said) in training.blocks[0].rows
+
+
 def test_a_page_fetches_and_runs_nothing(registered: Registry) -> None:
     reader = Reader()
     page = registered.card("digits/1").to_html()

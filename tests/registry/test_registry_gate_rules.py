@@ -120,6 +120,25 @@ def test_latency_at_the_limit_passes_and_above_is_refused(difference: float, pas
     assert "Imaginary 9000, 2 cores, 1 thread, onnxruntime 1" in verdict(report, "max_latency_ms.p99@32").received
 
 
+def test_a_slice_that_is_not_there_is_a_matter_of_names_and_a_metric_of_it_one_of_measuring() -> None:
+    policy = GateSettings(slices={"nosuch": {"accuracy": 0.8}, "class=2": {"brier": 0.8}})
+    unknown = found(candidate(*GOOD), "slices.nosuch.accuracy", policy)
+    assert unknown.received == "no slice `nosuch`; there are `class=0`, `class=1`, `class=2`"
+    assert unknown.remedy is not None
+    assert "`Split(slices=...)`" in unknown.remedy
+    assert "`metrics`" not in unknown.remedy
+    missing = found(candidate(*GOOD), "slices.class=2.brier", policy)
+    assert missing.remedy == "Measure it: add `brier` to the recipe's `metrics` and train again"
+
+
+def test_a_batch_size_that_was_not_measured_says_what_measures_it() -> None:
+    policy = GateSettings(max_latency_ms={"p99@64": 3.0})
+    refused = found(candidate(latency((1, 1, 1), (32, 1, 1))), "max_latency_ms.p99@64", policy)
+    assert refused.remedy is not None
+    assert "measures the batch sizes that `max_latency_ms` names" in refused.remedy
+    assert policy.latency_batches == (64,)
+
+
 def test_latency_that_was_not_measured_with_this_batch_or_these_bytes_is_refused() -> None:
     policy = GateSettings(max_latency_ms={"p99@8": 1000.0})
     assert (

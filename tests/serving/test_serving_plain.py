@@ -81,7 +81,12 @@ REFUSED: list[tuple[str, str, object, tuple[str, ...]]] = [
     ("unequal batches", "mixed", {"inputs": {**MIXED, "index": [1, 2]}}, ("`index`", "batch=1", "(2,)")),
     ("both", "digits", {"inputs": [ROW], "instances": [ROW]}, ("`inputs` or `instances`", "both")),
     ("neither", "digits", {"outputs": ["y"]}, ("`inputs` or `instances`", "neither")),
-    ("unknown key", "digits", {"input": [ROW]}, ("`input`", "not known")),
+    (
+        "unknown key",
+        "digits",
+        {"input": [ROW]},
+        ("`input`", "not known", "`outputs`, names of outputs, may be beside it"),
+    ),
     ("unknown output", "digits", {"inputs": [ROW], "outputs": ["z"]}, ("`z`", "`y`", "`total`")),
     ("output twice", "digits", {"inputs": [ROW], "outputs": ["y", "y"]}, ("`y`", "twice")),
     ("outputs no list", "digits", {"inputs": [ROW], "outputs": "y"}, ("`outputs`",)),

@@ -154,7 +154,7 @@ def show(reference: ReferenceArgument, as_json: JsonOption = False) -> None:
         ["params", ", ".join(f"{key}={value}" for key, value in version.params.items()) or None],
         ["files", location],
     ]
-    console.print_table(["", version.name], facts)
+    console.print_table(["", version.name], facts, wrapped=[version.name])
     console.print_table(
         ["format", "digest", "files", "bytes"],
         [
@@ -170,6 +170,7 @@ def show(reference: ReferenceArgument, as_json: JsonOption = False) -> None:
             [e.kind, e.subject, marks[e.passed], describe_evidence(e), console.short_time(e.created_at), _recorded(e)]
             for e in evidence
         ],
+        wrapped=["values"],
     )
 
 
@@ -318,6 +319,7 @@ def print_report(report: GateReport) -> None:
         ["rule", "verdict", "expected", "received"],
         [[v.rule, v.state if v.passed else "REFUSED", v.expected, v.received] for v in report.verdicts],
         title=f"Gate of {report.reference} for @{report.alias}: {'passed' if report.passed else 'refused'}",
+        wrapped=["expected", "received"],
     )
     for origin, rules in _by_origin(report).items():
         console.print_line(f"{origin}: {', '.join(rules)}", "yellow" if origin.startswith("attached") else None)

@@ -507,6 +507,11 @@ class GateSettings(Section):
     )
     aliases: tuple[Alias, ...] = Field(default=(), description="Aliases this gate guards; empty: all.")
 
+    @property
+    def latency_batches(self) -> tuple[int, ...]:
+        """The batch sizes whose latency is limited, in rows."""
+        return tuple(sorted({int(name.partition("@")[2] or 1) for name in self.max_latency_ms}))
+
     @field_validator("check")
     @classmethod
     def _names_a_function(cls, text: str) -> str:

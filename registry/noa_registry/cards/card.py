@@ -216,7 +216,10 @@ def _data(facts: CardFacts) -> list[Block]:
 
 
 def _training(version: ModelVersion) -> list[Block]:
-    rows: list[tuple[object, ...]] = [(label, version.tags[key]) for key, label in _RECORDED if key in version.tags]
+    recorded = {key: version.tags[key] for key, _ in _RECORDED if key in version.tags}
+    rows: list[tuple[object, ...]] = [
+        (label, "none" if recorded[key] == "{}" else recorded[key]) for key, label in _RECORDED if key in recorded
+    ]
     rows += [("git commit", version.git_commit), ("run", version.run_id)]
     params = tuple((key, _plain(value)) for key, value in version.params.items())
     environment = tuple(version.environment.items())

@@ -18,6 +18,12 @@ from noa_registry.gates.report import RuleVerdict, recorded_of
 if TYPE_CHECKING:
     from noa.settings import GateSettings
 
+_LATENCY_REMEDY = "Measure it: `noa train` does"
+_BATCH_REMEDY = (
+    "Train again: `noa train` measures the batch sizes that `max_latency_ms` names when it runs; where the model takes "
+    "only one size of batch, limit the latency of one row"
+)
+
 
 def bytes_verdict(problem: str | None) -> RuleVerdict:
     """Return the verdict about the files on disk."""
@@ -115,7 +121,7 @@ def _latency_verdict(candidate: Candidate, name: str, limit: float) -> RuleVerdi
         passed=chosen is not None and chosen.value <= limit,
         expected=f"`{served}` answers {batch} row{'' if batch == 1 else 's'} within {limit:g} ms ({percentile})",
         received=received,
-        remedy="Measure it: `noa train` does" if chosen is None else None,
+        remedy=None if chosen is not None else _LATENCY_REMEDY if known is None else _BATCH_REMEDY,
         warning=_slower_elsewhere(recorded, percentile, batch, limit) if chosen is not None else None,
         measured=found,
         recorded=() if chosen is None else recorded_of({"": chosen.chosen.fact}),
@@ -198,6 +204,11 @@ def _compatible_verdict(gate_input: GateInput) -> RuleVerdict:
 
 def _approvals_verdict(gate_input: GateInput, needed: int) -> RuleVerdict:
     candidate = gate_input.candidate
+    expected = f"{needed} valid approval{'' if needed == 1 else 's'} of these bytes by others than who promotes"
+    if gate_input.holder is not None and gate_input.rival is None:  # what it took to get there was used up then
+        return RuleVerdict(
+            rule="approvals", passed=True, expected=expected, received=f"it holds `{gate_input.alias}` already"
+        )
     principals = sorted(
         distinct_users(
             approval.principal
@@ -210,7 +221,7 @@ def _approvals_verdict(gate_input: GateInput, needed: int) -> RuleVerdict:
     return RuleVerdict(
         rule="approvals",
         passed=len(principals) >= needed,
-        expected=f"{needed} valid approval{'' if needed == 1 else 's'} of these bytes by others than who promotes",
+        expected=expected,
         received=f"{len(principals)}" + (f": {', '.join(principals)}" if principals else ""),
         remedy=None
         if len(principals) >= needed

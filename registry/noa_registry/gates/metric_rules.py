@@ -119,7 +119,7 @@ def _limit_verdict(
         passed=passed,
         expected=f"{'at most' if lower_is_better else 'at least'} {limit:g} on the test split",
         received=received,
-        remedy=f"Measure it: add `{metric}` to the recipe's `metrics` and train again"
+        remedy=recorded.missing_remedy(metric, slice_name)
         if chosen is None
         else OTHER_ROWS_REMEDY
         if rows.lack(chosen.datasets)

@@ -153,6 +153,16 @@ class RecordedMetrics:
             return f"no slice `{slice_name}`; there are {_listed(self.slices) or 'none'}"
         return f"no `{metric}`; there are {_listed(self.names(slice_name))}"
 
+    def missing_remedy(self, metric: str, slice_name: str | None = None) -> str:
+        """Say how there comes to be a value."""
+        if self.problem is None and slice_name is not None and slice_name not in self.slices:
+            known = " as one of these" if self.slices else ""
+            return (
+                f"Correct the name in the gate{known}, or name the slice in `Split(slices=...)` of the test split that "
+                "the recipe's `data` gives and train again"
+            )
+        return f"Measure it: add `{metric}` to the recipe's `metrics` and train again"
+
     def _values(self, metric: str, slice_name: str | None) -> tuple[RecordedValue, ...]:
         return tuple(
             RecordedValue(
