@@ -26,6 +26,7 @@ from noa_training.events import Failed, Finished, Warned
 JOB_FOLDER_TAG = "noa.job_folder"
 """The tag of a version that names the job it came from."""
 _RECENT_VERSIONS = 200
+_LONGEST_LINE = 500
 
 
 def train_job(
@@ -163,4 +164,4 @@ def _job_environment(settings: Settings) -> dict[str, str]:
 
 def _last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
+    return lines[-1].strip()[-_LONGEST_LINE:] if lines else "it said nothing"

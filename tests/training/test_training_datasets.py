@@ -48,6 +48,16 @@ def test_a_wrong_array_is_refused_by_name(message: str, changes: dict[str, Any])
     assert message in caught.value.what
 
 
+@pytest.mark.parametrize("objective", ["cross_entropy", "binary_cross_entropy"])
+def test_training_rows_of_one_class_are_refused(objective: Any) -> None:
+    one = replace(GOOD.train, targets=np.ones(4, np.int64))
+    others = Split(inputs={"x": np.zeros((2, 2), np.float32)}, targets=np.arange(2))
+    with pytest.raises(RecipeError, match=r"one class.*at least two classes.*class 1 in all 4 rows"):
+        check_dataset(Dataset(train=one, validation=others, test=others), objective=objective, where="here")
+    numbers = Dataset(train=one, validation=others, test=others)
+    assert check_dataset(numbers, objective="mse", where="here") is numbers
+
+
 def test_splits_must_have_the_same_inputs() -> None:
     other = Split(inputs={"y": np.zeros((2, 2), np.float32)}, targets=np.zeros(2, np.int64))
     with pytest.raises(RecipeError, match=r"data\(\)\.test` differs"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from noa.digests import sha256_file
 from noa.errors import ConflictError, IntegrityError, NoaError, NotFoundError, RecipeError, StorageError, TrainingError
 from noa.formats import Runnable
 from noa_conversion import JaxModel, TorchModel, load_format
@@ -227,6 +230,113 @@ def test_an_error_in_the_users_model_is_reported_with_its_line(jobs: Jobs, backe
     with pytest.raises(TrainingError, match="KeyError") as caught:
         jobs.run(backend, recipe="recipe.py:broken_recipe")
     assert caught.value.where is not None and caught.value.where.startswith(f"{recipe}:")
+
+
+BOTH_FACTORIES = """
+def torch_factory(shape):
+    from torch import nn
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, shape.outputs + 2))
+
+
+def jax_factory(shape):
+    import numpy as np
+    init = lambda seed: {"w": np.zeros((36, shape.outputs + 2), np.float32)}
+    return init, lambda params, x: x.reshape(x.shape[0], -1) @ params["w"]
+
+
+tiny = replace(tiny, model=Factories(torch=torch_factory, jax=jax_factory))
+"""
+
+
+def change_recipe(jobs: Jobs, addition: str) -> Path:
+    recipe = jobs.root / "recipe.py"
+    head = "from dataclasses import replace\nfrom noa_training import Factories\n"
+    recipe.write_text(head + recipe.read_text() + addition)
+    return recipe
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_factory_with_another_number_of_outputs_is_refused_by_name(jobs: Jobs, backend: str) -> None:
+    change_recipe(jobs, BOTH_FACTORIES)
+    with pytest.raises(RecipeError, match=rf"`{backend}_factory` gives another number.*\(batch, 3\).*\(batch, 5\)"):
+        jobs.run(backend)
+    assert jobs.kinds() == ["failed"], "before any training"
+
+
+def test_classes_that_no_training_row_shows_are_named(jobs: Jobs) -> None:
+    change_recipe(
+        jobs,
+        "def fourth(rows=200):\n    full = data(rows)\n    full.test.targets[:2] = [3, 5]\n    return full\n"
+        "tiny = replace(tiny, data=fourth)\n",
+    )
+    jobs.run()
+    warned = jobs.of(Warned)[0]
+    assert (warned.subject, warned.message.partition(":")[0]) == (
+        "data().test",
+        "2 classes (3, 5) occur here and in no training row",
+    )
+
+
+def test_files_that_change_while_the_job_runs_are_named(jobs: Jobs) -> None:
+    settings = jobs.root / "noa.toml"
+    settings.write_text("# as it was\n")
+    recipe = change_recipe(
+        jobs,
+        "def meddling(rows=200):\n    from pathlib import Path\n    here = Path(__file__)\n"
+        "    here.write_text(here.read_text() + '# more\\n')\n    here.with_name('noa.toml').unlink()\n"
+        "    return data(rows)\ntiny = replace(tiny, data=meddling)\n",
+    )
+    as_it_was = sha256_file(recipe)
+    job = jobs.run()
+    assert job.provenance["recipe_digest"] == as_it_was != sha256_file(recipe)
+    said = {event.subject: event.message for event in jobs.of(Warned)}
+    assert "has changed since the job began" in said["recipe.py"] and "is gone since" in said["noa.toml"]
+    jobs.events.clear()
+    change_recipe(jobs, "tiny = replace(tiny, data=data)\n")
+    jobs.run()
+    assert not jobs.of(Warned)
+
+
+def test_an_endless_message_of_a_recipe_is_cut_and_kept_whole_on_disk(jobs: Jobs) -> None:
+    change_recipe(
+        jobs,
+        "def loud(rows=200):\n    raise ValueError('first ' + 'x' * 5_000_000 + ' last')\n"
+        "tiny = replace(tiny, data=loud)\n",
+    )
+    with pytest.raises(RecipeError) as caught:
+        jobs.run()
+    text = str(caught.value)
+    assert len(text) < 4000 and "ValueError: first xxx" in text and "xxx last" in text
+    assert "of 5000023 characters left out" in text
+    traceback = next((jobs.root / "jobs").glob("tiny-*/attempt-1/traceback.txt"))
+    assert str(traceback) in text and traceback.stat().st_size > 5_000_000
+    assert (traceback.parent / "events.jsonl").stat().st_size < 20_000
+
+
+def test_data_that_forks_goes_on_in_one_process(jobs: Jobs) -> None:
+    change_recipe(
+        jobs,
+        "def forking(rows=200):\n    import os, warnings\n    warnings.simplefilter('ignore')\n    os.fork()\n"
+        "    return data(rows)\ntiny = replace(tiny, data=forking)\n",
+    )
+    program = """
+import sys
+from pathlib import Path
+from noa.settings import TrainingSettings
+from noa_training import JobRequest, run_job
+
+root = Path(sys.argv[1])
+request = JobRequest(recipe="recipe.py", root=root, backend="torch", threads=1)
+run_job(request, TrainingSettings(jobs_dir=root / "jobs"), registry=None, on_event=lambda event: print(event.kind))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(jobs.root)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.split().count("started") == 1 and done.stdout.split().count("finished") == 1
 
 
 def test_early_stopping_ends_the_job_and_keeps_the_best_epoch(jobs: Jobs) -> None:

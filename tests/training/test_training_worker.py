@@ -25,6 +25,7 @@ from noa_training import (
     JobEvent,
     Resumed,
     Step,
+    Warned,
     WorkerRequest,
     load_result,
     parse_event,
@@ -161,6 +162,31 @@ def test_only_events_are_on_standard_output_and_the_thread_limit_is_set(jobs: Jo
     assert code == 0
     assert isinstance(events[-1], Finished)
     assert "hello 1 --xla_cpu_multi_thread_eigen=false" in err and "raw" in err
+
+
+LEFTOVERS = """
+def left(rows=200):
+    import subprocess, threading, time
+    threading.Thread(target=lambda: time.sleep(100_000), name="sleeper").start()
+    subprocess.Popen(["sleep", "60.125"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return data(rows)
+
+
+tiny = replace(tiny, data=left)
+"""
+
+
+def test_what_a_recipe_leaves_running_is_named_and_ends_no_later_than_the_job(jobs: Jobs) -> None:
+    recipe = jobs.root / "recipe.py"
+    recipe.write_text("from dataclasses import replace\n" + recipe.read_text() + LEFTOVERS)
+    with worker(jobs, "torch", {}) as process:
+        code, events, err = finish(process)
+    assert code == 0, err
+    finished, warned = events[-2:]
+    assert isinstance(finished, Finished) and load_result(Path(finished.folder)).steps > 0
+    assert isinstance(warned, Warned) and warned.job_id == finished.job_id
+    assert "thread `sleeper`" in warned.message and "sleep 60.125" in warned.message
+    psutil.Process(int(warned.message.partition("process ")[2].partition(" ")[0])).kill()  # a job's warden does that
 
 
 def test_a_refused_recipe_is_one_failed_event_and_one_line(jobs: Jobs) -> None:

@@ -80,6 +80,7 @@ def check_dataset(value: object, *, objective: Objective, where: str) -> Dataset
 
     Raises:
         RecipeError: it is no `Dataset`, or an array has the wrong type, dtype, length or holds a NaN; names the array.
+            The training rows of a classifier are all of one class.
     """
     if not isinstance(value, Dataset):
         raise RecipeError("`data` returned no dataset", where=where, expected="Dataset", received=type(value).__name__)
@@ -94,7 +95,27 @@ def check_dataset(value: object, *, objective: Objective, where: str) -> Dataset
                 expected=str(expected),
                 received=str(layout),
             )
+    targets = value.train.targets
+    if objective != "mse" and targets.min() == targets.max():
+        raise RecipeError(
+            "`data().train.targets` are all of one class, of which nothing can be learnt",
+            where=where,
+            expected="rows of at least two classes",
+            received=f"class {int(targets[0])} in all {len(targets)} rows",
+        )
     return value
+
+
+def unseen_classes(dataset: Dataset, objective: Objective) -> dict[str, list[int]]:
+    """Return by split the classes that occur in it and in no training row: a model cannot learn these."""
+    import numpy as np
+
+    if objective == "mse":
+        return {}
+    known = np.unique(dataset.train.targets)
+    others = {"validation": dataset.validation, "test": dataset.test}
+    found = {name: np.setdiff1d(np.unique(split.targets), known) for name, split in others.items()}
+    return {name: [int(label) for label in labels] for name, labels in found.items() if len(labels)}
 
 
 def _check_split(split: object, field: str, *, objective: Objective, where: str) -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,7 +18,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from noa.atomic_write import translate_disk_errors, write_file
-from noa.errors import IntegrityError, NoaError, NotFoundError, StorageError, TrainingError
+from noa.errors import IntegrityError, NoaError, NotFoundError, RecipeError, StorageError, TrainingError
 from noa.settings import RegistrySettings, TrainingSettings
 from noa.signatures import SIGNATURE_FILE, DType, Signature, TensorSpec
 from noa_training.backends.interface import Backend, find_backend
@@ -25,10 +27,11 @@ from noa_training.datasets import Dataset, SplitName, check_dataset
 from noa_training.events import JobEvent
 from noa_training.git_state import read_git_state
 from noa_training.job_folder import JobLock, attempt_folder, current_attempt, job_id_of, read_state, write_state
-from noa_training.loading import LoadedRecipe, find_recipe, user_location
+from noa_training.loading import LoadedRecipe, describe_exception, find_recipe, user_location, user_text
 from noa_training.loop import JobCancelledError, LoopResult, TrainingLoop
 from noa_training.model_specs import BACKENDS, Factories, ModelShape
 from noa_training.overrides import describe, override
+from noa_training.recipe_warnings import ProjectFiles, check_outputs, warn_of_unseen_classes
 from noa_training.recipes import Recipe
 from noa_training.reporting import Reporter
 from noa_training.requests import JobRequest, TrainedJob
@@ -43,6 +46,8 @@ RESULT_FILE = "result.json"
 _MODEL_DIR = "model"
 _NATIVE_DIR = "native"
 _RUN_FILE = "run.json"
+_TRACEBACK_FILE = "traceback.txt"
+_MOST_TRACEBACK = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +112,14 @@ def load_dataset(recipe: Recipe, *, root: Path) -> Dataset:
     """
     code = getattr(recipe.data, "__code__", None)
     where = f"{code.co_filename}:{code.co_firstlineno}" if code is not None else recipe.name
+    process = os.getpid()
     try:
         value = recipe.data(**recipe.data_params)
     except (Exception, SystemExit) as exc:
         raise _user_error(exc, "`data` failed", root=root, fallback=where) from exc
+    finally:
+        if os.getpid() != process:  # `data` forked and came back twice: only the first may go on with the job
+            os._exit(0)
     return check_dataset(value, objective=recipe.objective, where=where)
 
 
@@ -200,10 +209,13 @@ def _run_to_an_end(
         _end(job, reporter, "cancelled", exc)
         raise
     except NoaError as exc:
+        _keep_traceback(job, exc)
         _end(job, reporter, "failed", exc)
         raise
     except Exception as exc:
         error = _training_error(exc, job)
+        error.__cause__ = exc
+        _keep_traceback(job, error)
         _end(job, reporter, "failed", error)
         raise error from exc
     except BaseException as exc:
@@ -229,6 +241,20 @@ def _end(job: _Job, reporter: Reporter, state: str, error: NoaError) -> None:
     reporter.failed(state, error)
 
 
+def _keep_traceback(job: _Job, error: NoaError) -> None:
+    """Write where in the user's code it happened, and all that it said, beside the job's events."""
+    if error.__cause__ is None or not isinstance(error, RecipeError | TrainingError):
+        return
+    path = job.folder / _TRACEBACK_FILE
+    try:
+        text = "".join(traceback.format_exception(error.__cause__))
+        write_file(path, text.encode(errors="backslashreplace")[:_MOST_TRACEBACK])
+    except Exception:  # noqa: BLE001  # the user's exception may not print; the disk may be what ended the job
+        return
+    if error.remedy is None:
+        error.remedy = f"The traceback is in {path}"
+
+
 def _train(
     job: _Job,
     settings: TrainingSettings,
@@ -239,6 +265,7 @@ def _train(
     begun = time.perf_counter()
     request, recipe = job.request, job.recipe
     commit = git_commit(request.root)
+    files = ProjectFiles(request.root.absolute(), job.loaded.file, job.loaded.source_digest)
     if registry is not None:  # first: the database is opened while the data is read
         reporter.tracking = _open_tracking(job, registry, reporter)
     dataset = load_dataset(recipe, root=request.root.absolute())
@@ -248,7 +275,9 @@ def _train(
     backend = find_backend(request.backend)
     plan = make_plan(recipe, dataset.train.rows)
     trainer = backend.trainer(recipe, shape, dataset.train, threads=request.threads or settings.threads)
+    check_outputs(recipe, shape, dataset, trainer, backend=request.backend, where=job.loaded.where)
     reporter.started(job.folder, backend=request.backend, attempt=job.attempt, dataset_digest=dataset.digest, plan=plan)
+    warn_of_unseen_classes(recipe, dataset, reporter.warn)
     loop = TrainingLoop(
         recipe,
         dataset,
@@ -262,6 +291,8 @@ def _train(
     resumed_from = loop.resume()
     result = loop.run()
     _write_model(job, backend, shape, result)
+    for name, message in files.changed():
+        reporter.warn(name, message)
     return TrainedJob(
         job_id=job.job_id,
         attempt=job.attempt,
@@ -387,15 +418,12 @@ def _dtype(array: np.ndarray) -> DType:
 
 
 def _user_error(exc: BaseException, what: str, *, root: Path, fallback: str) -> NoaError:
-    from noa.errors import RecipeError
-
     where = user_location(exc, root=root) or fallback
-    if isinstance(exc, NoaError):
-        return RecipeError(f"{what}: {exc.what}", where=where, remedy=exc.remedy)
-    return RecipeError(f"{what}: {type(exc).__name__}: {exc}", where=where)
+    remedy = exc.remedy if isinstance(exc, NoaError) else None
+    return RecipeError(f"{what}: {describe_exception(exc)}", where=where, remedy=remedy and user_text(remedy))
 
 
 def _training_error(exc: Exception, job: _Job) -> TrainingError:
-    lines = str(exc).strip().splitlines() or [""]
+    first = describe_exception(exc).splitlines()[0]
     where = user_location(exc, root=job.request.root.absolute()) or job.loaded.where
-    return TrainingError(f"the model failed on {job.request.backend}: {type(exc).__name__}: {lines[0]}", where=where)
+    return TrainingError(f"the model failed on {job.request.backend}: {first}", where=where)

@@ -23,6 +23,8 @@ from noa.errors import NoaError, NotFoundError, RecipeError
 from noa_training.recipe_checks import check_recipe
 from noa_training.recipes import Recipe
 
+_HEAD, _TAIL = 1200, 400  # characters of a user's text that are kept where it is longer than both
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRecipe:
@@ -51,6 +53,8 @@ def find_recipe(path: str, *, root: Path) -> LoadedRecipe:
     root = root.absolute()
     _put_first(root)
     is_file = target.endswith(".py") or "/" in target or (root / target).is_file()
+    # Before it runs: a recipe that writes into its own file is recorded as it was.
+    digest = sha256_file(root / target) if is_file and (root / target).is_file() else None
     module = _load_file(root / target, path) if is_file else _load_module(target, root)
     file = Path(str(module.__file__))
     name, recipe = _choose(module, wanted, file)
@@ -69,7 +73,26 @@ def find_recipe(path: str, *, root: Path) -> LoadedRecipe:
             remedy=exc.remedy,
             **exc.facts,
         ) from exc
-    return LoadedRecipe(recipe=recipe, file=file, where=f"{file}:{lines.get('', 1)}", source_digest=sha256_file(file))
+    return LoadedRecipe(
+        recipe=recipe, file=file, where=f"{file}:{lines.get('', 1)}", source_digest=digest or sha256_file(file)
+    )
+
+
+def user_text(text: str) -> str:
+    """Return what the user's code says, at a length that a message, an event and a terminal can hold."""
+    cut = len(text) - _HEAD - _TAIL
+    if cut <= 0:
+        return text
+    return f"{text[:_HEAD]} ... [{cut} of {len(text)} characters left out] ... {text[-_TAIL:]}"
+
+
+def describe_exception(exc: BaseException) -> str:
+    """Return type and text of what the user's code raised; a text that cannot be made is told as that."""
+    try:
+        text = exc.what if isinstance(exc, NoaError) else f"{type(exc).__name__}: {exc}"
+    except Exception as broken:  # noqa: BLE001  # the user's `__str__` may raise anything
+        text = f"{type(exc).__name__}, whose text cannot be made: {type(broken).__name__}"
+    return user_text(text)
 
 
 def user_location(error: BaseException, *, root: Path) -> str | None:
@@ -137,8 +160,7 @@ def _load_module(target: str, root: Path) -> ModuleType:
 
 def _import_error(exc: BaseException, root: Path, fallback: str) -> RecipeError:
     where = user_location(exc, root=root) or fallback
-    what = exc.what if isinstance(exc, NoaError) else f"{type(exc).__name__}: {exc}"
-    return RecipeError(f"the recipe cannot be imported: {what}", where=where)
+    return RecipeError(f"the recipe cannot be imported: {describe_exception(exc)}", where=where)
 
 
 def _choose(module: ModuleType, wanted: str, file: Path) -> tuple[str, Recipe]:

@@ -2,7 +2,8 @@
 
 Events go to standard output, one JSON line each; whatever else is printed goes to standard error. The process dies with
 the thread that started it (PR_SET_PDEATHSIG). SIGTERM and SIGINT write a checkpoint and end with 143. Exit codes: 0
-finished, 143 stopped, 1 failed (the last line is a `failed` event), 2 the request is not readable.
+finished, 143 stopped, 1 failed (a `failed` event says why), 2 the request is not readable. What the recipe leaves
+behind (threads, processes) holds the end up for some seconds only; then it is named in a `warning` event and left.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
 from noa.errors import NoaError
-from noa_training.events import Failed, JobEvent
+from noa_training.events import Failed, JobEvent, Warned
+from noa_training.leaving import leave_within
 from noa_training.requests import WorkerRequest
 
 EXIT_CANCELLED = 143
@@ -47,23 +50,36 @@ def _run(worker: WorkerRequest, events: TextIO) -> int:
 
     stop = _StopFlag()
     has_failed_event = False
+    job_id = ""
 
     def send(event: JobEvent) -> None:
-        nonlocal has_failed_event
+        nonlocal has_failed_event, job_id
         has_failed_event = has_failed_event or isinstance(event, Failed)
+        job_id = event.job_id
         events.write(event.to_json() + "\n")
         events.flush()
+
+    def leave(code: int) -> int:
+        """The result is written and the run is closed: what the recipe has left must not hold the job up."""
+        leave_within(
+            code, warn=lambda text: send(Warned(job_id=job_id, at=time.time(), subject="recipe", message=text))
+        )
+        return code
 
     try:
         run_job(worker.request, worker.settings, registry=worker.registry, on_event=send, should_stop=stop.is_set)
     except JobCancelledError:
-        return EXIT_CANCELLED
+        return leave(EXIT_CANCELLED)
     except NoaError as exc:
         if not has_failed_event:  # refused before the job had a folder
             send(Failed(job_id="", at=time.time(), state="failed", message=str(exc), error=exc.to_dict()))
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
-        return 1
-    return 0
+        with suppress(OSError, ValueError):  # the recipe may have closed it
+            print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+        return leave(1)
+    except BaseException:
+        leave(1)
+        raise
+    return leave(0)
 
 
 class _StopFlag:
