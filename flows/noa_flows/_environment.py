@@ -45,6 +45,12 @@ def inherited_environment() -> dict[str, str]:
     return {**environment, "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
 
 
+def recipe_environment() -> dict[str, str]:
+    """Return what a process is given that runs a recipe: as above, without the settings that a flow carries, which hold
+    secrets."""
+    return {name: value for name, value in inherited_environment().items() if name != SETTINGS_VARIABLE}
+
+
 def prefect_environment(settings: Settings, api_url: str) -> dict[str, str]:
     """Return what every process that imports Prefect is given: server, worker and flow runs."""
     home = prefect_home(settings)

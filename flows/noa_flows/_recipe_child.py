@@ -1,7 +1,7 @@
-"""What needs the user's recipe but no training, in a process of its own: `python -m noa_flows._recipe_child ...`.
+"""A recipe's own process: `python -m noa_flows._recipe_child`, asked by `recipe_process`.
 
-`data REQUEST.json` prints the digests of the recipe's data; `metrics REQUEST.json FORMAT FOLDER` prints the metrics of
-a format on its test split. One JSON line on standard output; what the recipe prints goes to standard error.
+One JSON line on standard input is a question, one on standard output its answer; what the recipe prints goes to
+standard error. It ends when its standard input does, whatever threads the recipe has left.
 """
 
 from __future__ import annotations
@@ -9,41 +9,56 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import get_args
 
-from noa.errors import NoaError
+from noa.errors import NoaError, RecipeError
+from noa_flows._recipe_messages import Message, error_to
 
 
-def main(arguments: list[str]) -> int:
-    """Answer one question about a request and return the exit code."""
-    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+def main() -> int:
+    """Answer until nobody asks any more."""
+    questions = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    try:
-        value = _answer(arguments)
-    except NoaError as exc:
-        answer.write(json.dumps({"error": exc.to_dict()}) + "\n")
-        answer.close()
-        return 1
-    answer.write(json.dumps({"value": value}, allow_nan=True) + "\n")
-    answer.close()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    process = os.getpid()
+    for line in questions:
+        message = json.loads(line)
+        answer = {"number": message["number"], **_answer(message["step"], message["values"])}
+        if os.getpid() != process:  # the recipe forked and came back twice: one answer is enough
+            os._exit(0)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
     return 0
 
 
-def _answer(arguments: list[str]) -> dict[str, object]:
-    from noa_conversion import load_format
-    from noa_training import JobRequest, SplitName, evaluate, load_dataset, recipe_of
+def _answer(step: str, values: Message) -> Message:
+    # Only now: it imports numpy, and a plan needs no more than the recipe.
+    from noa_flows._recipe_steps import STEPS
 
-    what, file, *rest = arguments
-    request = JobRequest.from_json(Path(file).read_text(encoding="utf-8"))
-    recipe = recipe_of(request)
-    dataset = load_dataset(recipe, root=request.root)
-    if what == "data":
-        splits = {name: dataset.split(name).digest for name in get_args(SplitName)}
-        return {"digest": dataset.digest, "splits": splits, "rows": dataset.train.rows}
-    runnable = load_format(rest[0], Path(rest[1]), threads=request.threads or None)
-    return {"metrics": evaluate(recipe, runnable, dataset.test), "dataset_digest": dataset.test.digest}
+    try:
+        return {"value": STEPS[step](values)}
+    except NoaError as exc:
+        return {"error": error_to(exc)}
+    except (Exception, SystemExit) as exc:  # noqa: BLE001  # the user's code may raise anything
+        with suppress(OSError, ValueError):  # it may have closed it, too
+            traceback.print_exc()
+        return {"error": error_to(_recipe_error(exc, step))}
+
+
+def _recipe_error(exc: BaseException, step: str) -> NoaError:
+    from noa_training.loading import describe_exception, user_location
+
+    where = user_location(exc, root=Path.cwd())
+    return RecipeError(f"the recipe failed in the step `{step}`: {describe_exception(exc)}", where=where)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main()
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(status)

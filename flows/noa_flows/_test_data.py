@@ -1,4 +1,7 @@
-"""The test split of a finished job, loaded once and proven to be the data the job was trained on."""
+"""The test split of a finished job, loaded once and proven to be the data the job was trained on.
+
+It calls the recipe: in a pipeline only the recipe's own process does so.
+"""
 
 from __future__ import annotations
 

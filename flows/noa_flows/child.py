@@ -59,14 +59,16 @@ def run_child(
     """
     outer = environment.get(MARKER_VARIABLE)
     marker = f"{outer}/{uuid.uuid4().hex}" if outer else uuid.uuid4().hex
-    process = _spawn(arguments, environment={**environment, MARKER_VARIABLE: marker}, folder=folder, grace_s=grace_s)
+    process = spawn_tree(
+        arguments, environment={**environment, MARKER_VARIABLE: marker}, folder=folder, grace_s=grace_s
+    )
     leader = identify(process.pid)
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     errors: deque[str] = deque(maxlen=_TAIL_LINES)
     readers = [
-        threading.Thread(target=_forward, args=(process.stdout, lines.put), name="noa-child-stdout", daemon=True),
+        threading.Thread(target=forward_lines, args=(process.stdout, lines.put), name="noa-child-stdout", daemon=True),
         threading.Thread(
-            target=_forward, args=(process.stderr, _keep_in(errors)), name="noa-child-stderr", daemon=True
+            target=forward_lines, args=(process.stderr, keep_in(errors)), name="noa-child-stderr", daemon=True
         ),
     ]
     for reader in readers:
@@ -75,7 +77,7 @@ def run_child(
     try:
         has_ended = _pump(process, lines, on_line, cancel)
     finally:
-        _end(process, marker, leader, grace_s=grace_s, must_stop=not has_ended)
+        end_tree(process, marker, leader, grace_s=grace_s, must_stop=not has_ended)
         for reader in readers:
             reader.join(timeout=_KILL_WAIT_S)
         for stream in (process.stdout, process.stderr):
@@ -84,15 +86,25 @@ def run_child(
     return ChildResult(exit_code=process.returncode, was_cancelled=not has_ended, error_tail="\n".join(errors))
 
 
-def _spawn(
-    arguments: Sequence[str], *, environment: Mapping[str, str], folder: Path, grace_s: float
+def spawn_tree(
+    arguments: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    folder: Path,
+    grace_s: float,
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[str]:
+    """Start a command under a warden, with pipes for what it says.
+
+    Raises:
+        ServiceError: the system refused.
+    """
     try:
         return subprocess.Popen(
             warden_command(arguments, parent=str(os.getpid()), grace_s=grace_s),
             cwd=folder,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -123,7 +135,7 @@ def _pump(
     return True
 
 
-def _end(
+def end_tree(
     process: subprocess.Popen[str],
     marker: str,
     leader: ProcessId | None,
@@ -151,14 +163,17 @@ def _end(
     process.wait()
 
 
-def _forward(stream: IO[str] | None, take: Callable[[str | None], None]) -> None:
+def forward_lines(stream: IO[str] | None, take: Callable[[str | None], None]) -> None:
+    """Hand on the lines of a stream, and None at its end."""
     if stream is not None:
         for line in stream:
             take(line.rstrip("\n"))
     take(None)
 
 
-def _keep_in(tail: deque[str]) -> Callable[[str | None], None]:
+def keep_in(tail: deque[str]) -> Callable[[str | None], None]:
+    """Return what appends lines to `tail`."""
+
     def keep(line: str | None) -> None:
         if line is not None:
             tail.append(line)

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from noa.errors import NotFoundError
-from noa_conversion import measure_performance
 from noa_conversion.batches import batch_axis
 from noa_conversion.latency import describe_hardware
-from noa_flows._test_data import load_test_data
+from noa_flows._recipe_messages import conversion_to, evidence_from, job_to
 from noa_flows._timed_batches import timed_batches
+from noa_flows.pipeline_values import Conversion
+from noa_flows.recipe_process import ask_recipe
 from noa_registry.evidence import (
     METRICS,
     PREDICTIONS,
@@ -23,14 +24,11 @@ from noa_registry.evidence import (
     compare_signatures,
     thing_of,
 )
-from noa_training import measure, recipe_of
 
 if TYPE_CHECKING:
     from noa.settings import GateSettings, Settings
     from noa_flows.pipeline_values import Candidate
     from noa_registry import Evidence, ModelVersion, Registry
-
-_LATENCY_ROWS = 32
 
 
 def attach_gate_evidence(registry: Registry, settings: Settings, candidate: Candidate, alias: str) -> None:
@@ -53,8 +51,8 @@ def attach_gate_evidence(registry: Registry, settings: Settings, candidate: Cand
         batches = _untimed(registry, version, served, threads, timed_batches(settings, version.name))
         if batches:
             folder = registry.open_format(version, served)
-            samples = load_test_data(candidate.job).head(_LATENCY_ROWS).inputs
-            facts = measure_performance(served, folder, samples, threads=threads, batches=batches)
+            written = Conversion(format=served, folder=folder, digest=version.formats[served].digest)
+            facts = _ask(candidate, "latency", written, threads=threads, batches=batches)
             registry.attach(version.name, version.number, facts, by_pipeline=True)
 
 
@@ -98,9 +96,10 @@ def _holder(registry: Registry, name: str, alias: str) -> ModelVersion | None:
 
 def _measure_holder(registry: Registry, candidate: Candidate, holder: ModelVersion) -> None:
     """Attach the holder's measurements on the candidate's test split, unless they are known."""
-    test = load_test_data(candidate.job)
+    job = candidate.job
+    test_digest = str(ask_recipe(job.request, "rows", {"job": job_to(job)}, folder=job.folder)["digest"])
     served = holder.default_format
-    digest, rows = holder.formats[served].digest, test.digest
+    digest, rows = holder.formats[served].digest, test_digest
     known = {
         fact.kind
         for fact in registry.evidence(holder.name, holder.number)
@@ -108,8 +107,12 @@ def _measure_holder(registry: Registry, candidate: Candidate, holder: ModelVersi
     }
     if {METRICS, PREDICTIONS} <= known:
         return
-    runnable = registry.load(f"{holder.name}/{holder.number}", format=served)
-    measured = measure(
-        recipe_of(candidate.job.request), runnable, test, subject=served, digest=digest, dataset_digest=rows
-    )
-    registry.attach(holder.name, holder.number, measured.evidence, by_pipeline=True)
+    written = Conversion(format=served, folder=registry.open_format(holder, served), digest=digest)
+    registry.attach(holder.name, holder.number, _ask(candidate, "measure", written), by_pipeline=True)
+
+
+def _ask(candidate: Candidate, step: str, written: Conversion, **values: object) -> tuple[Evidence, ...]:
+    """Let the recipe's process measure a format on the candidate's test rows."""
+    job = candidate.job
+    asked = {"job": job_to(job), "written": conversion_to(written), **values}
+    return tuple(map(evidence_from, ask_recipe(job.request, step, asked, folder=job.folder)))

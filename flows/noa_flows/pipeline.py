@@ -6,6 +6,7 @@ the one that is better on the validation split: gate -> promote -> deploy.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 import filelock
 
@@ -24,13 +25,11 @@ from noa.settings import RecipeSettings, Settings
 from noa_flows import steps
 from noa_flows.deployment import deploy
 from noa_flows.pipeline_values import Candidate, OnEvent, PipelineEvent, PipelineResult, StepName
+from noa_flows.recipe_process import ask_recipe, end_recipe_processes, keep_recipe_processes
 from noa_flows.selection import choose_best, explain_tie
 from noa_flows.training_job import train_job
 from noa_registry import check_signing
-from noa_training import BACKENDS, BackendName, JobEvent, JobRequest, is_larger_better, recipe_of
-
-if TYPE_CHECKING:
-    from noa_training import Recipe
+from noa_training import BACKENDS, BackendName, JobEvent, JobRequest, is_larger_better
 
 _T = TypeVar("_T")
 _WAIT_S = 0.2
@@ -78,10 +77,12 @@ def plan_pipeline(
         )
         for backend in chosen
     )
-    recipes = [recipe_of(request) for request in requests]
+    asked = {"requests": [json.loads(request.to_json()) for request in requests]}
+    planned = ask_recipe(requests[0], "plan", asked)
+    model = str(planned["name"])
     if promote:
-        _check_metric(recipes[0], found.primary_metric)
-    return PipelinePlan(model=recipes[0].name, recipe=found, requests=requests)
+        _check_metric(model, planned["metrics"], found.primary_metric)
+    return PipelinePlan(model=model, recipe=found, requests=requests)
 
 
 def run_pipeline(
@@ -103,10 +104,13 @@ def run_pipeline(
         NoaError: whatever a step found; versions that were registered before stay, and no alias has moved.
         ConflictError: with `promote`, another pipeline of this model is under way.
     """
-    plan = plan_pipeline(settings, recipe_name, backends=backends, overrides=overrides, seed=seed, promote=promote)
+    with keep_recipe_processes(settings.root):
+        plan = plan_pipeline(settings, recipe_name, backends=backends, overrides=overrides, seed=seed, promote=promote)
+        return _run_plan(settings, plan, StepRunner(on_event or _say_nothing), actor or current_user(), promote=promote)
+
+
+def _run_plan(settings: Settings, plan: PipelinePlan, runner: StepRunner, who: str, *, promote: bool) -> PipelineResult:
     begun = time.monotonic()
-    runner = StepRunner(on_event or _say_nothing)
-    who = actor or current_user()
     if not promote:
         candidates = _run_lanes(plan, settings, runner, who, before_gate=False)
         return _result(plan, candidates, begun)
@@ -248,6 +252,7 @@ def _run_lanes(
             _wait_for_first_failure(lanes)
         except BaseException:
             runner.cancel.set()
+            end_recipe_processes(plan.requests)
             raise
         return [lane.result() for lane in lanes]
 
@@ -276,12 +281,12 @@ def _find_recipe(settings: Settings, text: str) -> tuple[str | None, RecipeSetti
     )
 
 
-def _check_metric(recipe: Recipe, metric: str) -> None:
-    measured = ("loss", *recipe.metrics)
+def _check_metric(model: str, metrics: Sequence[str], metric: str) -> None:
+    measured = ("loss", *metrics)
     if metric not in measured:
         raise InvalidInputError(
             f"the primary metric `{metric}` is none that the recipe measures",
-            where=f"recipes.{recipe.name}.primary_metric",
+            where=f"recipes.{model}.primary_metric",
             expected=", ".join(measured),
             received=metric,
             remedy="Add it to the recipe's `metrics`, or set another `primary_metric` in `noa.toml`",

@@ -28,8 +28,9 @@ from noa_flows import steps
 from noa_flows._environment import SETTINGS_VARIABLE, carried_settings
 from noa_flows._run_log import describe_job_event, render_summary
 from noa_flows.deployment import deploy
-from noa_flows.pipeline import check_backends, pipeline_lock, plan_pipeline, promotion_reason
+from noa_flows.pipeline import PipelinePlan, check_backends, pipeline_lock, plan_pipeline, promotion_reason
 from noa_flows.pipeline_values import Candidate, Conversion, Deployment, Evaluation, Promotion, Verification
+from noa_flows.recipe_process import end_recipe_processes, keep_recipe_processes
 from noa_flows.selection import choose_best
 from noa_flows.training_job import train_job
 from noa_registry import GateReport, ModelVersion
@@ -145,7 +146,12 @@ def retrain(
     """
     settings = carried_settings(Path(root) if root else Path.cwd(), os.environ.get(SETTINGS_VARIABLE))
     chosen = None if backends is None else check_backends(backends)
-    plan = plan_pipeline(settings, recipe, backends=chosen, overrides=overrides, promote=True)
+    with keep_recipe_processes(settings.root):
+        plan = plan_pipeline(settings, recipe, backends=chosen, overrides=overrides, promote=True)
+        _retrain(settings, plan)
+
+
+def _retrain(settings: Settings, plan: PipelinePlan) -> None:
     context = _Context(settings)
     alias = plan.recipe.promote_to
     with pipeline_lock(settings, plan.model):
@@ -177,6 +183,7 @@ def _run_lanes(context: _Context, requests: Sequence[JobRequest]) -> list[Candid
         return [lane.result() for lane in lanes]
     except BaseException:  # also a cancellation, which Prefect raises in this thread: the threads must not go on
         context.cancel.set()
+        end_recipe_processes(requests)
         raise
 
 

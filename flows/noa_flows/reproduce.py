@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from noa.digests import build_manifest
-from noa.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError, TrainingError
+from noa.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from noa.settings import Settings
 from noa_conversion import load_format
-from noa_flows._environment import inherited_environment
 from noa_flows._source_checkout import check_out
-from noa_flows.child import run_child
 from noa_flows.provenance import capture_environment
+from noa_flows.recipe_process import ask_recipe
 from noa_flows.reproduction import (
     PackageDifference,
     Reproduction,
@@ -33,7 +31,7 @@ from noa_flows.reproduction import (
     difference,
     judge,
 )
-from noa_flows.training_job import rebuild_error, train_in_child
+from noa_flows.training_job import train_in_child
 from noa_registry import Evidence, ModelVersion, Registry, check_signing
 from noa_registry.archives.workspace import workspace
 from noa_training import BACKENDS, JobEvent, JobRequest
@@ -200,7 +198,7 @@ def _settings_for(settings: Settings, source: _Source, folder: Path) -> Settings
 
 
 def _check_data(settings: Settings, version: ModelVersion, request: JobRequest, folder: Path) -> None:
-    found = _ask(settings, request, folder, "data")
+    found = ask_recipe(request, "data", {"request": json.loads(request.to_json())})
     if found["digest"] == version.dataset_digest:
         return
     recorded = {name: version.tags.get(f"noa.data.{name}") for name in found["splits"]}
@@ -214,30 +212,6 @@ def _check_data(settings: Settings, version: ModelVersion, request: JobRequest, 
         remedy="Bring back the data of that time; nothing was trained",
         file=request.recipe,
     )
-
-
-def _ask(settings: Settings, request: JobRequest, folder: Path, what: str, *arguments: str) -> dict[str, Any]:
-    """Ask the recipe something in a process of its own."""
-    file = folder / "request.json"
-    file.write_text(request.to_json())
-    lines: list[str] = []
-    result = run_child(
-        [sys.executable, "-P", "-m", "noa_flows._recipe_child", what, str(file), *arguments],
-        on_line=lines.append,
-        environment=inherited_environment(),
-        folder=settings.root,
-    )
-    try:
-        answer = cast("dict[str, Any]", json.loads(lines[-1]))
-    except (IndexError, ValueError) as exc:
-        raise TrainingError(
-            "the recipe could not be asked about its data",
-            where=request.recipe,
-            received=f"exit code {result.exit_code}; {result.error_tail.strip()[-300:]}",
-        ) from exc
-    if "error" in answer:
-        raise rebuild_error(answer["error"], fallback="the recipe could not be asked about its data")
-    return cast("dict[str, Any]", answer["value"])
 
 
 def _compare(
@@ -257,7 +231,8 @@ def _compare(
     first = load_format(version.native, sealed).run(example)
     second = load_format(version.native, job.native_folder).run(example)
     outputs = difference(first, second)
-    measured = _ask(settings, job.request, folder, "metrics", version.native, str(job.native_folder))
+    asked = {"request": json.loads(job.request.to_json()), "format": version.native, "folder": str(job.native_folder)}
+    measured = ask_recipe(job.request, "metrics", asked, folder=job.folder)
     known = _recorded_metrics(registry, version, str(measured["dataset_digest"]))
     received = {name: float(value) for name, value in measured["metrics"].items()}
     metrics = {name: (known.get(name), value) for name, value in received.items()}

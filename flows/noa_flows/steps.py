@@ -1,36 +1,39 @@
 """The steps of a pipeline as plain functions: typed values in, a typed value out, an error with its reason if it fails.
 
 `noa train`, the Prefect flow and the tests call these same functions; `train_job` is in `training_job`, `deploy` in
-`deployment`. Each step opens what it needs itself, so that it can run in any thread of the project's processes.
+`deployment`. Each step opens what it needs itself, so that it can run in any thread of the project's processes. What
+needs the recipe (its data, its model) is asked of the recipe's own process, `recipe_process`: no user's code runs here.
 """
 
 from __future__ import annotations
 
-import shutil
-import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from noa.atomic_write import translate_disk_errors
 from noa.digests import build_manifest
-from noa.errors import ConversionError, GateRefusedError
+from noa.errors import GateRefusedError
 from noa.settings import Settings
-from noa_conversion import convert, describe_failure, load_format, measure_equivalence, measure_performance
-from noa_flows._test_data import load_test_data
+from noa_flows._recipe_messages import (
+    EXAMPLE_FILE,
+    Message,
+    conversion_from,
+    conversion_to,
+    evaluation_from,
+    job_to,
+    verification_from,
+)
 from noa_flows._timed_batches import timed_batches
 from noa_flows.gate_evidence import attach_gate_evidence
 from noa_flows.pipeline_values import Candidate, Conversion, Evaluation, Promotion, Verification
 from noa_flows.provenance import capture_environment
+from noa_flows.recipe_process import ask_recipe, keep_recipe_processes
 from noa_flows.training_job import JOB_FOLDER_TAG
 from noa_registry import GateReport, ModelVersion, Registry, VersionDraft
-from noa_training import load_trained, measure, recipe_of
 
 if TYPE_CHECKING:
-    from noa_training import TrainedJob
+    import numpy as np
 
-SERVED_FORMAT = "onnx"
-_LATENCY_ROWS = 32
-_EXAMPLE_ROWS = 9  # `noa convert` measures on them; the odd size catches a batch axis that became static
-_conversion_lock = threading.Lock()  # torch's exporter changes state of the whole process while it runs
+    from noa_training import TrainedJob
 
 
 def evaluate_job(job: TrainedJob, settings: Settings) -> Evaluation:
@@ -41,7 +44,8 @@ def evaluate_job(job: TrainedJob, settings: Settings) -> Evaluation:
         RecipeError: the recipe cannot be loaded any more.
     """
     native = Conversion(format=job.backend, folder=job.native_folder, digest=build_manifest(job.native_folder).digest)
-    return _evaluate(job, native, settings, served=False)
+    asked = {"written": conversion_to(native), "threads": settings.training.threads or None}
+    return evaluation_from(_ask(job, "evaluate", asked))
 
 
 def convert_job(job: TrainedJob, settings: Settings) -> Conversion:
@@ -51,14 +55,7 @@ def convert_job(job: TrainedJob, settings: Settings) -> Conversion:
         ConversionError: the model cannot be expressed in ONNX.
         StorageError: the disk refused.
     """
-    folder = job.folder / SERVED_FORMAT
-    with translate_disk_errors(folder):
-        if folder.exists():
-            shutil.rmtree(folder)
-    model = load_trained(job)
-    with _conversion_lock:
-        convert(model, folder, to=SERVED_FORMAT, settings=settings.conversion)
-    return Conversion(format=SERVED_FORMAT, folder=folder, digest=build_manifest(folder).digest)
+    return conversion_from(_ask(job, "convert", {"settings": settings.conversion.model_dump(mode="json")}))
 
 
 def is_timed_by_gate(settings: Settings, model: str) -> bool:
@@ -77,25 +74,14 @@ def verify_job(
     Raises:
         ConversionError: it computes something else; names the worst output.
     """
-    evidence = measure_equivalence(
-        source=job.backend,
-        source_folder=job.native_folder,
-        target=conversion.format,
-        target_folder=conversion.folder,
-        samples=load_test_data(job).inputs,
-        settings=settings.conversion,
-    )
-    if not evidence.passed:
-        raise ConversionError(
-            f"`{conversion.format}` computes something else than `{job.backend}`",
-            where=str(conversion.folder),
-            expected="equal outputs within the tolerance of `conversion.absolute_tolerance` and `relative_tolerance`",
-            received=describe_failure(evidence.values),
-            remedy="Do not serve this format; report the operation, or train with another layer",
-            evidence=evidence,
-        )
-    timed = not (before_gate and is_timed_by_gate(settings, job.name))
-    return Verification(evidence=evidence, evaluation=_evaluate(job, conversion, settings, served=True, timed=timed))
+    is_timed = not (before_gate and is_timed_by_gate(settings, job.name))
+    asked = {
+        "conversion": conversion_to(conversion),
+        "settings": settings.conversion.model_dump(mode="json"),
+        "threads": settings.training.threads or None,
+        "batches": timed_batches(settings, job.name) if is_timed else (),
+    }
+    return verification_from(_ask(job, "verify", asked))
 
 
 def register_job(
@@ -117,7 +103,7 @@ def register_job(
         name=job.name,
         formats={job.backend: job.native_folder, conversion.format: conversion.folder},
         native=job.backend,
-        input_example=load_test_data(job).head(_EXAMPLE_ROWS).inputs,
+        input_example=_input_example(job),
         dataset_digest=job.dataset_digest,
         evidence=(*evaluation.evidence, *verification.evaluation.evidence, verification.evidence),
         run_id=job.run_id,
@@ -150,7 +136,7 @@ def check_gate(settings: Settings, candidate: Candidate, alias: str) -> GateRepo
         GateRefusedError: the gate refuses it; `facts["report"]` holds the verdicts, the message those that refuse.
     """
     version = candidate.version
-    with Registry.open(settings) as registry:
+    with keep_recipe_processes(settings.root), Registry.open(settings) as registry:
         attach_gate_evidence(registry, settings, candidate, alias)
         report = registry.check(version.name, version.number, alias=alias)
     if not report.passed:
@@ -184,35 +170,15 @@ def promote_best(
     )
 
 
-def _evaluate(
-    job: TrainedJob, written: Conversion, settings: Settings, *, served: bool, timed: bool = False
-) -> Evaluation:
-    """Measure a format; what is `served` also row by row, and in time if `timed`: versions are compared by it."""
-    test = load_test_data(job)
-    threads = settings.training.threads or None
-    runnable = load_format(written.format, written.folder, threads=threads)
-    measured = measure(
-        recipe_of(job.request),
-        runnable,
-        test,
-        subject=written.format,
-        digest=written.digest,
-        dataset_digest=test.digest,
-        with_predictions=served,
-    )
-    samples = test.head(_LATENCY_ROWS).inputs
-    performance = (
-        measure_performance(
-            written.format, written.folder, samples, threads=threads, batches=timed_batches(settings, job.name)
-        )
-        if timed
-        else ()
-    )
-    return Evaluation(
-        format=written.format,
-        digest=written.digest,
-        dataset_digest=test.digest,
-        rows=test.rows,
-        metrics=measured.metrics,
-        evidence=(*measured.evidence, *performance),
-    )
+def _input_example(job: TrainedJob) -> dict[str, np.ndarray]:
+    """Return the first rows of the test split, which the recipe's process lays into the job's folder."""
+    import numpy as np
+
+    names: list[str] = _ask(job, "example", {})["names"]
+    path = job.folder / EXAMPLE_FILE
+    with translate_disk_errors(path), np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[f"arr_{position}"] for position, name in enumerate(names)}
+
+
+def _ask(job: TrainedJob, step: str, values: Message) -> Any:
+    return ask_recipe(job.request, step, {"job": job_to(job), **values}, folder=job.folder)

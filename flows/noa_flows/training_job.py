@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -9,18 +10,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from noa import errors
 from noa.atomic_write import translate_disk_errors
 from noa.errors import InvalidInputError, NoaError, NotFoundError, TrainingError
 from noa.settings import Settings
-from noa_flows._environment import inherited_environment
+from noa_flows._environment import recipe_environment
 from noa_flows._process_tree import MARKER_VARIABLE
-from noa_flows._test_data import load_test_data
+from noa_flows._recipe_messages import job_to, rebuild_error
 from noa_flows.child import ChildResult, run_child
 from noa_flows.job_requests import request_file
+from noa_flows.recipe_process import ask_recipe
 from noa_registry import Registry
 from noa_registry.artifacts import s3_environment
-from noa_training import JobEvent, JobRequest, TrainedJob, WorkerRequest, finished_job, load_result, parse_event
+from noa_training import JobEvent, JobRequest, TrainedJob, WorkerRequest, load_result, parse_event
 from noa_training.events import Failed, Finished, Warned
 
 JOB_FOLDER_TAG = "noa.job_folder"
@@ -87,9 +88,11 @@ def train_in_child(
 
 def _finished_but_unregistered(request: JobRequest, settings: Settings) -> TrainedJob | None:
     """Return the model of a job that was killed between training and registration, if its data is still the same."""
-    job = finished_job(request, settings.training)
-    if job is None:
+    asked = {"request": json.loads(request.to_json()), "settings": settings.training.model_dump(mode="json")}
+    found = ask_recipe(request, "finished", asked)
+    if found is None:
         return None
+    job = TrainedJob.from_json(json.dumps(found))
     with Registry.open(settings.registry) as registry:
         try:
             known = registry.versions(job.name, limit=_RECENT_VERSIONS)
@@ -98,7 +101,7 @@ def _finished_but_unregistered(request: JobRequest, settings: Settings) -> Train
     if any(version.tags.get(JOB_FOLDER_TAG) == str(job.folder) for version in known):
         return None
     try:
-        load_test_data(job)
+        ask_recipe(request, "rows", {"job": job_to(job)}, folder=job.folder)
     except NoaError:
         return None
     return job
@@ -141,23 +144,9 @@ def _failure(request: JobRequest, heard: _Heard, result: ChildResult) -> NoaErro
     )
 
 
-def rebuild_error(parts: dict[str, str | None], *, fallback: str) -> NoaError:
-    """Return the error whose `to_dict` another process sent; one of an unknown type becomes a `TrainingError`."""
-    kind = getattr(errors, parts.get("error") or "", TrainingError)
-    if not (isinstance(kind, type) and issubclass(kind, NoaError)) or kind is errors.DependencyMissingError:
-        kind = TrainingError
-    return kind(
-        parts.get("what") or fallback,
-        where=parts.get("where"),
-        expected=parts.get("expected"),
-        received=parts.get("received"),
-        remedy=parts.get("remedy"),
-    )
-
-
 def _job_environment(settings: Settings) -> dict[str, str]:
     # The request is a file, and holds no secrets.
-    environment = {**inherited_environment(), **s3_environment(settings.registry)}
+    environment = {**recipe_environment(), **s3_environment(settings.registry)}
     marker = os.environ.get(MARKER_VARIABLE)
     return environment if marker is None else {**environment, MARKER_VARIABLE: marker}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -36,6 +35,7 @@ from noa_training.recipes import Recipe
 from noa_training.reporting import Reporter
 from noa_training.requests import JobRequest, TrainedJob
 from noa_training.schedules import make_plan
+from noa_training.user_code import user_code
 
 if TYPE_CHECKING:
     from noa_conversion import JaxModel, TorchModel
@@ -112,14 +112,11 @@ def load_dataset(recipe: Recipe, *, root: Path) -> Dataset:
     """
     code = getattr(recipe.data, "__code__", None)
     where = f"{code.co_filename}:{code.co_firstlineno}" if code is not None else recipe.name
-    process = os.getpid()
     try:
-        value = recipe.data(**recipe.data_params)
+        with user_code():
+            value = recipe.data(**recipe.data_params)
     except (Exception, SystemExit) as exc:
         raise _user_error(exc, "`data` failed", root=root, fallback=where) from exc
-    finally:
-        if os.getpid() != process:  # `data` forked and came back twice: only the first may go on with the job
-            os._exit(0)
     return check_dataset(value, objective=recipe.objective, where=where)
 
 
@@ -139,7 +136,9 @@ def load_trained(job: TrainedJob) -> TorchModel | JaxModel:
     except Exception as exc:  # safetensors raises its own types, which are no ValueError in every version
         raise IntegrityError("the job's weights are not readable", where=str(path), file=path.name) from exc
     signature = Signature.load(job.folder / _MODEL_DIR)
-    return find_backend(job.backend).live_model(recipe, job.shape, weights, signature)
+    backend = find_backend(job.backend)
+    with user_code():
+        return backend.live_model(recipe, job.shape, weights, signature)
 
 
 def load_result(folder: Path) -> TrainedJob:
@@ -274,7 +273,8 @@ def _train(
     shape = model_shape(recipe, dataset)
     backend = find_backend(request.backend)
     plan = make_plan(recipe, dataset.train.rows)
-    trainer = backend.trainer(recipe, shape, dataset.train, threads=request.threads or settings.threads)
+    with user_code():
+        trainer = backend.trainer(recipe, shape, dataset.train, threads=request.threads or settings.threads)
     check_outputs(recipe, shape, dataset, trainer, backend=request.backend, where=job.loaded.where)
     reporter.started(job.folder, backend=request.backend, attempt=job.attempt, dataset_digest=dataset.digest, plan=plan)
     warn_of_unseen_classes(recipe, dataset, reporter.warn)
@@ -403,7 +403,8 @@ def _write_model(job: _Job, backend: Backend, shape: ModelShape, result: LoopRes
         shape=("batch", *result.outputs.shape[1:]),
     )
     signature = Signature(inputs=shape.inputs, outputs=(output,))
-    live = backend.live_model(job.recipe, shape, result.best, signature)
+    with user_code():
+        live = backend.live_model(job.recipe, shape, result.best, signature)
     arrays: Mapping[str, np.ndarray] = {name: np.ascontiguousarray(value) for name, value in result.best.items()}
     write_file(job.folder / _MODEL_DIR / WEIGHTS_FILE, save(dict(arrays)))
     write_file(job.folder / _MODEL_DIR / SIGNATURE_FILE, json.dumps(signature.to_dict(), indent=2) + "\n")

@@ -22,6 +22,7 @@ from noa.digests import sha256_file
 from noa.errors import NoaError, NotFoundError, RecipeError
 from noa_training.recipe_checks import check_recipe
 from noa_training.recipes import Recipe
+from noa_training.user_code import user_code
 
 _HEAD, _TAIL = 1200, 400  # characters of a user's text that are kept where it is longer than both
 
@@ -55,7 +56,8 @@ def find_recipe(path: str, *, root: Path) -> LoadedRecipe:
     is_file = target.endswith(".py") or "/" in target or (root / target).is_file()
     # Before it runs: a recipe that writes into its own file is recorded as it was.
     digest = sha256_file(root / target) if is_file and (root / target).is_file() else None
-    module = _load_file(root / target, path) if is_file else _load_module(target, root)
+    with user_code():
+        module = _load_file(root / target, path) if is_file else _load_module(target, root)
     file = Path(str(module.__file__))
     name, recipe = _choose(module, wanted, file)
     source = file.read_text(encoding="utf-8")
