@@ -31,7 +31,7 @@ def first_moments(optimizer: Optimizer, params: Params) -> Moments:
 def own_copy(array: Any) -> jax.Array:
     """Return a copy on the device that nobody else has, so that a step may be given its buffer.
 
-    `jnp.array`, `jnp.zeros` and their like compile a program for every shape, which takes a small job a second.
+    `jnp.array`, `jnp.zeros` and their like compile a program for every shape, for which a small job would wait.
     """
     # Twice: `may_alias` is heeded for what is on the device already; memory of numpy's is taken as it is, if aligned.
     return jax.device_put(jax.device_put(array), may_alias=False).block_until_ready()
