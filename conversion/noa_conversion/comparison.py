@@ -3,11 +3,11 @@
 - integers and booleans are exact: they are counts, indices and decisions.
 - float32 uses the settings: the same sums in another order differ by a few units in the last place per term.
 - float16 has 10 bits of mantissa (2**-10 = 1e-3), so that sums of a layer agree to about 1e-2.
-- bfloat16, in which weights may be, has 7.
 - float64 keeps 52 bits; what differs by more than 1e-8 was computed in fewer somewhere.
 
-What is computed from less precise numbers is no more exact than they are: the least precise floats among a model's
-weights, inputs and outputs decide (`stored_precision.py`), not the dtype that an output was brought to.
+float64 that comes from a model with less precise weights or inputs was brought to it at the end (`.double()`), and is
+compared as float32 (`stored_precision.py`). It is never compared more loosely: weights that are only kept in float16 or
+bfloat16 are computed with in float32, and both sides hold the same.
 
 A format of reduced precision states a tolerance of its own instead (`optimise/precision_tolerance.py`).
 """
@@ -92,13 +92,9 @@ class OutputDifference:
 
 def tolerance_for(dtype: str, settings: ConversionSettings, *, computed_from: str | None = None) -> Tolerance:
     """Return the tolerance of a dtype, and why it is that; `computed_from`: the least precise floats of the model."""
-    if computed_from is not None and MANTISSA_BITS.get(dtype, 0) > MANTISSA_BITS[computed_from]:
-        coarser = tolerance_for(computed_from, settings)
-        return replace(coarser, reason=f"{dtype} computed from {coarser.reason}")
-    if dtype == "bfloat16":
-        reason = "bfloat16: 7 bits of mantissa"
-        absolute = max(settings.absolute_tolerance, 5e-2)
-        return Tolerance(absolute=absolute, relative=max(settings.relative_tolerance, 5e-2), reason=reason)
+    if dtype == "float64" and computed_from not in (None, "float64"):
+        coarser = tolerance_for("float32", settings)
+        return replace(coarser, reason=f"float64 computed from {coarser.reason}")
     if dtype == "float32":
         reason = "float32: sums in another order; limits from the settings"
         return Tolerance(absolute=settings.absolute_tolerance, relative=settings.relative_tolerance, reason=reason)

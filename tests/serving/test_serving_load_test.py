@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from http_kit import serving_http
 from serving_kit import Project
-from typer.testing import CliRunner
 
 from noa.errors import InvalidInputError
 from noa.signatures import TensorSpec
-from noa_cli._app import build
+from noa_cli.__main__ import run
 from noa_serving import AsyncClient
 from noa_serving._asgi import AsgiApplication
 from noa_serving.load_test import LoadResult, example_inputs, plot_latencies, run_load
@@ -57,17 +56,19 @@ def test_a_plot_is_written_although_a_run_had_no_answer(tmp_path: Path) -> None:
 
 
 def test_noa_bench_prints_a_row_per_number_of_connections(
-    app: AsgiApplication, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    app: AsgiApplication,
+    project: Project,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     plot = tmp_path / "latency.png"
     with serving_http(app) as url:
         command = ["bench", "digits", "--url", url, "-c", "1,2", "-s", "0.2", "--plot", str(plot), "--json"]
-        result = CliRunner().invoke(build(), command)
-    assert result.exit_code == 0, result.output
-    runs = json.loads(result.stdout)["runs"]
+        assert run(command) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
     assert [row["connections"] for row in runs] == [1, 2]
     assert all(row["requests_per_s"] > 0 and row["refused"] == row["failed"] == 0 for row in runs)
     assert plot.exists()
-    refused = CliRunner().invoke(build(), ["bench", "digits", "--url", url, "-c", "0"])
-    assert refused.exit_code != 0
+    assert run(["bench", "digits", "--url", url, "-c", "0"]) != 0

@@ -169,7 +169,7 @@ def test_calibration_is_what_its_definition_says(seed: int, rows: int, classes: 
     fact = CalibrationEvidence(
         subject="onnx",
         digest="sha256:" + "a" * 64,
-        dataset_digest="sha256:b",
+        dataset_digest="sha256:" + "b" * 64,
         split="test",
         rows=rows,
         binning="15",
