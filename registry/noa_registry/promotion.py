@@ -378,7 +378,7 @@ def _require_passed(version: ModelVersion, move: _Move, report: GateReport, stan
     if report.passed:
         return
     remedy = f"See all verdicts with `noa models check {version.reference}`"
-    if any(verdict.rule == "approvals" for verdict in report.refusals):
+    if all(verdict.rule == "approvals" for verdict in report.refusals):
         remedy = f"Somebody else approves it with: noa models approve {version.reference} --alias {move.alias}"
         if standing is not None and standing.problems:
             remedy += f" (what there is does not count: {'; '.join(standing.problems[-_SHOWN_PROBLEMS:])})"

@@ -96,11 +96,11 @@ def test_a_refusal_by_many_rules_is_a_line_per_reason_with_short_digests(
     shutil.copytree(registered, root)
     with (root / "noa.toml").open("a") as file:
         file.write(f'[gates.digits]\ndatasets = ["{ROWS}"]\nrequire = ["calibration", "metrics"]\n')
-        file.write("min_metrics = { accuracy = 0.5, auroc = 0.5 }\nmax_metrics = { loss = 0.5 }\n")
+        file.write("min_metrics = { accuracy = 0.5, auroc = 0.5 }\nmax_metrics = { loss = 0.5 }\napprovals = 1\n")
     monkeypatch.chdir(root)
     assert run(["models", "promote", "digits/3"]) == 1
     first, *lines = capfd.readouterr().err.splitlines()
-    assert first.startswith("error: the gate refuses `digits/3` as `champion`: 6 of 8 rules")
+    assert first.startswith("error: the gate refuses `digits/3` as `champion`: 7 of 9 rules")
     assert all(line.startswith("  ") and ": expected " in line for line in lines[:-1])
     assert lines[-1] == "See all verdicts with `noa models check digits/3`"
     assert "sha256:eeeeeeeeeeee" in lines[0]

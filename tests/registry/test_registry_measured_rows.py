@@ -67,6 +67,18 @@ def test_predictions_of_other_rows_than_the_record_says_explain_nothing() -> Non
     assert judge(really_measured(KNOWN, "digits/2"), LEAST, holder).passed
 
 
+def test_rules_about_rows_that_the_gate_does_not_name_say_which_count() -> None:
+    policy = GateSettings(min_metrics={"accuracy": 0.9}, slices={"odd": {"accuracy": 0.9}}, datasets=(INVENTED,))
+    report = judge(really_measured(KNOWN, "digits/2"), policy)
+    for rule in ("min_metrics.accuracy", "slices.odd.accuracy"):
+        found = verdict(report, rule)
+        assert not found.passed
+        assert "on the rows that the gate's `datasets` names" in found.received
+        assert found.remedy == "Measure it on these rows, or correct `datasets` in the gate"
+    nothing = verdict(judge(candidate(), policy), "min_metrics.accuracy")
+    assert nothing.received == "no test metrics of these bytes"
+
+
 def test_predictions_that_cannot_be_read_explain_nothing() -> None:
     (metrics, predictions) = measured(logits_that_are_right(TARGETS, np.ones(30, bool)), TARGETS, dataset=KNOWN)
     lie = Attachment(media_type="application/octet-stream", content=b"nothing")

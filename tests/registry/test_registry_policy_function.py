@@ -54,6 +54,19 @@ def test_its_verdicts_become_those_of_the_gate(project: Path) -> None:
     assert not report.passed
 
 
+def test_what_it_prints_is_no_part_of_what_a_command_gives(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = f"""
+        print("on the way in")
+
+        def check(view):
+            print("in the call")
+            yield {VERDICT}
+    """
+    assert only(run(project, body)).passed
+    out, err = capsys.readouterr()
+    assert (out, err.split("\n")[:2]) == ("", ["on the way in", "in the call"])
+
+
 def test_it_sees_the_holder(project: Path) -> None:
     body = """
         def check(view):

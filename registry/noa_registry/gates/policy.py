@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -110,7 +110,8 @@ def _call(check: str, view: PolicyView) -> list[RuleVerdict]:
     file = Path(text)
     if not file.is_file():
         raise InvalidInputError("there is no such file", where=text, remedy="Correct `check` of the gate in `noa.toml`")
-    with _one_at_a_time, _on_path(_project_of(file)):
+    # What it prints is for people: standard output is for what a command was asked.
+    with _one_at_a_time, _on_path(_project_of(file)), redirect_stdout(sys.stderr):
         function = getattr(_load(file), name, None)
         if not callable(function):
             raise InvalidInputError(f"it has no function `{name}`", where=text)

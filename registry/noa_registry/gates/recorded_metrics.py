@@ -19,6 +19,8 @@ from noa_registry.evidence.metrics import MetricsEvidence, SliceMetrics
 from noa_registry.gates.candidate import Candidate
 
 _SHOWN: Final = 5
+_ON_OTHER_ROWS: Final = "no test metrics of these bytes on the rows that the gate's `datasets` names"
+_OTHER_ROWS_REMEDY: Final = "Measure it on these rows, or correct `datasets` in the gate"
 Which: TypeAlias = Literal["largest", "smallest", "first"]
 
 
@@ -85,18 +87,22 @@ class ChosenValue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedMetrics:
-    """The test metrics of a version, oldest first; `problem` says why there is nothing to judge by."""
+    """The test metrics of a version, oldest first; `problem` says why nothing can be judged, `remedy` what helps."""
 
     reference: str
     facts: tuple[tuple[Evidence, MetricsEvidence], ...] = ()
     problem: str | None = None
+    remedy: str | None = None
 
     @staticmethod
     def of(candidate: Candidate, dataset: str | None = None) -> RecordedMetrics:
         """Read all facts about the sealed bytes, on whatever test rows; `dataset`: only on these."""
         found = candidate.all_test_metrics(dataset)
         if not found:
-            return RecordedMetrics(reference=candidate.reference, problem="no test metrics of these bytes")
+            problem, remedy = "no test metrics of these bytes", None
+            if candidate.test_rows and replace(candidate, test_rows=()).all_test_metrics(dataset):
+                problem, remedy = _ON_OTHER_ROWS, _OTHER_ROWS_REMEDY
+            return RecordedMetrics(reference=candidate.reference, problem=problem, remedy=remedy)
         return RecordedMetrics.read(candidate.reference, found)
 
     @staticmethod
@@ -155,6 +161,8 @@ class RecordedMetrics:
 
     def missing_remedy(self, metric: str, slice_name: str | None = None) -> str:
         """Say how there comes to be a value."""
+        if self.remedy is not None:
+            return self.remedy
         if self.problem is None and slice_name is not None and slice_name not in self.slices:
             known = " as one of these" if self.slices else ""
             return (
