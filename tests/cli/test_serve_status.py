@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -104,5 +106,46 @@ def test_status_tells_what_runs_otherwise_than_the_settings_say_and_the_remedy_w
         assert "stopped and gone: webhooks" in capfd.readouterr().out
         assert run(["status"]) == 0
         assert "webhooks" not in capfd.readouterr().err
+    finally:
+        assert run(["down"]) == 0
+
+
+class _Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        del format, args
+
+
+@pytest.fixture
+def healthy() -> Generator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_restart_of_what_runs_with_these_settings_says_that_it_goes_on(
+    registered: Path, healthy: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(registered)
+    state = registered / ".noa"
+    Supervisor(state).start(
+        Command(
+            name="serving",
+            arguments=("sleep", "60"),
+            environment=dict(os.environ),
+            folder=registered,
+            log_file=state / "logs" / "serving.log",
+            address=healthy,
+        )
+    )
+    try:
+        assert run(["up", "--restart", "--only", "serving"]) == 0
+        assert "nothing was started anew" in capfd.readouterr().err
+        assert run(["up", "--only", "serving"]) == 0
+        assert "anew" not in capfd.readouterr().err
     finally:
         assert run(["down"]) == 0

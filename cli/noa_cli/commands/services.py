@@ -43,21 +43,26 @@ def up(
     from noa_flows import up as start
 
     settings = current().settings()
+    phases: set[str] = set()
+
+    def on_progress(event: ServiceEvent) -> None:
+        phases.add(event.phase)
+        _tell(event, tell, _say_of_start)
+
     with console.step("Starting services") as tell:
         try:
             with ended_by_sigterm():
-                statuses = start(
-                    settings,
-                    services=_names(only),
-                    restart=restart,
-                    on_progress=lambda event: _tell(event, tell, _say_of_start),
-                )
+                statuses = start(settings, services=_names(only), restart=restart, on_progress=on_progress)
         except KeyboardInterrupt:
             console.note(
                 "interrupted: what this call had started is stopped again; what ran before goes on or is started again"
             )
             raise
     _show(statuses, as_json)
+    if restart and "starting" not in phases:
+        console.note(
+            "nothing was started anew: what runs was started with these settings (noa down, noa up do it all the same)"
+        )
     _tell_changes(statuses)
 
 
