@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,10 @@ from typing import Any
 import pytest
 
 from noa.errors import IntegrityError
-from noa.settings import RegistrySettings
+from noa.settings import RegistrySettings, WebhookSettings
 from noa_registry import ModelVersion, Registry
 from noa_registry.database import to_text
+from webhook_receiver import SECRET, Receiver
 
 pytestmark = pytest.mark.usefixtures("artifact_dir")
 
@@ -140,6 +145,31 @@ def settings_in(folder: Path) -> RegistrySettings:
     return RegistrySettings(database_url=f"sqlite:///{folder / 'noa.db'}", artifact_dir=folder / "artifacts")
 
 
+def give_up_a_move(registry: Registry, folder: Path) -> int:
+    """Move an alias while a webhook takes nothing; return the event that went to its dead letters."""
+    stop = threading.Event()
+    with Receiver(lambda *_: (410, {})) as receiver, ThreadPoolExecutor(1) as pool:
+        values = {"url": f"http://127.0.0.1:{receiver.port}/noa", "secret": SECRET, "allow_private": True}
+        hooks = {"ci": WebhookSettings.model_validate({**values, "max_attempts": 1})}
+        delivering = pool.submit(registry.events.deliver, hooks, state_dir=folder, stop=stop, tell=print)
+        try:
+            wait_until(lambda: any(one.consumer == "webhook:ci" for one in registry.events.consumers()))
+            registry.promote("digits", 3, alias="shadow", reason="r", actor="ada")
+            wait_until(lambda: registry.events.dead_letters.list() != [])
+        finally:
+            stop.set()
+        delivering.result()
+    ((letter, _),) = registry.events.dead_letters.list()
+    return letter.event_id
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def exchanged(one: int, other: int) -> tuple[str, ...]:
     return tuple(
         f"UPDATE noa_outbox SET id = {new} WHERE id = {old}" for old, new in ((one, 0), (other, one), (0, other))
@@ -241,7 +271,7 @@ def test_a_count_of_events_without_end_is_named_and_said(
 
 
 def test_nothing_is_named_in_a_registry_to_which_only_noa_wrote(
-    registry: Registry, execute: Any, promoted: list[ModelVersion], formats: Any, tmp_path: Path
+    registry: Registry, promoted: list[ModelVersion], formats: Any, tmp_path: Path
 ) -> None:
     registry.rollback("digits", reason="r", actor="ada")
     registry.promote("digits", 1, alias="challenger", reason="r", actor="bob")
@@ -256,11 +286,7 @@ def test_nothing_is_named_in_a_registry_to_which_only_noa_wrote(
         number = other.archives.read(tmp_path / "two.noa", actor="carol").number
         other.promote("digits", number, reason="r", actor="carol")
         assert found(other) == []
-    given_up = moves(registry)[2]
-    execute(
-        "INSERT INTO noa_dead_letters (consumer, event_id, attempts, error, created_at) "
-        f"VALUES ('webhook:ci', {given_up}, 12, 'gone', '2026-01-01T00:00:00.000000+00:00')"
-    )
+    given_up = give_up_a_move(registry, tmp_path)
     assert registry.events.trim(keep=timedelta()) > 0
     assert given_up in moves(registry).values()
     assert found(registry) == []
