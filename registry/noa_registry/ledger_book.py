@@ -91,7 +91,7 @@ class LedgerBook:
             if reading.is_whole:
                 problems += _alias_problems(connection, reading)
             problems += self._approval_problems(connection, reading.uses)
-            problems += reading.events.problems(connection, keep=self._keep_events)
+            problems += reading.events.problems(connection, keep=self._keep_events, tolerance=self._clock_tolerance)
             head = None if reading.last is None else head_of(reading.last, find_registry_id(connection))
         return LedgerReport(rows=reading.rows, head=head, anchors=len(kept), problems=tuple(problems))
 

@@ -2,7 +2,8 @@
 
 Every move writes its row and its event in one transaction, so each is a witness of the other: an event that differs was
 changed, or its row was; an event of a row that is not there was made up, or the ledger was cut; and a row without its
-event had one, unless it was written before there were events or the event was removed by its age.
+event had one, unless it was written before there were events or the event was removed by its age. Both have one time
+and one order.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Any, Final, cast
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, or_, select
 
 from noa.digests import canonical_json
 from noa.errors import IntegrityError
 from noa_registry.database import now, to_text
+from noa_registry.events.event_ids import LARGEST_ID, last_given_id
 from noa_registry.events.outbox import EventKind
 from noa_registry.json_columns import parse_table, parse_time
 from noa_registry.ledger import Action, LedgerEntry, LedgerProblem
@@ -29,6 +31,7 @@ EVENT_KINDS: Final[Mapping[Action, EventKind]] = {"promote": "alias.promoted", "
 _PAGE: Final = 2000
 _SHOWN: Final = 80
 _READABLE_IN: Final = 100
+_LONGEST_MOVE: Final = timedelta(minutes=1)
 
 
 def event_payload(entry: LedgerEntry) -> dict[str, object]:
@@ -60,12 +63,12 @@ class EventCheck:
         if stored.is_readable:
             self._times[entry.sequence] = entry.created_at
 
-    def problems(self, connection: Connection, *, keep: timedelta) -> Iterator[LedgerProblem]:
+    def problems(self, connection: Connection, *, keep: timedelta, tolerance: timedelta) -> Iterator[LedgerProblem]:
         """Give every event that differs from its row or has none, and every row whose event is not there (any more).
 
-        `keep` is how old events are at most that nobody removes.
+        `keep` is how old events are at most that nobody removes; `tolerance` by how much clocks may differ.
         """
-        told: dict[int, int] = {}
+        told: dict[int, int] = {}  # in the order of the events
         for row in _events(connection):
             sequence = _sequence_of(row)
             if sequence not in self._rows:
@@ -76,6 +79,13 @@ class EventCheck:
                 yield _problem(sequence, "two events tell of this row", f"event {first} alone", f"event {row.id}, too")
             elif self._rows[sequence] not in (b"", _mark(row.name, row.kind, row.payload)):
                 yield _difference(row, load_entry(connection, sequence))
+            if sequence in self._times:
+                yield from _time_problems(row, sequence, self._times[sequence], tolerance)
+        for sequence, expected in zip(told, sorted(told), strict=True):
+            if sequence != expected:
+                what = f"event {told[sequence]} is out of order: events come in the order of their rows"
+                yield _problem(sequence, what, f"the event of row {expected} in its place", f"that of row {sequence}")
+        yield from _impossible_ids(connection)
         since = _kept_since(connection, keep)
         for sequence, moment in self._times.items():
             if sequence not in told and since is not None and moment > since:
@@ -129,6 +139,38 @@ def _difference(row: Row[Any], entry: LedgerEntry) -> LedgerProblem:
         for side in (expected, received)
     ]
     return _problem(entry.sequence, what, shown[0], shown[1])
+
+
+def _time_problems(row: Row[Any], sequence: int, expected: datetime, tolerance: timedelta) -> Iterator[LedgerProblem]:
+    """Give an event whose time is not that of its row.
+
+    Earlier versions looked at the clock once more for the event, in the same transaction.
+    """
+    text: object = row.created_at
+    try:
+        moment = parse_time(text, of="an event", column="noa_outbox.created_at")
+        is_spelt = to_text(moment) == text
+    except (IntegrityError, OverflowError):
+        yield _problem(sequence, f"the time of event {row.id} cannot be read", to_text(expected), _shown(text))
+        return
+    if not is_spelt or not -tolerance <= moment - expected <= tolerance + _LONGEST_MOVE:
+        what = f"event {row.id} has another time than its row, with which it was written"
+        yield _problem(sequence, what, to_text(expected), _shown(text))
+
+
+def _impossible_ids(connection: Connection) -> Iterator[LedgerProblem]:
+    """Give the events whose numbers noa cannot have given, and a count of them that leaves no number."""
+    given = last_given_id(connection)
+    bound = LARGEST_ID if given is None else min(given, LARGEST_ID)
+    query = select(outbox).where(or_(outbox.c.id > bound, outbox.c.id < 1)).order_by(outbox.c.id)
+    is_named = False
+    for row in connection.execute(query):
+        is_named = True
+        sequence = _sequence_of(row) if row.kind in EVENT_KINDS.values() else 0
+        yield _problem(sequence, f"event {row.id} has a number that no event was given", f"1 to {bound}", str(row.id))
+    if given is not None and given > LARGEST_ID and not is_named:
+        what = "the database's count of events was changed: soon no event can be written"
+        yield _problem(0, what, f"at most {LARGEST_ID}", str(given))
 
 
 def _kept_since(connection: Connection, keep: timedelta) -> datetime | None:

@@ -415,7 +415,9 @@ def _write_move(
         alias_stack.pop(connection, move.name, move.alias)
     connection.execute(update(models).where(models.c.name == move.name).values(updated_at=to_text(entry.created_at)))
     mlflow_rows.set_alias(connection, name=move.name, alias=move.alias, number=version.number)
-    append_event(connection, EVENT_KINDS[move.action], name=move.name, payload=event_payload(entry))
+    append_event(
+        connection, EVENT_KINDS[move.action], name=move.name, payload=event_payload(entry), at=entry.created_at
+    )
     return _Done(entry, registry_id(connection))
 
 

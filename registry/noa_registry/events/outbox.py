@@ -7,11 +7,13 @@ has missed nothing before it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Final, Literal, TypeAlias
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, exc, insert
 
 from noa_registry.database import now, to_text
+from noa_registry.events.event_ids import used_up_error
 from noa_registry.records import to_json
 from noa_registry.tables import outbox
 
@@ -37,6 +39,21 @@ WHOLE_REGISTRY: Final = "*"
 """The model name of events that concern no single model."""
 
 
-def append_event(connection: Connection, kind: EventKind, *, name: str, payload: Mapping[str, object]) -> None:
-    """Append an event about model `name` in the caller's write transaction."""
-    connection.execute(insert(outbox).values(name=name, kind=kind, payload=to_json(payload), created_at=to_text(now())))
+def append_event(
+    connection: Connection, kind: EventKind, *, name: str, payload: Mapping[str, object], at: datetime | None = None
+) -> None:
+    """Append an event about model `name` in the caller's write transaction.
+
+    `at` is the time of the row that it tells of, now if there is none.
+
+    Raises:
+        IntegrityError: no number is left for it, as somebody gave the largest one to an event.
+    """
+    values = {"name": name, "kind": kind, "payload": to_json(payload), "created_at": to_text(at or now())}
+    try:
+        connection.execute(insert(outbox).values(values))
+    except exc.DBAPIError as error:
+        used_up = used_up_error(connection, error)
+        if used_up is None:
+            raise
+        raise used_up from error
