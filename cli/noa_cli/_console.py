@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, tzinfo
+from functools import partial
 from typing import TYPE_CHECKING
 
 from noa.digests import short_digest as short_digest
@@ -67,7 +68,21 @@ def err() -> Console:
 
 def print_json(value: object) -> None:
     """Write one JSON document to standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, default=_plain, ensure_ascii=False, allow_nan=False) + "\n")
+    _write_json(partial(json.dumps, value, indent=2, default=_plain, allow_nan=False))
+
+
+def print_json_line(value: object) -> None:
+    """Write one line of JSON to standard output."""
+    _write_json(partial(json.dumps, value, default=str))
+
+
+def _write_json(dump: Callable[..., str]) -> None:
+    text = dump(ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8", "strict")
+    except UnicodeEncodeError:  # half of a surrogate pair, or a letter that this output does not know
+        text = dump(ensure_ascii=True)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

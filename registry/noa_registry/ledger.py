@@ -66,9 +66,11 @@ class LedgerProblem:
     what: str
     expected: str
     received: str
+    remedy: str | None = None
 
     def __str__(self) -> str:
-        return f"row {self.sequence}: {self.what}; expected {self.expected}; received {self.received}"
+        said = f"row {self.sequence}: {self.what}; expected {self.expected}; received {self.received}"
+        return said if self.remedy is None else f"{said}. {self.remedy}"
 
     def to_error(self) -> IntegrityError:
         """Return the error that a caller who asked for yes or no gets."""
@@ -77,7 +79,7 @@ class LedgerProblem:
             where=f"row {self.sequence}",
             expected=self.expected,
             received=self.received,
-            remedy="Somebody wrote into the database directly; restore it from a backup and compare",
+            remedy=self.remedy or "Somebody wrote into the database directly; restore it from a backup and compare",
             sequence=self.sequence,
         )
 

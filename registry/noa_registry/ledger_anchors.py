@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import cast
 
 from noa.atomic_write import sync_folder
 from noa.digests import canonical_json
-from noa.errors import IntegrityError, NotFoundError, StorageError
+from noa.errors import ConflictError, IntegrityError, NotFoundError, StorageError
 from noa_registry.ledger import LedgerEntry
 
 _TAIL_BYTES = 4096
@@ -75,6 +76,45 @@ class AnchorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def gap(self) -> str | None:
+        """Return what is there instead of a first anchor; None if there is one, or what no move gets past anyway."""
+        try:
+            with self.path.open("rb") as file:
+                start = file.read(_TAIL_BYTES)
+        except FileNotFoundError:
+            return "no such file"
+        except OSError:
+            return None
+        return (
+            None if start[: start.rfind(b"\n") + 1].strip() or len(start) == _TAIL_BYTES else "a file without anchors"
+        )
+
+    @property
+    def remedy(self) -> str:
+        """Say what to do where anchors are missing."""
+        return (
+            "If there were anchors, somebody removed them: put the file back from a copy and verify the ledger. If "
+            f"`registry.ledger_anchor` is new, begin with: noa ledger anchor --output {shlex.quote(str(self.path))}"
+        )
+
+    def refuse_gap(self, rows: int) -> None:
+        """Refuse to begin an anchor file by itself after moves that must have been anchored.
+
+        A ledger of one row is let through: the process that wrote it may have died before it wrote the anchor.
+
+        Raises:
+            ConflictError: nothing is anchored; nothing was moved.
+        """
+        gap = self.gap()
+        if gap is not None and rows > 1:
+            raise ConflictError(
+                "no alias is moved: nothing of the ledger is anchored",
+                where=str(self.path),
+                expected=f"anchors of a ledger of {rows} rows, for `registry.ledger_anchor` is set",
+                received=gap,
+                remedy=self.remedy,
+            )
 
     def require_writable(self) -> None:
         """Make sure, before an alias moves, that the move can be anchored.

@@ -93,11 +93,24 @@ class LedgerBook:
             problems += self._approval_problems(connection, reading.uses)
             problems += reading.events.problems(connection, keep=self._keep_events, tolerance=self._clock_tolerance)
             head = None if reading.last is None else head_of(reading.last, find_registry_id(connection))
+        problems += self._unanchored(reading.last)
         return LedgerReport(rows=reading.rows, head=head, anchors=len(kept), problems=tuple(problems))
 
     def _kept(self) -> list[LedgerHead]:
         """Return the anchors of the configured file; a registry in which nothing has moved yet has none."""
         return read_anchors(self._anchor.path) if self._anchor is not None and self._anchor.path.exists() else []
+
+    def _unanchored(self, last: LedgerEntry | None) -> Iterator[LedgerProblem]:
+        """Say that the configured file anchors nothing, though there are rows."""
+        gap = None if self._anchor is None or last is None else self._anchor.gap()
+        if self._anchor is not None and last is not None and gap is not None:
+            yield LedgerProblem(
+                sequence=last.sequence,
+                what="neither it nor any row before it is anchored",
+                expected=f"anchors in {self._anchor.path}, for `registry.ledger_anchor` is set",
+                received=gap,
+                remedy=self._anchor.remedy,
+            )
 
     def _approval_problems(
         self, connection: Connection, uses: Sequence[tuple[LedgerEntry, Mapping[str, object]]]

@@ -233,8 +233,8 @@ class Promoter:
         return policy.approvals if policy is not None and (not policy.aliases or alias in policy.aliases) else 0
 
     def _require_ours(self) -> None:
-        """Refuse, before anything is judged, an anchor that cannot be written, a store that is not ours, and a database
-        that is older than its store: a move in it would be a second row with the number of a lost one."""
+        """Refuse, before anything is judged, an anchor that cannot be written or is gone, a store that is not ours,
+        and a database that is older than its store: a move in it would be a second row with a lost one's number."""
         if self.store_head is not None:
             lost: IntegrityError | None = None
             with suppress(
@@ -251,6 +251,9 @@ class Promoter:
                     remedy=lost.remedy,
                 ) from lost
         if self.anchor is not None:
+            with self.database.read() as connection:
+                last = last_entry(connection)
+            self.anchor.refuse_gap(0 if last is None else last[0])
             self.anchor.require_writable()
 
     def _anchored(self, done: _Done) -> LedgerEntry:

@@ -18,7 +18,7 @@ from noa.signatures import Signature
 from noa_registry.artifacts import FORMATS_FOLDER
 from noa_registry.attachments import insert_attachments, load_attachment
 from noa_registry.database import to_text
-from noa_registry.evidence import RECORDING_KEY, Evidence, Recording, attachment_digests, plain_json
+from noa_registry.evidence import RECORDING_KEY, Evidence, Recording, attachment_digests, plain_fact, plain_json
 from noa_registry.evidence_sets import EvidenceSet, check_judged, check_set, extend_set
 from noa_registry.json_columns import parse_table, parse_time, unreadable
 from noa_registry.ledger import LedgerEntry
@@ -266,6 +266,7 @@ def insert_evidence(
     policy: GateSettings | None = None,
 ) -> None:
     """Append evidence in the given order, with what is attached to it and who did so; `policy`: the model's gate."""
+    facts = [plain_fact(fact) for fact in facts]  # else the digest were over something else than what is read back
     insert_attachments(connection, facts)
     rows = [
         with_record(

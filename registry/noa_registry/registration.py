@@ -180,8 +180,7 @@ class Registrar:
         _refuse_second(version, format_name)
         _check_format(format_name, folder, version.signature, model=name)
         refuse_reserved(evidence)
-        for fact in evidence:
-            check_evidence(fact)
+        evidence = [check_evidence(fact) for fact in evidence]
         self.artifacts.remove_leftovers()
         with self.artifacts.stage(name, checkpoint=self.checkpoint) as unit:
             manifest = unit.add_folder(folder, f"{FORMATS_FOLDER}/{format_name}")
@@ -209,8 +208,7 @@ class Registrar:
         """Append evidence to a version."""
         check_name(name)
         check_actor(actor)
-        for fact in evidence:
-            check_evidence(fact)
+        evidence = [check_evidence(fact) for fact in evidence]
         with self.database.write() as connection:
             require_version(connection, name, number)
             _check_measured_bytes(connection, name, number, evidence)

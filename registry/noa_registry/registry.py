@@ -271,7 +271,7 @@ class Registry:
             NotFoundError: there is no such version.
             InvalidInputError: a fact lacks what its kind needs, or is of a kind that only noa itself writes.
         """
-        facts = [evidence] if isinstance(evidence, Evidence) else evidence
+        facts = [evidence] if isinstance(evidence, Evidence) else list(evidence)
         refuse_reserved(facts)
         way: Way = "pipeline" if by_pipeline else "attached"
         self._registrar.attach(name, number, facts, actor=current_user() if actor is None else actor, way=way)

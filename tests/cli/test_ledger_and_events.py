@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import unicodedata
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 
 from noa.settings import load_settings
+from noa_cli import _console as console
 from noa_cli.__main__ import run
 from noa_registry import Registry
 
@@ -57,6 +60,31 @@ def test_the_ledger_is_shown_verified_and_anchored(project: Path, capfd: Capture
     (project / "anchors.jsonl").write_text(json.dumps(line) + "\n")
     told = noa(capfd, "ledger", "verify", "--anchor", "anchors.jsonl", code=1)
     assert "row 2: the row differs from what was anchored" in told
+
+
+def test_half_of_a_surrogate_pair_in_the_database_is_escaped_in_json(project: Path, capfd: Capture) -> None:
+    settings = load_settings(project).settings.registry
+    file = settings.database_url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(file)) as database, database:
+        for (guard,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            database.execute(f'DROP TRIGGER "{guard}"')
+        spoilt = """UPDATE noa_outbox SET payload = replace(payload, '"actor":"', '"actor":"\\ud800')"""
+        assert database.execute(spoilt).rowcount > 0
+    told = noa(capfd, "ledger", "verify", "--json", code=1)
+    assert "\\ud800" in told
+    assert json.loads(told)["problems"]
+    assert "\\ud800" in noa(capfd, "events", "list", "--json")
+    assert "\\ud800" in noa(capfd, "ledger", "verify", code=1)
+
+
+def test_a_letter_that_the_output_does_not_know_is_escaped_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="latin-1"))
+    for letter in ("é", "日"):
+        console.print_json({"name": letter})
+        console.print_json_line({"name": letter})
+    lines = raw.getvalue().decode("latin-1")
+    assert lines == '{\n  "name": "é"\n}\n{"name": "é"}\n{\n  "name": "\\u65e5"\n}\n{"name": "\\u65e5"}\n'
 
 
 def test_a_protected_alias_is_approved_with_a_key_and_promoted(project: Path, capfd: Capture) -> None:

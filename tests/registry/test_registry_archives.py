@@ -449,6 +449,7 @@ def swap_file(members: dict[str, bytes]) -> None:
         (edit("META/version.json", lambda v: v["attachments"].clear()), "attachments are others"),
         (edit("META/evidence.json", lambda e: e[0].update(digest="nonsense")), "not readable"),
         (edit("META/evidence.json", lambda e: e[0].update(passed="yes")), "not readable"),
+        (edit("META/evidence.json", lambda e: e[0].update(passed=1)), "`passed` of evidence cannot be stored so"),
         (edit("META/evidence.json", lambda e: e[0]["values"].update(more=10**400)), "not readable"),
         (write_number(b"1e400"), "1e400 is more than a float can hold"),
         (write_number(b"-Infinity"), "-Infinity is no JSON"),

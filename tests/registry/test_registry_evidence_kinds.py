@@ -31,6 +31,7 @@ from noa_registry import (
     SizeEvidence,
     SliceMetrics,
     compare_signatures,
+    equivalence_evidence,
     predictions_evidence,
 )
 from noa_registry.evidence import check_evidence, decode_predictions
@@ -42,7 +43,7 @@ numbers = st.floats(allow_nan=False)
 share = st.floats(0, 1)
 names = st.text(min_size=1, max_size=8)
 subjects = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
-measured = st.text("abcxyz019_.-/@= é", min_size=1, max_size=8).map(lambda name: f"m{name}")
+measured = st.text("abcxyz019_.-/@= é", min_size=1, max_size=8).map(lambda name: f"m{name}".strip())
 table = st.dictionaries(measured, numbers, max_size=3)
 metrics = st.builds(
     MetricsEvidence,
@@ -51,8 +52,8 @@ metrics = st.builds(
     dataset_digest=st.just(ONE),
     split=names,
     metrics=table,
-    rows=st.none() | st.integers(1, 10**9),
-    slices=st.dictionaries(measured, st.builds(SliceMetrics, rows=st.integers(1, 10**9), metrics=table), max_size=3),
+    rows=st.none() | st.integers(10**6, 10**9),
+    slices=st.dictionaries(measured, st.builds(SliceMetrics, rows=st.integers(1, 10**6), metrics=table), max_size=3),
 )
 calibrations = st.lists(
     st.builds(ReliabilityBin, lower=share, upper=share, rows=st.integers(1, 1000), confidence=share, accuracy=share),
@@ -92,6 +93,7 @@ latencies = st.builds(
         ),
         min_size=1,
         max_size=3,
+        unique_by=lambda row: row.batch,
     ).map(tuple),
 )
 sizes = st.builds(SizeEvidence, subject=subjects, digest=st.just(ONE), size_bytes=st.integers(0), files=st.integers(1))
@@ -147,6 +149,15 @@ LATENCY = LatencyEvidence(
 METRICS = MetricsEvidence(
     subject="onnx", digest=ONE, dataset_digest=ONE, split="test", metrics={"a": 1.0}, rows=1
 ).to_evidence()
+EQUAL = equivalence_evidence(
+    source="torch",
+    source_digest=ONE,
+    target="onnx",
+    target_digest=ONE,
+    passed=True,
+    values={"max_abs_error": 1e-6, "argmax_agreement": 1.0},
+)
+DIFFERENT = replace(EQUAL, passed=False)
 SCAN = ScanEvidence(subject="version", digest=ONE, scanner="s", version="1", files=1).to_evidence()
 SIZE = SizeEvidence(subject="onnx", digest=ONE, size_bytes=1, files=1).to_evidence()
 PREDICTED = predictions_evidence(
@@ -184,6 +195,19 @@ assert PREDICTED is not None
         (METRICS, {"dataset_digest": "zzz"}, "dataset_digest"),
         (METRICS, {"metrics": {"": 1.0}}, ""),
         (METRICS, {"metrics": {" ": 1.0}}, " "),
+        (METRICS, {"metrics": {" accuracy": 1.0}}, " accuracy"),
+        (METRICS, {"metrics": {"accuracy\u00a0": 1.0}}, "accuracy\u00a0"),
+        (METRICS, {"rows": 3, "slices": {"x": {"rows": 4, "metrics": {}}}}, "rows"),
+        (METRICS, {"slices": {"x": {"rows": 1, "metrics": {"accuracy ": 1.0}}}}, "accuracy "),
+        (EQUAL, {"max_abs_error": math.inf}, "max_abs_error"),
+        (EQUAL, {"max_abs_error": "nan"}, "max_abs_error"),
+        (EQUAL, {"max_abs_error": -0.5}, "max_abs_error"),
+        (EQUAL, {"max_abs_error": "small"}, "max_abs_error"),
+        (EQUAL, {"argmax_agreement": 5.0}, "argmax_agreement"),
+        (EQUAL, {"argmax_agreement": -0.1}, "argmax_agreement"),
+        (EQUAL, {"argmax_agreement": math.nan}, "argmax_agreement"),
+        (DIFFERENT, {"max_abs_error": -math.inf}, "max_abs_error"),
+        (DIFFERENT, {"argmax_agreement": 5.0}, "argmax_agreement"),
         (METRICS, {"metrics": {"a\x1b[2J": 1.0}}, "a\x1b[2J"),
         (METRICS, {"metrics": {"accuracy": "inf"}}, "accuracy"),
         (METRICS, {"slices": {"x\n": {"rows": 1, "metrics": {}}}}, "x\n"),
@@ -191,6 +215,7 @@ assert PREDICTED is not None
         (CALIBRATION, {"dataset_digest": "zzz"}, "dataset_digest"),
         (PREDICTED, {"dataset_digest": "zzz"}, "dataset_digest"),
         (LATENCY, {"batches": []}, "batches"),
+        (LATENCY, {"batches": [{"batch": 1, "runs": 1, "p50_ms": 1, "p99_ms": 1}] * 2}, "batch"),
         (LATENCY, {"batches": [{"batch": 1, "runs": 1, "p50_ms": 0, "p99_ms": 1}]}, "p50_ms"),
         (LATENCY, {"batches": [{"batch": 1, "runs": 1, "p50_ms": -1, "p99_ms": 1}]}, "p50_ms"),
         (LATENCY, {"batches": [{"batch": 1, "runs": 1, "p50_ms": 2, "p99_ms": 1}]}, "p99_ms"),
@@ -211,6 +236,12 @@ def test_a_part_that_cannot_be_is_refused_and_named(fact: Evidence, changes: dic
     with pytest.raises(InvalidInputError) as caught:
         check_evidence(replace(fact, values={**fact.values, **changes}))
     assert caught.value.facts["field"] == field
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf, 3.0, None])
+def test_a_comparison_that_failed_says_what_it_found(error: float | None) -> None:
+    found = {"max_abs_error": error, "argmax_agreement": None}
+    check_evidence(replace(DIFFERENT, values={**DIFFERENT.values, **found}))
 
 
 @pytest.mark.parametrize("value", [{"accuracy": math.nan}, {"loss": math.inf}])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from noa.digests import canonical_json
-from noa.errors import IntegrityError, InvalidInputError, NotFoundError, StorageError
+from noa.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError, StorageError
 from noa.settings import RegistrySettings
 from noa_registry import LedgerHead, LedgerReport, ModelVersion, Registry, read_anchors
 from noa_registry.ledger import LedgerEntry, entry_hash
@@ -291,6 +291,55 @@ def test_what_a_crash_left_unanchored_is_made_up_for_by_promoting_again(
         assert registry.ledger.verify().problems == ()
         registry.promote("digits", 2, reason="run again", actor="ada")
         assert path.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.parametrize("left", [None, b"", b"\n", b'{"registry"'])
+def test_a_configured_anchor_file_that_is_gone_is_a_problem_and_no_move_begins_another(
+    anchored: RegistrySettings, formats: Any, left: bytes | None
+) -> None:
+    path = anchored.ledger_anchor
+    assert path is not None
+    with Registry.open(anchored) as registry:
+        for number in (1, 2):
+            registry.register(formats.draft(), actor="ada")
+            registry.promote("digits", number, reason="r", actor="ada")
+        path.unlink()
+        if left is not None:
+            path.write_bytes(left)
+        (problem,) = registry.ledger.verify().problems
+        assert (problem.sequence, problem.what) == (2, "neither it nor any row before it is anchored")
+        assert "noa ledger anchor --output" in str(problem)
+        with pytest.raises(IntegrityError, match="anchored") as told:
+            registry.verify_ledger()
+        assert "noa ledger anchor --output" in (told.value.remedy or "")
+        for move in (
+            lambda: registry.promote("digits", 1, reason="r", actor="ada"),
+            lambda: registry.rollback("digits", reason="r", actor="ada"),
+        ):
+            with pytest.raises(ConflictError, match="nothing of the ledger is anchored") as caught:
+                move()
+            assert "noa ledger anchor --output" in (caught.value.remedy or "")
+        assert (path.read_bytes() if path.exists() else None) == left
+        newest = registry.ledger.head()
+        assert newest is not None
+        AnchorFile(path).append(newest)
+        assert registry.ledger.verify().problems == ()
+        registry.promote("digits", 1, reason="r", actor="ada")
+        assert [kept.sequence for kept in read_anchors(path)] == [2, 3]
+
+
+def test_the_only_move_whose_anchor_a_crash_prevented_is_anchored_by_the_next(
+    anchored: RegistrySettings, formats: Any
+) -> None:
+    path = anchored.ledger_anchor
+    assert path is not None
+    with Registry.open(anchored) as registry:
+        registry.register(formats.draft(), actor="ada")
+        registry.promote("digits", 1, reason="r", actor="ada")
+        path.write_bytes(b"")
+        assert len(registry.ledger.verify().problems) == 1
+        registry.promote("digits", 1, reason="run again", actor="ada")
+        assert (registry.ledger.verify().problems, len(read_anchors(path))) == ((), 1)
 
 
 def head(sequence: int) -> LedgerHead:

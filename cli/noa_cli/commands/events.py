@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -242,7 +241,7 @@ def _print_lines(page: EventPage, as_json: bool) -> None:
     _name_problems(page)
     for event in page.events:
         if as_json:
-            sys.stdout.write(json.dumps(_event_to_dict(event), default=str, ensure_ascii=False) + "\n")
+            console.print_json_line(_event_to_dict(event))
         else:
             text = f"{event.id}  {console.short_time(event.created_at)}  {event.kind}  {event.name}  {_summary(event)}"
             sys.stdout.write(console.visible(text) + "\n")

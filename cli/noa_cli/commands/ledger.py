@@ -127,6 +127,7 @@ def _report_to_dict(report: LedgerReport) -> dict[str, object]:
         "anchors": report.anchors,
         "head": None if report.head is None else report.head.to_dict(),
         "problems": [
-            {"row": p.sequence, "what": p.what, "expected": p.expected, "received": p.received} for p in report.problems
+            {"row": p.sequence, "what": p.what, "expected": p.expected, "received": p.received, "remedy": p.remedy}
+            for p in report.problems
         ],
     }

@@ -215,8 +215,6 @@ def _evidence_to_dict(fact: Evidence) -> dict[str, object]:
 
 
 def _evidence_from_dict(row: Mapping[str, Any]) -> Evidence:
-    if not isinstance(row["passed"], bool | None):
-        raise ValueError("`passed` is no judgement")
     fact = Evidence(
         kind=_text(row["kind"]),
         subject=_text(row["subject"]),
@@ -225,8 +223,7 @@ def _evidence_from_dict(row: Mapping[str, Any]) -> Evidence:
         values=dict(cast("dict[str, object]", row["values"])),
         created_at=_moment(row["created_at"]),
     )
-    check_evidence(fact)
-    return fact
+    return check_evidence(fact)
 
 
 def _entry_to_dict(entry: LedgerEntry) -> dict[str, object]:

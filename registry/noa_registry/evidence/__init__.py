@@ -47,6 +47,7 @@ from noa_registry.evidence.kinds import (
 from noa_registry.evidence.measurable import check_measured_bytes
 from noa_registry.evidence.metrics import MetricsEvidence, SliceMetrics, metrics_evidence
 from noa_registry.evidence.performance import BatchLatency, Hardware, LatencyEvidence, SizeEvidence
+from noa_registry.evidence.plain_fact import plain_fact
 from noa_registry.evidence.predictions import (
     Predictions,
     PredictionsEvidence,
@@ -103,6 +104,7 @@ __all__ = [
     "equivalence_evidence",
     "measurements_of",
     "metrics_evidence",
+    "plain_fact",
     "plain_json",
     "predictions_evidence",
     "refuse_reserved",

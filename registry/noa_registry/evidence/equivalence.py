@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from noa_registry.evidence.facts import EQUIVALENCE, Evidence, plain_json
+from noa_registry.evidence.plain_fact import plain_judgement
 from noa_registry.evidence.reading import Reader
 
 
@@ -24,7 +25,7 @@ def equivalence_evidence(
         kind=EQUIVALENCE,
         subject=target,
         digest=target_digest,
-        passed=bool(passed),
+        passed=plain_judgement(passed),
         values={**comparison, "source": source, "source_digest": source_digest},
     )
 

@@ -78,17 +78,20 @@ def plain_json(value: object) -> object:
     Raises:
         InvalidInputError: something in it has no JSON form.
     """
-    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+    if isinstance(value, int) and int(value).bit_length() > _MOST_BITS:
         raise InvalidInputError(
             "a number is too large", expected=f"a whole number of at most {_MOST_BITS} bits", received="a larger one"
         )
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, Mapping):
-        table = cast("Mapping[object, object]", value)
-        return {str(key): plain_json(entry) for key, entry in table.items()}
+        return _plain_table(cast("Mapping[object, object]", value))
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [plain_json(entry) for entry in cast("Sequence[object]", value)]
     for method in ("item", "tolist"):  # NumPy scalars and arrays, without importing NumPy
@@ -98,3 +101,14 @@ def plain_json(value: object) -> object:
     raise InvalidInputError(
         "a value cannot be stored", expected="JSON values", received=f"{type(value).__name__}: {str(value)[:80]}"
     )
+
+
+def _plain_table(table: Mapping[object, object]) -> dict[str, object]:
+    plain = {str.__str__(key) if isinstance(key, str) else str(key): plain_json(entry) for key, entry in table.items()}
+    if len(plain) < len(table):
+        raise InvalidInputError(
+            "a table cannot be stored",
+            expected="names that differ as texts",
+            received=", ".join(ascii(key) for key in table)[:80],
+        )
+    return plain

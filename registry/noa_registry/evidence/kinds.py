@@ -32,6 +32,7 @@ from noa_registry.evidence.facts import (
 from noa_registry.evidence.measurable import check_measurable
 from noa_registry.evidence.metrics import MetricsEvidence, check_possible
 from noa_registry.evidence.performance import LatencyEvidence, SizeEvidence
+from noa_registry.evidence.plain_fact import plain_fact, plain_text
 from noa_registry.evidence.predictions import PredictionsEvidence
 from noa_registry.evidence.recording import RECORDING_KEY
 from noa_registry.evidence.scan import ScanEvidence
@@ -62,20 +63,27 @@ _PARSERS: Final = MappingProxyType[str, Callable[[Evidence], object]](
 )
 
 
-def check_evidence(fact: Evidence) -> None:
-    """Raise `InvalidInputError` if evidence cannot be stored: a part is missing, or its kind wants other values."""
+def check_evidence(fact: Evidence) -> Evidence:
+    """Return evidence as it is read back later (`plain_fact`).
+
+    Raises:
+        InvalidInputError: it cannot be stored: a part is missing, or its kind wants other values.
+    """
+    fact = plain_fact(fact)
     for part, text in (("kind", fact.kind), ("subject", fact.subject)):
         if not _NAME.fullmatch(text):
             raise InvalidInputError(
                 f"evidence has a {part} that is no name",
                 expected="1 to 64 letters, digits, `.`, `_` or `-`, the first a letter or digit",
                 received=repr(text)[:_SHOWN],
+                field=part,
             )
-    if not _DIGEST.fullmatch(fact.digest) or fact.created_at.tzinfo is None:
+    if not _DIGEST.fullmatch(fact.digest):
         raise InvalidInputError(
-            f"{fact.kind} evidence is incomplete",
-            expected="a digest `sha256:` with 64 hex digits, and a time with a zone",
-            received=f"{fact.digest[:_SHOWN]!r}, {fact.created_at}",
+            f"{fact.kind} evidence does not name the bytes that were measured",
+            expected="a digest `sha256:` with 64 hex digits",
+            received=repr(fact.digest[:_SHOWN]),
+            field="digest",
         )
     size = values_bytes(fact)
     if size > MAX_VALUES_BYTES:
@@ -96,17 +104,19 @@ def check_evidence(fact: Evidence) -> None:
         parse(fact)
         check_measurable(fact)
     check_attachments(fact)
+    return fact
 
 
 def refuse_reserved(facts: Iterable[Evidence]) -> None:
     """Raise `InvalidInputError` if a fact is of a kind that only noa itself writes: it would be believed."""
     for fact in facts:
-        if fact.kind in RESERVED:
+        kind = plain_text(fact.kind, "kind")
+        if kind in RESERVED:
             raise InvalidInputError(
-                f"evidence of kind `{fact.kind}` is written by noa alone",
-                expected=f"a kind other than {', '.join(f'`{kind}`' for kind in sorted(RESERVED))}",
-                received=f"`{fact.kind}`",
-                remedy=RESERVED[fact.kind],
+                f"evidence of kind `{kind}` is written by noa alone",
+                expected=f"a kind other than {', '.join(f'`{name}`' for name in sorted(RESERVED))}",
+                received=f"`{kind}`",
+                remedy=RESERVED[kind],
             )
 
 
