@@ -28,6 +28,7 @@ _POLL_S = 0.1
 _SCAN_S = 0.02
 _KILL_WAIT_S = 10.0
 _TAIL_LINES = 40
+_LONGEST_LINE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,10 +164,10 @@ def end_tree(
     process.wait()
 
 
-def forward_lines(stream: IO[str] | None, take: Callable[[str | None], None]) -> None:
-    """Hand on the lines of a stream, and None at its end."""
+def forward_lines(stream: IO[str] | None, take: Callable[[str | None], None], *, longest: int = _LONGEST_LINE) -> None:
+    """Hand on the lines of a stream, and None at its end. A line beyond `longest` characters comes in pieces."""
     if stream is not None:
-        for line in stream:
+        while line := stream.readline(longest):
             take(line.rstrip("\n"))
     take(None)
 
