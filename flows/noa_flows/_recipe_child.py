@@ -45,11 +45,18 @@ def _answer(step: str, values: Message) -> Message:
     try:
         return {"value": STEPS[step](values)}
     except NoaError as exc:
+        if exc.__cause__ is not None:
+            _print_traceback()
         return {"error": error_to(exc)}
     except (Exception, SystemExit) as exc:  # noqa: BLE001  # the user's code may raise anything
-        with suppress(OSError, ValueError):  # it may have closed it, too
-            traceback.print_exc()
+        _print_traceback()
         return {"error": error_to(_recipe_error(exc, step))}
+
+
+def _print_traceback() -> None:
+    with suppress(Exception):  # the user's exception may not print, its code may have closed the stream
+        traceback.print_exc()
+        sys.stderr.flush()
 
 
 def _recipe_error(exc: BaseException, step: str) -> NoaError:

@@ -48,8 +48,11 @@ def run_child(
     folder: Path,
     cancel: threading.Event | None = None,
     grace_s: float = 10.0,
+    on_error_line: Callable[[str], None] | None = None,
 ) -> ChildResult:
     """Run a command until its whole tree has ended; every line of its stdout goes to `on_line` in this thread.
+
+    Those of its stderr go to `on_error_line`, in a thread that reads them, as they come.
 
     `cancel`, when set by another thread, stops it: TERM to the tree, KILL after `grace_s`. An exception in this thread
     (KeyboardInterrupt, one raised by `on_line` or by a signal handler) stops it likewise and is raised again. The
@@ -66,11 +69,10 @@ def run_child(
     leader = identify(process.pid)
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     errors: deque[str] = deque(maxlen=_TAIL_LINES)
+    keep = keep_in(errors, on_error_line)
     readers = [
         threading.Thread(target=forward_lines, args=(process.stdout, lines.put), name="noa-child-stdout", daemon=True),
-        threading.Thread(
-            target=forward_lines, args=(process.stderr, keep_in(errors)), name="noa-child-stderr", daemon=True
-        ),
+        threading.Thread(target=forward_lines, args=(process.stderr, keep), name="noa-child-stderr", daemon=True),
     ]
     for reader in readers:
         reader.start()
@@ -172,11 +174,13 @@ def forward_lines(stream: IO[str] | None, take: Callable[[str | None], None], *,
     take(None)
 
 
-def keep_in(tail: deque[str]) -> Callable[[str | None], None]:
-    """Return what appends lines to `tail`."""
+def keep_in(tail: deque[str], also: Callable[[str], None] | None = None) -> Callable[[str | None], None]:
+    """Return what appends lines to `tail`, and hands them on to `also`."""
 
     def keep(line: str | None) -> None:
         if line is not None:
             tail.append(line)
+            if also is not None:
+                also(line)
 
     return keep

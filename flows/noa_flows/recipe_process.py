@@ -14,26 +14,24 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from noa.atomic_write import write_file
-from noa.errors import InvalidInputError, NoaError, TrainingError
+from noa.errors import InvalidInputError, NoaError, RecipeError, TrainingError
 from noa_flows._environment import recipe_environment
 from noa_flows._process_tree import MARKER_VARIABLE, identify
 from noa_flows._recipe_answers import read_answer
 from noa_flows._recipe_messages import Message
-from noa_flows.child import end_tree, forward_lines, keep_in, spawn_tree
+from noa_flows._recipe_output import RecipeOutput, with_output
+from noa_flows.child import end_tree, forward_lines, spawn_tree
 from noa_training import JobRequest
 
-OUTPUT_FILE = "recipe-output.txt"
 _COMMAND = (sys.executable, "-P", "-m", "noa_flows._recipe_child")
+_TITLE = "the recipe after training"
 _GRACE_S = 0.5  # what it has to keep is in its answers
-_TAIL_LINES = 40
-_LONGEST_LINE = 500
 _LONGEST_ANSWER = 256 << 20
 _LEAVE_S = 3.0  # from the end of its answers to that of the process itself
 _Key: TypeAlias = tuple[str, str, str]
@@ -71,7 +69,7 @@ def end_recipe_processes(requests: Iterable[JobRequest]) -> None:
 def ask_recipe(request: JobRequest, step: str, values: Message, *, folder: Path | None = None) -> Any:
     """Return the answer of the recipe's process to one question, as JSON values.
 
-    `folder` is that of the job, if there is one: what the recipe printed before an end without an answer is kept there.
+    `folder` is that of the job, if there is one: what the recipe prints is kept there.
 
     Raises:
         NoaError: as the step found it, with its class, parts and facts.
@@ -107,7 +105,8 @@ class _RecipeProcess:
         )
         self._leader = identify(self._process.pid)
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._said: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._output = RecipeOutput()
+        self._folder: Path | None = None
         self._question = threading.Lock()
         self._ending = threading.Lock()
         self._token: str | None = None
@@ -117,7 +116,7 @@ class _RecipeProcess:
         self.has_ended = False
         self._readers = [
             _reader("noa-recipe-answers", self._process.stdout, self._take, longest=_LONGEST_ANSWER),
-            _reader("noa-recipe-output", self._process.stderr, keep_in(self._said)),
+            _reader("noa-recipe-output", self._process.stderr, self._output.take),
         ]
         for reader in self._readers:
             reader.start()
@@ -125,6 +124,7 @@ class _RecipeProcess:
     def ask(self, step: str, values: Message, *, folder: Path | None) -> Any:
         """Send a question and wait for its answer."""
         with self._question:
+            self._folder = folder or self._folder
             self._token = token = uuid.uuid4().hex
             line = json.dumps({"token": token, "step": step, "values": values})
             if not self.has_ended and self._process.stdin is not None:
@@ -137,7 +137,7 @@ class _RecipeProcess:
                     self.has_ended = True
                 elif answer.startswith(token):  # else: late, to a question before
                     return self._read(step, answer.removeprefix(token))
-        raise self._no_answer(step, folder)
+        raise self._no_answer(step)
 
     def _take(self, line: str | None) -> None:
         """Pass on answers; whatever else the user's code wrote there is dropped as it comes."""
@@ -158,7 +158,12 @@ class _RecipeProcess:
                 received=exc.received,
                 remedy="Look in the recipe for code that changes noa or Python's own modules",
             ) from exc
+        if isinstance(value, RecipeError):
+            self._output.wait_for_some(_GRACE_S)  # its traceback is on its way in another pipe
+        path = self._output.append_to(self._folder, f"{_TITLE}, until its answer to `{step}`")
         if isinstance(value, NoaError):
+            if isinstance(value, RecipeError) and value.remedy is None:
+                value.remedy = with_output(None, path)
             raise value
         return value
 
@@ -175,20 +180,20 @@ class _RecipeProcess:
                 if stream is not None:
                     with suppress(OSError):
                         stream.close()
+            self._output.append_to(self._folder, f"{_TITLE}, until its end")
             self._is_gone = True
 
-    def _no_answer(self, step: str, folder: Path | None) -> NoaError:
+    def _no_answer(self, step: str) -> NoaError:
         if self._was_stopped:
             return TrainingError(f"stopped in the step `{step}`", where=self._recipe)
         ending = self._fault or self._how_it_ended()
         self.end()
-        said = [line for line in self._said if line.strip()]
         return TrainingError(
             f"the recipe's process ended in the step `{step}` without an answer",
             where=self._recipe,
             expected="that the recipe's `data` and model can be used again after training",
-            received=f"{ending}; {said[-1].strip()[-_LONGEST_LINE:] if said else 'it said nothing'}",
-            remedy=self._keep_output(folder),
+            received=f"{ending}; {self._output.last_line()}",
+            remedy=with_output(None, self._output.append_to(self._folder, _TITLE)),
         )
 
     def _how_it_ended(self) -> str:
@@ -197,17 +202,6 @@ class _RecipeProcess:
         except subprocess.TimeoutExpired:
             return "it closed the pipe that its answers come from and went on"
         return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-    def _keep_output(self, folder: Path | None) -> str | None:
-        """Write what it printed last into the job's folder and say where that is."""
-        if folder is None or not self._said:
-            return None
-        path = folder / OUTPUT_FILE
-        try:
-            write_file(path, "\n".join(self._said) + "\n")
-        except NoaError:
-            return None
-        return f"What it printed last is in {path}"
 
 
 def _process_for(request: JobRequest) -> tuple[_RecipeProcess, bool]:
