@@ -29,6 +29,7 @@ from noa_training.job_folder import attempt_folder, current_attempt
 JOB_FOLDER_TAG = "noa.job_folder"
 """The tag of a version that names the job it came from."""
 _RECENT_VERSIONS = 200
+_EVENT = '{"kind": '
 
 
 def train_job(
@@ -123,14 +124,18 @@ class _Heard:
         self._job_id = ""
 
     def folder(self, jobs: Path) -> Path | None:
-        """Return the attempt's folder in `jobs`: as the job said, or its newest if it ended before that."""
-        if self._started is not None:
-            return Path(self._started.folder)
-        return attempt_folder(jobs / self._job_id, current_attempt(jobs / self._job_id)) if self._job_id else None
+        """Return the attempt's folder: as the job said, or its newest in `jobs` if that was not heard."""
+        said = self._started or self.finished
+        if said is not None:
+            return Path(said.folder)
+        job = jobs / self._job_id
+        newest = current_attempt(job) if self._job_id else 0
+        folders = (attempt_folder(job, number) for number in (newest, newest - 1) if number > 0)
+        return next((folder for folder in folders if folder.is_dir()), None)
 
     def take(self, line: str) -> None:
         try:
-            event = parse_event(line)
+            event = parse_event(line[max(line.find(_EVENT), 0) :])  # something without a newline may stand before it
         except InvalidInputError:  # something that the user's code printed past us; it is no event of the job
             return
         self._job_id = event.job_id or self._job_id

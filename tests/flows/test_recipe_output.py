@@ -24,6 +24,12 @@ def data(rows=240):
     warnings.warn("warned of")
     logging.warning("logged")
     os.write(2, b"raw")
+    frame = sys._getframe()
+    while frame is not None:
+        if "events" in frame.f_locals:
+            os.write(frame.f_locals["events"].fileno(), b"z")
+            break
+        frame = frame.f_back
     fail()
     return plain(rows)
 
