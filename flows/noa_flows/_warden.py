@@ -74,6 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         if os.getppid() != parent:  # it died before the line above
             return 128 + signal.SIGKILL
     tree = _Tree(_spawn(command))
+    _let_go_of_pipes()
     _guard(tree, parent=parent, grace_s=float(grace_text), handled=handled)
     if note == "1":
         _note_end(tree.status)
@@ -121,6 +122,15 @@ def _spawn(command: Sequence[str]) -> int:
     finally:
         os._exit(127)
     raise AssertionError("unreachable")
+
+
+def _let_go_of_pipes() -> None:
+    """Leave standard input and output to the command, so that their ends are seen when it closes them."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    if nothing > 1:
+        os.close(nothing)
 
 
 def _descendants(root: int) -> list[int]:

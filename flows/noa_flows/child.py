@@ -28,6 +28,7 @@ _POLL_S = 0.1
 _SCAN_S = 0.02
 _KILL_WAIT_S = 10.0
 _TAIL_LINES = 40
+_LONGEST_LINE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +48,11 @@ def run_child(
     folder: Path,
     cancel: threading.Event | None = None,
     grace_s: float = 10.0,
+    on_error_line: Callable[[str], None] | None = None,
 ) -> ChildResult:
     """Run a command until its whole tree has ended; every line of its stdout goes to `on_line` in this thread.
+
+    Those of its stderr go to `on_error_line`, in a thread that reads them, as they come.
 
     `cancel`, when set by another thread, stops it: TERM to the tree, KILL after `grace_s`. An exception in this thread
     (KeyboardInterrupt, one raised by `on_line` or by a signal handler) stops it likewise and is raised again. The
@@ -65,11 +69,10 @@ def run_child(
     leader = identify(process.pid)
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     errors: deque[str] = deque(maxlen=_TAIL_LINES)
+    keep = keep_in(errors, on_error_line)
     readers = [
         threading.Thread(target=forward_lines, args=(process.stdout, lines.put), name="noa-child-stdout", daemon=True),
-        threading.Thread(
-            target=forward_lines, args=(process.stderr, keep_in(errors)), name="noa-child-stderr", daemon=True
-        ),
+        threading.Thread(target=forward_lines, args=(process.stderr, keep), name="noa-child-stderr", daemon=True),
     ]
     for reader in readers:
         reader.start()
@@ -163,19 +166,21 @@ def end_tree(
     process.wait()
 
 
-def forward_lines(stream: IO[str] | None, take: Callable[[str | None], None]) -> None:
-    """Hand on the lines of a stream, and None at its end."""
+def forward_lines(stream: IO[str] | None, take: Callable[[str | None], None], *, longest: int = _LONGEST_LINE) -> None:
+    """Hand on the lines of a stream, and None at its end. A line beyond `longest` characters comes in pieces."""
     if stream is not None:
-        for line in stream:
+        while line := stream.readline(longest):
             take(line.rstrip("\n"))
     take(None)
 
 
-def keep_in(tail: deque[str]) -> Callable[[str | None], None]:
-    """Return what appends lines to `tail`."""
+def keep_in(tail: deque[str], also: Callable[[str], None] | None = None) -> Callable[[str | None], None]:
+    """Return what appends lines to `tail`, and hands them on to `also`."""
 
     def keep(line: str | None) -> None:
         if line is not None:
             tail.append(line)
+            if also is not None:
+                also(line)
 
     return keep

@@ -14,25 +14,26 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeAlias, cast
+from typing import IO, Any, TypeAlias
 
-from noa.atomic_write import write_file
-from noa.errors import NoaError, TrainingError
+from noa.errors import InvalidInputError, NoaError, RecipeError, TrainingError
 from noa_flows._environment import recipe_environment
 from noa_flows._process_tree import MARKER_VARIABLE, identify
-from noa_flows._recipe_messages import Message, error_from
-from noa_flows.child import end_tree, forward_lines, keep_in, spawn_tree
+from noa_flows._recipe_answers import read_answer
+from noa_flows._recipe_messages import Message
+from noa_flows._recipe_output import RecipeOutput, with_output
+from noa_flows.child import end_tree, forward_lines, spawn_tree
 from noa_training import JobRequest
 
-OUTPUT_FILE = "recipe-output.txt"
 _COMMAND = (sys.executable, "-P", "-m", "noa_flows._recipe_child")
+_TITLE = "the recipe after training"
 _GRACE_S = 0.5  # what it has to keep is in its answers
-_TAIL_LINES = 40
-_LONGEST_LINE = 500
+_LONGEST_ANSWER = 256 << 20
+_LEAVE_S = 3.0  # from the end of its answers to that of the process itself
 _Key: TypeAlias = tuple[str, str, str]
 
 _lock = threading.Lock()
@@ -68,11 +69,12 @@ def end_recipe_processes(requests: Iterable[JobRequest]) -> None:
 def ask_recipe(request: JobRequest, step: str, values: Message, *, folder: Path | None = None) -> Any:
     """Return the answer of the recipe's process to one question, as JSON values.
 
-    `folder` is that of the job, if there is one: what the recipe printed before an end without an answer is kept there.
+    `folder` is that of the job, if there is one: what the recipe prints is kept there.
 
     Raises:
         NoaError: as the step found it, with its class, parts and facts.
-        TrainingError: the process ended without an answer; says how, and what it printed last.
+        TrainingError: the process ended without an answer, or gave none that can be read; says how, and what it printed
+            last.
         ServiceError: the system refused to start a process.
     """
     process, is_kept = _process_for(request)
@@ -103,15 +105,18 @@ class _RecipeProcess:
         )
         self._leader = identify(self._process.pid)
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._said: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._output = RecipeOutput()
+        self._folder: Path | None = None
         self._question = threading.Lock()
         self._ending = threading.Lock()
-        self._number = 0
+        self._token: str | None = None
+        self._fault: str | None = None
         self._was_stopped = False
+        self._is_gone = False
         self.has_ended = False
         self._readers = [
-            _reader("noa-recipe-answers", self._process.stdout, self._lines.put),
-            _reader("noa-recipe-output", self._process.stderr, keep_in(self._said)),
+            _reader("noa-recipe-answers", self._process.stdout, self._take, longest=_LONGEST_ANSWER),
+            _reader("noa-recipe-output", self._process.stderr, self._output.take),
         ]
         for reader in self._readers:
             reader.start()
@@ -119,8 +124,9 @@ class _RecipeProcess:
     def ask(self, step: str, values: Message, *, folder: Path | None) -> Any:
         """Send a question and wait for its answer."""
         with self._question:
-            self._number += 1
-            line = json.dumps({"number": self._number, "step": step, "values": values})
+            self._folder = folder or self._folder
+            self._token = token = uuid.uuid4().hex
+            line = json.dumps({"token": token, "step": step, "values": values})
             if not self.has_ended and self._process.stdin is not None:
                 with suppress(OSError, ValueError):  # it has ended, or is being ended: the answers say so
                     self._process.stdin.write(line + "\n")
@@ -129,19 +135,43 @@ class _RecipeProcess:
                 answer = self._lines.get()
                 if answer is None:
                     self.has_ended = True
-                    break
-                found = _parse(answer)
-                if found is not None and found.get("number") == self._number:
-                    if "error" in found:
-                        raise error_from(found["error"])
-                    return found["value"]
-        raise self._no_answer(step, folder)
+                elif answer.startswith(token):  # else: late, to a question before
+                    return self._read(step, answer.removeprefix(token))
+        raise self._no_answer(step)
+
+    def _take(self, line: str | None) -> None:
+        """Pass on answers; whatever else the user's code wrote there is dropped as it comes."""
+        if line is not None and len(line) >= _LONGEST_ANSWER:
+            self._fault = f"a line of more than {_LONGEST_ANSWER >> 20} MiB where its answers are read"
+            line = None
+        if line is None or (self._token is not None and line.startswith(self._token)):
+            self._lines.put(line)
+
+    def _read(self, step: str, answer: str) -> Any:
+        try:
+            value = read_answer(step, answer)
+        except InvalidInputError as exc:
+            self.has_ended = True  # what it says can no longer be believed
+            raise TrainingError(
+                f"the recipe's process gave no valid answer in the step `{step}`",
+                where=self._recipe,
+                received=exc.received,
+                remedy="Look in the recipe for code that changes noa or Python's own modules",
+            ) from exc
+        if isinstance(value, RecipeError):
+            self._output.wait_for_some(_GRACE_S)  # its traceback is on its way in another pipe
+        path = self._output.append_to(self._folder, f"{_TITLE}, until its answer to `{step}`")
+        if isinstance(value, NoaError):
+            if isinstance(value, RecipeError) and value.remedy is None:
+                value.remedy = with_output(None, path)
+            raise value
+        return value
 
     def end(self) -> None:
         """End the process and all that it has started; returns when the kernel says that they are gone."""
         with self._ending:
             self._was_stopped = self._was_stopped or not self.has_ended
-            if self._process.returncode is not None:
+            if self._is_gone:
                 return
             end_tree(self._process, self._marker, self._leader, grace_s=_GRACE_S, must_stop=True)
             for reader in self._readers:
@@ -150,32 +180,28 @@ class _RecipeProcess:
                 if stream is not None:
                     with suppress(OSError):
                         stream.close()
+            self._output.append_to(self._folder, f"{_TITLE}, until its end")
+            self._is_gone = True
 
-    def _no_answer(self, step: str, folder: Path | None) -> NoaError:
+    def _no_answer(self, step: str) -> NoaError:
         if self._was_stopped:
             return TrainingError(f"stopped in the step `{step}`", where=self._recipe)
+        ending = self._fault or self._how_it_ended()
         self.end()
-        code = self._process.returncode
-        ending = f"signal {-code}" if code < 0 else f"exit code {code}"
-        said = [line for line in self._said if line.strip()]
         return TrainingError(
             f"the recipe's process ended in the step `{step}` without an answer",
             where=self._recipe,
             expected="that the recipe's `data` and model can be used again after training",
-            received=f"{ending}; {said[-1].strip()[-_LONGEST_LINE:] if said else 'it said nothing'}",
-            remedy=self._keep_output(folder),
+            received=f"{ending}; {self._output.last_line()}",
+            remedy=with_output(None, self._output.append_to(self._folder, _TITLE)),
         )
 
-    def _keep_output(self, folder: Path | None) -> str | None:
-        """Write what it printed last into the job's folder and say where that is."""
-        if folder is None or not self._said:
-            return None
-        path = folder / OUTPUT_FILE
+    def _how_it_ended(self) -> str:
         try:
-            write_file(path, "\n".join(self._said) + "\n")
-        except NoaError:
-            return None
-        return f"What it printed last is in {path}"
+            code = self._process.wait(timeout=_LEAVE_S)
+        except subprocess.TimeoutExpired:
+            return "it closed the pipe that its answers come from and went on"
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def _process_for(request: JobRequest) -> tuple[_RecipeProcess, bool]:
@@ -188,17 +214,9 @@ def _process_for(request: JobRequest) -> tuple[_RecipeProcess, bool]:
         return _kept[key], True
 
 
-def _reader(name: str, stream: IO[str] | None, take: Callable[[str | None], None]) -> threading.Thread:
-    return threading.Thread(target=forward_lines, args=(stream, take), name=name, daemon=True)
+def _reader(name: str, stream: IO[str] | None, take: Callable[[str | None], None], **bound: int) -> threading.Thread:
+    return threading.Thread(target=forward_lines, args=(stream, take), kwargs=bound, name=name, daemon=True)
 
 
 def _key(request: JobRequest) -> _Key:
     return str(request.root.absolute()), request.recipe, request.backend
-
-
-def _parse(line: str) -> Message | None:
-    try:
-        value = cast("object", json.loads(line))
-    except ValueError:  # something that the user's code wrote past us
-        return None
-    return cast("Message", value) if isinstance(value, dict) else None

@@ -25,8 +25,9 @@ from noa_conversion import load_format
 from noa_flows import PipelineResult, evaluate_job, plan_pipeline, run_pipeline, train_job
 from noa_flows._process_tree import is_alive
 from noa_flows._recipe_messages import error_from, error_to, evidence_from, evidence_to
+from noa_flows._recipe_output import OUTPUT_FILE
 from noa_flows._test_data import load_test_data
-from noa_flows.recipe_process import OUTPUT_FILE, ask_recipe, end_recipe_processes, keep_recipe_processes
+from noa_flows.recipe_process import ask_recipe, end_recipe_processes, keep_recipe_processes
 from noa_registry import Evidence, PredictionsEvidence, Registry
 from noa_registry.evidence import Attachment
 from noa_training import measure, recipe_of
