@@ -14,15 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from signature_kit import WRONGS, refuse_at_registration, wrong
 
 from noa.errors import InvalidInputError
 from noa.formats import SignatureChecker, find_adapter
-from noa.settings import RegistrySettings
 from noa.signatures import Signature, TensorSpec
 from noa_conversion import JaxModel, save_native
 from noa_conversion.formats import jax_format
 from noa_conversion.formats.jax_interface import check_interface
-from noa_registry import Registry, VersionDraft
 
 pytestmark = pytest.mark.jax
 NO_JAX = """
@@ -37,20 +36,6 @@ assert "jax" not in sys.modules
 PROGRAM = "program.stablehlo"
 
 
-def wrong(signature: Signature, what: str) -> Signature:
-    first, answer = signature.inputs[0], signature.outputs[0]
-    fixed = tuple(axis if isinstance(axis, str) else axis + 1 for axis in first.shape)
-    more = TensorSpec(name="more", dtype="float32", shape=("batch",))
-    return {
-        "an input more": replace(signature, inputs=(*signature.inputs, more)),
-        "an output more": replace(signature, outputs=(*signature.outputs, more)),
-        "dtype": replace(signature, inputs=(replace(first, dtype="float64"), *signature.inputs[1:])),
-        "size": replace(signature, inputs=(replace(first, shape=fixed), *signature.inputs[1:])),
-        "rank": replace(signature, outputs=(replace(answer, shape=(*answer.shape, 1)), *signature.outputs[1:])),
-        "free": replace(signature, outputs=(replace(answer, shape=("batch", "n")), *signature.outputs[1:])),
-    }[what]
-
-
 def checker() -> SignatureChecker:
     adapter = find_adapter("jax")
     assert isinstance(adapter, SignatureChecker)
@@ -58,26 +43,14 @@ def checker() -> SignatureChecker:
 
 
 @pytest.mark.parametrize("model", ["image", "rows"])
-@pytest.mark.parametrize("what", ["an input more", "an output more", "dtype", "size", "rank", "free"])
+@pytest.mark.parametrize("what", WRONGS)
 def test_a_jax_program_that_is_not_of_its_signature_is_refused_at_registration(
     model: str, what: str, zoo: Any, tmp_path: Path
 ) -> None:
     folder = zoo.copy(zoo.folder("jax", model, "jax"), tmp_path / "jax")
     checker().check_signature(folder, Signature.load(folder))
-    signature = wrong(Signature.load(folder), what)
-    signature.save(folder)
-    example = {
-        spec.name: np.zeros([1 if isinstance(axis, str) else axis for axis in spec.shape], spec.dtype)
-        for spec in signature.inputs
-    }
-    settings = RegistrySettings(database_url=f"sqlite:///{tmp_path}/noa.db", artifact_dir=tmp_path / "artifacts")
-    draft = VersionDraft(
-        name="m", formats={"jax": folder}, native="jax", input_example=example, dataset_digest="sha256:" + "0" * 64
-    )
-    with Registry.open(settings) as registry:
-        with pytest.raises(InvalidInputError, match=r"program\.stablehlo"):
-            registry.register(draft, actor="ada")
-        assert registry.models() == []
+    wrong(Signature.load(folder), what).save(folder)
+    refuse_at_registration(folder, "jax", match=r"program\.stablehlo", root=tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int16", "int32", "uint32", "float16", "float32"])

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from signature_kit import WRONGS, refuse_at_registration, wrong
 
 from noa.errors import InvalidInputError
 from noa.formats import SignatureChecker, find_adapter
-from noa.settings import RegistrySettings
-from noa.signatures import Signature, TensorSpec
-from noa_registry import Registry, VersionDraft
+from noa.signatures import Signature
 
 NO_TORCH = """
 import sys
@@ -28,25 +25,8 @@ assert "torch" not in sys.modules
 """
 
 
-def wrong(signature: Signature, what: str) -> Signature:
-    first, answer = signature.inputs[0], signature.outputs[0]
-    fixed = tuple(axis if isinstance(axis, str) else axis + 1 for axis in first.shape)
-    return {
-        "an input more": replace(
-            signature, inputs=(*signature.inputs, TensorSpec(name="more", dtype="float32", shape=("batch",)))
-        ),
-        "an output more": replace(
-            signature, outputs=(*signature.outputs, TensorSpec(name="more", dtype="float32", shape=("batch",)))
-        ),
-        "dtype": replace(signature, inputs=(replace(first, dtype="float64"), *signature.inputs[1:])),
-        "size": replace(signature, inputs=(replace(first, shape=fixed), *signature.inputs[1:])),
-        "rank": replace(signature, outputs=(replace(answer, shape=(*answer.shape, 1)), *signature.outputs[1:])),
-        "free": replace(signature, outputs=(replace(answer, shape=("batch", "n")), *signature.outputs[1:])),
-    }[what]
-
-
 @pytest.mark.parametrize("model", ["image", "rows"])
-@pytest.mark.parametrize("what", ["an input more", "an output more", "dtype", "size", "rank", "free"])
+@pytest.mark.parametrize("what", WRONGS)
 def test_a_program_that_is_not_of_its_signature_is_refused_at_registration(
     model: str, what: str, zoo: Any, tmp_path: Path
 ) -> None:
@@ -54,20 +34,8 @@ def test_a_program_that_is_not_of_its_signature_is_refused_at_registration(
     adapter = find_adapter("torch")
     assert isinstance(adapter, SignatureChecker)
     adapter.check_signature(folder, Signature.load(folder))
-    signature = wrong(Signature.load(folder), what)
-    signature.save(folder)
-    example = {
-        spec.name: np.zeros([1 if isinstance(axis, str) else axis for axis in spec.shape], spec.dtype)
-        for spec in signature.inputs
-    }
-    settings = RegistrySettings(database_url=f"sqlite:///{tmp_path}/noa.db", artifact_dir=tmp_path / "artifacts")
-    draft = VersionDraft(
-        name="m", formats={"torch": folder}, native="torch", input_example=example, dataset_digest="sha256:" + "0" * 64
-    )
-    with Registry.open(settings) as registry:
-        with pytest.raises(InvalidInputError, match=r"program\.pt2"):
-            registry.register(draft, actor="ada")
-        assert registry.models() == []
+    wrong(Signature.load(folder), what).save(folder)
+    refuse_at_registration(folder, "torch", match=r"program\.pt2", root=tmp_path)
 
 
 def test_what_is_no_archive_is_refused_and_looking_imports_no_torch(zoo: Any, tmp_path: Path) -> None:

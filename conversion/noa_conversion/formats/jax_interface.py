@@ -18,6 +18,7 @@ from typing import Final
 
 from noa.errors import InvalidInputError
 from noa.signatures import Signature, TensorSpec
+from noa_conversion.formats.program_differences import check_count, differing_tensor
 from noa_conversion.whole_numbers import is_narrowed
 
 _NEWEST: Final = 11
@@ -68,13 +69,7 @@ def check_interface(data: bytes, weights: int, signature: Signature, path: Path)
     except (struct.error, ValueError, IndexError, UnicodeDecodeError) as exc:
         raise InvalidInputError(f"`{path.name}` is no exported function of JAX: {exc}", where=str(path)) from exc
     for side, found, specs in (("inputs", given, signature.inputs), ("outputs", made, signature.outputs)):
-        if len(found) != len(specs):
-            raise InvalidInputError(
-                f"`{path.name}` does not have the {side} of its signature",
-                where=str(path),
-                expected=f"{len(specs)}: {', '.join(spec.name for spec in specs)}",
-                received=str(len(found)),
-            )
+        check_count(path, side, specs, len(found))
         for tensor, spec in zip(found, specs, strict=True):
             _check_tensor(tensor, spec, path)
 
@@ -82,13 +77,7 @@ def check_interface(data: bytes, weights: int, signature: Signature, path: Path)
 def _check_tensor(tensor: _Tensor, spec: TensorSpec, path: Path) -> None:
     held = replace(spec, dtype=tensor.dtype) if is_narrowed(spec, tensor.dtype) else spec
     if tensor.dtype not in (None, held.dtype) or tensor.shape != tuple(map(str, spec.shape)):
-        raise InvalidInputError(
-            f"tensor `{spec.name}` of `{path.name}` differs from its signature",
-            where=str(path),
-            expected=spec.describe(),
-            received=str(tensor),
-            field=spec.name,
-        )
+        raise differing_tensor(path, spec, str(tensor))
 
 
 def _tensors(root: _Table, field: int, numbers: int) -> list[_Tensor]:

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 
 from noa.errors import InvalidInputError
 from noa.signatures import Signature, TensorSpec
+from noa_conversion.formats.program_differences import check_count, differing_tensor
 from noa_conversion.formats.torch_archive import PROGRAM_FILE, read_graph
 
 _DTYPES: Final[Mapping[int, str]] = {
@@ -43,13 +44,7 @@ def check_interface(data: bytes, weights: int, signature: Signature, path: Path)
         ("inputs", inputs[constants + weights :], signature.inputs),
         ("outputs", outputs, signature.outputs),
     ):
-        if len(given) != len(specs):
-            raise InvalidInputError(
-                f"`{PROGRAM_FILE}` does not have the {side} of its signature",
-                where=str(path),
-                expected=f"{len(specs)}: {', '.join(spec.name for spec in specs)}",
-                received=str(len(given)),
-            )
+        check_count(path, side, specs, len(given))
         for argument, spec in zip(given, specs, strict=True):
             _check_tensor(_meta(argument, values), spec, path)
 
@@ -74,10 +69,4 @@ def _check_tensor(meta: Mapping[str, Any] | None, spec: TensorSpec, path: Path) 
     )
     if dtype not in (None, spec.dtype) or not fits:
         shown = ", ".join("?" if size is None else str(size) for size in sizes)
-        raise InvalidInputError(
-            f"tensor `{spec.name}` of `{PROGRAM_FILE}` differs from its signature",
-            where=str(path),
-            expected=spec.describe(),
-            received=f"{dtype}({shown})",
-            field=spec.name,
-        )
+        raise differing_tensor(path, spec, f"{dtype}({shown})")
