@@ -194,6 +194,15 @@ def test_a_number_that_claims_much_memory_is_left_to_the_target(body: str) -> No
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MAX_GROWTH_KIB
 
 
+def test_what_is_no_model_at_all_is_told_by_its_beginning(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"
+    (tmp_path / "model.onnx").write_bytes(pointer)
+    with pytest.raises(InvalidInputError) as refused:
+        read_model(tmp_path / "model.onnx")
+    assert refused.value.received == f"{len(pointer)} bytes that begin with b'version http'"
+    assert "Git LFS" in (refused.value.remedy or "")
+
+
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"gone\.onnx"):
         read_model(tmp_path / "gone.onnx")

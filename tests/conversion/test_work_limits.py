@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from graph_kit import FLOAT, value
 from onnx import TensorProto, helper, numpy_helper
 
 from noa.errors import ConversionError, InvalidInputError
+from noa.settings import ConversionSettings
 from noa.signatures import Signature, TensorSpec
 from noa_conversion import compare_models, import_onnx_to_torch, open_model
+from noa_conversion.bisection.search import NamedValue, compare_inside
 from noa_conversion.bounded_runs import bound_runs
 from noa_conversion.onnx_runs import run_session
 from noa_conversion.work_limits import work_limit
@@ -102,6 +105,28 @@ def test_the_sooner_end_holds_within_another_limit() -> None:
     data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
     with work_limit(1e-6), work_limit(60.0), pytest.raises(ConversionError, match="not done in 1e-06 seconds"):
         import_onnx_to_torch(data)
+
+
+class _SlowInside:
+    """Two models' inner values, all equal: a search looks at each of them, a chunk after the other."""
+
+    order = tuple(NamedValue(name=f"v{i}", node=f"n{i}", kind="Relu") for i in range(1000))
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def compute(self, inputs: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+        del inputs
+        self.looks += 1
+        time.sleep(0.05)
+        return {name: np.zeros(1, np.float32) for name in names}
+
+
+def test_the_search_for_the_node_that_differs_ends_with_the_time_of_the_comparison() -> None:
+    inside = _SlowInside()
+    with work_limit(0.12), pytest.raises(ConversionError, match=r"not done in 0\.12 seconds.*first node that differs"):
+        compare_inside(inside, inside, {}, settings=ConversionSettings(), how="")
+    assert 0 < inside.looks <= 4  # two models a chunk; the chunk under way is finished
 
 
 def test_outside_of_a_limit_nothing_watches_a_run() -> None:

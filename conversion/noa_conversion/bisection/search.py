@@ -17,8 +17,10 @@ from noa.settings import ConversionSettings
 from noa_conversion.comparison import finite_or_text, tolerance_for
 from noa_conversion.model_files import ModelFiles
 from noa_conversion.onnx_graph.limits import value_limit
+from noa_conversion.work_limits import check_time
 
 _CHUNK: Final = 48
+_SEARCH: Final = "the search for the first node that differs"
 _OF_LARGEST: Final = 1e-4
 """Inside a network terms cancel: an error is judged against the largest value of its tensor too."""
 _NARROW: Final = frozenset({"float16", "bfloat16"})
@@ -99,6 +101,7 @@ def compare_inside(
     known = {value.name for value in right.order}
     common = [value for value in left.order if value.name in known]
     for start in range(0, len(common), _CHUNK):
+        check_time(_SEARCH)
         chunk = common[start : start + _CHUNK]
         names = [value.name for value in chunk]
         expected, received = left.compute(inputs, names), right.compute(inputs, names)

@@ -47,14 +47,25 @@ def parse_model(data: bytes, path: Path, *, any_domain: bool = False) -> onnx.Mo
     try:
         model = onnx.ModelProto.FromString(data)
     except (DecodeError, RecursionError, ValueError) as exc:
-        raise InvalidInputError(f"`{path.name}` is not a whole ONNX model: {exc}", where=str(path)) from exc
+        raise _no_model(f"`{path.name}` is not a whole ONNX model: {exc}", data, path) from exc
     if not model.opset_import or not model.graph.output:
-        raise InvalidInputError(f"`{path.name}` holds no ONNX graph", where=str(path))
+        raise _no_model(f"`{path.name}` holds no ONNX graph", data, path)
     for tensor in _all_tensors(model, path):
         _check_tensor(tensor, path)
     if not any_domain:
         _check_operators(model, path)
     return model
+
+
+def _no_model(problem: str, data: bytes, path: Path) -> InvalidInputError:
+    return InvalidInputError(
+        problem,
+        where=str(path),
+        expected="a serialized `ModelProto` with an opset and a graph that has outputs",
+        received=f"{len(data)} bytes that begin with {data[:12]!r}",
+        remedy="Compare its size and SHA-256 with the source's: a download that broke off, or a pointer of Git LFS, "
+        "looks like this",
+    )
 
 
 def has_external_data(model: onnx.ModelProto, path: Path) -> bool:
