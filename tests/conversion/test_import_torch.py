@@ -276,6 +276,14 @@ def test_an_input_that_the_graph_was_not_recorded_for_is_refused_by_name(shapes:
         module(*(torch.ones(shape) for shape in shapes))
 
 
+def test_a_question_mark_names_no_axis() -> None:
+    """PaddlePaddle writes `?` for every size that it does not know: two of them need not be equal."""
+    data = one_node("Relu", [value("x", FLOAT, ["?", 3, "?", "?"])], [value("y", FLOAT, ["?", 3, "?", "?"])])
+    imported = import_onnx_to_torch(data)
+    array = draw(2, 3, 4, 6)
+    np.testing.assert_array_equal(imported.run({"x": array})["y"], np.maximum(array, 0))
+
+
 def test_what_pytorch_lacks_is_refused_with_operator_node_and_opset() -> None:
     data = one_node("RandomNormalLike", [value("x", FLOAT, [2])], [value("y", FLOAT, [2])])
     with pytest.raises(ConversionError, match=r"`RandomNormalLike` cannot be imported to torch.*opset 20"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from noa_conversion.onnx_graph.model import OnnxValue, ValueKind
 
 _MAX_DENSE_BYTES = 1 << 28
 _MAX_RANK = 64
+_NAMING = re.compile(r"\w")
 
 
 class TensorReader:
@@ -135,7 +137,8 @@ def typed_value(name: str, declared: onnx.TypeProto) -> OnnxValue:
 def _axis(dim: Any) -> int | str | None:
     if dim.HasField("dim_value"):
         return int(dim.dim_value) if dim.dim_value >= 0 else None
-    return str(dim.dim_param) or None
+    name = str(dim.dim_param)
+    return name if _NAMING.search(name) else None  # `?` on two axes does not say that they are equal
 
 
 def read_text(data: bytes, what: str, path: Path) -> str:
