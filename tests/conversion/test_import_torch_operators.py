@@ -121,6 +121,50 @@ def test_sequences_end_at_their_lengths_whatever_the_longest_is(kind: str, gates
             np.testing.assert_allclose(gift, wish, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("x", [5, 2, 3, 1], r"`X` must have 3 axes and has the shape \(5, 2, 3, 1\)"),
+        ("x", [5, 2, 7], r"`X` of shape \(5, 2, 7\) does not go with `W`"),
+        ("h", [1, 1, 4], r"`X` of shape .* does not go with `initial_h` of shape \(1, 1, 4\)"),
+        ("c", [1, 2, 5], r"`R` of shape .* does not go with `initial_c` of shape \(1, 2, 5\)"),
+    ],
+)
+def test_a_layer_of_shapes_that_do_not_go_together_is_refused(name: str, shape: list[int], message: str) -> None:
+    data = layer_with_states({"x": [5, 2, 3], "h": [1, 2, 4], "c": [1, 2, 4], name: shape})
+    for import_model in (import_onnx_to_torch, import_onnx_to_jax):
+        with pytest.raises(ConversionError, match=message):
+            imported: Any = import_model(data)
+            imported.run({wanted.name: np.zeros(wanted.shape, np.float32) for wanted in imported.inputs})
+
+
+def test_states_of_another_batch_than_the_sequences_are_an_error_at_run_time() -> None:
+    """PyTorch's own operator would read past the end of the states."""
+    data = layer_with_states({"x": [5, "batch", 3], "h": [1, "others", 4], "c": [1, "others", 4]})
+    session, module = onnxruntime.InferenceSession(data), import_onnx_to_torch(data).module
+
+    def inputs(batch: int, others: int) -> dict[str, np.ndarray]:
+        return {"x": draw(5, batch, 3), "h": draw(1, others, 4), "c": draw(1, others, 4, seed=1)}
+
+    for run in (module, torch.compile(module, backend="aot_eager")):
+        with torch.no_grad():
+            given = run(*(torch.from_numpy(array) for array in inputs(2, 2).values()))
+            expected: Any = session.run(None, inputs(2, 2))[0]
+            np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
+            with pytest.raises(RuntimeError, match="two batch sizes"):
+                run(*(torch.from_numpy(array) for array in inputs(2, 1).values()))
+
+
+def layer_with_states(shapes: dict[str, list[Any]]) -> bytes:
+    """A `LSTM` of 3 numbers into 4 whose inputs have these shapes."""
+    node = helper.make_node("LSTM", ["x", "w", "r", "", "", "h", "c"], ["y"], hidden_size=4)
+    inputs = [value(name, FLOAT, shape) for name, shape in shapes.items()]
+    weights = [numpy_helper.from_array(draw(1, 16, size), name) for name, size in (("w", 3), ("r", 4))]
+    outputs = [helper.make_tensor_value_info("y", FLOAT, None)]
+    graph = helper.make_graph([node], "test", inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
 def test_steps_that_are_written_out_ask_for_their_axis_by_its_name() -> None:
     inputs = [value("x", FLOAT, ["time", 2, 3])]
     outputs = [helper.make_tensor_value_info("y0", FLOAT, None)]

@@ -50,7 +50,10 @@ def test_a_real_file_runs_under_torch_compile() -> None:
 @pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.filterwarnings("default")
-def test_a_file_with_a_branch_that_its_inputs_never_fit_compiles_once_the_branch_is_chosen() -> None:
+@pytest.mark.parametrize(("rate", "window", "misfit"), [(16000, 576, 8000), (8000, 288, None)])
+def test_a_file_with_a_branch_that_its_inputs_never_fit_compiles_with_the_choice_as_an_input(
+    rate: int, window: int, misfit: int | None
+) -> None:
     import onnxruntime
     import torch
 
@@ -58,13 +61,17 @@ def test_a_file_with_a_branch_that_its_inputs_never_fit_compiles_once_the_branch
 
     path = find_model(next(each for each in MODELS if each.name == "silero-vad/silero_vad.onnx"), download=False)
     assert path is not None
-    rate = np.asarray(16000)
-    sound = np.random.default_rng(0).standard_normal((2, 576)).astype(np.float32) / 10
-    feed: dict[str, Any] = {"input": sound, "state": np.zeros((2, 2, 128), np.float32)}
-    sizes = {"input_0": 2, "input_1": 576, "state_1": 2}
-    module = torch.compile(import_onnx_to_torch(path, bind={"sr": rate}, sizes=sizes).module)
-    with torch.no_grad():
-        given: Any = module(*(torch.from_numpy(array) for array in feed.values()))
-    expected: Any = onnxruntime.InferenceSession(path).run(None, {**feed, "sr": rate})
-    for gift, wish in zip(given, expected, strict=True):
-        np.testing.assert_allclose(gift.numpy(), wish, rtol=1e-3, atol=1e-5)
+    sound = np.random.default_rng(0).standard_normal((2, window)).astype(np.float32) / 10
+    feed: dict[str, Any] = {"input": sound, "state": np.zeros((2, 2, 128), np.float32), "sr": np.asarray(rate)}
+    module = import_onnx_to_torch(path, sizes={"batch": 2, "input_1": window, "state_1": 2}).module
+    compiled = torch.compile(module)
+    expected: Any = onnxruntime.InferenceSession(path).run(None, feed)
+    tensors = [torch.from_numpy(array) for array in feed.values()]
+    for run in (module, compiled):
+        with torch.no_grad():
+            given: Any = run(*tensors)
+        for gift, wish in zip(given, expected, strict=True):
+            np.testing.assert_allclose(gift.numpy(), wish, rtol=1e-3, atol=1e-5)
+        if misfit is not None:
+            with pytest.raises(RuntimeError, match=r"takes its else branch.*do not fit.*3 axes"), torch.no_grad():
+                run(*tensors[:-1], torch.tensor(misfit))

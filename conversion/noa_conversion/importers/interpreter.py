@@ -2,7 +2,8 @@
 
 Every value has one of the forms of `Value`. For each node, in order: a choice between graphs that is decided already is
 taken; what is known and small is computed on numbers; else the target's handler computes it; else the operator is
-expanded into the body that its schema (or `contrib.py`) gives and the body is walked in its place; else it is refused.
+expanded into the body that its schema (or `contrib.py`) gives and the body is walked in its place; else it is refused,
+with the fact `is_misfit` where the shapes of its inputs are wrong for it whoever computes it.
 A node that takes more than a value may (`sizes.py`) is refused before it is computed.
 """
 
@@ -23,6 +24,7 @@ from noa_conversion.importers.target import Target, Value
 from noa_conversion.onnx_graph import integers
 from noa_conversion.onnx_graph.functions import InputType, expand
 from noa_conversion.onnx_graph.limits import allowed_bytes
+from noa_conversion.onnx_graph.misfits import is_misfit
 from noa_conversion.onnx_graph.model import OnnxGraph, OnnxNode, OnnxValue
 from noa_conversion.onnx_graph.symbols import number_of, shape_array
 from noa_conversion.work_limits import check_time
@@ -123,6 +125,14 @@ class _Walk:
             names=self.names,
             declared=graph.values.get,
         )
+        try:
+            return self._computed(op, inputs)
+        except ConversionError as error:
+            if not error.facts.get("is_misfit") and is_misfit(node, [self._type(op, value) for value in inputs]):
+                error.facts["is_misfit"] = True
+            raise
+
+    def _computed(self, op: Op, inputs: list[Value]) -> Sequence[Value]:
         results = self._known(op, inputs)
         if results is not None:
             self._sizes.count_known(op, results)

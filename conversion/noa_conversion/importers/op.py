@@ -149,15 +149,15 @@ class Op:
         number = number_of(value)
         return tensor if number == _INT64 else self._cast(tensor, number)
 
-    def refuse(self, reason: str, *, remedy: str | None = None) -> NoReturn:
-        """Refuse this node.
+    def refuse(self, reason: str, *, remedy: str | None = None, is_misfit: bool = False) -> NoReturn:
+        """Refuse this node; a misfit is one that no framework computes, as its inputs have the wrong shapes for it.
 
         Raises:
             ConversionError: always; names operator, node, domain, opset, target and reason.
         """
-        raise self.refusal(reason, remedy=remedy)
+        raise self.refusal(reason, remedy=remedy, is_misfit=is_misfit)
 
-    def refusal(self, reason: str, *, remedy: str | None = None) -> ConversionError:
+    def refusal(self, reason: str, *, remedy: str | None = None, is_misfit: bool = False) -> ConversionError:
         """Return the error that refuses this node, to be raised from another one."""
         in_words: Callable[[str], str] = getattr(self.target, "in_words", str)  # a target without symbols has none
         reason, remedy = in_words(reason), None if remedy is None else in_words(remedy)
@@ -173,6 +173,7 @@ class Op:
             opset=self.version,
             target=self.target.name,
             reason=reason,
+            is_misfit=is_misfit,
         )
 
     def run(self, graph: OnnxGraph, inputs: Sequence[Value]) -> list[Value]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from noa_conversion.importers.op import Op
@@ -36,7 +37,8 @@ def read_recurrent(op: Op, inputs: tuple[Value, ...]) -> RecurrentInputs:
     """Return the inputs of a node by what they are.
 
     Raises:
-        ConversionError: there are too many, the direction is unknown, or a known sequence cannot be that long.
+        ConversionError: there are too many, the direction is unknown, their known shapes do not go together, or a known
+            sequence cannot be that long.
     """
     most = _COUNTS[op.kind]
     if len(inputs) > most:
@@ -46,6 +48,8 @@ def read_recurrent(op: Op, inputs: tuple[Value, ...]) -> RecurrentInputs:
     if direction not in _DIRECTIONS:
         op.refuse(f"the direction `{direction}` is unknown")
     is_batch_first = bool(op.attribute("layout", 0))
+    states = (hidden, cell) if op.kind == "LSTM" else (hidden,)
+    _check_shapes(op, {"X": x, "W": w, "R": r}, {"initial_h": hidden, "initial_c": cell}, is_batch_first=is_batch_first)
     _check_lengths(op, lengths, op.shape(x)[1 if is_batch_first else 0])
     return RecurrentInputs(
         x=x,
@@ -53,11 +57,29 @@ def read_recurrent(op: Op, inputs: tuple[Value, ...]) -> RecurrentInputs:
         r=r,
         b=b,
         lengths=lengths,
-        states=(hidden, cell) if op.kind == "LSTM" else (hidden,),
+        states=states,
         peepholes=peepholes,
         direction=direction,
         is_batch_first=is_batch_first,
     )
+
+
+def _check_shapes(op: Op, main: Mapping[str, Value], states: Mapping[str, Value], *, is_batch_first: bool) -> None:
+    """Refuse shapes that do not go together: frameworks look at them less than ONNX does, and read past their ends."""
+    shapes = {name: op.shape(value) for name, value in {**main, **states}.items() if value is not None}
+    for name, shape in shapes.items():
+        if len(shape) != 3:
+            op.refuse(f"`{name}` must have 3 axes and has the shape {shape}", is_misfit=True)
+    batch = shapes["X"][0 if is_batch_first else 1]
+    pairs = [("X", shapes["X"][2], "W", shapes["W"][2])]
+    pairs += [("X", batch, name, shapes[name][0 if is_batch_first else 1]) for name in states if name in shapes]
+    pairs += [("R", shapes["R"][2], name, shapes[name][2]) for name in states if name in shapes]
+    for first, size, second, other in pairs:
+        if isinstance(size, int) and isinstance(other, int) and size != other:
+            op.refuse(
+                f"`{first}` of shape {shapes[first]} does not go with `{second}` of shape {shapes[second]}",
+                is_misfit=True,
+            )
 
 
 def _check_lengths(op: Op, lengths: Value, steps: Size) -> None:

@@ -42,8 +42,8 @@ def _function(schema: Any, node: OnnxNode, inputs: Sequence[InputType | None]) -
     function = onnx.FunctionProto()
     if schema.has_context_dependent_function:
         version = _newest(schema.context_dependent_function_opset_versions, node.version)
-        proto = _node_proto(schema, node, inputs).SerializeToString()
-        types = [_type_proto(entry).SerializeToString() for entry in inputs]
+        proto = node_proto(schema, node, inputs).SerializeToString()
+        types = [type_proto(entry).SerializeToString() for entry in inputs]
         body = schema.get_context_dependent_function_with_opset_version(version, proto, types)
     elif schema.has_function:
         version = _newest(schema.function_opset_versions, node.version)
@@ -66,7 +66,8 @@ def _default(entry: Any) -> Attribute:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _node_proto(schema: Any, node: OnnxNode, inputs: Sequence[InputType | None]) -> onnx.NodeProto:
+def node_proto(schema: Any, node: OnnxNode, inputs: Sequence[InputType | None]) -> onnx.NodeProto:
+    """Return a node as a message; an input of which nothing is known is left out."""
     names = [name if i < len(inputs) and inputs[i] is not None else "" for i, name in enumerate(node.inputs)]
     while names and not names[-1]:
         names.pop()
@@ -78,7 +79,8 @@ def _node_proto(schema: Any, node: OnnxNode, inputs: Sequence[InputType | None])
     return proto
 
 
-def _type_proto(entry: InputType | None) -> onnx.TypeProto:
+def type_proto(entry: InputType | None) -> onnx.TypeProto:
+    """Return the type of an input as a message."""
     if entry is None:
         return onnx.TypeProto()
     return helper.make_tensor_type_proto(code_of(entry.dtype), entry.shape)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from noa.errors import ConversionError
 from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Value
+from noa_conversion.importers.torch.checks import checked
 from noa_conversion.importers.torch.dtypes import torch_dtype_of
 from noa_conversion.importers.torch.operands import is_static
 from noa_conversion.importers.torch.subgraphs import fresh, run_apart, surroundings_of
@@ -21,22 +24,61 @@ _MOST_ROUNDS = 4096
 
 @register("If")
 def if_(op: Op, condition: Value) -> tuple[Any, ...]:
-    """Compute one of two graphs, chosen at run time (a choice that is known is taken by the interpreter)."""
-    branches = (op.attribute("then_branch"), op.attribute("else_branch"))
-    around = surroundings_of(op, branches)
-    operands = around.tensors
+    """Compute one of two graphs, chosen at run time (a choice that is known is taken by the interpreter).
 
-    def branch(graph: OnnxGraph) -> Any:
+    A branch that the shapes around it do not fit cannot be recorded, and is an error once it is taken: the other one
+    is computed, and what chooses is checked.
+    """
+    branches = (op.attribute("then_branch"), op.attribute("else_branch"))
+    chosen = op.tensor(condition).reshape(()).to(torch.bool)
+    misfits: dict[int, ConversionError] = {}
+    try:
+        return _either(op, chosen, branches, misfits)
+    except ConversionError:
+        if not misfits:
+            raise
+    ((index, misfit),) = misfits.items()
+    try:
+        results = op.run(branches[1 - index], [])
+    except ConversionError as error:
+        if error.facts.get("is_misfit"):
+            words = f"neither branch fits the shapes around it: {_reason(misfit)}; {_reason(error)}"
+            raise op.refusal(words, is_misfit=True) from error
+        raise
+    name = ("then", "else")[index]
+    words = f"`If` `{op.name}` takes its {name} branch, which the shapes around it do not fit: {_reason(misfit)}"
+    return checked(torch.logical_not(chosen) if index == 0 else chosen, words, _tensors(op, results))
+
+
+def _either(
+    op: Op, chosen: torch.Tensor, branches: tuple[OnnxGraph, OnnxGraph], misfits: dict[int, ConversionError]
+) -> tuple[Any, ...]:
+    """Record both branches as a `cond`; one that does not fit is put into `misfits`, and its error raised."""
+    around = surroundings_of(op, branches)
+
+    def branch(index: int) -> Any:
         def compute(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            results = run_apart(op, graph, [], around, given)
-            if any(value is None or isinstance(value, list) for value in results):
-                op.refuse("a branch gives a sequence or an optional value, and the condition is known only at run time")
-            return fresh(op, results, given)
+            try:
+                results = run_apart(op, branches[index], [], around, given)
+            except ConversionError as error:
+                if error.facts.get("is_misfit"):
+                    misfits[index] = error
+                raise
+            return fresh(op, _tensors(op, results), given)
 
         return compute
 
-    chosen = op.tensor(condition).reshape(()).to(torch.bool)
-    return tuple(torch.ops.higher_order.cond(chosen, branch(branches[0]), branch(branches[1]), tuple(operands)))
+    return tuple(torch.ops.higher_order.cond(chosen, branch(0), branch(1), around.tensors))
+
+
+def _reason(misfit: ConversionError) -> str:
+    return f"`{misfit.facts['op']}` `{misfit.facts['node']}`: {misfit.facts['reason']}"
+
+
+def _tensors(op: Op, results: Sequence[Value]) -> list[torch.Tensor]:
+    if any(value is None or isinstance(value, list) for value in results):
+        op.refuse("a branch gives a sequence or an optional value, and the condition is known only at run time")
+    return [op.tensor(value) for value in results]
 
 
 @register("Loop")

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.recurrent_inputs import RecurrentInputs, read_recurrent
-from noa_conversion.importers.target import Value
+from noa_conversion.importers.target import Size, Value
+from noa_conversion.importers.torch.checks import checked
 from noa_conversion.importers.torch.operands import is_static
 from noa_conversion.importers.torch.recurrent_cells import (
     Activation,
@@ -81,9 +83,20 @@ def _layer(op: Op, given: RecurrentInputs) -> _Layer:
         else (op.tensor(value).transpose(0, 1) if given.is_batch_first else op.tensor(value))
         for value in given.states
     ]
+    states = [_of_batch(op, state, image.shape[1]) for state in states]
     return _Layer(
         x=image, weights=weights, states=states, lengths=_lengths(op, given, image.shape[0]), direction=given.direction
     )
+
+
+def _of_batch(op: Op, state: torch.Tensor, batch: Size) -> torch.Tensor:
+    """Return a state that is checked at run time if it may have another batch: PyTorch would read past its end."""
+    own = state.shape[1]
+    if statically_known_true(own == batch):
+        return state
+    is_right = torch.scalar_tensor(own, dtype=torch.int64) == torch.scalar_tensor(batch, dtype=torch.int64)
+    (same,) = checked(is_right, f"`{op.kind}` `{op.name}` has sequences and initial states of two batch sizes", [state])
+    return same
 
 
 def _lengths(op: Op, given: RecurrentInputs, steps: Any) -> torch.Tensor | None:
