@@ -230,6 +230,8 @@ HOSTILE_NAMES = strategies.lists(
 @given(names=HOSTILE_NAMES)
 @example(names=["self", "torch", "self.weight"])
 @example(names=["mul", "mul_1", "a", "a.b", "a.b.c"])
+@example(names=["training", "forward", "self", "0"])
+@example(names=["x", "y", "getattr", "0", "torch", "inf"])
 @example(names=["class", "None", ".", "/", "training", "T_destination"])
 @example(names=["input", "input_1", "constants.c0", "_parameters.x", "é", "è"])
 def test_whatever_names_are_called_all_weights_are_kept_and_numbers_are_right(names: list[str]) -> None:

@@ -45,5 +45,8 @@ def with_inputs(graph: torch.fx.Graph, names: Sequence[str]) -> torch.fx.Graph:
         copies[place] = node
     for node in graph.nodes:
         if node.op != "placeholder":
-            copies[node] = copy.node_copy(node, lambda old: copies[old])
+            made: Any = copy.node_copy(node, lambda old: copies[old])
+            while made.name in _WORDS:  # a weight called `self` would hide the module from what is read after it
+                made._rename(f"{made.name}_")
+            copies[node] = made
     return copy
