@@ -1,10 +1,14 @@
-"""There and back: PyTorch and JAX to ONNX, imported again, equal in values and gradients, and exported once more."""
+"""There and back: PyTorch and JAX to ONNX, imported again, equal in values and gradients, and exported once more.
+
+Each architecture and function goes there and back here; its gradients and its second export are a sample, and whole
+with `make conformance`.
+"""
 
 from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,15 @@ from round_trip_models_torch import ARCHITECTURES
 from noa.settings import ConversionSettings
 from noa_conversion import JaxModel, TorchModel, convert, import_onnx_to_jax, import_onnx_to_torch, load_format
 from noa_conversion.formats.jax_format import flat_params
+from samples import mostly
 
 TORCH = pytest.mark.parametrize("name", ARCHITECTURES)
 JAX = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+def one_in_three(names: Collection[str], *, first: int) -> pytest.MarkDecorator:
+    """A check of all of them with `make conformance`, of every third in the suite."""
+    return pytest.mark.parametrize("name", mostly("conformance", names, sample=list(names)[first::3]))
 
 
 @functools.cache
@@ -79,7 +89,7 @@ def test_a_torch_architecture_computes_the_same_after_onnx(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # PyTorch's own scan asks for it
-@TORCH
+@one_in_three(ARCHITECTURES, first=0)
 def test_all_weights_of_a_torch_architecture_keep_their_names_and_gradients(name: str) -> None:
     model, folder, imported = torch_trip(name)
     architecture = ARCHITECTURES[name]
@@ -120,7 +130,7 @@ def _weights_of(value: torch.Tensor) -> torch.Tensor:
     return torch.cos(torch.arange(value.numel(), dtype=value.dtype)).reshape(value.shape)
 
 
-@TORCH
+@one_in_three(ARCHITECTURES, first=1)
 def test_an_imported_torch_architecture_is_exported_again(name: str, tmp_path: Path) -> None:
     model, _, imported = torch_trip(name)
     architecture = ARCHITECTURES[name]
@@ -148,7 +158,7 @@ def test_a_jax_function_computes_the_same_after_onnx(name: str) -> None:
             _close(back[spec.name], value, function.tolerance, f"{spec} at {sizes}")
 
 
-@JAX
+@one_in_three(FUNCTIONS, first=0)
 def test_all_params_of_a_jax_function_keep_their_names_and_gradients(name: str) -> None:
     model, _, imported = jax_trip(name)
     function = FUNCTIONS[name]
@@ -173,7 +183,7 @@ def _jax_loss(apply: Any, params: Any, inputs: Mapping[str, np.ndarray]) -> Any:
     return sum((value * jnp.cos(jnp.arange(value.size, dtype="f")).reshape(value.shape)).sum() for value in outputs)
 
 
-@JAX
+@one_in_three(FUNCTIONS, first=1)
 def test_an_imported_jax_function_is_exported_again(name: str, tmp_path: Path) -> None:
     model, _, imported = jax_trip(name)
     function = FUNCTIONS[name]
