@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     A suite that runs in the background of a script ignores Ctrl-C otherwise.
     """
+    gc.disable()  # until all is imported, see below
     home = tempfile.TemporaryDirectory(prefix="noa-no-settings-")
     config.add_cleanup(home.cleanup)
     for name in [name for name in os.environ if name.upper().startswith("NOA__")]:
@@ -56,11 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Let the garbage collector look at new objects, and less often: it took a sixth of the time of an export.
 
-    Each of its full rounds went through all of PyTorch, JAX and the tests themselves, which live as long as the process.
+    Each full round went through all of PyTorch, JAX and the tests themselves, which live as long as the process does.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,7 @@ TWINS = {
 TWINS |= {"pvary": "copy_p", "dim_as_value": "counting", "device_put": "copy_p", "platform_index": "solve"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def reference_without_optimisation() -> Iterator[None]:
-    """Compile what graphs are compared with as it stands: XLA's optimisations are a third of these tests' time.
-
-    They change no number beyond rounding, and exporting compiles nothing.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("unoptimised_jax")
 
 
 @pytest.mark.parametrize("name", CASES)

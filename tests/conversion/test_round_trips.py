@@ -1,7 +1,7 @@
 """There and back: PyTorch and JAX to ONNX, imported again, equal in values and gradients, and exported once more.
 
-Each architecture and function goes there and back here; its gradients and its second export are a sample, and whole
-with `make conformance`.
+The second exports of PyTorch and the gradients of JAX take longest: a third of them runs in the suite, all of them with
+`make conformance`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from samples import mostly
 
 TORCH = pytest.mark.parametrize("name", ARCHITECTURES)
 JAX = pytest.mark.parametrize("name", FUNCTIONS)
+pytestmark = pytest.mark.usefixtures("unoptimised_jax")
 
 
 def one_in_three(names: Collection[str], *, first: int) -> pytest.MarkDecorator:
@@ -89,7 +90,7 @@ def test_a_torch_architecture_computes_the_same_after_onnx(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # PyTorch's own scan asks for it
-@one_in_three(ARCHITECTURES, first=0)
+@TORCH
 def test_all_weights_of_a_torch_architecture_keep_their_names_and_gradients(name: str) -> None:
     model, folder, imported = torch_trip(name)
     architecture = ARCHITECTURES[name]
@@ -183,7 +184,7 @@ def _jax_loss(apply: Any, params: Any, inputs: Mapping[str, np.ndarray]) -> Any:
     return sum((value * jnp.cos(jnp.arange(value.size, dtype="f")).reshape(value.shape)).sum() for value in outputs)
 
 
-@one_in_three(FUNCTIONS, first=1)
+@JAX
 def test_an_imported_jax_function_is_exported_again(name: str, tmp_path: Path) -> None:
     model, _, imported = jax_trip(name)
     function = FUNCTIONS[name]

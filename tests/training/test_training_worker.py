@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tests.training.conftest import Jobs
 
 DEADLINE_S = 120.0
+KILLS = 3
 # Small steps, many checkpoints: a kill hits the middle of an epoch, and often a checkpoint that is being written.
 OFTEN = {"checkpoint_every_s": 0.01, "log_every_steps": 1}
 LONG = {"epochs": 30, "data.rows": 320}
@@ -73,17 +74,14 @@ def weights_of(folder: str | Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("backend", "least_kills"),
-    mostly("chaos", [("torch", 3), ("jax", 3), ("jax", 1)], sample=[("torch", 3), ("jax", 1)]),
-)
-def test_killed_at_random_and_continued_ends_bit_identical(jobs: Jobs, backend: str, least_kills: int) -> None:
+@pytest.mark.parametrize("backend", mostly("chaos", ["torch", "jax"], sample=["torch"]))
+def test_killed_at_random_and_continued_ends_bit_identical(jobs: Jobs, backend: str) -> None:
     """With dropout and shuffling, one thread; the uninterrupted run is done last, by a worker like the others."""
     chance = random.Random(f"{backend}-kills")
     resumed: list[int] = []
     kills = 0
     # A few more where chance had every checkpoint at the end of an epoch.
-    while kills < least_kills or (kills < least_kills + 2 and not any(step % 10 for step in resumed)):
+    while kills < KILLS or (kills < KILLS + 2 and not any(step % 10 for step in resumed)):
         kills += 1
         with worker(jobs, backend, OFTEN, overrides=LONG) as process:
             count = 0
