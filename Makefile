@@ -55,8 +55,8 @@ wheel: setup
 check: lint types frame test wheel ## Everything CI runs: lint, types, frame, tests, wheel.
 	@echo "check: all green"
 
-chaos: setup ## Kill the registry at every point of every operation, fill every disk (half an hour).
-	@echo "chaos: every point of every operation, and every size of a full disk"
+chaos: setup ## Kill whatever writes at every point, race it, fill every disk (half an hour).
+	@echo "chaos: every point of every operation, every size of a full disk, and the tests marked chaos"
 	@NOA_TEST_EVERY_POINT=1 $(BIN)/python -m pytest -n $$(nproc) --dist loadscope -v -m chaos $(PYTEST_ARGS)
 
 fuzz: setup ## Send 100,000 requests of any kind to a server: schemathesis and mutated binary frames (half an hour).
