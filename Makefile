@@ -30,9 +30,10 @@ setup: ## Create .venv and install everything from the lock.
 demo: setup ## Train, register, convert, promote, serve, retrain and roll back a real model (2 minutes).
 	@$(BIN)/noa demo
 
-test: setup ## Run the whole test suite.
+test: setup ## Run the test suite, with a sample of what chaos, fuzz, bench and conformance run.
 	@echo "test: running the suite in $(TEST_WORKERS) processes"
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
+		-m "not conformance and not chaos" $(PYTEST_ARGS)
 
 lint: setup
 	@echo "check: ruff lint"
@@ -54,10 +55,9 @@ wheel: setup
 check: lint types frame test wheel ## Everything CI runs: lint, types, frame, tests, wheel.
 	@echo "check: all green"
 
-chaos: setup ## Kill the registry at every point of every operation, fill every disk (half an hour).
-	@echo "chaos: every point of every operation, and every size of a full disk"
-	@NOA_TEST_EVERY_POINT=1 $(BIN)/python -m pytest -n $$(nproc) --dist loadscope -v \
-		tests/registry/test_registry_kill_points.py tests/registry/test_registry_full_disk.py $(PYTEST_ARGS)
+chaos: setup ## Kill whatever writes at every point, race it, fill every disk (half an hour).
+	@echo "chaos: every point of every operation, every size of a full disk, and the tests marked chaos"
+	@NOA_TEST_EVERY_POINT=1 $(BIN)/python -m pytest -n $$(nproc) --dist loadscope -v -m chaos $(PYTEST_ARGS)
 
 fuzz: setup ## Send 100,000 requests of any kind to a server: schemathesis and mutated binary frames (half an hour).
 	@echo "fuzz: every route, by its description and by mutated frames"
@@ -77,8 +77,11 @@ bench-serving: setup ## Measure the server against all others that pip installs 
 		$$as_root apt-get install -y -q gcc libc6-dev nghttp2-client >/dev/null; }
 	@$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
 
-conformance: setup ## Run the ONNX backend test suite through both importers and compare with the record.
+conformance: setup ## Run the ONNX backend test suite through both importers, and every round trip of the converters.
+	@echo "conformance: the backend test suite, compared with the record"
 	@$(BIN)/python -m benchmarks.conformance --jobs $$(nproc)
+	@echo "conformance: the tests of which the suite runs a sample"
+	@$(BIN)/python -m pytest -n $$(nproc) --dist loadfile -m conformance $(PYTEST_ARGS)
 
 conformance-compile: setup ## Run 26 real ONNX files under torch.compile, one at a time (an hour; goes on where it was stopped).
 	@$(BIN)/python -m benchmarks.conformance.real_models --target torch --resume $(CONFORMANCE_ARGS)

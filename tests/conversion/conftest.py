@@ -233,6 +233,17 @@ class Zoo:
         return Path(shutil.copytree(folder, target))
 
 
+@pytest.fixture(scope="module")
+def unoptimised_jax() -> Iterator[None]:
+    """Compile for XLA what graphs are compared with as it stands: its optimisations are a third of such tests' time.
+
+    They change no number beyond rounding, and exporting compiles nothing.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     return Zoo(tmp_path_factory.mktemp("formats"))

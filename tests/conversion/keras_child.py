@@ -1,4 +1,4 @@
-"""Convert live Keras models on the backend of the environment, and answer with how they compare: run by a test."""
+"""Convert live Keras models on the backend of the environment, and answer with how each compares: run by a test."""
 
 from __future__ import annotations
 
@@ -39,18 +39,12 @@ def build(keras: Any, name: str) -> Any:
     return keras.Model([first, second], [layers.Dense(2)(joined), layers.Dense(1)(joined)])
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    import keras
-
+def convert(keras: Any, name: str, folder: Path) -> dict[str, Any]:
+    """Convert a model into `folder`, compare the graph with it, and return what the proof says."""
     from noa_conversion import load_format
     from noa_conversion.from_others.keras_models import convert_keras
 
     model = build(keras, name)
-    if len(sys.argv) > 3:
-        model.save(sys.argv[3])
-        return
     proof = convert_keras(model, folder)
     runnable = load_format("onnx", folder)
     rng = np.random.default_rng(1)
@@ -62,7 +56,18 @@ def main() -> None:
     answers = list(runnable.run(inputs).values())
     for left, right in zip(expected if isinstance(expected, list) else [expected], answers, strict=True):
         np.testing.assert_allclose(np.asarray(left), right, rtol=1e-3, atol=1e-4)
-    print(json.dumps({"problem": proof["problem"], "source": proof["source"]}))
+    return {"problem": proof["problem"], "source": proof["source"]}
+
+
+def main() -> None:
+    """`FOLDER NAME...` converts models into folders of their names, a line each, and saves the first as Keras does."""
+    warnings.simplefilter("ignore")
+    root, names = Path(sys.argv[1]), sys.argv[2:]
+    import keras
+
+    build(keras, names[0]).save(root / "model.keras")
+    for name in names:
+        print(json.dumps({name: convert(keras, name, root / name)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from collections import ChainMap
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -228,34 +232,54 @@ def test_a_tflite_file_that_is_none_or_has_a_foreign_operator_is_refused(tmp_pat
     assert not (tmp_path / "onnx").exists()
 
 
-def _keras(backend: str, *arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("keras_child.py")), *arguments],
-        env={**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return dict(json.loads(done.stdout.splitlines()[-1])) if done.stdout.strip() else {}
+KERAS_MODELS = ("dense", "cnn", "two")
+
+
+@dataclass(frozen=True)
+class KerasRun:
+    """What a process converted, up to an error: answers and folders by model, and the first model as Keras saves it."""
+
+    answers: dict[str, dict[str, Any]]
+    root: Path
+    error: str
+
+
+@pytest.fixture(scope="module")
+def keras_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], KerasRun]:
+    """Converts all models on a backend in one process: to import Keras there takes longer than to convert them."""
+
+    @functools.cache
+    def run(backend: str) -> KerasRun:
+        root = tmp_path_factory.mktemp(f"keras-on-{backend}")
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("keras_child.py")), str(root), *KERAS_MODELS],
+            env={**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        return KerasRun(answers=dict(ChainMap(*answers)), root=root, error=done.stderr[-2000:])
+
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "jax"])
-@pytest.mark.parametrize("name", ["dense", "cnn", "two"])
-def test_keras_on_both_backends(backend: str, name: str, tmp_path: Path) -> None:
-    answer = _keras(backend, name, str(tmp_path / "onnx"))
-    assert answer == {"problem": None, "source": f"Keras on {backend}"}
-    assert Signature.load(tmp_path / "onnx").inputs[0].shape[0] == "batch"
+@pytest.mark.parametrize("name", KERAS_MODELS)
+def test_keras_on_both_backends(backend: str, name: str, keras_run: Callable[[str], KerasRun]) -> None:
+    run = keras_run(backend)
+    assert name in run.answers, run.error
+    assert run.answers[name] == {"problem": None, "source": f"Keras on {backend}"}
+    assert Signature.load(run.root / name).inputs[0].shape[0] == "batch"
 
 
 @pytest.mark.slow
-def test_keras_from_its_file(tmp_path: Path) -> None:
-    path = tmp_path / "model.keras"
-    _keras("jax", "dense", "-", str(path))
-    proof = convert_library_file("keras", path, tmp_path / "onnx", settings=SETTINGS)
+def test_keras_from_its_file(keras_run: Callable[[str], KerasRun], tmp_path: Path) -> None:
+    proof = convert_library_file("keras", keras_run("jax").root / "model.keras", tmp_path / "onnx", settings=SETTINGS)
     assert proof["problem"] is None
+    path = tmp_path / "model.keras"
     path.write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(InvalidInputError, match="safe mode"):
         convert_library_file("keras", path, tmp_path / "other", settings=SETTINGS)

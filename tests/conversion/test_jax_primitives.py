@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from noa.errors import ConversionError
 from noa.settings import ConversionSettings
 from noa_conversion import convert, load_format
 from noa_conversion.exporters.jax_to_onnx.walk import COMPLEX_HANDLERS, HANDLERS, KEY_HANDLERS
+from samples import mostly
 
 CASES = {**TENSOR_CASES, **STRUCTURE_CASES, **NUMBER_CASES}
 # Only reached through rewrites inside JAX that these functions do not trigger; each is the twin of a tested one.
@@ -33,15 +35,7 @@ TWINS = {
 TWINS |= {"pvary": "copy_p", "dim_as_value": "counting", "device_put": "copy_p", "platform_index": "solve"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def reference_without_optimisation() -> Iterator[None]:
-    """Compile what graphs are compared with as it stands: XLA's optimisations are a third of these tests' time.
-
-    They change no number beyond rounding, and exporting compiles nothing.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("unoptimised_jax")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -49,8 +43,17 @@ def test_the_graph_computes_what_jax_does(name: str, tmp_path: Path) -> None:
     check(CASES[name], tmp_path / "onnx")
 
 
-@pytest.mark.parametrize("opset", [18, 23])
-@pytest.mark.parametrize("name", ["scan", "solve", "transforms", "pool SAME 2", "random floats", "segment sum"])
+OF_OPSETS = ("scan", "solve", "transforms", "pool SAME 2", "random floats", "segment sum")
+
+
+@pytest.mark.parametrize(
+    ("name", "opset"),
+    mostly(
+        "conformance",
+        product(OF_OPSETS, (18, 23)),
+        sample=[*zip(OF_OPSETS, cycle((18, 23)), strict=False)],  # each in one of them
+    ),
+)
 def test_other_opsets_compute_the_same(name: str, opset: int, tmp_path: Path) -> None:
     check(CASES[name], tmp_path / "onnx", opset=opset)
 

@@ -1,10 +1,14 @@
-"""There and back: PyTorch and JAX to ONNX, imported again, equal in values and gradients, and exported once more."""
+"""There and back: PyTorch and JAX to ONNX, imported again, equal in values and gradients, and exported once more.
+
+The second exports of PyTorch and the gradients of JAX take longest: a third of them runs in the suite, all of them with
+`make conformance`.
+"""
 
 from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,16 @@ from round_trip_models_torch import ARCHITECTURES
 from noa.settings import ConversionSettings
 from noa_conversion import JaxModel, TorchModel, convert, import_onnx_to_jax, import_onnx_to_torch, load_format
 from noa_conversion.formats.jax_format import flat_params
+from samples import mostly
 
 TORCH = pytest.mark.parametrize("name", ARCHITECTURES)
 JAX = pytest.mark.parametrize("name", FUNCTIONS)
+pytestmark = pytest.mark.usefixtures("unoptimised_jax")
+
+
+def one_in_three(names: Collection[str], *, first: int) -> pytest.MarkDecorator:
+    """A check of all of them with `make conformance`, of every third in the suite."""
+    return pytest.mark.parametrize("name", mostly("conformance", names, sample=list(names)[first::3]))
 
 
 @functools.cache
@@ -120,7 +131,7 @@ def _weights_of(value: torch.Tensor) -> torch.Tensor:
     return torch.cos(torch.arange(value.numel(), dtype=value.dtype)).reshape(value.shape)
 
 
-@TORCH
+@one_in_three(ARCHITECTURES, first=1)
 def test_an_imported_torch_architecture_is_exported_again(name: str, tmp_path: Path) -> None:
     model, _, imported = torch_trip(name)
     architecture = ARCHITECTURES[name]
@@ -148,7 +159,7 @@ def test_a_jax_function_computes_the_same_after_onnx(name: str) -> None:
             _close(back[spec.name], value, function.tolerance, f"{spec} at {sizes}")
 
 
-@JAX
+@one_in_three(FUNCTIONS, first=0)
 def test_all_params_of_a_jax_function_keep_their_names_and_gradients(name: str) -> None:
     model, _, imported = jax_trip(name)
     function = FUNCTIONS[name]

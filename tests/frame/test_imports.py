@@ -27,6 +27,7 @@ MAY_IMPORT = {
 }
 
 
+@functools.cache
 def packages() -> dict[str, Path]:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
         "packages"
@@ -40,8 +41,13 @@ def modules() -> list[Path]:
     )
 
 
-def imports_of(path: Path) -> Iterator[tuple[str, int, bool]]:
-    """Yield (module, line, whether it runs when the file is imported)."""
+@functools.cache
+def imports_of(path: Path) -> tuple[tuple[str, int, bool], ...]:
+    """Return (module, line, whether it runs when the file is imported) of each import; a file is read once for all."""
+    return tuple(_imports_in(path))
+
+
+def _imports_in(path: Path) -> Iterator[tuple[str, int, bool]]:
     tree = ast.parse(path.read_text())
     lazy = {
         id(inner)

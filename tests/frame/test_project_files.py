@@ -77,6 +77,29 @@ def test_make_help_lists_every_target_people_call() -> None:
         assert f"make {target}" in result.stdout
 
 
+def recipe(target: str) -> str:
+    """Return the commands that `make` would run for a target, each in one line."""
+    result = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    return result.stdout.replace("\\\n", " ")
+
+
+def test_what_the_suite_leaves_out_is_run_by_the_target_of_its_name() -> None:
+    """`make test` runs a sample of the long suites; no test may be left that no target runs."""
+    (suite,) = re.findall(r"-m pytest (.*)", recipe("test"))
+    (left_out,) = re.findall(r'-m "not ([^"]*)"', suite)
+    markers = left_out.split(" and not ")
+    assert markers == ["conformance", "chaos"]
+    registered = {text.split(":")[0] for text in PROJECT["tool"]["pytest"]["ini_options"]["markers"]}
+    for marker in markers:
+        runs = re.findall(r"-m pytest (.*)", recipe(marker))
+        assert marker in registered
+        assert [re.findall(r"-m (\w+)", run) for run in runs] == [[marker]]
+        assert not re.search(r"tests/| -k |--deselect|--ignore", runs[0]), "it runs them wherever they are"
+    choosing = re.compile(r"^-(m|k)|^--(deselect|ignore)")
+    assert not re.search(r" -k |--deselect|--ignore|tests/", suite)
+    assert not [text for text in PROJECT["tool"]["pytest"]["ini_options"]["addopts"] if choosing.match(text)]
+
+
 def test_the_files_that_the_tests_begin_with_exist() -> None:
     from file_order import SLOWEST_FILES
 

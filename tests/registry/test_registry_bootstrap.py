@@ -21,6 +21,7 @@ from noa_registry.bootstrap import open_database
 from noa_registry.database import Database
 from noa_registry.mlflow_schema import prepare_mlflow_tables
 from noa_registry.postgres_database import hold_schema_lock
+from samples import mostly
 from sql_access import execute_on, tables_of
 
 CHILD = Path(__file__).with_name("registry_child.py")
@@ -75,7 +76,9 @@ def test_a_process_killed_while_it_builds_the_file_does_not_hinder_the_next(
     assert {path.name for path in file.parent.iterdir()} <= {"noa.db", "noa.db-wal", "noa.db-shm", "noa.db.lock"}
 
 
-@pytest.mark.parametrize("table", ["experiments", "alembic_version", "noa_schema"])
+@pytest.mark.parametrize(
+    "table", mostly("chaos", ["experiments", "alembic_version", "noa_schema"], sample=["alembic_version"])
+)
 def test_a_process_killed_while_it_fills_a_database_does_not_hinder_the_next(
     fresh_postgres_settings: RegistrySettings, table: str
 ) -> None:

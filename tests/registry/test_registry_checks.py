@@ -31,6 +31,8 @@ from noa_registry import (
 from noa_registry.comparison import MetricComparison
 from noa_training.metrics import compute_metrics
 
+pytestmark = pytest.mark.local_files  # rows only; where files are kept does not matter
+
 TARGETS = np.arange(300) % 3
 CONFIDENT = GateSettings(max_regression={"accuracy": 0.02}, confidence=0.95, resamples=200)
 MACHINE = Hardware(cpu="Imaginary 9000", cores=2, threads=1, runtime="onnxruntime 1", load=0.0)

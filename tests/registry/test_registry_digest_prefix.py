@@ -10,6 +10,8 @@ import pytest
 from noa.errors import InvalidInputError, NotFoundError
 from noa_registry import ModelVersion, Registry
 
+pytestmark = pytest.mark.local_files  # rows only; where files are kept does not matter
+
 
 @pytest.fixture
 def two(registry: Registry, formats: Any) -> list[ModelVersion]:

@@ -13,6 +13,8 @@ from noa.errors import InvalidInputError
 from noa_registry import Attachment, Evidence, Registry
 from noa_registry.evidence import MAX_VALUES_BYTES, plain_json
 
+pytestmark = pytest.mark.local_files  # rows only; where files are kept does not matter
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),

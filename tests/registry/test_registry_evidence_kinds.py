@@ -38,6 +38,8 @@ from noa_registry.evidence import check_evidence, decode_predictions
 from noa_registry.evidence.describing import describe_evidence
 from noa_registry.gates.known_policy import KnownPolicy, policy_in_evidence
 
+pytestmark = pytest.mark.local_files  # rows only; where files are kept does not matter
+
 ONE = "sha256:" + "1" * 64
 numbers = st.floats(allow_nan=False)
 share = st.floats(0, 1)

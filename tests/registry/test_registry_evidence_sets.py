@@ -15,6 +15,8 @@ from sql_access import execute_on
 if TYPE_CHECKING:
     from tests.registry.conftest import Formats
 
+pytestmark = pytest.mark.local_files  # rows only; where files are kept does not matter
+
 
 COLUMNS = "name, number, kind, subject, digest, passed, content, created_at, record"
 

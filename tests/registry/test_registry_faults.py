@@ -17,6 +17,7 @@ from noa_registry import Registry
 from noa_registry.artifacts import OWNER_MARK
 from noa_registry.database import Database
 from noa_registry.faults import REGISTRATION_STEPS
+from samples import on_one_dialect
 from sql_access import execute_on
 
 pytestmark = pytest.mark.local_files  # markers and full disks of a folder; test_registry_s3.py has those of S3
@@ -39,7 +40,7 @@ def units(settings: RegistrySettings) -> set[Path]:
     return {*settings.artifact_dir.glob("digits/*"), *(staging.iterdir() if staging.is_dir() else ())}
 
 
-@pytest.mark.parametrize("step", REGISTRATION_STEPS)
+@pytest.mark.parametrize(("dialect", "step"), on_one_dialect(REGISTRATION_STEPS))
 def test_a_registration_killed_at_any_step_leaves_a_whole_version_or_none(
     settings: RegistrySettings, formats: Any, step: str
 ) -> None:
@@ -57,7 +58,7 @@ def test_a_registration_killed_at_any_step_leaves_a_whole_version_or_none(
         assert registry.mirror_discrepancies() == []
 
 
-@pytest.mark.parametrize("step", ADD_FORMAT_STEPS)
+@pytest.mark.parametrize(("dialect", "step"), on_one_dialect(ADD_FORMAT_STEPS))
 def test_adding_a_format_killed_at_any_step_leaves_it_whole_or_not_there(
     settings: RegistrySettings, formats: Any, step: str
 ) -> None:

@@ -22,9 +22,9 @@ from s3_server import S3Server, s3_settings
 PAGE = 4096
 DISK_BYTES = 64 << 20
 MOST_BYTES = 8 << 20
-SAMPLE = 2
+SAMPLE = 1
 GROWTH = 2 if EVERY_POINT else 4
-pytestmark = pytest.mark.timeout(3600 if EVERY_POINT else 300)
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.chaos] if EVERY_POINT else [pytest.mark.timeout(300)]
 OPERATIONS = (
     "register",
     "register equal bytes",

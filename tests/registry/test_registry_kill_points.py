@@ -39,10 +39,10 @@ OPERATIONS = (
     "open after a crash",
 )
 REMOTE_OPERATIONS = ("register", "promote", *(("add_format", "gc", "fetch", "restore") if EVERY_POINT else ()))
-SAMPLE, REMOTE_SAMPLE = 6, 2
+SAMPLE, REMOTE_SAMPLE = 3, 2
 SLOW = {"import an ONNX file": 2}
 LEAST_POINTS = 200
-pytestmark = pytest.mark.timeout(3600 if EVERY_POINT else 300)
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.chaos] if EVERY_POINT else [pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from noa_registry.mlflow_schema import import_mlflow, prepare_mlflow_tables
 from noa_registry.schema_upgrade import VERSION_TABLE, migrate, upgrade_tables
 from noa_registry.tables import SCHEMA_VERSION, metadata, schema
 from postgres_server import PostgresServer
+from samples import on_one_dialect
 from sql_access import execute_on, tables_of
 
 OLDER = Path(__file__).with_name("data") / "schema_1.sql"
@@ -136,9 +137,10 @@ def test_what_an_older_database_holds_is_found_by_search(older_settings: Registr
     assert found == expected
 
 
-@pytest.mark.parametrize(
-    "place", ["schema_upgrade.migrate", "schema_upgrade.rebuild_index", "triggers.create_guards", "bootstrap.to_text"]
-)
+PLACES = ("schema_upgrade.migrate", "schema_upgrade.rebuild_index", "triggers.create_guards", "bootstrap.to_text")
+
+
+@pytest.mark.parametrize(("dialect", "place"), on_one_dialect(PLACES))
 def test_a_process_killed_in_an_upgrade_leaves_a_database_that_the_next_start_upgrades(
     older_settings: RegistrySettings, place: str, opening_processes: Any
 ) -> None:

@@ -20,6 +20,7 @@ from noa.settings import RegistrySettings
 from noa_registry import GcPlan, ModelVersion, Registry, RetentionPolicy
 from noa_registry.faults import GC_STEPS
 from noa_registry.mlflow_schema import import_mlflow
+from samples import on_one_dialect
 
 CHILD = Path(__file__).with_name("retention_child.py")
 NOW = timedelta(0)
@@ -485,7 +486,7 @@ def test_leases_of_dead_servers_are_forgotten(registry: Registry, retention: Any
     assert [one.replica for one in endpoints.live_replicas()] == ["alive"]
 
 
-@pytest.mark.parametrize("step", GC_STEPS)
+@pytest.mark.parametrize(("dialect", "step"), on_one_dialect(GC_STEPS))
 def test_a_collection_killed_at_any_step_is_continued_by_the_next(
     settings: RegistrySettings, formats: Any, artifact_dir: Path, execute: Callable[..., Any], step: str
 ) -> None:

@@ -26,6 +26,7 @@ from noa_registry.faults import REGISTRATION_STEPS
 from noa_registry.seals import DatabaseSeals
 from s3_proxy import Kind, S3Proxy
 from s3_server import S3Server, StoredFiles, s3_settings
+from samples import mostly
 
 CHILD = Path(__file__).with_name("registry_child.py")
 BIG = 40_000
@@ -450,7 +451,7 @@ def sweep_until_removed(settings: RegistrySettings, stored: StoredFiles) -> None
         sweep(settings)
 
 
-@pytest.mark.parametrize("step", REGISTRATION_STEPS)
+@pytest.mark.parametrize("step", mostly("chaos", REGISTRATION_STEPS, sample=["claimed", "published", "committed"]))
 def test_what_a_killed_writer_left_in_s3_is_removed_after_its_lease(
     at_s3: Callable[..., RegistrySettings], stored: StoredFiles, formats: Any, step: str
 ) -> None:

@@ -36,6 +36,8 @@ from noa_registry.tables import (
 if TYPE_CHECKING:
     from tests.registry.conftest import Formats
 
+pytestmark = pytest.mark.local_files  # rows only; where files are kept does not matter
+
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 TEAMS = ("vision", "speech", "vi*", "")
 METRICS = ("accuracy", "loss", "score")

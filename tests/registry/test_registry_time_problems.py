@@ -10,6 +10,8 @@ import pytest
 from noa.errors import IntegrityError, NoaError
 from noa_registry import EventPage, ModelVersion, Registry
 
+pytestmark = pytest.mark.local_files  # rows only; where files are kept does not matter
+
 Tamper = Callable[..., Any]
 
 

@@ -31,6 +31,7 @@ from noa_training import (
     parse_event,
     read_state,
 )
+from samples import mostly
 
 if TYPE_CHECKING:
     from tests.training.conftest import Jobs
@@ -73,7 +74,7 @@ def weights_of(folder: str | Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("backend", mostly("chaos", ["torch", "jax"], sample=["torch"]))
 def test_killed_at_random_and_continued_ends_bit_identical(jobs: Jobs, backend: str) -> None:
     """With dropout and shuffling, one thread; the uninterrupted run is done last, by a worker like the others."""
     chance = random.Random(f"{backend}-kills")
