@@ -20,12 +20,6 @@ from noa_registry import Registry
 
 def test_search_prints_a_table_json_and_pages(registered: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = ["--directory", str(registered)]
-    assert run(["models", "search", "name:digits", "-is:live", *here]) == 2  # an option, for all the shell knows
-    capsys.readouterr()
-    assert run(["models", "search", *here, "--", "name:digits", "-is:live"]) == 0
-    text = capsys.readouterr().out
-    assert "digits/3" in text
-    assert "digits/2" not in text
     assert run(["models", "search", "name:digits format:onnx", "--limit", "2", "--json", *here]) == 0
     page = json.loads(capsys.readouterr().out)
     assert [hit["reference"] for hit in page["hits"]] == ["digits/3", "digits/2"]
@@ -34,6 +28,36 @@ def test_search_prints_a_table_json_and_pages(registered: Path, capsys: pytest.C
     last = json.loads(capsys.readouterr().out)
     assert [hit["reference"] for hit in last["hits"]] == ["digits/1"]
     assert last["next_cursor"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [
+        (["name:digits", "-is:live", "-C", "{root}"], [3, 1]),
+        (["-is:live", "-C{root}"], [3, 1]),
+        (["-C", "{root}", "--", "-is:live"], [3, 1]),
+        (["-number:1", "sort:created:asc", "-oserving.port=1", "-number:3", "-C", "{root}"], [2]),
+        (["-digits", "--directory={root}"], []),
+        (["-onnx", "-C", "{root}"], [3, 2, 1]),
+        (["-housing sort:created:asc", "-C", "{root}"], [1, 2, 3]),
+    ],
+)
+def test_a_negated_term_may_stand_anywhere_among_the_options(
+    words: list[str], numbers: list[int], registered: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = [word.format(root=registered) for word in words]
+    assert run(["models", "search", "--json", *here]) == 0
+    assert [hit["number"] for hit in json.loads(capsys.readouterr().out)["hits"]] == numbers
+
+
+@pytest.mark.parametrize(
+    ("word", "told"), [("--limt", "--limit"), ("-x", "-x"), ("-json", "`--json`"), ("-limit=3", "`--limit=3`")]
+)
+def test_an_option_that_was_mistyped_is_not_taken_for_a_term(
+    word: str, told: str, registered: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "search", "digits", word, "-C", str(registered)]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_a_query_that_cannot_be_read_is_one_line_with_a_remedy(
