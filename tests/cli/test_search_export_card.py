@@ -70,6 +70,24 @@ def test_a_query_that_cannot_be_read_is_one_line_with_a_remedy(
     assert len(error.splitlines()) == 1
 
 
+def test_an_archive_needs_its_folder_and_is_told_by_a_plain_path(
+    registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export = ["models", "export", "digits/2", "-C", str(registered), "--json", "-o"]
+    assert run([*export, str(tmp_path / "no dir" / "x.noa")]) == 1
+    assert f"mkdir -p '{tmp_path / 'no dir'}'" in json.loads(capsys.readouterr().err)["remedy"]
+    (tmp_path / "file").write_text("")
+    assert run([*export, str(tmp_path / "file" / "x.noa")]) == 1
+    assert "cannot be in a file" in capsys.readouterr().err
+    assert run([*export, str(tmp_path / "here" / ".." / "d.noa")]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] == str(tmp_path / "d.noa")
+    card = ["models", "card", "digits/2", "-C", str(registered), "--json", "--output"]
+    assert run([*card, str(tmp_path / "here" / ".." / "d.md")]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] == str(tmp_path / "d.md")
+
+
 def test_an_archive_goes_from_one_project_to_another(
     registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

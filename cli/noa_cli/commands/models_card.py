@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from noa.plain_paths import plain_path
 from noa_cli import _console as console
 from noa_cli._invocation import current
 from noa_cli._options import JsonOption
@@ -39,7 +40,7 @@ def card(
         else:
             typer.echo(text, nl=False)
         return
-    target = _target(current().directory / output, f"{version.name}-{version.number}", html=html)
+    target = _target(plain_path(current().directory / output), f"{version.name}-{version.number}", html=html)
     write_file(target, made.to_html() if _ENDINGS[target.suffix.lower()] else made.to_markdown())
     if as_json:
         console.print_json({"reference": version.reference, "digest": version.digest, "file": str(target)})
