@@ -312,6 +312,14 @@ def test_doctor_reports_and_finds_a_broken_project(noa: Noa, tmp_path: Path) -> 
     assert "serving.port" in broken.stdout
 
 
+def test_doctor_counts_in_good_english(noa: Noa, tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text("[gates.digits]\nmin_metrics = { accuracy = 0.5 }\n")
+    details = {one["name"]: one["detail"] for one in json.loads(noa("doctor", "--json").stdout)}
+    assert details["project"].endswith("1 setting set")
+    assert not re.search(r"\b1 (models|settings|rows)\b", " ".join(details.values()))
+    assert "valid: 1 setting set" in noa("config", "validate").stdout
+
+
 def test_doctor_knows_the_extras_of_pyproject() -> None:
     told = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 

@@ -182,6 +182,21 @@ def test_a_card_is_printed_or_written_in_the_form_of_its_ending(
     assert "a file ending in .md or .html" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("override", "address"),
+    [
+        ("serving.port=4321", "http://127.0.0.1:4321"),
+        ("serving.port=0", "http://127.0.0.1:PORT"),
+        ("serving.host=::1", "http://[::1]:3000"),
+    ],
+)
+def test_a_card_asks_the_server_of_the_settings(
+    override: str, address: str, registered: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "card", "digits@champion", "-C", str(registered), "--override", override]) == 0
+    assert f"curl -s {address}/predict " in capsys.readouterr().out
+
+
 def test_reproducing_what_was_not_trained_here_says_what_is_missing(
     registered: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

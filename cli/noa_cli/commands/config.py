@@ -110,7 +110,7 @@ def validate(as_json: JsonOption = False) -> None:
             {"valid": True, "project_file": where, "keys_set": len(loaded.origins), "warnings": warnings}
         )
         return
-    console.print_line(f"valid: {len(loaded.origins)} settings set, project file {where or 'none'}")
+    console.print_line(f"valid: {console.count(len(loaded.origins), 'setting')} set, project file {where or 'none'}")
     for warning in warnings:
         console.print_line(f"warning: {warning}")
 

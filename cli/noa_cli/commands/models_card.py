@@ -30,8 +30,11 @@ def card(
     """Write a model card: what it is, data, training, evaluation, limits, how to use it, and its history."""
     from noa.atomic_write import write_file
 
-    with open_registry(about=[reference]) as registry:
-        made = registry.card(reference)
+    settings = current().settings()
+    address = settings.serving.address
+    server = address if settings.serving.port else f"{address.removesuffix('0')}PORT"  # 0: `noa serve` says which
+    with open_registry(settings, about=[reference]) as registry:
+        made = registry.card(reference, server=server)
     version = made.facts.version
     if output is None:
         text = made.to_html() if html else made.to_markdown()
