@@ -15,6 +15,8 @@ import pytest
 
 from noa.settings import load_settings
 from noa_cli.__main__ import run
+from noa_flows import Reproduction, Tolerance
+from noa_flows.reproduction import ArrayDifference
 from noa_registry import Registry
 
 
@@ -202,6 +204,30 @@ def test_reproducing_what_was_not_trained_here_says_what_is_missing(
 ) -> None:
     assert run(["models", "reproduce", "digits/1", "--directory", str(registered)]) == 1
     assert "too little is recorded about how `digits/1` was trained" in capsys.readouterr().err
+
+
+def test_what_was_left_out_of_a_reproduction_is_said(
+    registered: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = ArrayDifference(largest=0.0, mean=0.0, count=1, worst="")
+    made = Reproduction(
+        reference="digits/1",
+        verdict="equal",
+        source="commit abc",
+        recorded_digest="sha256:1",
+        received_digest="sha256:1",
+        weights=none,
+        outputs=none,
+        metrics={},
+        tolerance=Tolerance(),
+        linked=("data",),
+        left_out=("keys/ada.key",),
+    )
+    monkeypatch.setattr("noa_flows.reproduce_version", lambda *_, **__: made)  # it would train
+    assert run(["models", "reproduce", "digits/1", "--directory", str(registered)]) == 0
+    out = capsys.readouterr().out
+    assert "in no commit: data\n" in out
+    assert "they are keys: keys/ada.key\n" in out
 
 
 def test_the_programs_on_a_card_run_as_they_are_printed(registered: Path, capsys: pytest.CaptureFixture[str]) -> None:
