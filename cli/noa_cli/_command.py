@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
 from noa_cli._completion import ARGUMENTS, OPTIONS
@@ -138,7 +139,12 @@ def new_group(summary: str) -> typer.Typer:
 
 
 def add_command(
-    group: typer.Typer, function: Callable[..., Any], *, name: str | None = None, panel: str | None = None
+    group: typer.Typer,
+    function: Callable[..., Any],
+    *,
+    name: str | None = None,
+    panel: str | None = None,
+    kind: type[TyperCommand] | None = None,
 ) -> None:
-    """Add a command with the common options to a group."""
-    group.command(name=name, rich_help_panel=panel)(with_common_options(function))
+    """Add a command with the common options to a group; `kind` is how its command line is read, if not as usual."""
+    group.command(name=name, cls=kind, rich_help_panel=panel)(with_common_options(function))

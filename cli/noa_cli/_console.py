@@ -109,7 +109,7 @@ def print_table(
         collapse_padding=True,
     )
     shown = [["-" if value is None else visible(str(value)) for value in row] for row in rows]
-    room = max(out().width - _BESIDE * len(columns), 1) if _has_width() else None
+    room = max(out().width - _BESIDE * len(columns), 1) if has_width() else None
     cells = [[column, *(row[index] for row in shown)] for index, column in enumerate(columns)]
     for column, width in zip(columns, column_widths(cells, room, wrapped=[c in wrapped for c in columns]), strict=True):
         table.add_column(column, overflow="fold", width=width)
@@ -125,11 +125,11 @@ def print_whole(drawing: RenderableType) -> None:
     if sys.stdout.isatty():
         console.print(drawing)
         return
-    if not _has_width():  # rich takes 80 columns for a pipe, and cuts or folds at them
+    if not has_width():  # rich takes 80 columns for a pipe, and cuts or folds at them
         unlimited = console.options.update(max_width=_NO_LIMIT)
         console.width = max(console.width, console.measure(drawing, options=unlimited).maximum)
     with console.capture() as captured:
-        console.print(drawing, soft_wrap=not _has_width())
+        console.print(drawing, soft_wrap=not has_width())
     for line in captured.get().splitlines():
         sys.stdout.write(line.rstrip(" ") + "\n")
     sys.stdout.flush()
@@ -158,6 +158,17 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(_shown(character) for character in text)
+
+
+def has_width() -> bool:
+    """Tell whether what is printed has a width to keep: that of a terminal, or the one that COLUMNS says."""
+    return sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+
+
+def fits(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:
+    """Tell whether a table of these rows keeps each on one line of what is printed to."""
+    cells = [[str(row[index] or "-") for row in (columns, *rows)] for index in range(len(columns))]
+    return not has_width() or sum(column_widths(cells, None)) + _BESIDE * len(columns) <= out().width
 
 
 @contextmanager
@@ -215,11 +226,6 @@ def patience(title: str) -> Generator[Step]:
     finally:
         is_done.set()
         shower.join()
-
-
-def _has_width() -> bool:
-    """Tell whether what is printed has a width to keep: that of a terminal, or the one that COLUMNS says."""
-    return sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
 
 
 def _one_line(title: str, text: str, seconds: float, width: int) -> Text:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from noa.errors import NotFoundError, StorageError
+from noa_flows._private_files import PrivateFiles
 
 _TIMEOUT_S = 300.0
 _NEVER_LINKED = frozenset({"__pycache__", "node_modules", "venv"})
@@ -16,17 +17,21 @@ _NEVER_LINKED = frozenset({"__pycache__", "node_modules", "venv"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkout:
-    """`project` is the project's folder at the commit; `linked` are the data files that are in no commit."""
+    """`project` is the project's folder at the commit; `linked` are the data files that are in no commit.
+
+    `left_out` are the keys among these, which are not there.
+    """
 
     project: Path
     linked: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
-def check_out(root: Path, commit: str, path: str, target: Path) -> Checkout:
+def check_out(root: Path, commit: str, path: str, target: Path, *, private: PrivateFiles) -> Checkout:
     """Write the files of `commit` below `target`; `path` is the project inside the repository that holds `root`.
 
     Nothing of the repository changes: neither its index nor its list of work trees. What git ignores or does not know
-    (data, mostly) is linked in from `root`, so that the recipe finds it; Python files are not.
+    (data, mostly) is linked in from `root`, so that the recipe finds it; Python files and what is `private` are not.
 
     Raises:
         NotFoundError: git or the commit is missing, or the project is not in it.
@@ -47,7 +52,9 @@ def check_out(root: Path, commit: str, path: str, target: Path) -> Checkout:
     project = target / path
     if not project.is_dir():
         raise NotFoundError(f"the project `{path}` is not in the commit `{commit[:12]}`", where=str(top))
-    return Checkout(project=project, linked=tuple(_link_data(root, project)))
+    data = _DataLinks(private=private)
+    _link_data(root, project, data)
+    return Checkout(project=project, linked=tuple(data.linked), left_out=tuple(data.left_out))
 
 
 def has_commit(root: Path, commit: str) -> bool:
@@ -59,19 +66,49 @@ def has_commit(root: Path, commit: str) -> bool:
     return _git(root, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
 
 
-def _link_data(root: Path, project: Path) -> list[str]:
+@dataclass(slots=True, kw_only=True)
+class _DataLinks:
+    """Links data into a checkout, of a folder that holds keys all the rest."""
+
+    private: PrivateFiles
+    linked: list[str] = field(default_factory=list[str])
+    left_out: list[str] = field(default_factory=list[str])
+
+    def add(self, source: Path, link: Path, name: str) -> None:
+        """Link one file or folder, as far as it is data."""
+        if self._link(source, link, name, above=()):
+            self.linked.append(name)
+
+    def _link(self, source: Path, link: Path, name: str, *, above: tuple[Path, ...]) -> bool:
+        if self.private.is_state(source):
+            return False
+        if self.private.is_key(source):
+            self.left_out.append(name)
+            return False
+        if not (source.is_dir() and self.private.are_within(source)):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(source.absolute())
+            return True
+        place = source.resolve()
+        if place in above:  # a link to a folder that it is in
+            return False
+        above = (*above, place)
+        linked = [
+            self._link(part, link / part.name, f"{name}/{part.name}", above=above) for part in sorted(source.iterdir())
+        ]
+        return any(linked)
+
+
+def _link_data(root: Path, project: Path, data: _DataLinks) -> None:
     listed = _git(root, "ls-files", "--others", "--directory", "--no-empty-directory", "-z").stdout
-    linked: list[str] = []
     for name in sorted(entry.rstrip("/") for entry in listed.split("\0") if entry):
         parts = PurePosixPath(name).parts
-        if any(part.startswith(".") or part in _NEVER_LINKED for part in parts) or name.endswith((".py", ".pyc")):
+        is_key = data.private.is_key(root / name)
+        is_hidden = any(part.startswith(".") or part in _NEVER_LINKED for part in parts)
+        if not is_key and (is_hidden or name.endswith((".py", ".pyc"))):
             continue
-        link = project / name
-        if not link.exists():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((root / name).absolute())
-            linked.append(name)
-    return linked
+        if not (project / name).exists():
+            data.add(root / name, project / name, name)
 
 
 def _git(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

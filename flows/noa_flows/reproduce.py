@@ -19,6 +19,7 @@ from noa.digests import build_manifest
 from noa.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from noa.settings import Settings
 from noa_conversion import load_format
+from noa_flows._private_files import private_files
 from noa_flows._source_checkout import check_out
 from noa_flows.provenance import capture_environment
 from noa_flows.recipe_process import ask_recipe
@@ -60,6 +61,7 @@ class _Source:
     says: str
     notes: tuple[str, ...] = ()
     linked: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,8 +162,9 @@ def _lay_out(
             f"`{recorded.commit[:12]}` with changes ({recorded.diff_digest or 'not named'})",
             remedy=remedy,
         )
-    made = check_out(settings.root, recorded.commit, recorded.path, target)
-    return _Source(project=made.project, says=f"commit {recorded.commit[:12]}", linked=made.linked)
+    made = check_out(settings.root, recorded.commit, recorded.path, target, private=private_files(settings))
+    says = f"commit {recorded.commit[:12]}"
+    return _Source(project=made.project, says=says, linked=made.linked, left_out=made.left_out)
 
 
 def _present_files(settings: Settings, recorded: _Recorded) -> _Source:
@@ -250,6 +253,7 @@ def _compare(
         environment=environment,
         notes=source.notes,
         linked=source.linked,
+        left_out=source.left_out,
         seconds=time.monotonic() - begun,
     )
 

@@ -66,6 +66,7 @@ class Reproduction:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     linked: tuple[str, ...] = field(default=())
+    left_out: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values, also those of the evidence; an infinite difference is the text `inf`."""
@@ -85,6 +86,7 @@ class Reproduction:
             "environment": [asdict(entry) for entry in self.environment],
             "notes": list(self.notes),
             "linked": list(self.linked),
+            "left_out": list(self.left_out),
             "seconds": self.seconds,
         }
         return cast("dict[str, object]", plain_json(values))

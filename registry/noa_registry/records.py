@@ -437,15 +437,24 @@ def load_entry(connection: Connection, sequence: int) -> LedgerEntry:
 
 
 def version_not_found(connection: Connection, name: str, number: int) -> NotFoundError:
-    """Return the error that says which versions there are."""
+    """Return the error that says which versions there are, in the trash too."""
     newest = newest_number(connection, name)
+    in_trash = restorable_numbers(connection, name)
+    those = str(in_trash[0]) if len(in_trash) == 1 else f"{len(in_trash)} more"
+    there = f"; in the trash ({those}): noa models list {name} --trash" if in_trash else ""
     return NotFoundError(
         f"no version {number} of model `{name}`",
         expected=f"a version up to {newest}",
         received=f"`{name}/{number}`",
-        remedy=f"List them with: noa models list {name}",
+        remedy=f"List them with: noa models list {name}{there}",
         newest=newest,
     )
+
+
+def restorable_numbers(connection: Connection, name: str) -> list[int]:
+    """Return the numbers of a model's versions that can be taken out of the trash, the newest first."""
+    query = select(trash.c.number).where(trash.c.name == name, trash.c.state == "trashed")
+    return [int(row[0]) for row in connection.execute(query.order_by(trash.c.number.desc()))]
 
 
 def not_trashed() -> ColumnElement[bool]:

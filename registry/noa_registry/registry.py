@@ -27,7 +27,7 @@ from noa_registry.archives.workspace import WORKSPACES, remove_dead, workspace
 from noa_registry.artifacts import ArtifactStore, UnitKey, check_artifact_settings, open_artifacts, runs_uri
 from noa_registry.attachments import load_attachment
 from noa_registry.bootstrap import open_database
-from noa_registry.cards import Card, CardFacts
+from noa_registry.cards import SERVER, Card, CardFacts
 from noa_registry.clock import CLOCK_TOLERANCE
 from noa_registry.database import Database, now
 from noa_registry.digest_prefix import DIGEST, find_version, is_bare
@@ -194,8 +194,10 @@ class Registry:
         """Sign versions, list their signatures and check them."""
         return self._signatures
 
-    def card(self, reference: str | ModelReference) -> Card:
+    def card(self, reference: str | ModelReference, *, server: str = SERVER) -> Card:
         """Return the model card of a version: `to_markdown()` and `to_html()` write it.
+
+        `server` is the URL of the server in its examples.
 
         Raises:
             NotFoundError: there is no such model, version or alias.
@@ -210,6 +212,7 @@ class Registry:
                 signatures=tuple(load_signatures(connection, version.name, version.number)),
                 lineage=graph,
                 policy=self._promoter.gates.get(version.name),
+                server=server,
             )
         return Card(facts)
 

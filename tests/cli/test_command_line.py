@@ -140,6 +140,56 @@ def test_show_origin_and_explain(noa: Noa, tmp_path: Path) -> None:
     assert noa("config", "explain", "serving.nope").returncode == 1
 
 
+def test_explain_names_only_the_ways_that_set_a_key(noa: Noa, tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text("[gates.digits]\nconfidence = 0.9\n")
+    told = noa("config", "explain", "gates.digits.confidence").stdout
+    assert "NOA__" not in told
+    assert "-o gates" not in told
+    for way in ("`noa.toml`", "a profile of it", "--config FILE"):
+        assert way in told
+    assert json.loads(noa("config", "explain", "gates.digits.confidence", "--json").stdout)["environment"] is None
+    assert noa("config", "show", "-o", "gates.digits.confidence=0.5").returncode == 1
+    other = noa("config", "explain", "serving.port").stdout
+    assert "NOA__SERVING__PORT" in other
+    assert "-o serving.port=" in other
+
+
+def test_explain_tells_what_holds_now_and_where_it_comes_from(
+    noa: Noa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "noa.toml").write_text("[gates.digits]\nconfidence = 0.9\n")
+    origin = f"{tmp_path / 'noa.toml'}:2:1"
+    assert f"0.9 ({origin})" in noa("config", "explain", "gates.digits.confidence").stdout
+    shown = json.loads(noa("config", "explain", "gates.digits.confidence", "--json").stdout)
+    assert (shown["value"], shown["origin"], shown["problem"]) == (0.9, origin, None)
+    assert "nothing has set `gates.other`" in noa("config", "explain", "gates.other.confidence").stdout
+    monkeypatch.setenv("NOA__SERVING__PORT", "7")
+    assert "7 (environment NOA__SERVING__PORT)" in noa("config", "explain", "serving.port").stdout
+    (tmp_path / "noa.toml").write_text("[serving]\nport = true\n")
+    monkeypatch.delenv("NOA__SERVING__PORT")
+    broken = noa("config", "explain", "serving.port")
+    assert broken.returncode == 0
+    assert "not valid" in broken.stdout
+    assert "noa.toml:2:1" in broken.stdout
+
+
+@pytest.mark.parametrize("command", ["explain", "show"])
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("serving.prt", "Did you mean `serving.port`?"),
+        ("sevring.prt", "Did you mean `serving.port`?"),
+        ("port", "`serving.port` or `flows.port`"),
+        ("registry.principals.ada", "`noa config explain registry.principals`"),
+        ("nonsense", "List them with `noa config show`"),
+    ],
+)
+def test_a_key_that_is_none_is_answered_with_what_was_meant(noa: Noa, command: str, key: str, meant: str) -> None:
+    result = noa("config", command, key)
+    assert result.returncode == 1
+    assert meant in result.stderr
+
+
 def test_diff_shows_what_a_profile_changes(noa: Noa, tmp_path: Path) -> None:
     (tmp_path / "noa.toml").write_text("[profiles.prod.serving]\nport = 9\n")
     assert json.loads(noa("config", "diff", "-", "prod", "--json").stdout) == [
@@ -260,6 +310,14 @@ def test_doctor_reports_and_finds_a_broken_project(noa: Noa, tmp_path: Path) -> 
     broken = noa("doctor")
     assert broken.returncode == 1
     assert "serving.port" in broken.stdout
+
+
+def test_doctor_counts_in_good_english(noa: Noa, tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text("[gates.digits]\nmin_metrics = { accuracy = 0.5 }\n")
+    details = {one["name"]: one["detail"] for one in json.loads(noa("doctor", "--json").stdout)}
+    assert details["project"].endswith("1 setting set")
+    assert not re.search(r"\b1 (models|settings|rows)\b", " ".join(details.values()))
+    assert "valid: 1 setting set" in noa("config", "validate").stdout
 
 
 def test_doctor_knows_the_extras_of_pyproject() -> None:

@@ -8,6 +8,7 @@ import shlex
 import socket
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,55 @@ from hypothesis import strategies as st
 from noa_cli import _console as console
 from noa_cli.__main__ import run
 from noa_cli._column_widths import column_widths
+from noa_cli.commands.flows import show_runs
+from noa_flows import FlowRun
 from noa_flows.supervisor import Command, Supervisor
 
 _ROWS = [["a", "x" * 300], ["name", "short"], ["word", "some words " * 10]]
+
+
+_REASON = "The gate refused digits/4: " + "accuracy 0.91 is below 0.95, " * 12 + "and that was the last of it"
+
+
+def failed_run(name: str) -> FlowRun:
+    moment = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    return FlowRun(
+        id="0f8b5a8e-1111-2222-3333-444455556666",
+        name=name,
+        recipe="digits",
+        state="Failed",
+        message=_REASON,
+        is_finished=True,
+        is_success=False,
+        started_at=moment,
+        ended_at=moment,
+        expected_at=None,
+        address="http://127.0.0.1:4200",
+    )
+
+
+def test_why_a_run_failed_is_whole_in_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    show_runs([failed_run("gray-fox")])
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "gray-fox" in line]
+    assert _REASON in row
+    assert row.endswith(failed_run("gray-fox").id)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_why_a_run_failed_stands_on_lines_of_its_own_where_a_row_has_no_room(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    show_runs([failed_run("gray-fox"), failed_run("blue-bear")])
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("gray-fox", "blue-bear"):
+        assert f"{name}: {_REASON}" in lines
+    table = [line for line in lines if _REASON not in line]
+    assert max(map(len, table)) <= columns
+    assert sum(failed_run("").id in line for line in table) == 2
 
 
 def pretend_service(project: Path, name: str, port: int) -> None:

@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -183,6 +185,21 @@ def test_a_lost_database_is_told_everywhere_and_costs_no_model(project: Path, ca
     assert len(as_json(capfd, "gc", "--unknown", "--apply", *at_once)["removed"]) == 3
     noa(capfd, "models", "verify")
     noa(capfd, "ledger", "verify")
+
+
+def test_a_collection_says_what_waits_in_the_trash_and_until_when(project: Path, capfd: Capture) -> None:
+    assert as_json(capfd, "gc")["waiting"] == []
+    until = as_json(capfd, "models", "delete", "digits/3", "-m", "old")["purge_after"]
+    shown = noa(capfd, "gc")
+    assert "Nothing to remove." in shown
+    assert f"1 version in the trash can still be restored, and then may go: digits/3 until {until[:10]}" in shown
+    assert as_json(capfd, "gc")["waiting"] == [{"reference": "digits/3", "purge_after": until}]
+    done = as_json(capfd, "gc", "--apply")
+    assert (done["removed"], [one["reference"] for one in done["waiting"]]) == ([], ["digits/3"])
+    with opened(project) as registry:
+        later = replace(registry.retention, clock=lambda: datetime.now(UTC) + timedelta(days=8))
+        plan = later.plan_gc()
+    assert ([item.key for item in plan.items], plan.waiting) == (["digits/3"], ())
 
 
 def test_the_policy_proposes_and_moves_to_the_trash_only_when_told(project: Path, capfd: Capture) -> None:

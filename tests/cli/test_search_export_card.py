@@ -15,17 +15,13 @@ import pytest
 
 from noa.settings import load_settings
 from noa_cli.__main__ import run
+from noa_flows import Reproduction, Tolerance
+from noa_flows.reproduction import ArrayDifference
 from noa_registry import Registry
 
 
 def test_search_prints_a_table_json_and_pages(registered: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = ["--directory", str(registered)]
-    assert run(["models", "search", "name:digits", "-is:live", *here]) == 2  # an option, for all the shell knows
-    capsys.readouterr()
-    assert run(["models", "search", *here, "--", "name:digits", "-is:live"]) == 0
-    text = capsys.readouterr().out
-    assert "digits/3" in text
-    assert "digits/2" not in text
     assert run(["models", "search", "name:digits format:onnx", "--limit", "2", "--json", *here]) == 0
     page = json.loads(capsys.readouterr().out)
     assert [hit["reference"] for hit in page["hits"]] == ["digits/3", "digits/2"]
@@ -36,6 +32,36 @@ def test_search_prints_a_table_json_and_pages(registered: Path, capsys: pytest.C
     assert last["next_cursor"] is None
 
 
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [
+        (["name:digits", "-is:live", "-C", "{root}"], [3, 1]),
+        (["-is:live", "-C{root}"], [3, 1]),
+        (["-C", "{root}", "--", "-is:live"], [3, 1]),
+        (["-number:1", "sort:created:asc", "-oserving.port=1", "-number:3", "-C", "{root}"], [2]),
+        (["-digits", "--directory={root}"], []),
+        (["-onnx", "-C", "{root}"], [3, 2, 1]),
+        (["-housing sort:created:asc", "-C", "{root}"], [1, 2, 3]),
+    ],
+)
+def test_a_negated_term_may_stand_anywhere_among_the_options(
+    words: list[str], numbers: list[int], registered: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = [word.format(root=registered) for word in words]
+    assert run(["models", "search", "--json", *here]) == 0
+    assert [hit["number"] for hit in json.loads(capsys.readouterr().out)["hits"]] == numbers
+
+
+@pytest.mark.parametrize(
+    ("word", "told"), [("--limt", "--limit"), ("-x", "-x"), ("-json", "`--json`"), ("-limit=3", "`--limit=3`")]
+)
+def test_an_option_that_was_mistyped_is_not_taken_for_a_term(
+    word: str, told: str, registered: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "search", "digits", word, "-C", str(registered)]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_query_that_cannot_be_read_is_one_line_with_a_remedy(
     registered: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,6 +70,24 @@ def test_a_query_that_cannot_be_read_is_one_line_with_a_remedy(
     assert "column 8" in error
     assert "Did you mean `tag.`?" in error
     assert len(error.splitlines()) == 1
+
+
+def test_an_archive_needs_its_folder_and_is_told_by_a_plain_path(
+    registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export = ["models", "export", "digits/2", "-C", str(registered), "--json", "-o"]
+    assert run([*export, str(tmp_path / "no dir" / "x.noa")]) == 1
+    assert f"mkdir -p '{tmp_path / 'no dir'}'" in json.loads(capsys.readouterr().err)["remedy"]
+    (tmp_path / "file").write_text("")
+    assert run([*export, str(tmp_path / "file" / "x.noa")]) == 1
+    assert "cannot be in a file" in capsys.readouterr().err
+    assert run([*export, str(tmp_path / "here" / ".." / "d.noa")]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] == str(tmp_path / "d.noa")
+    card = ["models", "card", "digits/2", "-C", str(registered), "--json", "--output"]
+    assert run([*card, str(tmp_path / "here" / ".." / "d.md")]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] == str(tmp_path / "d.md")
 
 
 def test_an_archive_goes_from_one_project_to_another(
@@ -140,11 +184,50 @@ def test_a_card_is_printed_or_written_in_the_form_of_its_ending(
     assert "a file ending in .md or .html" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("override", "address"),
+    [
+        ("serving.port=4321", "http://127.0.0.1:4321"),
+        ("serving.port=0", "http://127.0.0.1:PORT"),
+        ("serving.host=::1", "http://[::1]:3000"),
+    ],
+)
+def test_a_card_asks_the_server_of_the_settings(
+    override: str, address: str, registered: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "card", "digits@champion", "-C", str(registered), "--override", override]) == 0
+    assert f"curl -s {address}/predict " in capsys.readouterr().out
+
+
 def test_reproducing_what_was_not_trained_here_says_what_is_missing(
     registered: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["models", "reproduce", "digits/1", "--directory", str(registered)]) == 1
     assert "too little is recorded about how `digits/1` was trained" in capsys.readouterr().err
+
+
+def test_what_was_left_out_of_a_reproduction_is_said(
+    registered: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = ArrayDifference(largest=0.0, mean=0.0, count=1, worst="")
+    made = Reproduction(
+        reference="digits/1",
+        verdict="equal",
+        source="commit abc",
+        recorded_digest="sha256:1",
+        received_digest="sha256:1",
+        weights=none,
+        outputs=none,
+        metrics={},
+        tolerance=Tolerance(),
+        linked=("data",),
+        left_out=("keys/ada.key",),
+    )
+    monkeypatch.setattr("noa_flows.reproduce_version", lambda *_, **__: made)  # it would train
+    assert run(["models", "reproduce", "digits/1", "--directory", str(registered)]) == 0
+    out = capsys.readouterr().out
+    assert "in no commit: data\n" in out
+    assert "they are keys: keys/ada.key\n" in out
 
 
 def test_the_programs_on_a_card_run_as_they_are_printed(registered: Path, capsys: pytest.CaptureFixture[str]) -> None:

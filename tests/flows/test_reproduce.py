@@ -17,6 +17,7 @@ from noa.errors import ConflictError, IntegrityError, NoaError, NotFoundError
 from noa.settings import Settings, load_settings
 from noa.settings.models import SigningSettings
 from noa_flows import ReproduceOptions, Tolerance, reproduce_version, run_pipeline
+from noa_flows._private_files import private_files
 from noa_flows._source_checkout import check_out
 from noa_flows.reproduction import compare_environments, compare_weights, difference, judge
 from noa_registry import ModelVersion, Registry, VersionDraft
@@ -95,10 +96,14 @@ def test_a_version_is_trained_again_from_its_commit_and_comes_out_equal(trained:
     assert version.tags["noa.seed"] == "3"
     # What is in the project now does not matter: the files are those of the commit.
     (trained.root / "recipe.py").write_text("raise RuntimeError('not this one')\n")
+    (trained.root / "data").mkdir()
+    (trained.root / "data" / "ada.key").write_text("secret")
     try:
         result = reproduce_version(trained, version.reference)
     finally:
         git(trained.root, "checkout", "-q", "--", "recipe.py")
+        shutil.rmtree(trained.root / "data")
+    assert (result.linked, result.left_out) == ((), ("data/ada.key",))
     assert result.verdict == "equal"
     assert (result.weights.largest, result.outputs.largest) == (0.0, 0.0)
     assert result.weights.count > 0
@@ -108,7 +113,7 @@ def test_a_version_is_trained_again_from_its_commit_and_comes_out_equal(trained:
     with Registry.open(trained.registry) as registry:
         fact = registry.evidence(version.name, version.number)[-1]
     assert (fact.kind, fact.subject, fact.passed) == ("reproduction", backend, True)
-    assert fact.values["verdict"] == "equal"
+    assert (fact.values["verdict"], fact.values["left_out"]) == ("equal", ["data/ada.key"])
     assert list((trained.state_dir / "reproductions").iterdir()) == []
     assert git(trained.root, "status", "--short") == ""
     assert len(git(trained.root, "worktree", "list").splitlines()) == 1
@@ -188,8 +193,12 @@ def test_data_that_is_in_no_commit_is_linked_and_python_files_are_not(trained: S
     (root / "data" / "rows.csv").write_text("1,2\n")
     (root / "scratch.py").write_text("x = 1\n")
     try:
-        made = check_out(root, git(root, "rev-parse", "HEAD~1"), "models/tiny", tmp_path / "source")
+        made = check_out(
+            root, git(root, "rev-parse", "HEAD~1"), "models/tiny", tmp_path / "source", private=private_files(trained)
+        )
         assert made.linked == ("data",)
+        assert made.left_out == ()
+        assert (made.project / "data").is_symlink()
         assert (made.project / "data" / "rows.csv").read_text() == "1,2\n"
         assert not (made.project / "scratch.py").exists()
         assert (made.project / "recipe.py").read_text() == (root / "recipe.py").read_text()
@@ -246,3 +255,55 @@ def test_environments_are_compared_by_name() -> None:
         ("old", "1", None),
         ("torch", "2.0", "2.1"),
     ]
+
+
+KEYS_PROJECT = """
+[project]
+state_dir = "state"
+[registry.principals]
+ada = "keys/ada.pub"
+[registry.signing]
+private_key = "keys/signer"
+[serving]
+tls_key = "server_tls"
+tls_certificate = "server.crt"
+keys_file = "data/api_keys.json"
+"""
+
+
+def test_keys_and_the_state_are_not_linked_into_a_reproduction(tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    kept = ("data/rows.csv", "data/deep/more.csv", "data/deep/loop/more.csv", "notes.txt", "outside.csv", "plain/a.csv")
+    private = (
+        "keys/ada.pub", "keys/ada.key", "keys/signer", "server_tls", "server.crt", "data/api_keys.json",
+        "data/deep/.env.local", "data/deep/Other.PEM", "data/harmless.txt", ".env", "elsewhere/id_ed25519",
+    )  # fmt: skip
+    for name in (
+        "recipe.py",
+        "data/rows.csv",
+        "data/deep/more.csv",
+        "notes.txt",
+        "plain/a.csv",
+        *private,
+        "state/noa.db",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if name != "data/harmless.txt":
+            (root / name).write_text(name)
+    (root / "data" / "harmless.txt").symlink_to(root / "keys" / "signer")
+    (root / "data" / "deep" / "loop").symlink_to(root / "data")
+    (root / "outside.csv").symlink_to(root / "notes.txt")
+    (root / "noa.toml").write_text(KEYS_PROJECT)
+    git(root, "init", "-q")
+    git(root, "add", "recipe.py", "noa.toml")
+    git(root, "commit", "-qm", "first")
+    settings = load_settings(root).settings
+    commit = git(root, "rev-parse", "HEAD")
+    made = check_out(root, commit, "", tmp_path / "source", private=private_files(settings))
+    for name in (*private, "state", "data/deep/loop/api_keys.json"):
+        assert not (made.project / name).exists(), name
+    for name in kept:
+        assert (made.project / name).exists() is (name != "data/deep/loop/more.csv"), name
+    assert made.left_out == tuple(sorted(private))
+    assert made.linked == ("data", "notes.txt", "outside.csv", "plain")
+    assert (made.project / "plain").is_symlink()

@@ -145,10 +145,39 @@ def test_stock_mlflow_sees_a_deleted_version_go_and_a_restored_one_come_back(
     assert registry.mirror_discrepancies() == []
 
 
+def test_restore_says_what_can_be_restored_and_others_what_is_in_the_trash(
+    registry: Registry, retention: Any, formats: Any
+) -> None:
+    for _ in range(3):
+        registry.register(formats.draft(), actor="ada")
+    for number in (2, 3):
+        retention.delete("digits", number, reason="r", actor="ada")
+    for impossible in (9, 0, 1 << 70):
+        with pytest.raises(
+            NotFoundError, match=r"is in the trash; expected `digits/3`, `digits/2`;.*list digits --trash"
+        ):
+            retention.restore("digits", impossible, actor="ada")
+    with pytest.raises(
+        NotFoundError, match=r"a version up to 1; .*in the trash \(2 more\): noa models list digits --trash"
+    ):
+        registry.resolve("digits/9")
+    assert registry.search("number:3").hint == "In the trash `digits/3` does: add `is:trashed` to see what is there"
+    assert registry.search("number:4").hint is None
+    retention.delete("digits", 1, reason="r", actor="ada")
+    with pytest.raises(NotFoundError, match=r"expected `digits/3`, `digits/2`, `digits/1`;"):
+        retention.restore("digits", 9, actor="ada")
+    retention.restore("digits", 2, actor="ada")
+    retention.restore("digits", 1, actor="ada")
+    with pytest.raises(NotFoundError, match=r"up to 2; .*in the trash \(3\)"):
+        registry.resolve("digits/9")
+
+
 def test_what_cannot_be_restored_is_refused(registry: Registry, retention: Any, version: ModelVersion) -> None:
     with pytest.raises(ConflictError, match="not in the trash"):
         retention.restore("digits", 1, actor="ada")
-    with pytest.raises(NotFoundError, match="no version 9"):
+    with pytest.raises(
+        NotFoundError, match=r"no version 9 .*is in the trash; .*none of this model .*noa models list digits"
+    ):
         retention.restore("digits", 9, actor="ada")
     with pytest.raises(NotFoundError, match="no model"):
         retention.restore("nobody", 1, actor="ada")

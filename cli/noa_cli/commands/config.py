@@ -15,9 +15,10 @@ from noa_cli._invocation import current
 from noa_cli._options import JsonOption
 
 if TYPE_CHECKING:
-    from noa.settings import LoadedSettings, Settings
+    from noa.settings import LoadedSettings, Settings, SettingValue
 
 _ANOTHER = " (another secret)"
+_FILES = "`noa.toml`, a profile of it, or a file given with --config FILE"
 
 
 def build() -> typer.Typer:
@@ -35,13 +36,15 @@ def show(
 ) -> None:
     """Show every setting in force."""
     from noa.errors import NotFoundError
-    from noa.settings import list_values
+    from noa.settings import list_values, model_at, what_was_meant
 
     values = list_values(current().load())
     if section is not None:
         values = [value for value in values if value.key == section or value.key.startswith(f"{section}.")]
         if not values:
-            raise NotFoundError(f"no setting `{section}` is in force", remedy="List them with `noa config show`")
+            known = f"`noa config explain {section}` tells what it is"
+            remedy = known if model_at(section) else what_was_meant(section)
+            raise NotFoundError(f"no setting `{section}` is in force", remedy=remedy)
     if as_json:
         console.print_json([asdict(value) for value in values] if origin else {v.key: v.value for v in values})
         return
@@ -52,21 +55,41 @@ def show(
 def explain(
     key: Annotated[str, typer.Argument(help="A setting, e.g. `serving.port`.")], as_json: JsonOption = False
 ) -> None:
-    """Tell what one setting means."""
+    """Tell what one setting means, what it is now and where that comes from, and how to set it."""
     from noa.settings import explain as describe
 
     found = describe(key)
+    now, problem = (None, None) if found.keys else _value_now(key)
     if as_json:
-        console.print_json(asdict(found))
+        held = {"value": now.value if now else None, "origin": now.origin if now else None, "problem": problem}
+        console.print_json({**asdict(found), **held})
         return
     console.print_line(f"{found.key}: {found.description}")
     console.print_line(f"  type         {found.type}")
     if found.keys:
         console.print_line(f"  keys         {', '.join(found.keys)}")
+        console.print_line(f"  now          see: noa config show {key} --origin")
     else:
         console.print_line(f"  default      {_text(found.default)}")
+        console.print_line(f"  now          {f'{_text(now.value)} ({now.origin})' if now else problem}")
+    if found.environment is None:
+        console.print_line(f"  set it in    {_FILES}")
+    elif not found.keys:
         console.print_line(f"  environment  {found.environment}")
         console.print_line(f"  command line -o {found.key}=...")
+        console.print_line(f"  file         {_FILES}")
+
+
+def _value_now(key: str) -> tuple[SettingValue | None, str | None]:
+    """Return what holds now, else why that cannot be told: an error about a setting sends people here, too."""
+    from noa.errors import SettingsError
+    from noa.settings import find_value
+
+    try:
+        found = find_value(current().load(), key)
+    except SettingsError as exc:
+        return None, f"the settings are not valid: {exc}"
+    return found, None if found else f"nothing has set `{key.rpartition('.')[0]}`"
 
 
 def validate(as_json: JsonOption = False) -> None:
@@ -87,7 +110,7 @@ def validate(as_json: JsonOption = False) -> None:
             {"valid": True, "project_file": where, "keys_set": len(loaded.origins), "warnings": warnings}
         )
         return
-    console.print_line(f"valid: {len(loaded.origins)} settings set, project file {where or 'none'}")
+    console.print_line(f"valid: {console.count(len(loaded.origins), 'setting')} set, project file {where or 'none'}")
     for warning in warnings:
         console.print_line(f"warning: {warning}")
 

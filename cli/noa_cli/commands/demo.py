@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from noa.plain_paths import plain_path
 from noa_cli import _console as console
 from noa_cli._invocation import current
 from noa_cli._options import JsonOption
@@ -54,7 +55,7 @@ def demo(
     _require_extras()
     if folder is not None and folder.exists() and any(folder.iterdir()):
         raise ConflictError(f"`{folder}` is not empty", remedy="Choose another folder; nothing was written")
-    root = folder.absolute() if folder is not None else Path(tempfile.mkdtemp(prefix="noa-demo-"))
+    root = plain_path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="noa-demo-"))
     write_project(root, template="digits", name="noa-demo")
     try:
         settings = demo_settings(root)

@@ -138,7 +138,9 @@ def _project(loaded: LoadedSettings) -> Finding:
     if loaded.project_file is None:
         detail = f"no noa.toml in {current().directory.absolute()} or above"
         return Finding(name="project", state="warning", detail=detail, remedy="noa init")
-    return Finding(name="project", state="ok", detail=f"{loaded.project_file}, {len(loaded.origins)} settings set")
+    return Finding(
+        name="project", state="ok", detail=f"{loaded.project_file}, {console.count(len(loaded.origins), 'setting')} set"
+    )
 
 
 def _mistakes(loaded: LoadedSettings) -> Iterator[Finding]:
@@ -229,7 +231,7 @@ def _registry(settings: Settings) -> Finding:
         return Finding(name="registry", state="warning" if only_unknown else "problem", detail=detail, remedy=remedy)
     rows = [found for found in differing if found.field != "moved"]
     if rows:
-        detail = f"{len(rows)} rows of MLflow were changed behind noa's back: {rows[0].name}, {rows[0].subject}"
+        detail = f"MLflow's rows were changed behind noa's back ({len(rows)}): {rows[0].name}, {rows[0].subject}"
         remedy = (
             "noa models verify --repair" if any(one.is_repairable for one in rows) else "noa models verify says more"
         )
@@ -237,7 +239,9 @@ def _registry(settings: Settings) -> Finding:
     if differing:
         detail = f"the project was moved or copied: MLflow's rows name its files below {differing[0].received}"
         return Finding(name="registry", state="warning", detail=detail, remedy="noa models verify --repair")
-    return Finding(name="registry", state="ok", detail=f"{len(models)} models, the ledger's chain holds")
+    return Finding(
+        name="registry", state="ok", detail=f"{console.count(len(models), 'model')}, the ledger's chain holds"
+    )
 
 
 def _gates(settings: Settings) -> Finding:
@@ -246,7 +250,7 @@ def _gates(settings: Settings) -> Finding:
 
     with open_registry(settings) as registry:
         remarks = gate_remarks(settings, registry)
-    return _told("gates", remarks, fine=f"of {len(settings.gates)} models")
+    return _told("gates", remarks, fine=f"of {console.count(len(settings.gates), 'model')}")
 
 
 def _names(settings: Settings) -> Finding:

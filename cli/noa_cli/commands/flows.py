@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from noa.errors import ServiceError
     from noa_flows import FlowDeployment, FlowRun
 
+_NO_REASON = "Finished in state"  # Prefect's words where a flow gave none
 _ASKING = "waiting for the project's Prefect server"
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe of noa.toml.")]
 
@@ -99,7 +100,7 @@ def failure_of(found: FlowRun) -> ServiceError:
 def shorten_log(text: str, *, most: int = 100) -> str:
     """Return the first line of a log message; the rest, e.g. a traceback, is in the Prefect UI."""
     line = text.strip().splitlines()[0] if text.strip() else ""
-    line = "" if line.startswith("Finished in state") else line
+    line = "" if line.startswith(_NO_REASON) else line
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
@@ -195,22 +196,37 @@ def _zone(name: str | None) -> ZoneInfo:
 
 
 def show_runs(runs: list[FlowRun]) -> None:
-    """Print flow runs, newest first."""
-    console.print_table(
-        ["run", "recipe", "state", "started", "took", "message", "id"],
+    """Print flow runs, newest first, each with its whole message: in its row if that fits, else below the table."""
+    columns = ["run", "recipe", "state", "started", "took", "message", "id"]
+    rows: list[list[str | None]] = [
         [
-            [
-                found.name,
-                found.recipe,
-                found.state,
-                console.short_time(found.started_at) if found.started_at else None,
-                _took(found),
-                shorten_log(found.message) or None,
-                found.id,
-            ]
-            for found in runs
-        ],
-    )
+            found.name,
+            found.recipe,
+            found.state,
+            console.short_time(found.started_at) if found.started_at else None,
+            _took(found),
+            _reason(found) or None,
+            found.id,
+        ]
+        for found in runs
+    ]
+    if console.fits(columns, rows):
+        console.print_table(columns, rows)
+        return
+    has_ids = console.fits([*columns[:-2], columns[-1]], [[*row[:-2], row[-1]] for row in rows])
+    kept = [*range(len(columns) - 2), *([len(columns) - 1] if has_ids else [])]
+    console.print_table([columns[index] for index in kept], [[row[index] for index in kept] for row in rows])
+    for found in runs:
+        if not has_ids:
+            console.print_line(f"{found.name} has the id {found.id}")
+        if reason := _reason(found):
+            console.print_line(f"{found.name}: {reason}")
+
+
+def _reason(found: FlowRun) -> str:
+    """Return what a run says of its state on one line, whole: it may be all that is known of a failure."""
+    text = " ".join(found.message.split())
+    return "" if text.startswith(_NO_REASON) else text
 
 
 def _took(found: FlowRun) -> str | None:

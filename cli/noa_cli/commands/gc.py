@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 50
 _MOST_YOUNG = 5
+_MOST_WAITING = 5
 
 
 def gc(
@@ -154,6 +155,13 @@ def _print_plan(plan: GcPlan) -> None:
             f"{'; '.join(f'{item.key}: {item.reason}' for item in plan.young[:_MOST_YOUNG])}",
             "yellow",
         )
+    if plan.waiting:
+        shown = [f"{one.reference} until {console.short_time(one.purge_after)}" for one in plan.waiting[:_MOST_WAITING]]
+        more = len(plan.waiting) - len(shown)
+        console.print_line(
+            f"{console.count(len(plan.waiting), 'version')} in the trash can still be restored, and then may go: "
+            f"{', '.join(shown)}{f' and {more:,} more (noa models list --trash)' if more else ''}"
+        )
     for kept in plan.kept:
         holds = "; ".join(str(hold) for hold in kept.holds)
         console.print_line(f"{kept.reference} is kept, although its grace period is over: {holds}", "yellow")
@@ -207,6 +215,7 @@ def _plan_to_dict(plan: GcPlan) -> dict[str, object]:
     return {
         "items": [_item_to_dict(item) for item in plan.items],
         "kept": [{"reference": kept.reference, "because": [str(hold) for hold in kept.holds]} for kept in plan.kept],
+        "waiting": [{"reference": one.reference, "purge_after": one.purge_after} for one in plan.waiting],
         "young": [_item_to_dict(item) for item in plan.young],
         "unknown": [_item_to_dict(item) for item in plan.unknown],
         "bytes": plan.size_bytes,

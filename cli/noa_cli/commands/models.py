@@ -9,6 +9,7 @@ import typer
 from noa_cli import _console as console
 from noa_cli._command import add_command, new_group
 from noa_cli._invocation import actor
+from noa_cli._negated_terms import TermsCommand
 from noa_cli._options import AliasOption, DryRunOption, JsonOption, ReasonOption
 from noa_cli._registry import entry_to_dict, open_registry, report_to_dict, version_to_dict
 from noa_cli.commands import (
@@ -48,7 +49,7 @@ def build() -> typer.Typer:
         add_command(group, function)
     add_retention(group)
     add_command(group, models_compare.compare)
-    add_command(group, models_search.search)
+    add_command(group, models_search.search, kind=TermsCommand)
     add_command(group, models_export.export)
     add_command(group, models_card.card)
     add_command(group, models_reproduce.reproduce)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from noa.plain_paths import plain_path
 from noa_cli import _console as console
 from noa_cli._invocation import current
 from noa_cli._options import JsonOption
@@ -29,8 +30,11 @@ def card(
     """Write a model card: what it is, data, training, evaluation, limits, how to use it, and its history."""
     from noa.atomic_write import write_file
 
-    with open_registry(about=[reference]) as registry:
-        made = registry.card(reference)
+    settings = current().settings()
+    address = settings.serving.address
+    server = address if settings.serving.port else f"{address.removesuffix('0')}PORT"  # 0: `noa serve` says which
+    with open_registry(settings, about=[reference]) as registry:
+        made = registry.card(reference, server=server)
     version = made.facts.version
     if output is None:
         text = made.to_html() if html else made.to_markdown()
@@ -39,7 +43,7 @@ def card(
         else:
             typer.echo(text, nl=False)
         return
-    target = _target(current().directory / output, f"{version.name}-{version.number}", html=html)
+    target = _target(plain_path(current().directory / output), f"{version.name}-{version.number}", html=html)
     write_file(target, made.to_html() if _ENDINGS[target.suffix.lower()] else made.to_markdown())
     if as_json:
         console.print_json({"reference": version.reference, "digest": version.digest, "file": str(target)})

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from noa.plain_paths import plain_path
 from noa_cli import _console as console
 from noa_cli._invocation import current
 from noa_cli._options import JsonOption
@@ -25,7 +26,7 @@ def export(
     """Write a version with its formats, evidence, signatures and history to one file, for `noa models import`."""
     with open_registry(about=[reference]) as registry:
         version = registry.resolve(reference)
-        target = current().directory / (output or f"{version.name}-{version.number}.noa")
+        target = plain_path(current().directory / (output or f"{version.name}-{version.number}.noa"))
         with console.step(f"Exporting {version.reference}") as tell:
             written = registry.archives.write(
                 version.name,

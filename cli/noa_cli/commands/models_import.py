@@ -151,7 +151,7 @@ def _print_scan(report: ScanReport, *, as_json: bool, extra: dict[str, object]) 
         console.print_json({"scan": report.to_dict(), **extra})
         return
     if not report.findings and "dry_run" not in extra:
-        console.print_line(f"{len(report.files)} files scanned, none runs code (each one with --json)")
+        console.print_line(f"{console.count(len(report.files), 'file')} scanned, none runs code (each one with --json)")
         return
     console.print_table(
         ["file", "is", "bytes"],

@@ -62,7 +62,7 @@ def _write_svg(graph: LineageGraph, path: Path, question: str) -> None:
     from noa_registry.lineage.svg import to_svg
 
     write_file(path.absolute(), to_svg(graph, title=f"Lineage of {question}"))
-    console.note(f"{path}: {len(graph.nodes)} nodes, {len(graph.edges)} edges")
+    console.note(f"{path}: {console.count(len(graph.nodes), 'node')}, {console.count(len(graph.edges), 'edge')}")
 
 
 def _print_tree(graph: LineageGraph) -> None:

@@ -81,6 +81,8 @@ def _print(result: Reproduction) -> None:
         console.print_line(f"note: {note}", "yellow")
     if result.linked:
         console.print_line(f"used as they are now, for they are in no commit: {', '.join(result.linked)}")
+    if result.left_out:
+        console.print_line(f"not there for the recipe, for they are keys: {', '.join(result.left_out)}")
     console.print_line(
         f"{result.reference} trained again from {result.source} in {result.seconds:.1f} s: {result.verdict}",
         _STYLES[result.verdict],

@@ -21,7 +21,7 @@ def search(
         list[str] | None,
         typer.Argument(
             help="Terms that must all hold, e.g. `digits tag.team=vision param.lr:0.01 'metric.accuracy>=0.98'`; "
-            "put terms with < or > in quotes. Nothing: every version."
+            "put terms with < or > in quotes; `-` negates one: `-is:live`. Nothing: every version."
         ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Most rows.")] = 50,

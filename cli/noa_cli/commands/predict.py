@@ -138,8 +138,7 @@ def find_server(settings: Settings, endpoint: str) -> str:
     if known is None:
         serving = [one for one in running_servers(settings.state_dir) if endpoint in one.settings.endpoints]
         known = serving[-1].address.url if serving else None
-    scheme = "http" if settings.serving.tls_certificate is None else "https"
-    return known or f"{scheme}://{settings.serving.host}:{settings.serving.port}"
+    return known or settings.serving.address
 
 
 def key_for(settings: Settings, url: str | None, address: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from noa.plain_paths import plain_path
 from noa_cli import _console as console
 from noa_cli._options import DryRunOption, JsonOption
 
@@ -35,7 +36,7 @@ def init(
     written = write_project(folder, template=template, name=name, dry_run=dry_run)
     outside = {} if dry_run else _set_outside(folder)
     if as_json:
-        told = {"folder": str(folder.absolute()), "written": written, "dry_run": dry_run, "set_outside": outside}
+        told = {"folder": str(plain_path(folder)), "written": written, "dry_run": dry_run, "set_outside": outside}
         console.print_json(told)
         return
     for file in written:
@@ -69,7 +70,7 @@ def write_project(folder: Path, *, template: str, name: str | None = None, dry_r
     if present and not _was_begun(folder, contents, present):
         raise ConflictError(
             f"`{present[0]}` is already there",
-            where=str(folder.absolute()),
+            where=str(plain_path(folder)),
             remedy="Choose another folder, or move the file away; nothing was written",
         )
     ignore = _gitignore_with_state(folder)

@@ -6,8 +6,10 @@ from noa.settings._describe import (
     SettingValue,
     compare_values,
     explain,
+    find_value,
     json_schema,
     list_values,
+    what_was_meant,
 )
 from noa.settings._loader import (
     PROJECT_FILE,
@@ -64,6 +66,7 @@ __all__ = [
     "compare_values",
     "explain",
     "find_project",
+    "find_value",
     "is_loopback",
     "json_schema",
     "list_values",
@@ -72,4 +75,5 @@ __all__ = [
     "load_settings",
     "model_at",
     "user_settings_file",
+    "what_was_meant",
 ]

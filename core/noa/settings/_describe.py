@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Literal, Union, cast, get_args, get_origin
+from typing import Annotated, Final, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 
 from noa.database_urls import MASK, mask_password, mask_web_address
 from noa.errors import NotFoundError
-from noa.settings._loader import LoadedSettings, model_at
+from noa.settings._loader import LoadedSettings, closest_key, is_for_files_only, model_at, table_around
 from noa.settings.models import Settings, WebhookSettings
+
+_MOST_MEANT: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +42,13 @@ class SettingDifference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingHelp:
-    """What one key means."""
+    """What one key means. `environment` is the variable that sets it, None where only a file may."""
 
     key: str
     description: str
     type: str
     default: object
-    environment: str
+    environment: str | None
     keys: tuple[str, ...]
 
 
@@ -79,7 +81,7 @@ def explain(dotted: str) -> SettingHelp:
     """
     found = model_at(dotted)
     if found is None:
-        raise NotFoundError(f"no setting `{dotted}`", remedy="List them with `noa config show`")
+        raise NotFoundError(f"no setting `{dotted}`", remedy=what_was_meant(dotted))
     section, name = found
     field = section.model_fields[name]
     inner = _section_of(field.annotation)
@@ -89,9 +91,26 @@ def explain(dotted: str) -> SettingHelp:
         description=field.description or (inner.__doc__ if inner else "") or "",
         type=inner.__name__ if inner else _type_name(field.annotation),
         default=default,
-        environment=f"NOA__{dotted.upper().replace('.', '__')}",
+        environment=None if is_for_files_only(dotted) else f"NOA__{dotted.upper().replace('.', '__')}",
         keys=tuple(inner.model_fields) if inner else (),
     )
+
+
+def find_value(loaded: LoadedSettings, dotted: str) -> SettingValue | None:
+    """Return one key's value and origin; None for a section, and for a key of a name that nothing sets."""
+    return next((value for value in list_values(loaded) if value.key == dotted), None)
+
+
+def what_was_meant(dotted: str) -> str:
+    """Return a sentence for somebody who named a key that is none."""
+    if around := table_around(dotted):
+        return f"It is a key inside of `{around}`, which `noa config explain {around}` describes"
+    if close := closest_key(dotted):
+        return f"Did you mean `{close}`?"
+    same = [key for key, _ in _walk(Settings(), "") if key.rpartition(".")[2] == dotted]
+    if same:
+        return f"Did you mean {' or '.join(f'`{key}`' for key in same[:_MOST_MEANT])}?"
+    return "List them with `noa config show`"
 
 
 def json_schema() -> dict[str, object]:

@@ -146,6 +146,23 @@ def model_at(dotted: str) -> tuple[type[BaseModel], str] | None:
     return _model_at(tuple(dotted.split(".")))
 
 
+def table_around(dotted: str) -> str | None:
+    """Return the setting whose value is a plain table that holds this key, e.g. `registry.principals`, or None."""
+    parts = tuple(dotted.split("."))
+    depths = range(1, len(parts))
+    return next((".".join(parts[:depth]) for depth in depths if _is_plain_table(parts[:depth])), None)
+
+
+def closest_key(dotted: str) -> str | None:
+    """Return the setting that was meant perhaps by a key that is none, or None."""
+    return _closest(tuple(dotted.split(".")))
+
+
+def is_for_files_only(dotted: str) -> bool:
+    """Tell whether neither the environment nor `-o` may set this key."""
+    return dotted.partition(".")[0] == _GATES
+
+
 def _own_file() -> Path | None:
     try:
         return user_settings_file(os.environ)
@@ -276,20 +293,21 @@ def _refuse_unknown(source: Source) -> None:
             if _is_inside_value(here):
                 break
             known = _siblings(here[:-1])
-            close = difflib.get_close_matches(here[-1], known, n=1)
-            suggestion = ".".join([*here[:-1], *close])
+            close = _closest(here)
             raise SettingsError(
                 f"unknown setting `{'.'.join(here)}`",
                 where=_origin_of(source, path),
                 expected=None if close or not known else ", ".join(sorted(known)),
-                remedy=f"Did you mean `{suggestion}`?" if close else "See `noa config schema`",
+                remedy=f"Did you mean `{close}`?" if close else "See `noa config schema`",
                 key=".".join(here),
             )
 
 
 def _refuse_gates_outside_of_files(source: Source) -> None:
     """A gate that one command or one shell may change guards nothing: it is written where others see it."""
-    if not source.is_file and (path := next((path for path in leaves(source.table) if path[0] == _GATES), None)):
+    if not source.is_file and (
+        path := next((path for path in leaves(source.table) if is_for_files_only(path[0])), None)
+    ):
         raise SettingsError(
             "a gate cannot be changed for one command",
             where=_origin_of(source, path),
@@ -302,12 +320,27 @@ def _refuse_gates_outside_of_files(source: Source) -> None:
 
 def _is_inside_value(path: KeyPath) -> bool:
     """Tell whether some prefix names a field that is itself a plain table, such as `gates.digits.min_metrics`."""
-    for depth in range(len(path) - 1, 0, -1):
-        found = _model_at(path[:depth])
-        if found is not None:
-            annotation = found[0].model_fields[found[1]].annotation
-            return _inner_section(annotation) is None and str(annotation).startswith("dict")
-    return False
+    return any(_is_plain_table(path[:depth]) for depth in range(1, len(path)))
+
+
+def _is_plain_table(path: KeyPath) -> bool:
+    found = _model_at(path)
+    if found is None:
+        return False
+    annotation = found[0].model_fields[found[1]].annotation
+    return _inner_section(annotation) is None and str(annotation).startswith("dict")
+
+
+def _closest(path: KeyPath) -> str | None:
+    for depth in range(1, len(path) + 1):
+        here = path[:depth]
+        if _model_at(here) is None:
+            close = difflib.get_close_matches(here[-1], _siblings(here[:-1]), n=1)
+            if not close:
+                return None
+            meant = (*here[:-1], *close)
+            return _closest((*meant, *path[depth:])) or ".".join(meant)
+    return ".".join(path)
 
 
 def _siblings(parent: KeyPath) -> list[str]:

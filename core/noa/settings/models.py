@@ -412,6 +412,13 @@ class ServingSettings(Section):
     )
 
     @property
+    def address(self) -> str:
+        """The URL at which this machine reaches a server of these settings."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        scheme = "http" if self.tls_certificate is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
     def has_keys_file(self) -> bool:
         """Whether there is a place for a file of keys; false only without a project."""
         return self.keys_file != Path()

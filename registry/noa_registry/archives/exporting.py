@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -187,8 +188,19 @@ def _check_target(target: Path, *, force: bool) -> None:
         raise ConflictError(
             "this file is there already", where=str(target), remedy="Name another with -o, or overwrite it with --force"
         )
+    if target.parent.exists() and not target.parent.is_dir():
+        raise ConflictError(
+            "the archive cannot be in a file",
+            where=str(target.parent),
+            expected="a folder",
+            remedy="Name another place with -o",
+        )
     if not target.parent.is_dir():
-        raise NotFoundError("the folder for the archive does not exist", where=str(target.parent))
+        raise NotFoundError(
+            "the folder for the archive does not exist",
+            where=str(target.parent),
+            remedy=f"Make it with: mkdir -p {shlex.quote(str(target.parent))}",
+        )
 
 
 @contextmanager

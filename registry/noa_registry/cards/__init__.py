@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from noa_registry.cards.card import Card, CardFacts
+from noa_registry.cards.card import SERVER, Card, CardFacts
 
-__all__ = ["Card", "CardFacts"]
+__all__ = ["SERVER", "Card", "CardFacts"]

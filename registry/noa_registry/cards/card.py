@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from noa_registry.signing import StoredSignature
     from noa_registry.versions import ModelVersion
 
+SERVER: Final = "http://127.0.0.1:3000"
 _MOST_SLICES: Final = 30
 _MOST_MOVES: Final = 50
 _RECORDED: Final = (  # tags that noa writes about the training, and what they are called in a card
@@ -69,6 +70,8 @@ class CardFacts:
     lineage: LineageGraph
     policy: GateSettings | None = None
     """The model's gate: it may say in which direction a metric is better."""
+    server: str = SERVER
+    """The URL of the server that the examples ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Card:
         sections = (
             Section(title="What it is", blocks=tuple(_identity(version))),
             Section(title="What it takes and gives", blocks=(_signature(version),)),
-            Section(title="How to use it", blocks=tuple(_usage(version))),
+            Section(title="How to use it", blocks=tuple(_usage(version, self.facts.server))),
             Section(title="Data", blocks=tuple(_data(self.facts))),
             Section(title="Training", blocks=tuple(_training(version))),
             Section(title="Evaluation", blocks=tuple(_evaluation(self.facts))),
@@ -161,7 +164,7 @@ def _signature(version: ModelVersion) -> Block:
     return Table(("", "name", "tensor"), tuple(rows))
 
 
-def _usage(version: ModelVersion) -> list[Block]:
+def _usage(version: ModelVersion, server: str) -> list[Block]:
     reference, inputs = version.reference, version.signature.inputs
     arguments = ", ".join(f"{json.dumps(spec.name)}: {_zeros(spec.dtype, spec.shape)}" for spec in inputs)
     python = (
@@ -185,10 +188,7 @@ def _usage(version: ModelVersion) -> list[Block]:
         f"    folder = registry.open_wrapper(registry.resolve({json.dumps(reference)}))\n"
         '    Path("input.json").write_text((folder / "serving_input_example.json").read_text())\n'
     )
-    http = (
-        f"noa serve {served}\n"
-        "curl -s http://127.0.0.1:3000/predict -H 'content-type: application/json' -d @input.json\n"
-    )
+    http = f"noa serve {served}\ncurl -s {server}/predict -H 'content-type: application/json' -d @input.json\n"
     return [
         Code("python", python),
         Text("With stock MLflow, which needs noa only to look up the registry's address if the format onnx is there:"),

@@ -26,6 +26,7 @@ from noa_registry.retention.plan import (
     plan_leases,
     plan_orphans,
     plan_versions,
+    plan_waiting,
 )
 from noa_registry.retention.policy import Proposal, RetentionPolicy, propose
 from noa_registry.retention.reach import Hold, find_holds
@@ -145,6 +146,7 @@ class Retention:
             refuse_unknown(self.database, self.store, moment=moment, grace=grace)
         with self.database.snapshot() as connection:
             items, kept = plan_versions(connection, self.store, moment, approvals=self.approvals, endpoints=endpoints)
+            waiting, unreadable = plan_waiting(connection, moment)
             items += plan_files(self.store, moment, cache_age=cache_age)
             orphans, young = plan_orphans(connection, self.store, moment, orphan_age=orphan_age)
             items += orphans if unknown else ()
@@ -152,8 +154,9 @@ class Retention:
             items += plan_leases(connection, moment)
         return GcPlan(
             items=tuple(items),
-            kept=tuple(kept),
+            kept=(*kept, *unreadable),
             made_at=moment,
+            waiting=tuple(waiting),
             unknown=() if unknown else tuple(orphans),
             young=tuple(young),
             orphan_age=orphan_age,

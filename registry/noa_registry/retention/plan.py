@@ -52,9 +52,18 @@ class KeptVersion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingVersion:
+    """A deleted version that can be restored until `purge_after`; a collection after that removes its files."""
+
+    reference: str
+    purge_after: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GcPlan:
     """What a collection would remove. The ages are kept, so that applying the plan checks by the same ones.
 
+    `waiting` are deleted versions whose grace period is not over, the one that is over first in front.
     `unknown` are units that no version names and that stay: they go only where they were asked for. `young` are those
     that are not `orphan_age` old yet, and stay in any case.
     """
@@ -62,6 +71,7 @@ class GcPlan:
     items: tuple[GcItem, ...]
     kept: tuple[KeptVersion, ...]
     made_at: datetime
+    waiting: tuple[WaitingVersion, ...] = ()
     unknown: tuple[GcItem, ...] = ()
     young: tuple[GcItem, ...] = ()
     orphan_age: timedelta = ORPHAN_AGE
@@ -101,6 +111,21 @@ def plan_versions(
         reason = f"deleted by {row.deleted_by} ({row.reason}); its grace period ended at {shown_time(row.purge_after)}"
         items.append(GcItem(kind="version", key=reference, reason=reason, size_bytes=size))
     return items, kept
+
+
+def plan_waiting(connection: Connection, moment: datetime) -> tuple[list[WaitingVersion], list[KeptVersion]]:
+    """Return deleted versions whose grace period is not over, and those of which nobody can tell when it is."""
+    later = (trash.c.state == "trashed") & (trash.c.purge_after > to_text(moment))
+    waiting: list[WaitingVersion] = []
+    kept: list[KeptVersion] = []
+    query = select(trash).where(later).order_by(trash.c.purge_after, trash.c.name, trash.c.number)
+    for row in connection.execute(query).all():
+        reference = f"{row.name}/{row.number}"
+        if holds := _unreadable_times(row):
+            kept.append(KeptVersion(reference=reference, holds=tuple(holds)))
+        else:
+            waiting.append(WaitingVersion(reference=reference, purge_after=trash_time(row, "purge_after")))
+    return waiting, kept
 
 
 def _unreadable_times(row: Row[Any]) -> list[Hold]:

@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from noa.errors import ConflictError, InvalidInputError
+from noa.errors import ConflictError, InvalidInputError, NotFoundError
 from noa.references import MOST_NUMBER, check_number
 from noa_registry import mlflow_rows
 from noa_registry.approvals.desk import ApprovalDesk
 from noa_registry.database import to_text
 from noa_registry.events.outbox import append_event
 from noa_registry.json_columns import parse_time
-from noa_registry.records import newest_number, require_version, version_deleted, version_not_found
+from noa_registry.records import model_not_found, require_version, restorable_numbers, version_deleted
 from noa_registry.retention.reach import Hold, find_holds
 from noa_registry.tables import models, trash, versions
 
+_MOST_NUMBERS: Final = 10
 TrashState: TypeAlias = Literal["trashed", "purging", "purged"]
 
 
@@ -99,12 +100,9 @@ def take_from_trash(connection: Connection, name: str, number: int, *, actor: st
     is_possible = 1 <= check_number(number, what=f"the number of a version of `{name}`") <= MOST_NUMBER
     row = find_trashed(connection, name, number) if is_possible else None
     if row is None:
-        newest_number(connection, name)
-        if not is_possible:
-            raise version_not_found(connection, name, number)
         found = select(versions.c.number).where(versions.c.name == name, versions.c.number == number)
-        if connection.execute(found).one_or_none() is None:
-            raise version_not_found(connection, name, number)
+        if not is_possible or connection.execute(found).one_or_none() is None:
+            raise _nothing_to_restore(connection, name, number)
         raise ConflictError(f"`{name}/{number}` is not in the trash", remedy="There is nothing to restore")
     if row.state != "trashed":
         raise version_deleted(name, number, row)
@@ -150,6 +148,23 @@ def refuse_held(name: str, number: int, holds: Sequence[Hold]) -> None:
         received="; ".join(str(hold) for hold in holds),
         remedy=". ".join(dict.fromkeys(hold.release for hold in holds)),
         holds=tuple(holds),
+    )
+
+
+def _nothing_to_restore(connection: Connection, name: str, number: int) -> NotFoundError:
+    """Return the error that says which versions of a model can be taken out of the trash."""
+    if connection.execute(select(versions.c.number).where(versions.c.name == name).limit(1)).first() is None:
+        return model_not_found(connection, name)
+    in_trash = restorable_numbers(connection, name)
+    there = ", ".join(f"`{name}/{one}`" for one in in_trash[:_MOST_NUMBERS])
+    more = f" or one of {len(in_trash) - _MOST_NUMBERS} others" if len(in_trash) > _MOST_NUMBERS else ""
+    return NotFoundError(
+        f"no version {number} of model `{name}` is in the trash",
+        expected=f"{there}{more}" if there else "a deleted version; none of this model can be restored",
+        received=f"`{name}/{number}`",
+        remedy=f"List them with: noa models list {name} --trash"
+        if there
+        else f"List what is there with: noa models list {name}",
     )
 
 

@@ -10,7 +10,7 @@ import json
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
@@ -73,7 +73,7 @@ class SearchHit:
 class SearchPage:
     """Some hits in order. `next_cursor` gives the page after this one to the same query; None: that was all.
 
-    `hint` says, where nothing was found, which name in the query no version has.
+    `hint` says, where nothing was found, which name in the query no version has, or that a deleted one matches.
     """
 
     hits: tuple[SearchHit, ...]
@@ -97,12 +97,23 @@ def search(
         rows = connection.execute(plan(connection, query, counted=counted, after=after, limit=limit + 1)).all()
         keys = [(str(row[0]), int(row[1])) for row in rows[:limit]]
         hits = _load_hits(connection, keys, _asked(query), counted)
-        hint = None if keys or cursor is not None else unknown_name_hint(connection, query)
+        hint = None if keys or cursor is not None else _hint(connection, query, counted)
     following = None
     if len(rows) > limit:
         name, number, value = rows[limit - 1]
         following = _write_cursor(query, moment, [value, name, number])
     return SearchPage(hits=tuple(hits[key] for key in keys), next_cursor=following, hint=hint)
+
+
+def _hint(connection: Connection, query: Query, counted: CountedValues) -> str | None:
+    if unknown := unknown_name_hint(connection, query):
+        return unknown
+    if query.trashed:
+        return None
+    row = connection.execute(
+        plan(connection, replace(query, trashed=True), counted=counted, after=None, limit=1)
+    ).first()
+    return None if row is None else f"In the trash `{row[0]}/{row[1]}` does: add `is:trashed` to see what is there"
 
 
 def _load_hits(
