@@ -207,6 +207,19 @@ def test_compare_draws_intervals_as_the_gate_judges_unless_told_otherwise(capfd:
     assert "intervals of 95 % from 200 draws with seed 7, by which no gate judges" in table
 
 
+def test_a_version_that_is_registered_is_measured_by_one_command(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("noa.toml").write_text(Path("noa.toml").read_text() + 'max_latency_ms = { p50 = 60000, "p99@3" = 60000 }\n')
+    refused = json.loads(out_of(capfd, "models", "check", BETTER, "--json", code=1))["verdicts"]
+    (remedy,) = {row["remedy"] for row in refused if not row["passed"]}
+    assert remedy == f"Measure it: noa models measure {BETTER}"
+    told = json.loads(out_of(capfd, "models", "measure", BETTER, "--json"))
+    assert [row["batch"] for row in told["batches"]] == [1, 3, 32]
+    assert out_of(capfd, "models", "check", BETTER).count("REFUSED") == 0
+    assert "processor time" in out_of(capfd, "models", "measure", BETTER, "--batch", "2", "--seconds", "0.1")
+    kinds = [row["kind"] for row in json.loads(out_of(capfd, "models", "show", BETTER, "--json"))["evidence"]]
+    assert (kinds.count("latency"), kinds.count("size")) == (2, 1)
+
+
 def test_compare_draws_a_picture(capfd: pytest.CaptureFixture[str]) -> None:
     out_of(capfd, "models", "compare", HOLDER, WORSE, "--plot", "a.png")
     assert Path("a.png").read_bytes().startswith(b"\x89PNG")
