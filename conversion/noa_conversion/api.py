@@ -182,14 +182,28 @@ def measure_performance(
     *,
     threads: int | None = None,
     batches: Sequence[int] = (1, 32),
+    seconds_per_batch: float = 2.0,
+    tails: Sequence[int] = (),
+    tail_seconds: float = 10.0,
 ) -> tuple[Evidence, Evidence]:
     """Return how long a format computes on this machine for batches of rows, and how large it is, as two facts.
 
-    A model without a free axis is called as it is, which counts as one row.
+    A model without a free axis is called as it is, which counts as one row. Each size is called 1,000 times, or for
+    `seconds_per_batch`; those in `tails`, whose 99th percentile is to be judged, go on until the runs are enough to
+    bound it, for `tail_seconds` in all.
 
     Raises:
         InvalidInputError: the folder does not hold this format, or there is no sample.
     """
     from noa_conversion.latency import measure_performance as measure
 
-    return measure(format, folder, samples, threads=threads, batches=batches)
+    return measure(
+        format,
+        folder,
+        samples,
+        threads=threads,
+        batches=batches,
+        seconds_per_batch=seconds_per_batch,
+        tails=tails,
+        tail_seconds=tail_seconds,
+    )

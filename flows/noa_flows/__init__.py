@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from noa_flows.child import ChildResult, run_child
     from noa_flows.deployment import deploy
     from noa_flows.job_requests import clear_dead_requests, dead_requests
+    from noa_flows.latency_evidence import measure_version
     from noa_flows.pipeline import PipelinePlan, check_backends, plan_pipeline, run_pipeline
     from noa_flows.pipeline_values import (
         STEPS,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         find_holder,
         promote_best,
         register_job,
+        time_candidates,
         verify_job,
     )
     from noa_flows.training_job import train_job
@@ -79,6 +81,7 @@ _LAZY = {
     ),
     "capture_environment": "provenance",
     **dict.fromkeys(("ReproduceOptions", "reproduce_version"), "reproduce"),
+    "measure_version": "latency_evidence",
     **dict.fromkeys(("Reproduction", "Tolerance"), "reproduction"),
     **dict.fromkeys(
         (
@@ -103,6 +106,7 @@ _LAZY = {
             "find_holder",
             "promote_best",
             "register_job",
+            "time_candidates",
             "verify_job",
         ),
         "steps",
@@ -153,6 +157,7 @@ __all__ = [
     "follow",
     "list_deployments",
     "list_runs",
+    "measure_version",
     "plan_pipeline",
     "promote_best",
     "refuse_shared_ports",
@@ -165,6 +170,7 @@ __all__ = [
     "service_at",
     "serving_status",
     "status",
+    "time_candidates",
     "train_job",
     "unschedule",
     "up",

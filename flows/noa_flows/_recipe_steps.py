@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TypedDict, get_args
 
 from noa.atomic_write import translate_disk_errors, write_file
 from noa.digests import build_manifest
@@ -41,6 +41,16 @@ from noa_training import (
 SERVED_FORMAT = "onnx"
 _LATENCY_ROWS = 32
 _EXAMPLE_ROWS = 9  # `noa convert` measures on them; the odd size catches a batch axis that became static
+
+
+class _Tails(TypedDict):
+    """Batch sizes whose 99th percentile is judged, and how long each may take."""
+
+    tails: tuple[int, ...]
+    tail_seconds: float
+
+
+_NO_TAILS: _Tails = {"tails": (), "tail_seconds": 0.0}
 
 
 def _plan(values: Message) -> Message:
@@ -97,7 +107,9 @@ def _verify(values: Message) -> Message:
             remedy="Do not serve this format; report the operation, or train with another layer",
             evidence=evidence,
         )
-    evaluation = _measure(job, conversion, values["threads"], served=True, batches=values["batches"])
+    evaluation = _measure(
+        job, conversion, values["threads"], served=True, batches=values["batches"], tails=_tails(values)
+    )
     return verification_to(Verification(evidence=evidence, evaluation=evaluation))
 
 
@@ -132,7 +144,12 @@ def _latency(values: Message) -> list[Message]:
     job, written = _job(values), conversion_from(values["written"])
     samples = load_test_data(job).head(_LATENCY_ROWS).inputs
     facts = measure_performance(
-        written.format, written.folder, samples, threads=values["threads"], batches=tuple(values["batches"])
+        written.format,
+        written.folder,
+        samples,
+        threads=values["threads"],
+        batches=tuple(values["batches"]),
+        **_tails(values),
     )
     return [evidence_to(fact) for fact in facts]
 
@@ -170,7 +187,13 @@ STEPS: dict[str, Callable[[Message], object]] = {
 
 
 def _measure(
-    job: TrainedJob, written: Conversion, threads: int | None, *, served: bool, batches: Sequence[int] = ()
+    job: TrainedJob,
+    written: Conversion,
+    threads: int | None,
+    *,
+    served: bool,
+    batches: Sequence[int] = (),
+    tails: _Tails = _NO_TAILS,
 ) -> Evaluation:
     """Measure a format; what is `served` also row by row, and in time with `batches`: versions are compared by it."""
     test = load_test_data(job)
@@ -186,7 +209,7 @@ def _measure(
     )
     samples = test.head(_LATENCY_ROWS).inputs
     performance = (
-        measure_performance(written.format, written.folder, samples, threads=threads, batches=tuple(batches))
+        measure_performance(written.format, written.folder, samples, threads=threads, batches=tuple(batches), **tails)
         if batches
         else ()
     )
@@ -198,6 +221,10 @@ def _measure(
         metrics=measured.metrics,
         evidence=(*measured.evidence, *performance),
     )
+
+
+def _tails(values: Message) -> _Tails:
+    return {"tails": tuple(values["tails"]), "tail_seconds": float(values["tail_seconds"])}
 
 
 def _request(value: object) -> JobRequest:

@@ -1,8 +1,8 @@
 """What a gate needs beside the candidate's own measurements, measured and attached before it judges.
 
 The present holder is measured on the candidate's test rows, so that the two can be compared row by row; the signatures
-are compared; and where latency is judged, it is measured for the batch sizes that were not on this machine: the slowest
-measurement counts.
+are compared; and where latency is judged, it is measured for the batch sizes that were not on this machine
+(`latency_evidence`).
 """
 
 from __future__ import annotations
@@ -10,20 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from noa.errors import NotFoundError
-from noa_conversion.batches import batch_axis
-from noa_conversion.latency import describe_hardware
-from noa_flows._recipe_messages import conversion_to, evidence_from, job_to
-from noa_flows._timed_batches import timed_batches
+from noa_flows._recipe_messages import job_to
+from noa_flows.latency_evidence import ask_facts, attach_latency
 from noa_flows.pipeline_values import Conversion
 from noa_flows.recipe_process import ask_recipe
-from noa_registry.evidence import (
-    METRICS,
-    PREDICTIONS,
-    CompatibilityEvidence,
-    LatencyEvidence,
-    compare_signatures,
-    thing_of,
-)
+from noa_registry.evidence import METRICS, PREDICTIONS, CompatibilityEvidence, compare_signatures
 
 if TYPE_CHECKING:
     from noa.settings import GateSettings, Settings
@@ -31,7 +22,9 @@ if TYPE_CHECKING:
     from noa_registry import Evidence, ModelVersion, Registry
 
 
-def attach_gate_evidence(registry: Registry, settings: Settings, candidate: Candidate, alias: str) -> None:
+def attach_gate_evidence(
+    registry: Registry, settings: Settings, candidate: Candidate, alias: str, *, actor: str | None = None
+) -> None:
     """Attach to the candidate and to the holder of `alias` what the gate of the model asks for.
 
     Raises:
@@ -42,18 +35,13 @@ def attach_gate_evidence(registry: Registry, settings: Settings, candidate: Cand
     policy = settings.gates.get(version.name)
     holder = _holder(registry, version.name, alias)
     if holder is not None and holder.number != version.number:
-        registry.attach(version.name, version.number, compare_with_holder(version, holder), by_pipeline=True)
+        registry.attach(
+            version.name, version.number, compare_with_holder(version, holder), actor=actor, by_pipeline=True
+        )
         if policy is not None and _compares(policy):
-            _measure_holder(registry, candidate, holder)
+            _measure_holder(registry, candidate, holder, actor)
     if policy is not None and policy.max_latency_ms:
-        served = version.default_format
-        threads = settings.training.threads or None
-        batches = _untimed(registry, version, served, threads, timed_batches(settings, version.name))
-        if batches:
-            folder = registry.open_format(version, served)
-            written = Conversion(format=served, folder=folder, digest=version.formats[served].digest)
-            facts = _ask(candidate, "latency", written, threads=threads, batches=batches)
-            registry.attach(version.name, version.number, facts, by_pipeline=True)
+        attach_latency(registry, settings, candidate, actor=actor)
 
 
 def compare_with_holder(version: ModelVersion, holder: ModelVersion) -> Evidence:
@@ -68,21 +56,6 @@ def compare_with_holder(version: ModelVersion, holder: ModelVersion) -> Evidence
     ).to_evidence()
 
 
-def _untimed(
-    registry: Registry, version: ModelVersion, served: str, threads: int | None, batches: tuple[int, ...]
-) -> tuple[int, ...]:
-    """Return those of the batch sizes that were not measured on this machine."""
-    here = LatencyEvidence(
-        subject=served, digest=version.formats[served].digest, hardware=describe_hardware(served, threads), batches=()
-    )
-    thing = thing_of(here.to_evidence())
-    known = [fact for fact in registry.evidence(version.name, version.number) if thing_of(fact) == thing]
-    if known and batch_axis(version.signature) is None:  # there is one size of batch
-        return ()
-    timed = {entry.batch for fact in known for entry in LatencyEvidence.from_evidence(fact).batches}
-    return tuple(batch for batch in batches if batch not in timed)
-
-
 def _compares(policy: GateSettings) -> bool:
     return bool(policy.max_regression or policy.slice_regression or policy.check)
 
@@ -94,7 +67,7 @@ def _holder(registry: Registry, name: str, alias: str) -> ModelVersion | None:
         return None
 
 
-def _measure_holder(registry: Registry, candidate: Candidate, holder: ModelVersion) -> None:
+def _measure_holder(registry: Registry, candidate: Candidate, holder: ModelVersion, actor: str | None) -> None:
     """Attach the holder's measurements on the candidate's test split, unless they are known."""
     job = candidate.job
     test_digest = str(ask_recipe(job.request, "rows", {"job": job_to(job)}, folder=job.folder)["digest"])
@@ -108,11 +81,5 @@ def _measure_holder(registry: Registry, candidate: Candidate, holder: ModelVersi
     if {METRICS, PREDICTIONS} <= known:
         return
     written = Conversion(format=served, folder=registry.open_format(holder, served), digest=digest)
-    registry.attach(holder.name, holder.number, _ask(candidate, "measure", written), by_pipeline=True)
-
-
-def _ask(candidate: Candidate, step: str, written: Conversion, **values: object) -> tuple[Evidence, ...]:
-    """Let the recipe's process measure a format on the candidate's test rows."""
-    job = candidate.job
-    asked = {"job": job_to(job), "written": conversion_to(written), **values}
-    return tuple(map(evidence_from, ask_recipe(job.request, step, asked, folder=job.folder)))
+    facts = ask_facts(job, "measure", written)
+    registry.attach(holder.name, holder.number, facts, actor=actor, by_pipeline=True)

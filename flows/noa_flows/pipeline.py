@@ -1,5 +1,5 @@
-"""The whole way of a recipe, per backend and in parallel: train -> evaluate -> convert -> verify -> register; then, for
-the one that is better on the validation split: gate -> promote -> deploy.
+"""The whole way of a recipe, per backend and in parallel: train -> evaluate -> convert -> verify -> register; then time
+for all, and for the one that is better on the validation split: gate -> promote -> deploy.
 
 `run_pipeline` is plain Python with one thread per backend; the Prefect flow calls the same steps as tasks.
 """
@@ -112,14 +112,14 @@ def run_pipeline(
 def _run_plan(settings: Settings, plan: PipelinePlan, runner: StepRunner, who: str, *, promote: bool) -> PipelineResult:
     begun = time.monotonic()
     if not promote:
-        candidates = _run_lanes(plan, settings, runner, who, before_gate=False)
+        candidates = _run_lanes(plan, settings, runner, who)
         return _result(plan, candidates, begun)
     with pipeline_lock(settings, plan.model):
         alias = plan.recipe.promote_to
         holder = steps.find_holder(settings, plan.model, alias)
-        candidates = _run_lanes(plan, settings, runner, who, before_gate=True)
+        candidates = _run_lanes(plan, settings, runner, who)
         best = choose_best(candidates, plan.recipe.primary_metric)
-        report = runner.run("gate", None, lambda: steps.check_gate(settings, best, alias))
+        report = runner.run("gate", None, lambda: steps.check_gate(settings, best, alias, actor=who))
         reason = promotion_reason(plan, best, candidates)
         promotion = runner.run(
             "promote",
@@ -220,18 +220,16 @@ def pipeline_lock(settings: Settings, model: str) -> Generator[None]:
 
 
 def run_lane(
-    request: JobRequest, settings: Settings, runner: StepRunner, actor: str, *, before_gate: bool = False
+    request: JobRequest, settings: Settings, runner: StepRunner, actor: str, *, is_alone: bool = True
 ) -> Candidate:
-    """Take one backend from training to a registered version; `before_gate`: which a gate judges next."""
+    """Take one backend from training to a registered version; `is_alone`: no other one is trained beside it."""
     backend = request.backend
     job = runner.run(
         "train", backend, lambda: train_job(request, settings, on_event=runner.hear(backend), cancel=runner.cancel)
     )
     evaluation = runner.run("evaluate", backend, lambda: steps.evaluate_job(job, settings))
     conversion = runner.run("convert", backend, lambda: steps.convert_job(job, settings))
-    verification = runner.run(
-        "verify", backend, lambda: steps.verify_job(job, conversion, settings, before_gate=before_gate)
-    )
+    verification = runner.run("verify", backend, lambda: steps.verify_job(job, conversion, settings, is_alone=is_alone))
     version = runner.run(
         "register",
         backend,
@@ -240,13 +238,12 @@ def run_lane(
     return Candidate(backend=backend, job=job, version=version, metrics=verification.evaluation.metrics)
 
 
-def _run_lanes(
-    plan: PipelinePlan, settings: Settings, runner: StepRunner, actor: str, *, before_gate: bool
-) -> list[Candidate]:
+def _run_lanes(plan: PipelinePlan, settings: Settings, runner: StepRunner, actor: str) -> list[Candidate]:
+    """Run all backends in parallel; what several measured in time would be each other, so that comes after them."""
+    is_alone = len(plan.requests) == 1
     with ThreadPoolExecutor(max_workers=len(plan.requests), thread_name_prefix="noa-lane") as pool:
         lanes = [
-            pool.submit(run_lane, request, settings, runner, actor, before_gate=before_gate)
-            for request in plan.requests
+            pool.submit(run_lane, request, settings, runner, actor, is_alone=is_alone) for request in plan.requests
         ]
         try:
             _wait_for_first_failure(lanes)
@@ -254,7 +251,10 @@ def _run_lanes(
             runner.cancel.set()
             end_recipe_processes(plan.requests)
             raise
-        return [lane.result() for lane in lanes]
+        candidates = [lane.result() for lane in lanes]
+    if not is_alone:
+        runner.run("time", None, lambda: steps.time_candidates(settings, candidates, actor=actor))
+    return candidates
 
 
 def _wait_for_first_failure(lanes: Sequence[Future[Candidate]]) -> None:

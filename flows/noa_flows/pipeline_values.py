@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 if TYPE_CHECKING:
     from noa_registry import Evidence, GateReport, ModelVersion
     from noa_training import JobEvent, TrainedJob
 
-StepName: TypeAlias = Literal["train", "evaluate", "convert", "verify", "register", "gate", "promote", "deploy"]
-STEPS: tuple[StepName, ...] = ("train", "evaluate", "convert", "verify", "register", "gate", "promote", "deploy")
+StepName: TypeAlias = Literal["train", "evaluate", "convert", "verify", "register", "time", "gate", "promote", "deploy"]
+STEPS: tuple[StepName, ...] = get_args(StepName)
 StepPhase: TypeAlias = Literal["started", "progress", "done", "failed"]
 
 

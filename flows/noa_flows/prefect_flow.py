@@ -81,8 +81,8 @@ def _convert(context: _Context, job: TrainedJob, backend: str) -> Conversion:
 
 
 @task(name="verify", task_run_name="verify-{backend}", persist_result=False, cache_policy=NO_CACHE)
-def _verify(context: _Context, job: TrainedJob, conversion: Conversion, backend: str) -> Verification:
-    verification = steps.verify_job(job, conversion, context.settings, before_gate=True)
+def _verify(context: _Context, job: TrainedJob, conversion: Conversion, backend: str, is_alone: bool) -> Verification:
+    verification = steps.verify_job(job, conversion, context.settings, is_alone=is_alone)
     get_run_logger().info("%s computes what %s computes", conversion.format, backend)
     return verification
 
@@ -101,9 +101,16 @@ def _register(
     return Candidate(backend=backend, job=job, version=version, metrics=verification.evaluation.metrics)
 
 
+@task(name="time", task_run_name="time", persist_result=False, cache_policy=NO_CACHE)
+def _time(context: _Context, candidates: list[Candidate]) -> None:
+    steps.time_candidates(context.settings, candidates, actor=context.actor)
+    names = ", ".join(candidate.version.reference for candidate in candidates)
+    get_run_logger().info("latency and size of %s are measured", names)
+
+
 @task(name="gate", task_run_name="gate-{alias}", persist_result=False, cache_policy=NO_CACHE)
 def _gate(context: _Context, best: Candidate, alias: str) -> GateReport:
-    report = steps.check_gate(context.settings, best, alias)
+    report = steps.check_gate(context.settings, best, alias, actor=context.actor)
     for verdict in report.warnings:
         get_run_logger().warning("%s: %s", verdict.rule, verdict.warning)
     for verdict in report.verdicts:
@@ -129,7 +136,7 @@ def _deploy(context: _Context, version: ModelVersion, alias: str) -> Deployment:
 @flow(
     name="retrain",
     flow_run_name=_run_name,
-    description="train -> evaluate -> convert -> verify -> register -> gate -> promote -> deploy",
+    description="train -> evaluate -> convert -> verify -> register -> time -> gate -> promote -> deploy",
     persist_result=False,
     task_runner=cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=8)),
 )
@@ -157,6 +164,8 @@ def _retrain(settings: Settings, plan: PipelinePlan) -> None:
     with pipeline_lock(settings, plan.model):
         holder = steps.find_holder(settings, plan.model, alias)
         candidates = _run_lanes(context, plan.requests)
+        if len(candidates) > 1:  # of a single one they were taken while it was verified
+            _time(context, candidates)
         best = choose_best(candidates, plan.recipe.primary_metric)
         report = _gate(context, best, alias)
         promotion = _promote(context, best, alias, holder, promotion_reason(plan, best, candidates))
@@ -175,7 +184,7 @@ def _run_lanes(context: _Context, requests: Sequence[JobRequest]) -> list[Candid
     lanes: list[Future] = []
     try:
         for request in requests:
-            lane = _submit_lane(context, request)
+            lane = _submit_lane(context, request, is_alone=len(requests) == 1)
             futures += lane
             lanes.append(lane[-1])
         for done in as_completed(futures):
@@ -187,12 +196,12 @@ def _run_lanes(context: _Context, requests: Sequence[JobRequest]) -> list[Candid
         raise
 
 
-def _submit_lane(context: _Context, request: JobRequest) -> list[Future]:
+def _submit_lane(context: _Context, request: JobRequest, *, is_alone: bool) -> list[Future]:
     backend = request.backend
     train = _train.submit(context, request, backend)
     evaluate = _evaluate.submit(context, _value(train), backend)
     convert = _convert.submit(context, _value(train), backend)
-    verify = _verify.submit(context, _value(train), _value(convert), backend)
+    verify = _verify.submit(context, _value(train), _value(convert), backend, is_alone)
     register = _register.submit(context, _value(train), _value(evaluate), _value(convert), _value(verify), backend)
     return [train, evaluate, convert, verify, register]
 

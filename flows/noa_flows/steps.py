@@ -22,8 +22,9 @@ from noa_flows._recipe_messages import (
     job_to,
     verification_from,
 )
-from noa_flows._timed_batches import timed_batches
+from noa_flows._timed_batches import measured_tails, timed_batches
 from noa_flows.gate_evidence import attach_gate_evidence
+from noa_flows.latency_evidence import attach_latency
 from noa_flows.pipeline_values import Candidate, Conversion, Evaluation, Promotion, Verification
 from noa_flows.provenance import capture_environment
 from noa_flows.recipe_process import ask_recipe, keep_recipe_processes
@@ -31,6 +32,8 @@ from noa_flows.training_job import JOB_FOLDER_TAG
 from noa_registry import GateReport, ModelVersion, Registry, VersionDraft
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from noa_training import TrainedJob
@@ -58,28 +61,20 @@ def convert_job(job: TrainedJob, settings: Settings) -> Conversion:
     return conversion_from(_ask(job, "convert", {"settings": settings.conversion.model_dump(mode="json")}))
 
 
-def is_timed_by_gate(settings: Settings, model: str) -> bool:
-    """Tell whether the gate measures latency: it counts the slowest, so it is measured when no job has the machine."""
-    policy = settings.gates.get(model)
-    return policy is not None and bool(policy.max_latency_ms)
-
-
-def verify_job(
-    job: TrainedJob, conversion: Conversion, settings: Settings, *, before_gate: bool = False
-) -> Verification:
+def verify_job(job: TrainedJob, conversion: Conversion, settings: Settings, *, is_alone: bool = True) -> Verification:
     """Prove on the test split's inputs that the converted format computes what the native one does, and measure it.
 
-    `before_gate`: a gate judges next, which measures latency itself where it limits it.
+    With another job beside it (`is_alone` false) no times are taken: `time_candidates` does when all jobs have ended.
 
     Raises:
         ConversionError: it computes something else; names the worst output.
     """
-    is_timed = not (before_gate and is_timed_by_gate(settings, job.name))
     asked = {
         "conversion": conversion_to(conversion),
         "settings": settings.conversion.model_dump(mode="json"),
         "threads": settings.training.threads or None,
-        "batches": timed_batches(settings, job.name) if is_timed else (),
+        "batches": timed_batches(settings, job.name) if is_alone else (),
+        **measured_tails(settings, job.name),
     }
     return verification_from(_ask(job, "verify", asked))
 
@@ -129,16 +124,30 @@ def find_holder(settings: Settings, model: str, alias: str) -> int | None:
     return None if found is None else found[0]
 
 
-def check_gate(settings: Settings, candidate: Candidate, alias: str) -> GateReport:
+def time_candidates(settings: Settings, candidates: Sequence[Candidate], *, actor: str) -> None:
+    """Attach latency and size to all registered versions that lack them, one after the other: each has the machine.
+
+    Raises:
+        IntegrityError: the files of one are not what was sealed.
+        RecipeError: the recipe cannot be loaded any more.
+    """
+    with keep_recipe_processes(settings.root), Registry.open(settings) as registry:
+        for candidate in candidates:
+            attach_latency(registry, settings, candidate, actor=actor)
+
+
+def check_gate(settings: Settings, candidate: Candidate, alias: str, *, actor: str | None = None) -> GateReport:
     """Let the gate judge a candidate, after measuring what it needs: also the holder, on the same rows.
+
+    `actor` is who measures and is judged by, the user of this process if nobody is named.
 
     Raises:
         GateRefusedError: the gate refuses it; `facts["report"]` holds the verdicts, the message those that refuse.
     """
     version = candidate.version
     with keep_recipe_processes(settings.root), Registry.open(settings) as registry:
-        attach_gate_evidence(registry, settings, candidate, alias)
-        report = registry.check(version.name, version.number, alias=alias)
+        attach_gate_evidence(registry, settings, candidate, alias, actor=actor)
+        report = registry.check(version.name, version.number, alias=alias, actor=actor)
     if not report.passed:
         reasons = "; ".join(f"{v.rule}: expected {v.expected}, received {v.received}" for v in report.refusals)
         raise GateRefusedError(

@@ -29,7 +29,7 @@ from noa_registry.evidence import (
     worst_calibration,
 )
 from noa_registry.gates import TEST_SPLIT, BootstrapPlan, Candidate, GateWork, is_lower_better
-from noa_registry.gates.bootstrap import METHOD
+from noa_registry.gates.bootstrap import METHOD, plan_of
 from noa_registry.gates.counted_values import counted_value
 from noa_registry.gates.recorded_latency import RecordedLatency
 from noa_registry.gates.recorded_metrics import ChosenValue, RecordedMetrics
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from noa_registry.gates.bootstrap import PairedDifference
 
 _T = TypeVar("_T")
-DEFAULT_PLAN = BootstrapPlan()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +149,8 @@ class Comparison:
     b: Side
     same_rows: bool
     plan: BootstrapPlan
+    is_gates_plan: bool
+    """The gate judges by intervals, and by this plan."""
     row_sets: tuple[RowSetComparison, ...]
     metrics: tuple[MetricComparison, ...]
     slices: tuple[MetricComparison, ...]
@@ -165,7 +166,7 @@ class Comparison:
             "a": _side_to_dict(self.a),
             "b": _side_to_dict(self.b),
             "same_rows": self.same_rows,
-            "bootstrap": {**asdict(self.plan), "method": METHOD},
+            "bootstrap": {**asdict(self.plan), "method": METHOD, "is_gates_plan": self.is_gates_plan},
             "metrics": [_metric_to_dict(entry) for entry in self.metrics],
             "slices": [_metric_to_dict(entry) for entry in self.slices],
             "row_sets": [_row_set_to_dict(entry) for entry in self.row_sets],
@@ -184,13 +185,15 @@ def compare_versions(
     b_evidence: Sequence[Evidence],
     *,
     read_attachment: Callable[[str], bytes],
-    plan: BootstrapPlan = DEFAULT_PLAN,
+    plan: BootstrapPlan | None = None,
     policy: GateSettings | None = None,
 ) -> Comparison:
     """Compare two versions by their evidence. Nothing is computed with the models themselves.
 
-    `policy` is the model's gate: it may say in which direction a metric is better.
+    `policy` is the model's gate: it may say in which direction a metric is better, and its plan is taken where none is
+    given.
     """
+    plan = plan_of(policy) if plan is None else plan
     left, right = candidate_of(a, a_evidence), candidate_of(b, b_evidence)
     notes: list[str] = []
     work = GateWork(read_attachment)
@@ -213,6 +216,7 @@ def compare_versions(
         b=_side(b, right, digests[1], calibrations[1], notes),
         same_rows=bool(row_sets),
         plan=plan,
+        is_gates_plan=policy is not None and policy.confidence is not None and plan == plan_of(policy),
         row_sets=tuple(row_sets),
         metrics=metrics,
         slices=slices,

@@ -471,6 +471,8 @@ class Registry:
     ) -> Comparison:
         """Return two versions side by side: measurements with bootstrap intervals, and what they were made from.
 
+        Without a `plan` the intervals are drawn as the gate of B's model draws them (`comparison_plan`).
+
         Raises:
             NotFoundError: there is no such model, version or alias.
         """
@@ -484,9 +486,19 @@ class Registry:
             right,
             facts[1],
             read_attachment=lambda digest: self.attachment(digest).content,
-            plan=plan or BootstrapPlan(),
+            plan=plan,
             policy=self._promoter.gates.get(right.name),
         )
+
+    def comparison_plan(self, b: str | ModelReference) -> BootstrapPlan:
+        """Return the plan by which the gate of a model judges differences; the default where there is no such gate.
+
+        Raises:
+            NotFoundError: there is no such model, version or alias.
+        """
+        from noa_registry.gates.bootstrap import plan_of
+
+        return plan_of(self._promoter.gates.get(self.resolve(b).name))
 
     def check(
         self, name: str, number: int, *, alias: str = "champion", actor: str | None = None, record: bool = True

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[list[str] | None, list[str] | None]] = {
     "models show": (["digits@champion"], ["digits@rogue"]),
     "models check": (["digits/3"], ["digits@rogue"]),
     "models compare": (["digits/1", "digits/2"], ["digits/1", "digits@rogue"]),
+    "models measure": (["digits/1", "--batch", "1", "--seconds", "0.1"], ["digits@rogue"]),
     "models verify": ([], ["nothing"]),
     "models promote": (["digits/3", "--dry-run"], ["digits/99"]),
     "models rollback": (["digits", "--dry-run"], ["digits@rogue"]),

@@ -188,6 +188,38 @@ def test_compare_shows_every_set_of_rows_that_both_share_the_gates_first(
     assert all(f"<!-- {rows[7:19]} -->" in drawn for rows in (ROWS, *others))
 
 
+def test_compare_draws_intervals_as_the_gate_judges_unless_told_otherwise(capfd: pytest.CaptureFixture[str]) -> None:
+    text = Path("noa.toml").read_text().replace("confidence = 0.95", "confidence = 0.6\nseed = 7")
+    Path("noa.toml").write_text(text)
+    table = out_of(capfd, "models", "compare", HOLDER, WORSE)
+    assert "intervals of 60 % from 200 draws with seed 7, as the gate judges" in table
+    assert "60% interval" in table
+    judged = json.loads(out_of(capfd, "models", "check", WORSE, "--json", code=1))["verdicts"]
+    (rule,) = (row["measured"] for row in judged if row["rule"] == "max_regression.accuracy")
+    found = json.loads(out_of(capfd, "models", "compare", HOLDER, WORSE, "--json"))
+    accuracy = next(row for row in found["metrics"] if row["metric"] == "accuracy")
+    assert (accuracy["lower"], accuracy["upper"]) == (rule["lower"], rule["upper"])
+    assert found["bootstrap"]["is_gates_plan"] is True
+    asked = json.loads(out_of(capfd, "models", "compare", HOLDER, WORSE, "--json", "--resamples", "300"))["bootstrap"]
+    assert (asked["confidence"], asked["resamples"], asked["seed"], asked["is_gates_plan"]) == (0.6, 300, 7, False)
+    Path("noa.toml").write_text(text.replace("confidence = 0.6", ""))
+    table = out_of(capfd, "models", "compare", HOLDER, WORSE)
+    assert "intervals of 95 % from 200 draws with seed 7, by which no gate judges" in table
+
+
+def test_a_version_that_is_registered_is_measured_by_one_command(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("noa.toml").write_text(Path("noa.toml").read_text() + 'max_latency_ms = { p50 = 60000, "p99@3" = 60000 }\n')
+    refused = json.loads(out_of(capfd, "models", "check", BETTER, "--json", code=1))["verdicts"]
+    (remedy,) = {row["remedy"] for row in refused if not row["passed"]}
+    assert remedy == f"Measure it: noa models measure {BETTER}"
+    told = json.loads(out_of(capfd, "models", "measure", BETTER, "--json"))
+    assert [row["batch"] for row in told["batches"]] == [1, 3, 32]
+    assert out_of(capfd, "models", "check", BETTER).count("REFUSED") == 0
+    assert "processor time" in out_of(capfd, "models", "measure", BETTER, "--batch", "2", "--seconds", "0.1")
+    kinds = [row["kind"] for row in json.loads(out_of(capfd, "models", "show", BETTER, "--json"))["evidence"]]
+    assert (kinds.count("latency"), kinds.count("size")) == (2, 1)
+
+
 def test_compare_draws_a_picture(capfd: pytest.CaptureFixture[str]) -> None:
     out_of(capfd, "models", "compare", HOLDER, WORSE, "--plot", "a.png")
     assert Path("a.png").read_bytes().startswith(b"\x89PNG")

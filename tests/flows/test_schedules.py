@@ -12,6 +12,7 @@ import pytest
 from flows_helpers import make_project, wait_until
 
 import noa_flows
+from noa.actors import flow_actor
 from noa.errors import InvalidInputError, NotFoundError, ServiceError
 from noa.settings import Settings, load_settings
 from noa_cli.commands.flows import failure_of
@@ -19,6 +20,7 @@ from noa_flows import FlowRun, ServiceEvent, find_holder, list_deployments, list
 from noa_flows._process_tree import ProcessId, is_alive, send_signal, signal
 from noa_flows.schedules import follow
 from noa_flows.supervisor import Supervisor
+from noa_registry import Registry
 
 pytestmark = [pytest.mark.prefect, pytest.mark.torch, pytest.mark.bentoml, pytest.mark.slow]
 
@@ -105,6 +107,20 @@ def test_a_run_puts_a_new_champion_live_and_serves_it(project: Settings) -> None
     with urllib.request.urlopen(f"{noa_flows.address_of(project, 'serving')}/status", timeout=10) as answer:
         assert json.load(answer)["endpoints"]["tiny"]["version"] == number
     assert run.id in {entry.id for entry in list_runs(project, recipe="tiny")}
+
+
+@pytest.mark.jax
+def test_a_run_of_two_backends_measures_both_and_all_it_writes_names_it(project: Settings) -> None:
+    with Registry.open(project) as registry:
+        before = set(registry.numbers("tiny") if registry.models() else ())
+        run = noa_flows.run(project, "tiny", backends=("torch", "jax"), wait=True)
+        assert run.is_success, run.message
+        made = sorted(set(registry.numbers("tiny")) - before)
+        facts = {number: registry.evidence("tiny", number) for number in made}
+    assert len(made) == 2
+    for told in facts.values():
+        assert {"metrics", "predictions", "equivalence", "latency", "size"} <= {fact.kind for fact in told}
+        assert {fact.recording.by for fact in told if fact.recording} == {flow_actor(run.name)}
 
 
 def test_a_gate_that_cannot_be_met_fails_the_run_with_its_reason(project: Settings) -> None:

@@ -12,7 +12,8 @@ import pytest
 from flows_helpers import make_project
 
 from noa.errors import InvalidInputError
-from noa.settings import Settings
+from noa.settings import GateSettings, Settings
+from noa_cli.__main__ import run
 from noa_cli.commands.train import show_result
 from noa_flows import PipelineResult, pipeline, plan_pipeline, run_pipeline
 from noa_flows._run_log import render_summary
@@ -170,3 +171,25 @@ def test_a_pipeline_promotes_what_the_validation_split_prefers(
     assert [row["validation"]["accuracy"] for row in rows] == [0.8, 0.9]
     with Registry.open(project.registry) as registry:
         assert registry.history("tiny")[0].reason.endswith("best of 2 backends by 0.9 on the validation split)")
+
+
+def test_training_ends_with_what_the_gate_says(
+    trained: PipelineResult, project: Settings, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    best = trained.best.version
+    for limit, told in (
+        (1 << 30, f"the gate lets it pass as champion. Next: noa models promote {best.reference} --reason ..."),
+        (1, f"the gate refuses it as champion: max_size_bytes. See: noa models check {best.reference}"),
+    ):
+        with Registry.open(project, gates={"tiny": GateSettings(max_size_bytes=limit)}) as registry:
+            verdict = registry.check("tiny", best.number, record=False)
+        show_result(trained, as_json=False, verdict=verdict)
+        assert capsys.readouterr().out.splitlines()[-1] == told
+    settings = make_project(tmp_path)
+    with (settings.root / "noa.toml").open("a") as file:
+        file.write('\n[gates.tiny]\nmax_size_bytes = 1\nrequire = ["audit"]\n')
+    assert run(["train", "tiny", "--set", "epochs=1", "--directory", str(settings.root)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == "the gate refuses it as champion: max_size_bytes and 1 more. See: noa models check tiny/1"
+    with Registry.open(settings) as registry:
+        assert "gate" not in {fact.kind for fact in registry.evidence("tiny", 1)}

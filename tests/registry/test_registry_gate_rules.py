@@ -22,6 +22,7 @@ from gate_kit import (
 from noa.settings import GateSettings
 from noa.signatures import Signature, TensorSpec
 from noa_registry import BatchLatency, Evidence, Hardware, LatencyEvidence, RuleVerdict, ScanEvidence, ScanFinding
+from noa_registry.evidence.describing import describe_evidence
 from noa_registry.gates import ApprovalFact, Candidate
 from noa_registry.gates.bootstrap import METHOD
 
@@ -36,7 +37,7 @@ MACHINE = Hardware(cpu="Imaginary 9000", cores=2, threads=1, runtime="onnxruntim
 
 
 def latency(*batches: tuple[int, float, float], digest: str = ONNX, subject: str = "onnx") -> Evidence:
-    rows = tuple(BatchLatency(batch=batch, runs=100, p50_ms=p50, p99_ms=p99) for batch, p50, p99 in batches)
+    rows = tuple(BatchLatency(batch=batch, runs=1000, p50_ms=p50, p99_ms=p99) for batch, p50, p99 in batches)
     return LatencyEvidence(subject=subject, digest=digest, hardware=MACHINE, batches=rows).to_evidence()
 
 
@@ -135,7 +136,7 @@ def test_a_batch_size_that_was_not_measured_says_what_measures_it() -> None:
     policy = GateSettings(max_latency_ms={"p99@64": 3.0})
     refused = found(candidate(latency((1, 1, 1), (32, 1, 1))), "max_latency_ms.p99@64", policy)
     assert refused.remedy is not None
-    assert "measures the batch sizes that `max_latency_ms` names" in refused.remedy
+    assert "noa models measure digits/2 --batch 64" in refused.remedy
     assert policy.latency_batches == (64,)
 
 
@@ -159,6 +160,71 @@ def test_the_slowest_latency_on_the_same_machine_counts(order: int) -> None:
     assert "9 ms on Imaginary 9000" in refused.received
     assert "the largest of 2 measurements: " in refused.received
     assert len(refused.to_dict()["measured"]["measurements"]) == 2  # pyright: ignore[reportIndexIssue, reportUnknownArgumentType]
+
+
+P99 = GateSettings(max_latency_ms={"p99@32": 50.0})
+QUIET = BatchLatency(batch=32, runs=1000, p50_ms=0.22, p99_ms=0.4, max_ms=0.9, cpu_share=1.0)
+BUSY = replace(QUIET, p99_ms=52.4, max_ms=90.0, cpu_share=0.3)
+
+
+def timed(*rows: BatchLatency, load: float = 0.0) -> Evidence:
+    machine = replace(MACHINE, load=load)
+    return LatencyEvidence(subject="onnx", digest=ONNX, hardware=machine, batches=rows).to_evidence()
+
+
+def test_a_percentile_of_a_few_runs_is_not_measured_well_enough_and_the_verdict_says_on_what_it_stands() -> None:
+    few = timed(replace(QUIET, runs=38, p99_ms=52.4, max_ms=52.4), load=8.1)
+    refused = found(candidate(few), "max_latency_ms.p99@32", P99)
+    assert not refused.passed
+    assert "not measured well enough" in refused.received
+    assert "38 runs, load 8.1" in refused.received
+    assert refused.remedy is not None
+    assert "noa models measure digits/2 --batch 32 --seconds 60" in refused.remedy
+    assert refused.to_dict()["measured"] == {"runs": 38, "load": 8.1, "cpu_share": 1.0}
+    assert found(candidate(few), "max_latency_ms.p50@32", GateSettings(max_latency_ms={"p50@32": 0.3})).passed
+    assert not found(candidate(timed(replace(QUIET, runs=298))), "max_latency_ms.p99@32", P99).passed  # however good
+
+
+def test_of_too_few_runs_for_a_percentile_the_slowest_is_judged_if_they_bound_it() -> None:
+    several = replace(QUIET, runs=299, max_ms=49.0)
+    passed = found(candidate(timed(several)), "max_latency_ms.p99@32", P99)
+    assert passed.passed
+    assert "49 ms on Imaginary 9000" in passed.received
+    assert "(the slowest of 299 runs, load 0.0)" in passed.received
+    assert not found(candidate(timed(replace(several, max_ms=50.1))), "max_latency_ms.p99@32", P99).passed
+    nobody_knows = timed(replace(several, max_ms=None))  # of an older noa
+    assert not found(candidate(nobody_knows), "max_latency_ms.p99@32", P99).passed
+
+
+def test_a_measurement_on_a_busy_machine_condemns_nothing_for_good() -> None:
+    refused = found(candidate(timed(BUSY, load=8.1)), "max_latency_ms.p99@32", P99)
+    assert not refused.passed
+    assert "52.4 ms on" in refused.received
+    assert "(1000 runs, busy with others: it had 30% of the time, load 8.1)" in refused.received
+    assert refused.remedy is not None
+    assert "noa models measure digits/2" in refused.remedy
+    for facts in ([timed(BUSY), timed(QUIET)], [timed(QUIET), timed(BUSY)]):
+        assert found(candidate(*facts), "max_latency_ms.p99@32", P99).passed
+
+
+def test_no_measurement_hides_one_that_was_made_well() -> None:
+    slow, few = replace(BUSY, cpu_share=1.0), replace(QUIET, runs=10)
+    for other in (replace(QUIET, cpu_share=0.5), few, QUIET):
+        for facts in ([timed(slow), timed(other)], [timed(other), timed(slow)]):
+            refused = found(candidate(*facts), "max_latency_ms.p99@32", P99)
+            assert (refused.passed, refused.received[:7], refused.remedy) == (False, "52.4 ms", None)
+    disturbed = timed(replace(BUSY, p99_ms=49.0))  # slower than the model is, and fast enough
+    assert found(candidate(disturbed), "max_latency_ms.p99@32", P99).passed
+
+
+def test_latency_of_an_older_noa_is_read_and_judged() -> None:
+    fact = timed(BUSY)
+    old = [{"batch": 32, "runs": 1000, "p50_ms": 0.2, "p99_ms": 0.4}]
+    fact = replace(fact, values={**fact.values, "batches": old})
+    (row,) = LatencyEvidence.from_evidence(fact).batches
+    assert (row.max_ms, row.cpu_share, row.was_busy) == (None, None, False)
+    assert "p99 0.4 ms, 1000 runs on Imaginary 9000" in describe_evidence(fact)
+    assert found(candidate(fact), "max_latency_ms.p99@32", P99).passed
 
 
 def test_a_measurement_of_other_batches_hides_none_and_load_makes_no_other_machine() -> None:

@@ -17,6 +17,7 @@ from noa_cli.commands import (
     models_compare,
     models_export,
     models_lineage,
+    models_measure,
     models_reproduce,
     models_search,
     models_verify,
@@ -49,6 +50,7 @@ def build() -> typer.Typer:
         add_command(group, function)
     add_retention(group)
     add_command(group, models_compare.compare)
+    add_command(group, models_measure.measure)
     add_command(group, models_search.search, kind=TermsCommand)
     add_command(group, models_export.export)
     add_command(group, models_card.card)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,16 +26,19 @@ def compare(
         Path | None, typer.Option("--plot", help="Write a picture, FILE.png or FILE.svg.", dir_okay=False)
     ] = None,
     confidence: Annotated[
-        float, typer.Option("--confidence", min=0.5, max=0.9999, help="Confidence of the intervals.")
-    ] = 0.95,
-    resamples: Annotated[int, typer.Option("--resamples", min=100, max=100_000, help="Draws of the bootstrap.")] = 1000,
+        float | None,
+        typer.Option("--confidence", min=0.5, max=0.9999, help="Confidence of the intervals (default: the gate's)."),
+    ] = None,
+    resamples: Annotated[
+        int | None,
+        typer.Option("--resamples", min=100, max=100_000, help="Draws of the bootstrap (default: the gate's)."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show two versions side by side; a difference is B minus A, with its interval from a paired bootstrap."""
-    from noa_registry import BootstrapPlan
-
-    plan = BootstrapPlan(confidence=confidence, resamples=resamples)
+    given = {"confidence": confidence, "resamples": resamples}
     with open_registry(about=[reference, other]) as registry:
+        plan = replace(registry.comparison_plan(other), **{key: value for key, value in given.items() if value})
         comparison = registry.compare(reference, other, plan=plan)
     if plot is not None:
         from noa_registry.comparison_plot import save_plot
@@ -53,6 +57,7 @@ def _print(comparison: Comparison) -> None:
     if not comparison.row_sets:
         _print_values(comparison, comparison.metrics, comparison.slices, where="different test rows")
     a, b = comparison.a, comparison.b
+    console.print_line(_plan(comparison))
     console.print_table(
         ["", a.reference, b.reference],
         [
@@ -92,6 +97,12 @@ def _print_values(
     if slices:
         rows = [[entry.slice, entry.rows, *_metric_row(entry)] for entry in slices]
         console.print_table(["slice", "rows", "metric", *columns], rows)
+
+
+def _plan(comparison: Comparison) -> str:
+    plan = comparison.plan
+    whose = "as the gate judges" if comparison.is_gates_plan else "by which no gate judges"
+    return f"intervals of {plan.confidence * 100:g} % from {plan.resamples:,} draws with seed {plan.seed}, {whose}"
 
 
 def _interval_name(comparison: Comparison) -> str:

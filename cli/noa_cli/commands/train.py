@@ -13,7 +13,11 @@ from noa_cli._options import JsonOption
 from noa_cli._termination import ended_by_sigterm
 
 if TYPE_CHECKING:
+    from noa.settings import Settings
     from noa_flows import PipelineResult
+    from noa_registry import GateReport
+
+_USUAL_ALIAS = "champion"
 
 
 def train(
@@ -58,7 +62,7 @@ def train(
         except KeyboardInterrupt:
             console.note(f"stopped {narrator.stopped_at()}; the same command continues from the last checkpoint")
             raise
-    show_result(result, as_json=as_json)
+    show_result(result, as_json=as_json, verdict=None if as_json or promote else _verdict(settings, recipe, result))
 
 
 def find_recipe_file(recipe: str, root: Path) -> str:
@@ -91,8 +95,8 @@ def read_changes(pairs: list[str]) -> dict[str, object]:
     return changes
 
 
-def show_result(result: PipelineResult, *, as_json: bool) -> None:
-    """Print what a pipeline did."""
+def show_result(result: PipelineResult, *, as_json: bool, verdict: GateReport | None = None) -> None:
+    """Print what a pipeline did, and what the gate says of the best version, if it was asked."""
     if as_json:
         console.print_json(result.to_dict())
         return
@@ -121,7 +125,29 @@ def show_result(result: PipelineResult, *, as_json: bool) -> None:
             f"promoted {result.promotion.reference} to {result.promotion.alias}, ledger row {result.promotion.sequence}"
         )
     else:
-        console.print_line(f"Next: noa models promote {result.best.version.reference} --reason ...")
+        console.print_line(_next(result.best.version.reference, verdict))
+
+
+def _verdict(settings: Settings, recipe: str, result: PipelineResult) -> GateReport:
+    """Ask the gate as `noa models promote` will; it measures nothing and keeps nothing."""
+    from noa_cli._registry import open_registry
+
+    version = result.best.version
+    alias = settings.recipes[recipe].promote_to if recipe in settings.recipes else _USUAL_ALIAS
+    with open_registry(settings) as registry:
+        return registry.check(version.name, version.number, alias=alias, actor=actor(), record=False)
+
+
+def _next(reference: str, verdict: GateReport | None) -> str:
+    alias = "" if verdict is None or verdict.alias == _USUAL_ALIAS else f" --alias {verdict.alias}"
+    promote = f"noa models promote {reference}{alias} --reason ..."
+    if verdict is None:
+        return f"Next: {promote}"
+    if verdict.passed:
+        return f"the gate lets it pass as {verdict.alias}. Next: {promote}"
+    rules = [refused.rule for refused in verdict.refusals]
+    more = f" and {len(rules) - 1} more" if len(rules) > 1 else ""
+    return f"the gate refuses it as {verdict.alias}: {rules[0]}{more}. See: noa models check {reference}{alias}"
 
 
 def _backends(defaults: tuple[str, ...], text: str | None) -> list[str]:

@@ -244,6 +244,12 @@ class TrainingSettings(Section):
         default=0, ge=0, description="Compute threads of one job; 0: all cores divided by parallel jobs."
     )
     log_every_steps: StrictInt = Field(default=20, ge=1, description="Steps between two metric records.")
+    latency_s: StrictFloat = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="How long one batch size may be measured whose `p99` the gate limits; others take 2; seconds.",
+    )
 
 
 class ConversionSettings(Section):

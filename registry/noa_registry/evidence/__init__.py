@@ -46,7 +46,14 @@ from noa_registry.evidence.kinds import (
 )
 from noa_registry.evidence.measurable import check_measured_bytes
 from noa_registry.evidence.metrics import MetricsEvidence, SliceMetrics, metrics_evidence
-from noa_registry.evidence.performance import BatchLatency, Hardware, LatencyEvidence, SizeEvidence
+from noa_registry.evidence.performance import (
+    ENOUGH_RUNS,
+    FEWEST_RUNS,
+    BatchLatency,
+    Hardware,
+    LatencyEvidence,
+    SizeEvidence,
+)
 from noa_registry.evidence.plain_fact import plain_fact
 from noa_registry.evidence.predictions import (
     Predictions,
@@ -61,8 +68,10 @@ from noa_registry.evidence.scan import ScanEvidence, ScanFinding
 __all__ = [
     "CALIBRATION",
     "COMPATIBILITY",
+    "ENOUGH_RUNS",
     "ENVIRONMENT",
     "EQUIVALENCE",
+    "FEWEST_RUNS",
     "GATE",
     "HISTORY",
     "LATENCY",

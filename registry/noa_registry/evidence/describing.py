@@ -57,7 +57,9 @@ def _calibration(evidence: Evidence) -> str:
 
 def _latency(evidence: Evidence) -> str:
     found = LatencyEvidence.from_evidence(evidence)
-    times = "; ".join(f"{row.batch} rows: p50 {row.p50_ms:.3g} ms, p99 {row.p99_ms:.3g} ms" for row in found.batches)
+    times = "; ".join(
+        f"{row.batch} rows: p50 {row.p50_ms:.3g} ms, p99 {row.p99_ms:.3g} ms, {row.describe()}" for row in found.batches
+    )
     return (
         f"{times.replace('1 rows:', '1 row:', 1) if times.startswith('1 ') else times} on {found.hardware.describe()}"
     )

@@ -126,6 +126,9 @@ def _check_latency(reader: Reader) -> None:
                 raise _impossible(row, key, "more than 0 ms", f"{value:g}", "Measure with a clock of finer ticks")
         if p99 < p50:
             raise _impossible(row, "p99_ms", f"at least `p50_ms`, {p50:g}", f"{p99:g}", "Give both in the right order")
+        if row.values.get("max_ms") is not None and (slowest := row.finite("max_ms")) < p99:
+            wanted = f"at least `p99_ms`, {p99:g}"
+            raise _impossible(row, "max_ms", wanted, f"{slowest:g}", "Give the slowest of all runs")
 
 
 def _check_comparison(reader: Reader, *, passed: bool) -> None:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Final
 
 from noa_registry.evidence.facts import LATENCY, SIZE, Evidence
 from noa_registry.evidence.reading import Reader
+
+ENOUGH_RUNS: Final = {"p50": 20, "p99": 1000}
+"""Ten runs beyond the percentile: 10 / (1 - q). Of fewer it hangs on one or two of them."""
+FEWEST_RUNS: Final = {"p50": 5, "p99": 299}
+"""The slowest of so many is above the percentile with a confidence of 95 %, whatever the times are like: 1 - q^n."""
+_BUSY_BELOW: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +39,40 @@ class BatchLatency:
     runs: int
     p50_ms: float
     p99_ms: float
+    max_ms: float | None = None
+    """The slowest run; older measurements do not say it."""
+    cpu_share: float | None = None
+    """Processor time of the process by the time that the runs took; below 1 it waited for a processor."""
+
+    @property
+    def was_busy(self) -> bool:
+        """Whether others had the processor meanwhile: then times are longer than the model takes, never shorter."""
+        return self.cpu_share is not None and self.cpu_share < _BUSY_BELOW
+
+    def judged_ms(self, percentile: str) -> float | None:
+        """Return what a limit of `p50` or `p99` is judged by, None if too few runs were made to say anything.
+
+        With enough runs it is the percentile, with fewer the slowest of them, which is above it (95 % confidence).
+        """
+        if self.runs >= ENOUGH_RUNS[percentile]:
+            return self._measured(percentile)
+        return self._slowest if self.runs >= FEWEST_RUNS[percentile] else None
+
+    def describe(self, percentile: str | None = None) -> str:
+        """Return on what it stands, e.g. `1000 runs`; for a limit of `p50` or `p99` maybe `the slowest of 412 runs`."""
+        is_enough = percentile is None or self.runs >= ENOUGH_RUNS[percentile] or self.judged_ms(percentile) is None
+        runs = f"{self.runs} run{'' if self.runs == 1 else 's'}"
+        busy = f", busy with others: it had {self.cpu_share:.0%} of the time" if self.was_busy else ""
+        return f"{runs if is_enough else f'the slowest of {runs}'}{busy}"
+
+    @property
+    def _slowest(self) -> float | None:
+        if self.max_ms is None and self.runs < ENOUGH_RUNS["p99"] // 10:
+            return self.p99_ms  # of less than 100 runs the 99th percentile was the slowest
+        return self.max_ms
+
+    def _measured(self, percentile: str) -> float:
+        return {"p50": self.p50_ms, "p99": self.p99_ms}[percentile]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +97,10 @@ class LatencyEvidence:
             kind=LATENCY,
             subject=self.subject,
             digest=self.digest,
-            values={"hardware": asdict(self.hardware), "batches": [asdict(entry) for entry in self.batches]},
+            values={
+                "hardware": asdict(self.hardware),
+                "batches": [_without_none(asdict(entry)) for entry in self.batches],
+            },
         )
 
     @staticmethod
@@ -84,6 +128,8 @@ class LatencyEvidence:
                     runs=row.integer("runs", minimum=1),
                     p50_ms=row.finite("p50_ms", minimum=0),
                     p99_ms=row.finite("p99_ms", minimum=0),
+                    max_ms=row.optional_finite("max_ms", minimum=0),
+                    cpu_share=row.optional_finite("cpu_share", minimum=0),
                 )
                 for row in reader.rows("batches")
             ),
@@ -118,3 +164,7 @@ class SizeEvidence:
             size_bytes=reader.integer("size_bytes"),
             files=reader.integer("files", minimum=1),
         )
+
+
+def _without_none(values: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in values.items() if value is not None}

@@ -70,6 +70,10 @@ class Reader:
             raise self.wrong(key, f"a finite number from {minimum:g} to {maximum:g}")
         return value
 
+    def optional_finite(self, key: str, *, minimum: float = -math.inf) -> float | None:
+        """Return a finite number of at least `minimum`, None if there is none."""
+        return None if self.values.get(key) is None else self.finite(key, minimum=minimum)
+
     def table(self, key: str) -> Reader:
         """Return the reader of an inner table, which is empty if the key is missing."""
         value = self.values.get(key, {})

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from noa.metrics import MetricAdapter
+    from noa.settings import GateSettings
     from noa_registry.evidence import Predictions
 
 METHOD = "percentile paired bootstrap, never narrower than a bound on rows that did not come up"
@@ -34,6 +35,14 @@ class BootstrapPlan:
     confidence: float = 0.95
     resamples: int = 1000
     seed: int = 0
+
+
+def plan_of(policy: GateSettings | None) -> BootstrapPlan:
+    """Return the plan by which a gate judges; what it leaves open, and all where there is no gate, is the default."""
+    if policy is None:
+        return BootstrapPlan()
+    confidence = policy.confidence or BootstrapPlan().confidence
+    return BootstrapPlan(confidence=confidence, resamples=policy.resamples, seed=policy.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

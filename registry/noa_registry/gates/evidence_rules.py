@@ -12,17 +12,11 @@ from noa_registry.evidence.compatibility import compare_signatures
 from noa_registry.evidence.facts import EQUIVALENCE, WHOLE_VERSION, Evidence
 from noa_registry.evidence.same_thing import measurements_of, worst_judgement
 from noa_registry.gates.candidate import Candidate, GateInput
-from noa_registry.gates.recorded_latency import RecordedLatency
+from noa_registry.gates.recorded_latency import JudgedLatency, RecordedLatency, latency_name
 from noa_registry.gates.report import RuleVerdict, recorded_of
 
 if TYPE_CHECKING:
     from noa.settings import GateSettings
-
-_LATENCY_REMEDY = "Measure it: `noa train` does"
-_BATCH_REMEDY = (
-    "Train again: `noa train` measures the batch sizes that `max_latency_ms` names when it runs; where the model takes "
-    "only one size of batch, limit the latency of one row"
-)
 
 
 def bytes_verdict(problem: str | None) -> RuleVerdict:
@@ -101,31 +95,38 @@ def _equivalence_verdict(candidate: Candidate, target: str) -> RuleVerdict:
 
 
 def _latency_verdict(candidate: Candidate, name: str, limit: float) -> RuleVerdict:
-    percentile, _, batch_text = name.partition("@")
-    batch = int(batch_text or 1)
+    percentile, batch = latency_name(name)
     served = candidate.served_formats[0]
     recorded = RecordedLatency.of(candidate, served)
-    chosen, known = recorded.choose(percentile, batch), recorded.slowest
-    if chosen is not None and known is not None:
-        received = f"{chosen.value:.4g} ms on {known.hardware.describe()}{chosen.describe_others()}"
+    judged, known = recorded.judge(percentile, batch, limit), recorded.slowest
+    if judged.taken is not None and known is not None:
+        others = "" if judged.chosen is None else judged.chosen.describe_others()
+        received = f"{judged.describe(known.hardware.describe())}{others}"
     elif known is not None:
         measured = ", ".join(str(entry.batch) for entry in known.batches)
         received = f"not measured with {batch}; with {measured}"
     else:
         received = recorded.problem or "no measurement"
-    found: dict[str, object] = {} if chosen is None else {"latency_ms": chosen.value}
-    if chosen is not None and chosen.is_disputed:
-        found["measurements"] = chosen.to_list()
     return RuleVerdict(
         rule=f"max_latency_ms.{name}",
-        passed=chosen is not None and chosen.value <= limit,
+        passed=judged.passed,
         expected=f"`{served}` answers {batch} row{'' if batch == 1 else 's'} within {limit:g} ms ({percentile})",
         received=received,
-        remedy=None if chosen is not None else _LATENCY_REMEDY if known is None else _BATCH_REMEDY,
-        warning=_slower_elsewhere(recorded, percentile, batch, limit) if chosen is not None else None,
-        measured=found,
-        recorded=() if chosen is None else recorded_of({"": chosen.chosen.fact}),
+        remedy=None if judged.is_decided else _latency_remedy(candidate, judged, batch, is_known=known is not None),
+        warning=_slower_elsewhere(recorded, percentile, batch, limit) if judged.chosen is not None else None,
+        measured=judged.to_dict(),
+        recorded=() if judged.chosen is None else recorded_of({"": judged.chosen.chosen.fact}),
     )
+
+
+def _latency_remedy(candidate: Candidate, judged: JudgedLatency, batch: int, *, is_known: bool) -> str:
+    command = f"noa models measure {candidate.reference}"
+    if judged.taken is None:
+        only = "; where the model takes only one size of batch, limit the latency of one row" if is_known else ""
+        return f"Measure it: {command} --batch {batch}{only}" if is_known else f"Measure it: {command}"
+    if judged.chosen is None:
+        return f"Measure it for longer, which then counts: {command} --batch {batch} --seconds 60"
+    return f"Measure it again when the machine has less to do, which then counts: {command}"
 
 
 def _slower_elsewhere(recorded: RecordedLatency, percentile: str, batch: int, limit: float) -> str | None:

@@ -16,7 +16,7 @@ from noa_registry.evidence.facts import PREDICTIONS, Evidence
 from noa_registry.evidence.metrics import MetricsEvidence
 from noa_registry.evidence.predictions import Predictions, PredictionsEvidence, decode_predictions
 from noa_registry.evidence.same_thing import measurements_of
-from noa_registry.gates.bootstrap import BootstrapPlan, PairedDifference, metric_value, paired_difference
+from noa_registry.gates.bootstrap import BootstrapPlan, PairedDifference, metric_value, paired_difference, plan_of
 from noa_registry.gates.candidate import Candidate, GateInput
 from noa_registry.gates.report import GateReport
 
@@ -71,9 +71,7 @@ class GateWork:
             NotFoundError: the metric cannot be computed from predictions.
             IntegrityError: predictions were changed.
         """
-        plan = BootstrapPlan(
-            confidence=policy.confidence or BootstrapPlan().confidence, resamples=policy.resamples, seed=policy.seed
-        )
+        plan = plan_of(policy)
         found = [
             self._paired(candidate, new, rival, old, metric=metric, slice_name=slice_name, plan=plan)
             for new in _all_described(candidate, dataset)
