@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from noa_serving._follower import Follower
     from noa_serving._generation import Generation
     from noa_serving._http import Headers
+    from noa_serving._observer import Observer, Watch
 
 _WHATEVER_THE_BODY = frozenset({401, 403, 404})
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/health/startup", "/ping"})
@@ -100,6 +101,7 @@ class Application:
         own_key: str | None = None,
         keys_seen_file: Path | None = None,
         metrics_pages: MetricsPages | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.settings = settings
         self.follower = follower
@@ -113,6 +115,7 @@ class Application:
         self.breaths = Breaths()
         self.fast_answers = 0
         self.metrics_pages = metrics_pages
+        self.observer = observer
         self.regions = regions or SharedRegions(None)
         extensions = (*_oip.EXTENSIONS, _oip.SHARED_MEMORY) if self.regions.is_on else _oip.EXTENSIONS
         self.models = Models(self.endpoints, extensions=extensions, max_batch_items=settings.max_batch_items)
@@ -143,13 +146,24 @@ class Application:
             return None
         return answer._replace(headers=(*answer.headers, (b"connection", b"close")))
 
-    def answer(self, method: str, path: str, headers: Headers, body: bytes, peer: Peer = None) -> Response:
-        """Answer a request that needs no compute; `peer` is told in the audit trail."""
+    def answer(
+        self,
+        method: str,
+        path: str,
+        headers: Headers,
+        body: bytes,
+        *,
+        peer: Peer = None,
+        watch: Watch | None = None,
+    ) -> Response:
+        """Answer a request that needs no compute; `peer` is told in the audit trail, `watch` who it is by its key."""
         grant, action = None, action_of(method, path)
         try:
             if path in _OPEN_PATHS:
                 return self._answer(method, path, body, View(self.endpoints, self.models))
             grant = self.guard.identify(headers)
+            if watch is not None:
+                watch.client = grant.who or watch.client
             require_scope(grant, path.strip("/"))
             answer = self._answer(method, path, body, view_of(grant, self.endpoints, self.models))
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
@@ -161,8 +175,10 @@ class Application:
         return answer
 
     def close(self) -> None:
-        """End the compute threads once their work is done."""
+        """End the compute threads once their work is done, then write what is to be told of it."""
         self.pool.shutdown(wait=True, cancel_futures=True)
+        if self.observer is not None:
+            self.observer.stop()
 
     def _hot_routes(self) -> dict[str, HotRoute]:
         routes: dict[str, HotRoute] = {}
@@ -257,6 +273,7 @@ class Application:
             computing=self.computing,
             over_quota=0 if self.guard.quotas is None else self.guard.quotas.refused,
             fast_answers=self.fast_answers,
+            logs=[] if self.observer is None else self.observer.counts(),
             worker=os.getpid(),
         )
 

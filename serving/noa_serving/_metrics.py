@@ -69,6 +69,7 @@ def render(
     computing: Computing,
     over_quota: int,
     fast_answers: int,
+    logs: Iterable[tuple[str, int, int]],
     worker: int,
 ) -> bytes:
     """Return everything that is counted, as Prometheus text (version 0.0.4)."""
@@ -84,6 +85,7 @@ def render(
         *_gauge("noa_queue_items", "Items that wait for slow models.", computing.queue.waiting_items, worker),
         *_batches(computing, worker),
         *_counter("noa_fast_answers_total", "Requests answered without ASGI.", fast_answers, worker),
+        *_logs(list(logs), worker),
         *_counter("noa_registry_failed_polls_total", "Look-ups that failed.", follower.failed_polls, worker),
         *_gauge("noa_metrics_time_seconds", "When this worker wrote its figures, Unix time.", int(time.time()), worker),
         *_gauge("noa_registry_reachable", "Whether the last look-up worked.", int(follower.problem is None), worker),
@@ -170,6 +172,17 @@ def _batches(computing: Computing, worker: int) -> Iterator[str]:
     yield "# TYPE noa_batched_requests_total counter"
     for name, batcher in ways:
         yield f'noa_batched_requests_total{{way="{name}",worker="{worker}"}} {batcher.requests}'
+
+
+def _logs(logs: list[tuple[str, int, int]], worker: int) -> Iterator[str]:
+    yield "# HELP noa_records_total Records of requests that were to be written, by log."
+    yield "# TYPE noa_records_total counter"
+    for name, offered, _ in logs:
+        yield f'noa_records_total{{log="{name}",worker="{worker}"}} {offered}'
+    yield "# HELP noa_records_lost_total Records of requests that were lost: the queue was full, or the disk."
+    yield "# TYPE noa_records_lost_total counter"
+    for name, _, lost in logs:
+        yield f'noa_records_lost_total{{log="{name}",worker="{worker}"}} {lost}'
 
 
 def _gauge(name: str, text: str, value: int, worker: int) -> tuple[str, ...]:

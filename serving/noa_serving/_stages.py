@@ -98,10 +98,11 @@ class StageTimes:
 class Passage:
     """One request on its way through the stages. `encode` stands in place of the encoder that it was prepared with.
 
-    `run` is when its batch began, and when the model began and ended; times are those of `perf_counter_ns`.
+    `run` is when its batch began, and when the model began and ended, by `perf_counter_ns`. `stages` are nanoseconds in
+    each stage, then the items; None before the answer is written.
     """
 
-    __slots__ = ("_encode", "_items", "_times", "began_encoding", "ended", "parsed", "run", "started")
+    __slots__ = ("_encode", "_items", "_times", "parsed", "run", "stages", "started")
 
     def __init__(
         self,
@@ -116,16 +117,16 @@ class Passage:
         self.started = started
         self.parsed = parsed = perf_counter_ns()
         self.run = (parsed, parsed, parsed)
-        self.began_encoding = 0
-        self.ended = 0
+        self.stages: tuple[int, ...] | None = None
 
     def encode(self, outputs: Mapping[str, np.ndarray]) -> Response:
         """Write the answer, and count the request."""
-        turn = self.began_encoding = perf_counter_ns()
+        turn = perf_counter_ns()
         response = self._encode(outputs)
-        ended = self.ended = perf_counter_ns()
+        ended = perf_counter_ns()
         parsed, (batch, begun, done) = self.parsed, self.run
         waited = begun - batch + turn - done
         row = (parsed - self.started, batch - parsed, waited, done - begun, ended - turn, self._items)
+        self.stages = row
         self._times.add(row, ended)
         return response

@@ -32,6 +32,7 @@ from noa_serving._follower import Follower
 from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, load_request
 from noa_serving._leases import LeaseKeeper
 from noa_serving._metrics_pages import MetricsPages
+from noa_serving._observer import make_observer
 from noa_serving._parent_death import die_with_parent
 from noa_serving._protocol import hot_protocol
 from noa_serving._quotas import Quotas
@@ -109,6 +110,7 @@ def build_application(request: LaunchRequest) -> Application:
         quotas=Quotas(settings.serving, request.quotas_file),
         own_key=request.own_key,
         keys_seen_file=request.keys_seen_file,
+        observer=make_observer(settings.serving),
         metrics_pages=MetricsPages(request.folder, crew.slot) if crew.size > 1 else None,
     )
 

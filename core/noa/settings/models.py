@@ -411,6 +411,17 @@ class ServingSettings(Section):
         default=256 << 20, ge=1, description="Bytes of inputs that may wait for slow models; more get 503."
     )
 
+    access_log: Path | None = Field(
+        default=None, description="File to which a line of JSON is appended for each request; none: no access log."
+    )
+    access_log_sample: StrictFloat = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the answered requests that the access log tells of; those that were refused or that "
+        "failed are always told of.",
+    )
+
     @property
     def has_keys_file(self) -> bool:
         """Whether there is a place for a file of keys; false only without a project."""
@@ -713,6 +724,7 @@ class Settings(Section):
 
 def _resolve_serving(serving: ServingSettings, state: Path, root: Path) -> ServingSettings:
     names = (
+        "access_log",
         "jwt_jwks_file",
         "tls_certificate",
         "tls_key",

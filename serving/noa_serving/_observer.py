@@ -1,0 +1,152 @@
+"""What is told of single requests beside the metrics, where the settings ask for it.
+
+A `Watch` goes with one request from its first look to its answer. At its end it becomes a `Record`, a plain value
+without inputs, keys or tokens, and is handed to whoever keeps such: each behind a queue of its own (`_off_loop`). Where
+nobody does there is no observer, and a request pays for one look at None.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from noa_serving._access_log import AccessLog
+from noa_serving._off_loop import OffLoop
+from noa_serving._quotas import client_of
+from noa_serving._trace_context import TRACEPARENT, TraceContext, read_traceparent
+
+if TYPE_CHECKING:
+    from noa.settings import ServingSettings
+    from noa_serving._guard import Peer
+    from noa_serving._http import Headers
+    from noa_serving._prepared import Prepared
+    from noa_serving._stages import Passage
+
+_REQUEST_ID = b"x-request-id"
+_MAX_ID_BYTES = 128
+
+
+class Version(NamedTuple):
+    """Which version computed."""
+
+    model: str
+    number: int
+    digest: str
+
+
+class Record(NamedTuple):
+    """What is told of a request that was answered. Times are nanoseconds; `ended_at` is since 1970.
+
+    `target` is the endpoint's name, or the path of a request that no endpoint answered. `client` is the id of a key, or
+    without keys an address. `stages` are the times in `_stages.STAGES`, None for what was refused.
+    """
+
+    ended_at: int
+    target: str
+    route: str
+    status: int
+    taken: int
+    client: str
+    request_id: str | None
+    trace_id: str | None
+    version: Version | None
+    items: int
+    stages: tuple[int, ...] | None
+
+
+class Watch:
+    """One request that is observed. Set `client` and `prepared` as they become known; `end` is called once."""
+
+    __slots__ = ("_observer", "_request_id", "_started", "_trace", "client", "prepared", "route", "target")
+
+    def __init__(
+        self, observer: Observer, target: str, route: str, headers: Headers, *, peer: Peer, started_s: float
+    ) -> None:
+        self.target = target
+        self.route = route
+        self.client = "local" if peer is None else client_of(peer[0])
+        self.prepared: Prepared | None = None
+        self._observer = observer
+        self._started = int(started_s * 1e9)
+        self._request_id = _request_id(headers)
+        self._trace: TraceContext | None = read_traceparent(headers[TRACEPARENT]) if TRACEPARENT in headers else None
+
+    def end(self, status: int) -> None:
+        """Tell how the request was answered."""
+        observer, prepared = self._observer, self.prepared
+        if status < 400 and not observer.wants_success():
+            return
+        passage: Passage | None = None if prepared is None else prepared.passage
+        generation = None if prepared is None else prepared.generation
+        observer.keep(
+            Record(
+                ended_at=time.time_ns(),
+                target=self.target,
+                route=self.route,
+                status=status,
+                taken=time.perf_counter_ns() - self._started,
+                client=self.client,
+                request_id=self._request_id,
+                trace_id=None if self._trace is None else self._trace.trace_id.hex(),
+                version=None if generation is None else Version(generation.model, generation.number, generation.digest),
+                items=0 if prepared is None else prepared.batch,
+                stages=None if passage is None else passage.stages,
+            )
+        )
+
+
+class Observer:
+    """Whoever is told of one worker's requests. Belongs to its event loop."""
+
+    def __init__(self, access_log: OffLoop[Record], *, access_share: float) -> None:
+        self._access_log = access_log
+        self._access_share = access_share
+
+    def watch(self, target: str, route: str, headers: Headers, *, peer: Peer, started_s: float) -> Watch:
+        """Begin to observe a request; `started_s` is on the clock `perf_counter`."""
+        return Watch(self, target, route, headers, peer=peer, started_s=started_s)
+
+    def wants_success(self) -> bool:
+        """Tell whether a request that was answered well is to be told of; those that were not always are."""
+        return self._access_share >= 1.0 or random.random() < self._access_share  # no secret
+
+    def keep(self, record: Record) -> None:
+        """Have a record written."""
+        self._access_log.put(record)
+
+    def start(self) -> None:
+        """Begin to write what is told."""
+        for one in self._all():
+            one.start()
+
+    def stop(self) -> None:
+        """Write what waits, and end."""
+        for one in self._all():
+            one.stop()
+
+    def counts(self) -> Iterator[tuple[str, int, int]]:
+        """Return the name of each log, the records that were to be written there, and how many of them were lost."""
+        for one in self._all():
+            yield one.name, one.offered, one.lost
+
+    def _all(self) -> Iterable[OffLoop[Record]]:
+        return (self._access_log,)
+
+
+def make_observer(settings: ServingSettings) -> Observer | None:
+    """Return the observer that the settings ask for, None if they ask for nothing."""
+    if settings.access_log is None:
+        return None
+    access_log = OffLoop("access_log", AccessLog(settings.access_log).write)
+    return Observer(access_log, access_share=settings.access_log_sample)
+
+
+def _request_id(headers: Headers) -> str | None:
+    """Return the id that the caller gave its request, None if there is none or it is none to be kept."""
+    value = headers.get(_REQUEST_ID)
+    if not value or len(value) > _MAX_ID_BYTES:
+        return None
+    text = value.decode("latin-1")
+    return text if text.isascii() and text.isprintable() else None
