@@ -13,6 +13,7 @@ from noa_serving._application import Application, HotRoute
 from noa_serving._deadline import Deadline, asked_timeout_s
 from noa_serving._guard import Peer
 from noa_serving._http import Headers, RequestRefusedError, Response, header_table, refuse
+from noa_serving._observer import CONTROL
 
 if TYPE_CHECKING:
     from noa_serving._observer import Watch
@@ -125,7 +126,7 @@ class AsgiApplication:
     async def _serve_control(self, scope: Message, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         headers, peer = header_table(scope["headers"]), scope.get("client")
-        watch = self._watch(scope["path"][:_MAX_TOLD_PATH], "control", headers, peer, start)
+        watch = self._watch(scope["path"][:_MAX_TOLD_PATH], CONTROL, headers, peer, start)
         try:
             answer = await self._answer_control(scope, headers, receive, watch)
         except _DisconnectedError:

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from noa_serving._access_log import AccessLog
 from noa_serving._off_loop import OffLoop
+from noa_serving._otlp import OtlpExporter
 from noa_serving._quotas import client_of
-from noa_serving._trace_context import TRACEPARENT, TraceContext, read_traceparent
+from noa_serving._tracing import begin_trace, end_trace
 
 if TYPE_CHECKING:
-    from noa.settings import ServingSettings
+    from noa.settings import Settings
     from noa_serving._guard import Peer
     from noa_serving._http import Headers
     from noa_serving._prepared import Prepared
     from noa_serving._stages import Passage
+    from noa_serving._tracing import Traced
+
+CONTROL = "control"
+"""The route of requests that need no compute."""
 
 _REQUEST_ID = b"x-request-id"
 _MAX_ID_BYTES = 128
@@ -59,7 +64,7 @@ class Record(NamedTuple):
 class Watch:
     """One request that is observed. Set `client` and `prepared` as they become known; `end` is called once."""
 
-    __slots__ = ("_observer", "_request_id", "_started", "_trace", "client", "prepared", "route", "target")
+    __slots__ = ("_headers", "_observer", "_started", "_trace", "client", "prepared", "route", "target")
 
     def __init__(
         self, observer: Observer, target: str, route: str, headers: Headers, *, peer: Peer, started_s: float
@@ -69,52 +74,63 @@ class Watch:
         self.client = "local" if peer is None else client_of(peer[0])
         self.prepared: Prepared | None = None
         self._observer = observer
+        self._headers = headers
         self._started = int(started_s * 1e9)
-        self._request_id = _request_id(headers)
-        self._trace: TraceContext | None = read_traceparent(headers[TRACEPARENT]) if TRACEPARENT in headers else None
+        self._trace = begin_trace(headers, None if route == CONTROL else observer.trace_share)
 
     def end(self, status: int) -> None:
         """Tell how the request was answered."""
-        observer, prepared = self._observer, self.prepared
-        if status < 400 and not observer.wants_success():
+        observer, trace, prepared = self._observer, self._trace, self.prepared
+        is_told, is_traced = observer.tells(status), trace is not None and trace.is_sampled
+        if not is_told and not is_traced:
             return
+        now, ended = time.time_ns(), time.perf_counter_ns()
         passage: Passage | None = None if prepared is None else prepared.passage
         generation = None if prepared is None else prepared.generation
-        observer.keep(
-            Record(
-                ended_at=time.time_ns(),
-                target=self.target,
-                route=self.route,
-                status=status,
-                taken=time.perf_counter_ns() - self._started,
-                client=self.client,
-                request_id=self._request_id,
-                trace_id=None if self._trace is None else self._trace.trace_id.hex(),
-                version=None if generation is None else Version(generation.model, generation.number, generation.digest),
-                items=0 if prepared is None else prepared.batch,
-                stages=None if passage is None else passage.stages,
-            )
+        record = Record(
+            ended_at=now,
+            target=self.target,
+            route=self.route,
+            status=status,
+            taken=ended - self._started,
+            client=self.client,
+            request_id=_request_id(self._headers),
+            trace_id=None if trace is None else trace.trace_id.hex(),
+            version=None if generation is None else Version(generation.model, generation.number, generation.digest),
+            items=0 if prepared is None else prepared.batch,
+            stages=None if passage is None else passage.stages,
         )
+        if is_told and observer.access_log is not None:
+            observer.access_log.put(record)
+        if is_traced and trace is not None and observer.traces is not None:
+            observer.traces.put(end_trace(trace, self._headers, record, passage, clock_offset=now - ended))
 
 
 class Observer:
     """Whoever is told of one worker's requests. Belongs to its event loop."""
 
-    def __init__(self, access_log: OffLoop[Record], *, access_share: float) -> None:
-        self._access_log = access_log
+    def __init__(
+        self,
+        *,
+        access_log: OffLoop[Record] | None = None,
+        access_share: float = 1.0,
+        traces: OffLoop[Traced] | None = None,
+        trace_share: float = 0.0,
+    ) -> None:
+        self.access_log = access_log
+        self.traces = traces
+        self.trace_share = None if traces is None else trace_share
         self._access_share = access_share
 
     def watch(self, target: str, route: str, headers: Headers, *, peer: Peer, started_s: float) -> Watch:
         """Begin to observe a request; `started_s` is on the clock `perf_counter`."""
         return Watch(self, target, route, headers, peer=peer, started_s=started_s)
 
-    def wants_success(self) -> bool:
-        """Tell whether a request that was answered well is to be told of; those that were not always are."""
-        return self._access_share >= 1.0 or random.random() < self._access_share  # no secret
-
-    def keep(self, record: Record) -> None:
-        """Have a record written."""
-        self._access_log.put(record)
+    def tells(self, status: int) -> bool:
+        """Tell whether the access log gets this request: each that was not answered well, and a share of the others."""
+        if self.access_log is None:
+            return False
+        return status >= 400 or self._access_share >= 1.0 or random.random() < self._access_share
 
     def start(self) -> None:
         """Begin to write what is told."""
@@ -131,16 +147,28 @@ class Observer:
         for one in self._all():
             yield one.name, one.offered, one.lost
 
-    def _all(self) -> Iterable[OffLoop[Record]]:
-        return (self._access_log,)
+    def _all(self) -> Iterator[OffLoop[Any]]:
+        for one in (self.access_log, self.traces):
+            if one is not None:
+                yield one
 
 
-def make_observer(settings: ServingSettings) -> Observer | None:
+def make_observer(settings: Settings) -> Observer | None:
     """Return the observer that the settings ask for, None if they ask for nothing."""
-    if settings.access_log is None:
+    serving = settings.serving
+    access_log = traces = None
+    if serving.access_log is not None:
+        access_log = OffLoop("access_log", AccessLog(serving.access_log).write)
+    if serving.trace_endpoint:
+        traces = OffLoop("traces", OtlpExporter(serving.trace_endpoint, service=settings.project.name).write)
+    if access_log is None and traces is None:
         return None
-    access_log = OffLoop("access_log", AccessLog(settings.access_log).write)
-    return Observer(access_log, access_share=settings.access_log_sample)
+    return Observer(
+        access_log=access_log,
+        access_share=serving.access_log_sample,
+        traces=traces,
+        trace_share=serving.trace_sample,
+    )
 
 
 def _request_id(headers: Headers) -> str | None:

@@ -119,6 +119,14 @@ class Passage:
         self.run = (parsed, parsed, parsed)
         self.stages: tuple[int, ...] | None = None
 
+    def moments(self) -> tuple[int, ...] | None:
+        """Return when it was there, was understood, its batch began, the model began and ended, and its answer began
+        and ended to be written; None before that."""
+        if self.stages is None:
+            return None
+        ended = self.started + sum(self.stages[: len(STAGES)])
+        return self.started, self.parsed, *self.run, ended - self.stages[-2], ended
+
     def encode(self, outputs: Mapping[str, np.ndarray]) -> Response:
         """Write the answer, and count the request."""
         turn = perf_counter_ns()

@@ -110,7 +110,7 @@ def build_application(request: LaunchRequest) -> Application:
         quotas=Quotas(settings.serving, request.quotas_file),
         own_key=request.own_key,
         keys_seen_file=request.keys_seen_file,
-        observer=make_observer(settings.serving),
+        observer=make_observer(settings),
         metrics_pages=MetricsPages(request.folder, crew.slot) if crew.size > 1 else None,
     )
 

@@ -422,6 +422,18 @@ class ServingSettings(Section):
         "failed are always told of.",
     )
 
+    trace_endpoint: str = Field(
+        default="",
+        description="Address of an OpenTelemetry collector for traces (OTLP over HTTP, needs `noa[trace]`), e.g. "
+        "`http://127.0.0.1:4318/v1/traces`; empty: no traces.",
+    )
+    trace_sample: StrictFloat = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Share of the requests that are traced, of those whose caller has not decided by `traceparent`.",
+    )
+
     @property
     def has_keys_file(self) -> bool:
         """Whether there is a place for a file of keys; false only without a project."""
@@ -446,6 +458,8 @@ class ServingSettings(Section):
                 "`serving.tls_client_ca` needs `serving.client_certificate`, by which noa itself asks whether the "
                 "server is ready"
             )
+        if self.trace_endpoint and not _is_web_address(self.trace_endpoint):
+            raise ValueError("`serving.trace_endpoint` is no address such as http://127.0.0.1:4318/v1/traces")
         if self.shared_memory and not is_loopback(self.host):
             raise ValueError(f"`serving.shared_memory` needs a loopback address; host is `{self.host}`")
         if any(len(key.get_secret_value()) < 16 for key in self.api_keys):
@@ -741,6 +755,16 @@ def _resolve_serving(serving: ServingSettings, state: Path, root: Path) -> Servi
 
 def _resolve_ca(hook: WebhookSettings, root: Path) -> WebhookSettings:
     return hook if hook.ca_file is None else hook.model_copy(update={"ca_file": _absolute(hook.ca_file, root)})
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+    has_extras = "@" in parts.netloc or bool(parts.query) or bool(parts.fragment)  # keys belong into no address
+    return is_whole and not has_extras and text.isascii() and text.isprintable() and " " not in text
 
 
 def is_loopback(host: str) -> bool:
