@@ -105,7 +105,7 @@ class AsgiApplication:
                 application.guard.charge_bytes(grant, len(body), peer)
             prepared = route.prepare(headers, body)
             if watch is not None:
-                watch.prepared = prepared
+                watch.take(prepared)
             work = application.computing.run(prepared, place, deadline)
             if prepared.generation.runs_inline(prepared.batch):
                 return prepared.encode(await work)

@@ -240,7 +240,7 @@ class GrpcServer:
                 application.guard.charge(grant, len(body), peer)
                 prepared = route.prepare(headers, message)
                 if watch is not None:
-                    watch.prepared = prepared
+                    watch.take(prepared)
                 response = prepared.encode(await application.computing.run(prepared, place, deadline))
         except Exception as exc:
             route.metrics.observe(status_of(exc), time.perf_counter() - start)

@@ -7,9 +7,10 @@ nobody does there is no observer, and a request pays for one look at None.
 
 from __future__ import annotations
 
+import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from noa_serving._access_log import AccessLog
@@ -19,7 +20,11 @@ from noa_serving._quotas import client_of
 from noa_serving._tracing import begin_trace, end_trace
 
 if TYPE_CHECKING:
-    from noa.settings import Settings
+    from pathlib import Path
+
+    import numpy as np
+
+    from noa.settings import PayloadLogSettings, Settings
     from noa_serving._guard import Peer
     from noa_serving._http import Headers
     from noa_serving._prepared import Prepared
@@ -61,10 +66,24 @@ class Record(NamedTuple):
     stages: tuple[int, ...] | None
 
 
-class Watch:
-    """One request that is observed. Set `client` and `prepared` as they become known; `end` is called once."""
+class PayloadRow(NamedTuple):
+    """One answered request with its tensors; all have the axis of items that the model has."""
 
-    __slots__ = ("_headers", "_observer", "_started", "_trace", "client", "prepared", "route", "target")
+    record: Record
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(array.nbytes for array in (*self.inputs.values(), *self.outputs.values()))
+
+
+class Watch:
+    """One request that is observed. Set `client` when it is known, call `take` when the request is understood, and
+    `end` once."""
+
+    __slots__ = ("_headers", "_keeps", "_observer", "_prepared", "_started", "_trace", "client", "route", "target")
 
     def __init__(
         self, observer: Observer, target: str, route: str, headers: Headers, *, peer: Peer, started_s: float
@@ -72,38 +91,53 @@ class Watch:
         self.target = target
         self.route = route
         self.client = "local" if peer is None else client_of(peer[0])
-        self.prepared: Prepared | None = None
+        self._prepared: Prepared | None = None
         self._observer = observer
         self._headers = headers
         self._started = int(started_s * 1e9)
         self._trace = begin_trace(headers, None if route == CONTROL else observer.trace_share)
+        self._keeps = observer.keeps_payload()
+
+    def take(self, prepared: Prepared) -> None:
+        """Take a request that was understood and will be computed."""
+        self._prepared = prepared
+        if self._keeps and prepared.passage is not None:
+            prepared.passage.keeps = True
 
     def end(self, status: int) -> None:
         """Tell how the request was answered."""
-        observer, trace, prepared = self._observer, self._trace, self.prepared
+        observer, trace, prepared = self._observer, self._trace, self._prepared
         is_told, is_traced = observer.tells(status), trace is not None and trace.is_sampled
-        if not is_told and not is_traced:
+        if not is_told and not is_traced and not self._keeps:
             return
         now, ended = time.time_ns(), time.perf_counter_ns()
         passage: Passage | None = None if prepared is None else prepared.passage
+        record = self._record(status, passage, ended_at=now, taken=ended - self._started)
+        if is_told and observer.access_log is not None:
+            observer.access_log.put(record)
+        if is_traced and trace is not None and observer.traces is not None:
+            observer.traces.put(end_trace(trace, self._headers, record, passage, clock_offset=now - ended))
+        outputs = None if passage is None else passage.outputs
+        if prepared is not None and outputs is not None and observer.payloads is not None:
+            row = PayloadRow(record, prepared.inputs, _own(outputs))
+            observer.payloads.put(row, row.num_bytes)
+
+    def _record(self, status: int, passage: Passage | None, *, ended_at: int, taken: int) -> Record:
+        trace, prepared = self._trace, self._prepared
         generation = None if prepared is None else prepared.generation
-        record = Record(
-            ended_at=now,
+        return Record(
+            ended_at=ended_at,
             target=self.target,
             route=self.route,
             status=status,
-            taken=ended - self._started,
+            taken=taken,
             client=self.client,
-            request_id=_request_id(self._headers),
+            request_id=_request_id(self._headers) or (os.urandom(16).hex() if self._keeps else None),
             trace_id=None if trace is None else trace.trace_id.hex(),
             version=None if generation is None else Version(generation.model, generation.number, generation.digest),
             items=0 if prepared is None else prepared.batch,
             stages=None if passage is None else passage.stages,
         )
-        if is_told and observer.access_log is not None:
-            observer.access_log.put(record)
-        if is_traced and trace is not None and observer.traces is not None:
-            observer.traces.put(end_trace(trace, self._headers, record, passage, clock_offset=now - ended))
 
 
 class Observer:
@@ -116,11 +150,15 @@ class Observer:
         access_share: float = 1.0,
         traces: OffLoop[Traced] | None = None,
         trace_share: float = 0.0,
+        payloads: OffLoop[PayloadRow] | None = None,
+        payload_share: float = 0.0,
     ) -> None:
         self.access_log = access_log
         self.traces = traces
         self.trace_share = None if traces is None else trace_share
+        self.payloads = payloads
         self._access_share = access_share
+        self._payload_share = payload_share
 
     def watch(self, target: str, route: str, headers: Headers, *, peer: Peer, started_s: float) -> Watch:
         """Begin to observe a request; `started_s` is on the clock `perf_counter`."""
@@ -131,6 +169,10 @@ class Observer:
         if self.access_log is None:
             return False
         return status >= 400 or self._access_share >= 1.0 or random.random() < self._access_share
+
+    def keeps_payload(self) -> bool:
+        """Tell whether a request's tensors are to be kept, if it is answered."""
+        return self.payloads is not None and random.random() < self._payload_share
 
     def start(self) -> None:
         """Begin to write what is told."""
@@ -148,7 +190,7 @@ class Observer:
             yield one.name, one.offered, one.lost
 
     def _all(self) -> Iterator[OffLoop[Any]]:
-        for one in (self.access_log, self.traces):
+        for one in (self.access_log, self.traces, self.payloads):
             if one is not None:
                 yield one
 
@@ -156,19 +198,37 @@ class Observer:
 def make_observer(settings: Settings) -> Observer | None:
     """Return the observer that the settings ask for, None if they ask for nothing."""
     serving = settings.serving
-    access_log = traces = None
+    access_log = traces = payloads = None
     if serving.access_log is not None:
         access_log = OffLoop("access_log", AccessLog(serving.access_log).write)
     if serving.trace_endpoint:
         traces = OffLoop("traces", OtlpExporter(serving.trace_endpoint, service=settings.project.name).write)
-    if access_log is None and traces is None:
+    if serving.payload_log.folder is not None:
+        payloads = _payload_queue(serving.payload_log, serving.payload_log.folder, settings.state_dir)
+    if access_log is None and traces is None and payloads is None:
         return None
     return Observer(
         access_log=access_log,
         access_share=serving.access_log_sample,
         traces=traces,
         trace_share=serving.trace_sample,
+        payloads=payloads,
+        payload_share=serving.payload_log.sample,
     )
+
+
+def _payload_queue(settings: PayloadLogSettings, folder: Path, state_dir: Path) -> OffLoop[PayloadRow]:
+    # Here, not at import: pyarrow takes a quarter of a second and 40 MB.
+    from noa_serving._payload_log import PayloadLog, load_key
+
+    key = load_key(state_dir / "payload-log.key") if "hash" in settings.redact.values() else b""
+    log = PayloadLog(settings, folder, key)
+    return OffLoop("payload_log", log.write, finish=log.finish)
+
+
+def _own(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Return tensors that keep no others in memory: those of a request are cut from those of its batch."""
+    return {name: one.copy() if one.base is not None else one for name, one in tensors.items()}
 
 
 def _request_id(headers: Headers) -> str | None:

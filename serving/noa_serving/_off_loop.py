@@ -21,11 +21,19 @@ _LOOK_EVERY_S = 0.2
 _MOST_AT_ONCE = 2048
 
 
+class RecordsLostError(Exception):
+    """So many items could not be written, for a reason."""
+
+    def __init__(self, count: int, reason: str) -> None:
+        super().__init__(reason)
+        self.count = count
+
+
 class OffLoop(Generic[ItemT]):
     """A queue before a thread that calls `write` with what has come, at times with nothing.
 
-    `write` returns how many of these items, or of earlier ones that it held back, it could not keep, and raises
-    `OSError` if that is all of them. `finish` is called once, last. Items are put by one thread.
+    `write` returns how many of these items it could not keep, or raises `RecordsLostError` if earlier ones that it held
+    back are among them; any other exception means all of these. `finish` is called once, last. One thread puts items.
     """
 
     def __init__(
@@ -106,6 +114,8 @@ class OffLoop(Generic[ItemT]):
         reason = "only part of it could be written"
         try:
             lost = write()
+        except RecordsLostError as exc:
+            lost, reason = exc.count, str(exc)
         except Exception as exc:  # noqa: BLE001  # whatever it is, the next items must find this thread alive
             lost, reason = count, f"{type(exc).__name__}: {exc}"
         if lost and not self._is_failing:

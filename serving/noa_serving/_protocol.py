@@ -316,7 +316,7 @@ class _HotProtocol(HttpToolsProtocol):
             prepared = slot.route.prepare(headers, body)
             slot.encode = prepared.encode
             if slot.watch is not None:
-                slot.watch.prepared = prepared
+                slot.watch.take(prepared)
             job = application.computing.submit(prepared, place, deadline, slot.done)
         finally:
             if place is not None:

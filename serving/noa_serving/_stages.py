@@ -99,10 +99,10 @@ class Passage:
     """One request on its way through the stages. `encode` stands in place of the encoder that it was prepared with.
 
     `run` is when its batch began, and when the model began and ended, by `perf_counter_ns`. `stages` are nanoseconds in
-    each stage, then the items; None before the answer is written.
+    each stage, then the items; None before the answer is written. `outputs` are kept if `keeps` was set before.
     """
 
-    __slots__ = ("_encode", "_items", "_times", "parsed", "run", "stages", "started")
+    __slots__ = ("_encode", "_items", "_times", "keeps", "outputs", "parsed", "run", "stages", "started")
 
     def __init__(
         self,
@@ -118,6 +118,8 @@ class Passage:
         self.parsed = parsed = perf_counter_ns()
         self.run = (parsed, parsed, parsed)
         self.stages: tuple[int, ...] | None = None
+        self.keeps = False
+        self.outputs: Mapping[str, np.ndarray] | None = None
 
     def moments(self) -> tuple[int, ...] | None:
         """Return when it was there, was understood, its batch began, the model began and ended, and its answer began
@@ -136,5 +138,7 @@ class Passage:
         waited = begun - batch + turn - done
         row = (parsed - self.started, batch - parsed, waited, done - begun, ended - turn, self._items)
         self.stages = row
+        if self.keeps:
+            self.outputs = outputs
         self._times.add(row, ended)
         return response

@@ -288,6 +288,35 @@ class EndpointSettings(Section):
         return self
 
 
+class PayloadLogSettings(Section):
+    """What is kept of requests and answers for whoever watches the models."""
+
+    folder: Path | None = Field(
+        default=None,
+        description="Folder of Parquet files with inputs and outputs of requests; none: nothing is kept.",
+    )
+    sample: StrictFloat = Field(default=0.1, ge=0, le=1, description="Share of the answered requests that is kept.")
+    redact: dict[str, Literal["drop", "hash"]] = Field(
+        default={},
+        description="What is kept of inputs and outputs by name: `drop` nothing, `hash` a keyed hash per item.",
+    )
+    max_file_bytes: StrictInt = Field(
+        default=16 << 20, ge=1024, le=1 << 30, description="Bytes of tensors after which a file is written."
+    )
+    max_file_s: StrictFloat = Field(
+        default=60.0, gt=0, description="Time after which what was kept is written at the latest, seconds."
+    )
+    max_total_bytes: StrictInt = Field(
+        default=1 << 30, ge=1024, description="Bytes that all files together may take; the oldest go."
+    )
+
+    @model_validator(mode="after")
+    def _has_room_for_a_file(self) -> Self:
+        if self.max_total_bytes < self.max_file_bytes:
+            raise ValueError("`max_total_bytes` must have room for a file of `max_file_bytes`")
+        return self
+
+
 class ServingSettings(Section):
     """The inference server."""
 
@@ -433,6 +462,8 @@ class ServingSettings(Section):
         le=1,
         description="Share of the requests that are traced, of those whose caller has not decided by `traceparent`.",
     )
+
+    payload_log: PayloadLogSettings = Field(default_factory=PayloadLogSettings)
 
     @property
     def has_keys_file(self) -> bool:
@@ -748,7 +779,10 @@ def _resolve_serving(serving: ServingSettings, state: Path, root: Path) -> Servi
         "client_certificate_key",
     )
     given = {name: cast("Path | None", getattr(serving, name)) for name in names}
-    paths = {name: _absolute(path, root) for name, path in given.items() if path is not None}
+    paths: dict[str, object] = {name: _absolute(path, root) for name, path in given.items() if path is not None}
+    folder = serving.payload_log.folder
+    if folder is not None:
+        paths["payload_log"] = serving.payload_log.model_copy(update={"folder": _absolute(folder, root)})
     keys = state / "api-keys.json" if serving.keys_file == Path() else _absolute(serving.keys_file, root)
     return serving.model_copy(update={**paths, "keys_file": keys})
 
