@@ -87,7 +87,7 @@ def render(
         *_counter("noa_fast_answers_total", "Requests answered without ASGI.", fast_answers, worker),
         *_logs(list(logs), worker),
         *_counter("noa_registry_failed_polls_total", "Look-ups that failed.", follower.failed_polls, worker),
-        *_gauge("noa_metrics_time_seconds", "When this worker wrote its figures, Unix time.", int(time.time()), worker),
+        *_gauge("noa_metrics_time_seconds", "When this was counted, Unix time.", f"{time.time():.3f}", worker),
         *_gauge("noa_registry_reachable", "Whether the last look-up worked.", int(follower.problem is None), worker),
     ]
     return ("\n".join(lines) + "\n").encode()
@@ -185,7 +185,7 @@ def _logs(logs: list[tuple[str, int, int]], worker: int) -> Iterator[str]:
         yield f'noa_records_lost_total{{log="{name}",worker="{worker}"}} {lost}'
 
 
-def _gauge(name: str, text: str, value: int, worker: int) -> tuple[str, ...]:
+def _gauge(name: str, text: str, value: int | str, worker: int) -> tuple[str, ...]:
     return f"# HELP {name} {text}", f"# TYPE {name} gauge", f'{name}{{worker="{worker}"}} {value}'
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import threading
@@ -14,44 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from observe_kit import RECORD, post, total
 from serving_kit import Project, affine_model, endpoint, wait_until
 from small_disk_kit import may_mount, server_on_small_disk
-from test_serving_stages import total
 
 from noa_serving import Client, ServerProcess, start_server
 from noa_serving._access_log import AccessLog, line_of
-from noa_serving._observer import Record, Version
 from noa_serving._off_loop import OffLoop
 
 KEY = "a-key-of-many-characters"
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ROWS = {"x": np.ones((1, 4), np.float32)}
-BODY = json.dumps({"inputs": {"x": [[1.25, 2.5, 3.75, 4.125]]}})
-JSON = {"content-type": "application/json"}
-RECORD = Record(
-    ended_at=1_700_000_000_000_000_000,
-    target="digits",
-    route="predict",
-    status=200,
-    taken=1_500_000,
-    client="ci",
-    request_id="r-1",
-    trace_id="ab" * 16,
-    version=Version("digits", 3, "sha256:0"),
-    items=2,
-    stages=(1000, 2000, 3000, 4000, 5000, 2),
-)
-
-
-def post(url: str, path: str, body: str = BODY, headers: dict[str, str] | None = None) -> int:
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
-    try:
-        connection.request("POST", path, body, {**JSON, **(headers or {})})
-        response = connection.getresponse()
-        response.read()
-        return response.status
-    finally:
-        connection.close()
 
 
 def lines_in(path: Path) -> list[dict[str, Any]]:

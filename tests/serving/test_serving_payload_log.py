@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from observe_kit import RECORD, post, total
 from serving_kit import Project, affine_model, endpoint, mixed_model, wait_until
 from small_disk_kit import server_on_small_disk
-from test_serving_access_log import RECORD, post
-from test_serving_stages import total
 
 from noa.settings import PayloadLogSettings, Settings
 from noa_serving import Client, start_server

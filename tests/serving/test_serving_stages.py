@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import re
 import threading
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from observe_kit import total, values_of
 from serving_kit import Project, affine_model, ask, build_app, endpoint, make_project, slow_model, wait_until
 
 from noa_serving import Client, start_server
@@ -20,27 +20,6 @@ from noa_serving._metrics_pages import MetricsPages, merge
 from noa_serving._stages import BUCKETS_S, STAGES, StageTimes
 
 ROW = st.tuples(*[st.integers(0, 40_000_000_000)] * len(STAGES), st.integers(1, 100))
-SAMPLE = re.compile(r"(\w+)\{(.*)\} (\S+)")
-
-
-def read(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Return the samples of a page; one that stands twice is an error."""
-    found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            name, labels, value = SAMPLE.fullmatch(line).groups()  # type: ignore[union-attr]
-            key = name, frozenset(re.findall(r'(\w+)="([^"]*)"', labels))
-            assert key not in found, line
-            found[key] = float(value)
-    return found
-
-
-def total(text: str, name: str, **labels: str) -> float:
-    return sum(value for (one, having), value in read(text).items() if one == name and labels.items() <= having)
-
-
-def values_of(text: str, name: str, label: str) -> set[str]:
-    return {dict(labels)[label] for (one, labels) in read(text) if one == name}
 
 
 @given(st.lists(ROW, max_size=1200))

@@ -15,9 +15,9 @@ import pytest
 import tritonclient.grpc as triton
 from hypothesis import given
 from hypothesis import strategies as st
+from observe_kit import total
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from serving_kit import Project, affine_model, build_app, endpoint, wait_until
-from test_serving_stages import total
 
 from noa.settings import Settings
 from noa_serving import Client, start_server
