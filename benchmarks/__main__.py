@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.rows import Row
 
-NAMES = ("registry", "training", "serving", "conversion", "demo")
+NAMES = ("registry", "training", "serving", "observing", "conversion", "demo")
 PROFILED = ("registry",)
 
 

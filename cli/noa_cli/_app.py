@@ -23,6 +23,7 @@ from noa_cli.commands import (
     convert,
     demo,
     doctor,
+    endpoints,
     events,
     flows,
     formats,
@@ -97,6 +98,7 @@ def build() -> typer.Typer:
     add(serve.serve, "Serving")
     add(predict.predict, "Serving")
     add(bench.bench, "Serving")
+    app.add_typer(endpoints.build(), name="endpoints", rich_help_panel="Serving")
     app.add_typer(api_keys.build(), name="api-keys", rich_help_panel="Serving")
     add(services.up, "Operation")
     add(services.down, "Operation")

@@ -31,7 +31,8 @@ def main() -> int:
     """Run the server; returns the process's exit code."""
     try:
         request = load_request(_request_path())
-        require_engine(grpc=request.settings.serving.grpc_port is not None)
+        serving = request.settings.serving
+        require_engine(grpc=serving.grpc_port is not None, traces=bool(serving.trace_endpoint))
         if request.die_with_parent:
             die_with_parent(int(os.environ[PARENT_VARIABLE]) if PARENT_VARIABLE in os.environ else None)
         check_exposure(request.settings.serving)
@@ -49,8 +50,8 @@ def main() -> int:
         lock.close()
 
 
-def require_engine(*, grpc: bool = False) -> None:
-    """Refuse to start without BentoML and the fast event loop and parser, or without gRPC where it is asked for.
+def require_engine(*, grpc: bool = False, traces: bool = False) -> None:
+    """Refuse to start without BentoML and the fast event loop and parser, or without what gRPC and traces need.
 
     Raises:
         DependencyMissingError: with the install command.
@@ -62,6 +63,15 @@ def require_engine(*, grpc: bool = False) -> None:
         for package in ("grpc", "grpc_reflection"):
             if find_spec(package) is None:
                 raise DependencyMissingError(package, extra="grpc", purpose="serving over gRPC")
+    if traces and not _has_otlp():
+        raise DependencyMissingError("opentelemetry-proto", extra="trace", purpose="sending traces")
+
+
+def _has_otlp() -> bool:
+    try:
+        return find_spec("opentelemetry.proto") is not None
+    except ModuleNotFoundError:  # of the package above it
+        return False
 
 
 def reserve_port(address: str, port: int) -> socket.socket:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,23 +29,24 @@ from noa_serving._json_body import json_kind, parse_object
 from noa_serving._jwt import reader_of
 from noa_serving._key_ring import KeyRing
 from noa_serving._metrics import RouteMetrics, render
+from noa_serving._metrics_pages import MetricsPages, merge
 from noa_serving._models import Models, describe_model, parse_version, require_version
 from noa_serving._prepared import Prepared
 from noa_serving._quotas import Quotas
 from noa_serving._scopes import View, require_scope, view_of
 from noa_serving._shared_memory import SharedRegions
+from noa_serving._stages import Passage
 from noa_serving.api_keys import KeyFile
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy as np
 
     from noa.settings import ServingSettings
     from noa_serving._endpoint import Endpoint
     from noa_serving._follower import Follower
     from noa_serving._generation import Generation
     from noa_serving._http import Headers
+    from noa_serving._observer import Observer, Watch
 
 _WHATEVER_THE_BODY = frozenset({401, 403, 404})
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/health/startup", "/ping"})
@@ -81,7 +82,8 @@ class HotRoute:
         except Exception:
             generation.statistics.count_refused(time.perf_counter_ns() - start)
             raise
-        return _counted(prepared, start)
+        passage = Passage(generation.statistics.stages, prepared.encode, start, prepared.batch)
+        return Prepared(generation, prepared.inputs, prepared.batch, passage.encode, prepared.timeout_s, passage)
 
 
 class Application:
@@ -98,6 +100,8 @@ class Application:
         quotas: Quotas | None = None,
         own_key: str | None = None,
         keys_seen_file: Path | None = None,
+        metrics_pages: MetricsPages | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.settings = settings
         self.follower = follower
@@ -110,6 +114,8 @@ class Application:
         self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
         self.breaths = Breaths()
         self.fast_answers = 0
+        self.metrics_pages = metrics_pages
+        self.observer = observer
         self.regions = regions or SharedRegions(None)
         extensions = (*_oip.EXTENSIONS, _oip.SHARED_MEMORY) if self.regions.is_on else _oip.EXTENSIONS
         self.models = Models(self.endpoints, extensions=extensions, max_batch_items=settings.max_batch_items)
@@ -140,13 +146,24 @@ class Application:
             return None
         return answer._replace(headers=(*answer.headers, (b"connection", b"close")))
 
-    def answer(self, method: str, path: str, headers: Headers, body: bytes, peer: Peer = None) -> Response:
-        """Answer a request that needs no compute; `peer` is told in the audit trail."""
+    def answer(
+        self,
+        method: str,
+        path: str,
+        headers: Headers,
+        body: bytes,
+        *,
+        peer: Peer = None,
+        watch: Watch | None = None,
+    ) -> Response:
+        """Answer a request that needs no compute; `peer` is told in the audit trail, `watch` who it is by its key."""
         grant, action = None, action_of(method, path)
         try:
             if path in _OPEN_PATHS:
                 return self._answer(method, path, body, View(self.endpoints, self.models))
             grant = self.guard.identify(headers)
+            if watch is not None:
+                watch.client = grant.who or watch.client
             require_scope(grant, path.strip("/"))
             answer = self._answer(method, path, body, view_of(grant, self.endpoints, self.models))
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
@@ -158,8 +175,10 @@ class Application:
         return answer
 
     def close(self) -> None:
-        """End the compute threads once their work is done."""
+        """End the compute threads once their work is done, then write what is to be told of it."""
         self.pool.shutdown(wait=True, cancel_futures=True)
+        if self.observer is not None:
+            self.observer.stop()
 
     def _hot_routes(self) -> dict[str, HotRoute]:
         routes: dict[str, HotRoute] = {}
@@ -244,8 +263,9 @@ class Application:
             table |= {"workers": self.crew.rows(), "degraded": self.crew.shortfall()}
         return json_response(table)
 
-    def _render_metrics(self) -> Response:
-        text = render(
+    def render_own_metrics(self) -> bytes:
+        """Return what this worker has counted, as Prometheus text."""
+        return render(
             self._metrics,
             self.endpoints.values(),
             admission=self.admission,
@@ -253,8 +273,14 @@ class Application:
             computing=self.computing,
             over_quota=0 if self.guard.quotas is None else self.guard.quotas.refused,
             fast_answers=self.fast_answers,
+            logs=[] if self.observer is None else self.observer.counts(),
             worker=os.getpid(),
         )
+
+    def _render_metrics(self) -> Response:
+        text = self.render_own_metrics()
+        if self.metrics_pages is not None:
+            text = merge([text, *self.metrics_pages.read(self.crew.others_up())])
         return Response(200, text, ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),))
 
     def _answer_shared_memory(self, method: str, parts: list[str], body: bytes) -> Response:
@@ -272,22 +298,6 @@ class Application:
             self.regions.register(name, key=table.get("key"), offset=table.get("offset"), size=table.get("byte_size"))
             return json_response({})
         raise NotFoundError(f"no route `{'/'.join(parts)[:80]}` for shared memory")
-
-
-def _counted(prepared: Prepared, start: int) -> Prepared:
-    read_ns = time.perf_counter_ns() - start
-    encode_answer = prepared.encode
-
-    def encode(outputs: Mapping[str, np.ndarray]) -> Response:
-        begun = time.perf_counter_ns()
-        response = encode_answer(outputs)
-        ended = time.perf_counter_ns()
-        prepared.generation.statistics.count_answered(
-            read_ns=read_ns, write_ns=ended - begun, total_ns=ended - start, items=prepared.batch
-        )
-        return response
-
-    return Prepared(prepared.generation, prepared.inputs, prepared.batch, encode, prepared.timeout_s)
 
 
 def describe(endpoint: Endpoint) -> dict[str, object]:

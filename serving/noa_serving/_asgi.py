@@ -6,13 +6,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from noa_serving._admission import Place
 from noa_serving._application import Application, HotRoute
 from noa_serving._deadline import Deadline, asked_timeout_s
 from noa_serving._guard import Peer
 from noa_serving._http import Headers, RequestRefusedError, Response, header_table, refuse
+from noa_serving._observer import CONTROL
+
+if TYPE_CHECKING:
+    from noa_serving._observer import Watch
 
 T = TypeVar("T")
 Message: TypeAlias = MutableMapping[str, Any]
@@ -22,6 +26,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 log = logging.getLogger("noa.serving")
 
 _MAX_CONTROL_BODY_BYTES = 64 << 10
+_MAX_TOLD_PATH = 256
 
 
 class _DisconnectedError(Exception):
@@ -60,18 +65,30 @@ class AsgiApplication:
 
     async def _serve_hot(self, route: HotRoute, scope: Message, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
+        headers, peer = header_table(scope["headers"]), scope.get("client")
+        watch = self._watch(route.endpoint.name, route.metrics.route, headers, peer, start)
         try:
-            response = await self._compute(route, header_table(scope["headers"]), receive, scope.get("client"))
+            response = await self._compute(route, headers, receive, peer, watch)
         except _DisconnectedError:
             return
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
             response = refuse(exc)
         route.metrics.observe(response.status, time.perf_counter() - start)
         await send_response(send, response)
+        if watch is not None:
+            watch.end(response.status)
 
-    async def _compute(self, route: HotRoute, headers: Headers, receive: Receive, peer: Peer) -> Response:
+    def _watch(self, target: str, route: str, headers: Headers, peer: Peer, started_s: float) -> Watch | None:
+        observer = self._application.observer
+        return None if observer is None else observer.watch(target, route, headers, peer=peer, started_s=started_s)
+
+    async def _compute(
+        self, route: HotRoute, headers: Headers, receive: Receive, peer: Peer, watch: Watch | None
+    ) -> Response:
         application = self._application
         grant = application.guard.allow(headers, route.endpoint.name)
+        if watch is not None:
+            watch.client = grant.who or watch.client
         if route.endpoint.current is None:
             route.require()
         limit = application.settings.max_body_bytes
@@ -87,6 +104,8 @@ class AsgiApplication:
             if not is_known:
                 application.guard.charge_bytes(grant, len(body), peer)
             prepared = route.prepare(headers, body)
+            if watch is not None:
+                watch.take(prepared)
             work = application.computing.run(prepared, place, deadline)
             if prepared.generation.runs_inline(prepared.batch):
                 return prepared.encode(await work)
@@ -105,21 +124,32 @@ class AsgiApplication:
             ) from exc
 
     async def _serve_control(self, scope: Message, receive: Receive, send: Send) -> None:
-        headers = header_table(scope["headers"])
+        start = time.perf_counter()
+        headers, peer = header_table(scope["headers"]), scope.get("client")
+        watch = self._watch(scope["path"][:_MAX_TOLD_PATH], CONTROL, headers, peer, start)
+        try:
+            answer = await self._answer_control(scope, headers, receive, watch)
+        except _DisconnectedError:
+            return
+        await send_response(send, answer)
+        if watch is not None:
+            watch.end(answer.status)
+
+    async def _answer_control(
+        self, scope: Message, headers: Headers, receive: Receive, watch: Watch | None
+    ) -> Response:
         body = b""
         if scope["method"] == "POST":
             try:
                 _check_length(headers, _MAX_CONTROL_BODY_BYTES)
                 body = await self._read_body(receive, _MAX_CONTROL_BODY_BYTES)
-            except _DisconnectedError:
-                return
             except RequestRefusedError as exc:
                 # A mistyped name is told as such, however large the body for it is.
                 unknown = self._application.refuse_unknown(scope["path"], headers) if exc.status == 413 else None
-                await send_response(send, refuse(exc) if unknown is None else unknown)
-                return
-        answer = self._application.answer(scope["method"], scope["path"], headers, body, scope.get("client"))
-        await send_response(send, answer)
+                return refuse(exc) if unknown is None else unknown
+        return self._application.answer(
+            scope["method"], scope["path"], headers, body, peer=scope.get("client"), watch=watch
+        )
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
@@ -128,6 +158,8 @@ class AsgiApplication:
                 try:
                     self._application.follower.start()
                     self._application.guard.watch()
+                    if self._application.observer is not None:
+                        self._application.observer.start()
                     if self._on_startup is not None:
                         await self._on_startup()
                 except Exception as exc:

@@ -83,16 +83,7 @@ class Job:
 
 def compute_together(jobs: Sequence[Job]) -> list[Outcome]:
     """Return the outcome of each job. What the model refuses is found by halves; the others get their outputs."""
-    if len(jobs) == 1:
-        try:
-            return [compute(jobs[0].prepared)]
-        except Exception as exc:  # noqa: BLE001  # it becomes the answer of this one request
-            return [exc]
-    try:
-        return _run(jobs)
-    except Exception:  # noqa: BLE001  # whatever it is, it belongs to some of them only
-        middle = len(jobs) // 2
-        return compute_together(jobs[:middle]) + compute_together(jobs[middle:])
+    return _compute(jobs, time.perf_counter_ns())
 
 
 def lane_key(prepared: Prepared) -> Hashable:
@@ -430,15 +421,38 @@ def _work(batch: list[Job]) -> _Done:
     return wanted, outcomes, time.perf_counter() - start
 
 
-def _run(jobs: Sequence[Job]) -> list[Outcome]:
-    """Run jobs of one lane as one batch, and cut its outputs apart."""
+def _compute(jobs: Sequence[Job], begun: int) -> list[Outcome]:
+    if len(jobs) == 1:
+        prepared = jobs[0].prepared
+        start = time.perf_counter_ns()
+        try:
+            outputs = compute(prepared)
+        except Exception as exc:  # noqa: BLE001  # it becomes the answer of this one request
+            return [exc]
+        if prepared.passage is not None:
+            prepared.passage.run = (begun, start, time.perf_counter_ns())
+        return [outputs]
+    try:
+        return _run(jobs, begun)
+    except Exception:  # noqa: BLE001  # whatever it is, it belongs to some of them only
+        middle = len(jobs) // 2
+        return _compute(jobs[:middle], begun) + _compute(jobs[middle:], begun)
+
+
+def _run(jobs: Sequence[Job], begun: int) -> list[Outcome]:
+    """Run jobs of one lane as one batch, and cut its outputs apart. `begun` is when their batch began."""
     generation = jobs[0].prepared.generation
     columns = [job.prepared.inputs for job in jobs]
     inputs = {name: np.concatenate([column[name] for column in columns]) for name in generation.input_names}
-    outputs = generation.compute(inputs, sum(job.prepared.batch for job in jobs))
+    items = sum(job.prepared.batch for job in jobs)
+    run_start = time.perf_counter_ns()
+    outputs = generation.compute(inputs, items)
+    run = (begun, run_start, time.perf_counter_ns())
     outcomes: list[Outcome] = []
     start = 0
     for job in jobs:
+        if job.prepared.passage is not None:
+            job.prepared.passage.run = run
         end = start + job.prepared.batch
         outcomes.append({name: array[start:end] for name, array in outputs.items()})
         start = end

@@ -213,6 +213,10 @@ class Crew:
         serving = [worker for worker in workers if name in worker.serving]
         return bool(serving) and all(name in worker.serving for worker in workers if worker.accepts)
 
+    def others_up(self) -> list[int]:
+        """Return the numbers of the other workers whose process lives."""
+        return [slot for slot in range(self.size) if slot != self.slot and self._board.is_live(slot)]
+
     def rows(self) -> list[dict[str, object]]:
         """Return what is known of each worker, for people."""
         rows: list[dict[str, object]] = []

@@ -24,12 +24,14 @@ from noa_serving._memory import require_memory
 if TYPE_CHECKING:
     from noa.settings import EndpointSettings
     from noa_registry import Registry
+    from noa_serving._stages import StageTimes
 
 log = logging.getLogger("noa.serving")
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _ANNOUNCE_PATIENCE_S = 10.0
+_MOST_PAST_VERSIONS = 3
 
 
 class Served(NamedTuple):
@@ -39,6 +41,13 @@ class Served(NamedTuple):
     number: int
     digest: str
     format: str
+
+
+class Counted(NamedTuple):
+    """A version that answers now or did not long ago, and the times of what it answered."""
+
+    version: Served
+    stages: StageTimes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +76,8 @@ class Endpoint:
         self.failure: SwapFailure | None = None
         self.swaps = 0
         self.refusals = 0
+        self.recent: tuple[Counted, ...] = ()
+        """The versions whose times `/metrics` shows, the present one last."""
         self._prepared: tuple[Ballot, Generation] | None = None
         self._swapped_at = 0.0
 
@@ -189,6 +200,7 @@ class Endpoint:
         if not self.crew.join(self.name, content):
             self.current = before
             return False
+        self._count_from_now(generation)
         self.failure = None
         self.swaps += before is not None
         self._swapped_at = now
@@ -196,6 +208,12 @@ class Endpoint:
         log.info("endpoint %s: %s -> %s %s", self.name, name, generation.reference, generation.digest)
         self._announce(now)
         return True
+
+    def _count_from_now(self, generation: Generation) -> None:
+        """Show the times of `generation` from now on; a version that comes back counts from zero, as after a start."""
+        version = Served(generation.model, generation.number, generation.digest, generation.format)
+        others = [one for one in self.recent if one.version != version]
+        self.recent = (*others[-_MOST_PAST_VERSIONS:], Counted(version, generation.statistics.stages))
 
     def _announce(self, now: float) -> None:
         """Let the lease of what is served be written once all workers serve it; the registry learns of laggards."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from noa_serving._application import Application, HotRoute
     from noa_serving._guard import Peer
     from noa_serving._key_ring import Grant
+    from noa_serving._observer import Watch
     from noa_serving.api_keys import Verb
 
 _CODES: dict[int, grpc.StatusCode] = {
@@ -209,17 +210,37 @@ class GrpcServer:
             yield response.SerializeToString()
 
     async def _compute(self, body: bytes, headers: Headers, left_s: float | None, peer: Peer) -> bytes:
+        start, observer = time.perf_counter(), self._application.observer
+        if observer is None:
+            return await self._answer(body, headers, left_s, peer, start, None)
+        watch = observer.watch("", "grpc", headers, peer=peer, started_s=start)
+        try:
+            answer = await self._answer(body, headers, left_s, peer, start, watch)
+        except Exception as exc:
+            watch.end(status_of(exc))
+            raise
+        watch.end(200)
+        return answer
+
+    async def _answer(
+        self, body: bytes, headers: Headers, left_s: float | None, peer: Peer, start: float, watch: Watch | None
+    ) -> bytes:
         application = self._application
-        start = time.perf_counter()
-        application.guard.identify(headers)
+        grant = application.guard.identify(headers)
+        if watch is not None:
+            watch.client = grant.who or watch.client
         message = _grpc_infer.parse_request(body)
         grant = application.guard.allow(headers, message.model_name)
         route = self._route(message)
+        if watch is not None:
+            watch.target = route.endpoint.name
         try:
             deadline = Deadline.after(self._timeout_s).within(left_s).within(asked_timeout_s(headers))
             with application.computing.enter() as place:
                 application.guard.charge(grant, len(body), peer)
                 prepared = route.prepare(headers, message)
+                if watch is not None:
+                    watch.take(prepared)
                 response = prepared.encode(await application.computing.run(prepared, place, deadline))
         except Exception as exc:
             route.metrics.observe(status_of(exc), time.perf_counter() - start)

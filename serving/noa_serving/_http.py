@@ -20,7 +20,7 @@ HeaderList: TypeAlias = tuple[tuple[bytes, bytes], ...]
 JSON_TYPE: tuple[bytes, bytes] = (b"content-type", b"application/json")
 BINARY_TYPE: tuple[bytes, bytes] = (b"content-type", b"application/octet-stream")
 
-_CREDENTIALS = (b"authorization", b"x-api-key")
+_ONCE_ONLY = (b"authorization", b"x-api-key", b"traceparent")
 
 log = logging.getLogger("noa.serving")
 
@@ -56,13 +56,13 @@ class Response(NamedTuple):  # made for every request, and far quicker than a fr
 def header_table(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Return headers by their names in lower case. Of one that stands twice the last counts; of a key, none does.
 
-    A proxy in front may have judged the other one.
+    A proxy in front may have judged the other one. A request that names two traces belongs to neither.
     """
     rows = [(name.lower(), value) for name, value in pairs]
     table = dict(rows)
     if len(table) != len(rows):
         names = [name for name, _ in rows]
-        table.update((name, b"") for name in _CREDENTIALS if names.count(name) > 1)
+        table.update((name, b"") for name in _ONCE_ONLY if names.count(name) > 1)
     return table
 
 

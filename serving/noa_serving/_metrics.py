@@ -1,21 +1,44 @@
 """Metrics in Prometheus' text format: plain counters of one event loop, a few hundred nanoseconds per request.
 
-Each worker counts for itself; the label `worker` is its process id.
+Each worker counts for itself; the label `worker` is its process id. `_metrics_pages` puts the workers' pages together.
 """
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from noa_serving import _stages
+from noa_serving._stages import STAGES
+
 if TYPE_CHECKING:
     from noa_serving._admission import Admission
     from noa_serving._computing import Computing
-    from noa_serving._endpoint import Endpoint
+    from noa_serving._endpoint import Counted, Endpoint
     from noa_serving._follower import Follower
 
-BUCKETS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BUCKETS_S = (
+    0.00005,
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+)
 
 
 class RouteMetrics:
@@ -46,6 +69,7 @@ def render(
     computing: Computing,
     over_quota: int,
     fast_answers: int,
+    logs: Iterable[tuple[str, int, int]],
     worker: int,
 ) -> bytes:
     """Return everything that is counted, as Prometheus text (version 0.0.4)."""
@@ -53,6 +77,7 @@ def render(
     lines = [
         *_requests(routes, worker),
         *_latencies(routes, worker),
+        *_stage_times(endpoints, worker),
         *_endpoints(endpoints, worker),
         *_gauge("noa_requests_in_flight", "Requests being computed or waiting.", admission.in_flight, worker),
         *_counter("noa_requests_refused_total", "Requests refused because of overload.", admission.refused, worker),
@@ -60,7 +85,9 @@ def render(
         *_gauge("noa_queue_items", "Items that wait for slow models.", computing.queue.waiting_items, worker),
         *_batches(computing, worker),
         *_counter("noa_fast_answers_total", "Requests answered without ASGI.", fast_answers, worker),
+        *_logs(list(logs), worker),
         *_counter("noa_registry_failed_polls_total", "Look-ups that failed.", follower.failed_polls, worker),
+        *_gauge("noa_metrics_time_seconds", "When this was counted, Unix time.", f"{time.time():.3f}", worker),
         *_gauge("noa_registry_reachable", "Whether the last look-up worked.", int(follower.problem is None), worker),
     ]
     return ("\n".join(lines) + "\n").encode()
@@ -78,13 +105,40 @@ def _latencies(routes: list[RouteMetrics], worker: int) -> Iterator[str]:
     yield "# HELP noa_request_seconds Time from the end of the request's headers to its answer."
     yield "# TYPE noa_request_seconds histogram"
     for route in routes:
-        labels = _labels(route, worker)
-        count = 0
-        for bound, hits in zip((*BUCKETS_S, "+Inf"), route.buckets, strict=True):
-            count += hits
-            yield f'noa_request_seconds_bucket{{{labels},le="{bound}"}} {count}'
-        yield f"noa_request_seconds_sum{{{labels}}} {route.total_s:.6f}"
-        yield f"noa_request_seconds_count{{{labels}}} {count}"
+        yield from _histogram("noa_request_seconds", _labels(route, worker), BUCKETS_S, route.buckets, route.total_s)
+
+
+def _stage_times(endpoints: list[Endpoint], worker: int) -> Iterator[str]:
+    yield "# HELP noa_stage_seconds Time that answered requests spent in each stage, by version."
+    yield "# TYPE noa_stage_seconds histogram"
+    for endpoint in endpoints:
+        for one in endpoint.recent:
+            yield from _stages_of(endpoint.name, one, worker)
+
+
+def _stages_of(endpoint: str, one: Counted, worker: int) -> tuple[str, ...]:
+    """Return the lines of one version; of one that has answered nothing since the last time, the same again."""
+    count, lines = one.stages.memo
+    if count == one.stages.count:
+        return lines
+    model, number, digest, _ = one.version
+    found: list[str] = []
+    for stage in STAGES:
+        labels = f'endpoint="{endpoint}",model="{model}",version="{number}",digest="{digest}"'
+        labels += f',stage="{stage}",worker="{worker}"'
+        sum_s = one.stages.sum_ns(stage) / 1e9
+        found += _histogram("noa_stage_seconds", labels, _stages.BUCKETS_S, one.stages.buckets(stage), sum_s)
+    one.stages.memo = one.stages.count, tuple(found)
+    return one.stages.memo[1]
+
+
+def _histogram(name: str, labels: str, bounds: tuple[float, ...], buckets: list[int], sum_s: float) -> Iterator[str]:
+    count = 0
+    for bound, hits in zip((*bounds, "+Inf"), buckets, strict=True):
+        count += hits
+        yield f'{name}_bucket{{{labels},le="{bound}"}} {count}'
+    yield f"{name}_sum{{{labels}}} {sum_s:.9f}"
+    yield f"{name}_count{{{labels}}} {count}"
 
 
 def _endpoints(endpoints: list[Endpoint], worker: int) -> Iterator[str]:
@@ -120,7 +174,18 @@ def _batches(computing: Computing, worker: int) -> Iterator[str]:
         yield f'noa_batched_requests_total{{way="{name}",worker="{worker}"}} {batcher.requests}'
 
 
-def _gauge(name: str, text: str, value: int, worker: int) -> tuple[str, ...]:
+def _logs(logs: list[tuple[str, int, int]], worker: int) -> Iterator[str]:
+    yield "# HELP noa_records_total Records of requests that were to be written, by log."
+    yield "# TYPE noa_records_total counter"
+    for name, offered, _ in logs:
+        yield f'noa_records_total{{log="{name}",worker="{worker}"}} {offered}'
+    yield "# HELP noa_records_lost_total Records of requests that were lost: the queue was full, or the disk."
+    yield "# TYPE noa_records_lost_total counter"
+    for name, _, lost in logs:
+        yield f'noa_records_lost_total{{log="{name}",worker="{worker}"}} {lost}'
+
+
+def _gauge(name: str, text: str, value: int | str, worker: int) -> tuple[str, ...]:
     return f"# HELP {name} {text}", f"# TYPE {name} gauge", f'{name}{{worker="{worker}"}} {value}'
 
 

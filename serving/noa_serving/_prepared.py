@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
     from noa_serving._generation import Generation
     from noa_serving._http import Response
+    from noa_serving._stages import Passage
 
 
 class Prepared(NamedTuple):  # made for every request, and far quicker than a frozen dataclass
     """One unit of compute. `encode` turns all outputs of the model into the answer.
 
-    `timeout_s` is how long the request itself is ready to wait, if it says so in its body.
+    `timeout_s` is how long the request itself is ready to wait, if it says so in its body. `passage` is told when the
+    model ran.
     """
 
     generation: Generation
@@ -27,6 +29,7 @@ class Prepared(NamedTuple):  # made for every request, and far quicker than a fr
     batch: int
     encode: Callable[[Mapping[str, np.ndarray]], Response]
     timeout_s: float | None = None
+    passage: Passage | None = None
 
 
 def compute(prepared: Prepared) -> Mapping[str, np.ndarray]:

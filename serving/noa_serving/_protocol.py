@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from noa_serving._admission import Place
     from noa_serving._batcher import Job, Outcome
+    from noa_serving._observer import Watch
 
 MAX_HOT_BODY_BYTES = 1 << 20
 """Larger bodies go through ASGI, whose flow control is worth its cost there."""
@@ -178,8 +179,7 @@ class _HotProtocol(HttpToolsProtocol):
         self._route = None
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = []
-        slot = _Slot(self, route, self._started)
-        self._line.append(slot)
+        slot = self._new_slot(route)
         try:
             self._begin(slot, body)
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
@@ -284,6 +284,17 @@ class _HotProtocol(HttpToolsProtocol):
         if self._is_closing:
             self.cycle.keep_alive = False
 
+    def _new_slot(self, route: HotRoute) -> _Slot:
+        slot = _Slot(self, route, self._started)
+        observer = self._application.observer
+        if observer is not None:
+            head, started_s = self._head.table, self._started
+            slot.watch = observer.watch(
+                route.endpoint.name, route.metrics.route, head, peer=self.client, started_s=started_s
+            )
+        self._line.append(slot)
+        return slot
+
     def _begin(self, slot: _Slot, body: bytes) -> None:
         """Understand a request and have it computed; its slot is told when there is an answer."""
         application = self._application
@@ -291,6 +302,8 @@ class _HotProtocol(HttpToolsProtocol):
         place, self._place = self._place, None
         try:
             grant = application.guard.allow(headers, slot.route.endpoint.name)
+            if slot.watch is not None:
+                slot.watch.client = grant.who or slot.watch.client
             if slot.route.endpoint.current is None:
                 slot.route.require()
             deadline = Deadline.after(self._timeout_s)
@@ -302,6 +315,8 @@ class _HotProtocol(HttpToolsProtocol):
                     application.guard.charge(grant, len(body), self.client)
             prepared = slot.route.prepare(headers, body)
             slot.encode = prepared.encode
+            if slot.watch is not None:
+                slot.watch.take(prepared)
             job = application.computing.submit(prepared, place, deadline, slot.done)
         finally:
             if place is not None:
@@ -354,9 +369,7 @@ class _HotProtocol(HttpToolsProtocol):
         )
         self.flow.pause_reading()  # the rest of the body belongs to nobody
         self._give_place_back()
-        slot = _Slot(self, route, self._started)
-        self._line.append(slot)
-        slot.done(late)
+        self._new_slot(route).done(late)
 
     def _rest_is_late(self) -> None:
         """Close if only the rest of an answered request is missing; who still reads it has a deadline of its own."""
@@ -408,7 +421,7 @@ class _HotProtocol(HttpToolsProtocol):
 class _Slot:
     """One request in the line of its connection, from the end of its body to its answer."""
 
-    __slots__ = ("encode", "job", "protocol", "response", "route", "started")
+    __slots__ = ("encode", "job", "protocol", "response", "route", "started", "watch")
 
     def __init__(self, protocol: _HotProtocol, route: HotRoute, started: float) -> None:
         self.protocol = protocol
@@ -417,6 +430,7 @@ class _Slot:
         self.job: Job | None = None
         self.encode: Callable[[Mapping[str, np.ndarray]], Response] | None = None
         self.response: Response | None = None
+        self.watch: Watch | None = None
 
     def done(self, outcome: Outcome) -> None:
         """Take the outputs or the refusal, and write what can be written."""
@@ -432,6 +446,8 @@ class _Slot:
         self.response = response
         self.route.metrics.observe(response.status, time.perf_counter() - self.started)
         self.protocol.write_line()
+        if self.watch is not None:
+            self.watch.end(response.status)
 
     def drop(self) -> None:
         """Nobody waits for the answer any more."""

@@ -1,7 +1,7 @@
 """Statistics of one generation in the shape of Triton's extension, for the public clients that ask for them.
 
 Each worker counts for itself, and each version from the moment it was loaded. A run is counted where the model computes
-(on any thread), a request where it is understood and where its answer is written. Costs about a microsecond.
+(on any thread), a request that was answered by its stages (`_stages`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from noa_serving._stages import STAGES, StageTimes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,14 +39,10 @@ class Duration:
 class ModelStatistics:
     """The counters of one generation."""
 
-    success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
-    read: Duration = field(default_factory=Duration)
     run: Duration = field(default_factory=Duration)
-    write: Duration = field(default_factory=Duration)
+    stages: StageTimes = field(default_factory=StageTimes)
     runs_by_batch: dict[int, Duration] = field(default_factory=dict[int, Duration])
-    items: int = 0
-    last_inference_ms: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def timed(
@@ -72,15 +70,6 @@ class ModelStatistics:
         with self._lock:
             self.fail.add(ns)
 
-    def count_answered(self, *, read_ns: int, write_ns: int, total_ns: int, items: int) -> None:
-        """Count a request whose answer was written, `total_ns` after it had arrived."""
-        with self._lock:
-            self.read.add(read_ns)
-            self.write.add(write_ns)
-            self.success.add(total_ns)
-            self.items += items
-            self.last_inference_ms = int(time.time() * 1000)
-
     def _count_run(self, batch: int, ns: int) -> None:
         with self._lock:
             self.run.add(ns)
@@ -97,22 +86,25 @@ def describe_statistics(generation: Generation) -> dict[str, object]:
 
     `queue` is what of a request's time is neither reading, computing nor writing. There is no response cache.
     """
-    one = generation.statistics
-    waited_ns = max(0, one.success.ns - one.read.ns - one.run.ns - one.write.ns)
-    answered = one.success.count
+    one, stages = generation.statistics, generation.statistics.stages
+    answered = stages.count
+    spent = {stage: stages.sum_ns(stage) for stage in STAGES}
+    total_ns = sum(spent.values())
+    waited_ns = max(0, total_ns - spent["parse"] - one.run.ns - spent["encode"])
+    ago_ms = (time.perf_counter_ns() - stages.last_ns) // 1_000_000
     return {
         "name": generation.endpoint,
         "version": str(generation.number),
-        "last_inference": one.last_inference_ms,
-        "inference_count": one.items,
+        "last_inference": int(time.time() * 1000) - ago_ms if stages.last_ns else 0,
+        "inference_count": stages.items,
         "execution_count": one.run.count,
         "inference_stats": {
-            "success": _row(one.success),
+            "success": {"count": answered, "ns": total_ns},
             "fail": _row(one.fail),
             "queue": {"count": answered, "ns": waited_ns},
-            "compute_input": _row(one.read),
+            "compute_input": {"count": answered, "ns": spent["parse"]},
             "compute_infer": {"count": answered, "ns": one.run.ns},
-            "compute_output": _row(one.write),
+            "compute_output": {"count": answered, "ns": spent["encode"]},
             "cache_hit": _row(Duration()),
             "cache_miss": _row(Duration()),
         },

@@ -31,6 +31,8 @@ from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
 from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, load_request
 from noa_serving._leases import LeaseKeeper
+from noa_serving._metrics_pages import MetricsPages
+from noa_serving._observer import make_observer
 from noa_serving._parent_death import die_with_parent
 from noa_serving._protocol import hot_protocol
 from noa_serving._quotas import Quotas
@@ -108,6 +110,8 @@ def build_application(request: LaunchRequest) -> Application:
         quotas=Quotas(settings.serving, request.quotas_file),
         own_key=request.own_key,
         keys_seen_file=request.keys_seen_file,
+        observer=make_observer(settings),
+        metrics_pages=MetricsPages(request.folder, crew.slot) if crew.size > 1 else None,
     )
 
 
@@ -122,8 +126,12 @@ def _with_crew(application: Application, request: LaunchRequest) -> AsgiApplicat
             await grpc.start()
         await _report_address(request, grpc_port=None if grpc is None else grpc.port)
         application.crew.accept()
+        if application.metrics_pages is not None:
+            application.metrics_pages.start(application.render_own_metrics)
 
     async def stop() -> None:
+        if application.metrics_pages is not None:
+            application.metrics_pages.stop()
         if grpc is not None:
             await grpc.stop()
         application.crew.leave()

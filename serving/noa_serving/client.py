@@ -86,6 +86,10 @@ class Client:
         """Return what the server knows about its endpoints: versions, digests, swaps and refused versions."""
         return read_object(self._call(Request("GET", "/status")), self.url)
 
+    def metrics(self) -> str:
+        """Return what the server has counted, as Prometheus text."""
+        return self._call(Request("GET", "/metrics")).body.decode()
+
     def ready(self) -> bool:
         """Tell whether the server answers and every endpoint is loaded. Never raises for a server that is away."""
         return self.answers("/v2/health/ready")

@@ -28,6 +28,7 @@ READING = (
     "events list",
     "gc --dry-run",
     "status",
+    "endpoints list",
 )
 WRITING = (
     "models promote digits/3",

@@ -45,6 +45,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("predict digits --input in.json", 1),
         ("flows list", 1),
         ("status", 0),
+        ("endpoints list", 0),
+        ("endpoints show digits", 1),
         ("down", 0),
         ("config show", 0),
         ("config validate", 0),

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,25 +16,9 @@ import pytest
 
 from noa_cli.__main__ import run
 from noa_flows import Command, Supervisor
+from noa_serve import serving
 
 KEY = "a-key-of-sixteen-characters"
-
-
-@contextmanager
-def serving(root: Path, *arguments: str) -> Generator[tuple[subprocess.Popen[str], dict[str, object]]]:
-    """Run `noa serve` until the end of the block, and give it with what it printed."""
-    command = [sys.executable, "-m", "noa_cli", "serve", *arguments, "--port", "0", "--json"]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            text = ""
-            while not text.endswith("}\n"):
-                line = process.stdout.readline()
-                assert line, "the server ended"
-                text += line
-            yield process, json.loads(text)
-        finally:
-            process.send_signal(signal.SIGINT)
 
 
 @pytest.fixture

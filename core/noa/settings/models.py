@@ -294,6 +294,35 @@ class EndpointSettings(Section):
         return self
 
 
+class PayloadLogSettings(Section):
+    """What is kept of requests and answers for whoever watches the models."""
+
+    folder: Path | None = Field(
+        default=None,
+        description="Folder of Parquet files with inputs and outputs of requests; none: nothing is kept.",
+    )
+    sample: StrictFloat = Field(default=0.1, ge=0, le=1, description="Share of the answered requests that is kept.")
+    redact: dict[str, Literal["drop", "hash"]] = Field(
+        default={},
+        description="What is kept of inputs and outputs by name: `drop` nothing, `hash` a keyed hash per item.",
+    )
+    max_file_bytes: StrictInt = Field(
+        default=16 << 20, ge=1024, le=1 << 30, description="Bytes of tensors after which a file is written."
+    )
+    max_file_s: StrictFloat = Field(
+        default=60.0, gt=0, description="Time after which what was kept is written at the latest, seconds."
+    )
+    max_total_bytes: StrictInt = Field(
+        default=1 << 30, ge=1024, description="Bytes that all files together may take; the oldest go."
+    )
+
+    @model_validator(mode="after")
+    def _has_room_for_a_file(self) -> Self:
+        if self.max_total_bytes < self.max_file_bytes:
+            raise ValueError("`max_total_bytes` must have room for a file of `max_file_bytes`")
+        return self
+
+
 class ServingSettings(Section):
     """The inference server."""
 
@@ -417,6 +446,31 @@ class ServingSettings(Section):
         default=256 << 20, ge=1, description="Bytes of inputs that may wait for slow models; more get 503."
     )
 
+    access_log: Path | None = Field(
+        default=None, description="File to which a line of JSON is appended for each request; none: no access log."
+    )
+    access_log_sample: StrictFloat = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the answered requests that the access log tells of; those that were refused or that "
+        "failed are always told of.",
+    )
+
+    trace_endpoint: str = Field(
+        default="",
+        description="Address of an OpenTelemetry collector for traces (OTLP over HTTP, needs `noa[trace]`), e.g. "
+        "`http://127.0.0.1:4318/v1/traces`; empty: no traces.",
+    )
+    trace_sample: StrictFloat = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Share of the requests that are traced, of those whose caller has not decided by `traceparent`.",
+    )
+
+    payload_log: PayloadLogSettings = Field(default_factory=PayloadLogSettings)
+
     @property
     def address(self) -> str:
         """The URL at which this machine reaches a server of these settings."""
@@ -448,6 +502,8 @@ class ServingSettings(Section):
                 "`serving.tls_client_ca` needs `serving.client_certificate`, by which noa itself asks whether the "
                 "server is ready"
             )
+        if self.trace_endpoint and not _is_web_address(self.trace_endpoint):
+            raise ValueError("`serving.trace_endpoint` is no address such as http://127.0.0.1:4318/v1/traces")
         if self.shared_memory and not is_loopback(self.host):
             raise ValueError(f"`serving.shared_memory` needs a loopback address; host is `{self.host}`")
         if any(len(key.get_secret_value()) < 16 for key in self.api_keys):
@@ -726,6 +782,7 @@ class Settings(Section):
 
 def _resolve_serving(serving: ServingSettings, state: Path, root: Path) -> ServingSettings:
     names = (
+        "access_log",
         "jwt_jwks_file",
         "tls_certificate",
         "tls_key",
@@ -735,13 +792,26 @@ def _resolve_serving(serving: ServingSettings, state: Path, root: Path) -> Servi
         "client_certificate_key",
     )
     given = {name: cast("Path | None", getattr(serving, name)) for name in names}
-    paths = {name: _absolute(path, root) for name, path in given.items() if path is not None}
+    paths: dict[str, object] = {name: _absolute(path, root) for name, path in given.items() if path is not None}
+    folder = serving.payload_log.folder
+    if folder is not None:
+        paths["payload_log"] = serving.payload_log.model_copy(update={"folder": _absolute(folder, root)})
     keys = state / "api-keys.json" if serving.keys_file == Path() else _absolute(serving.keys_file, root)
     return serving.model_copy(update={**paths, "keys_file": keys})
 
 
 def _resolve_ca(hook: WebhookSettings, root: Path) -> WebhookSettings:
     return hook if hook.ca_file is None else hook.model_copy(update={"ca_file": _absolute(hook.ca_file, root)})
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+    has_extras = "@" in parts.netloc or bool(parts.query) or bool(parts.fragment)  # keys belong into no address
+    return is_whole and not has_extras and text.isascii() and text.isprintable() and " " not in text
 
 
 def is_loopback(host: str) -> bool:
