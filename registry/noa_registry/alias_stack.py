@@ -81,9 +81,11 @@ def check_stacks(connection: Connection, replayed: Mapping[tuple[str, str], Iter
         IntegrityError: names the first alias whose stack differs.
     """
     found: defaultdict[tuple[str, str], list[Place]] = defaultdict(list)
+    depths: defaultdict[tuple[str, str], list[object]] = defaultdict(list)
     query = select(alias_stack).order_by(alias_stack.c.name, alias_stack.c.alias, alias_stack.c.depth)
     for row in connection.execute(query):
         found[row.name, row.alias].append(Place(number=row.number, sequence=row.sequence))
+        depths[row.name, row.alias].append(row.depth)
     for name, alias in sorted(found.keys() | replayed.keys(), key=repr):  # SQLite keeps bytes in any column
         expected, received = list(replayed.get((name, alias), ())), found.get((name, alias), [])
         for depth in range(max(len(expected), len(received))):
@@ -92,6 +94,8 @@ def check_stacks(connection: Connection, replayed: Mapping[tuple[str, str], Iter
             if mine != theirs:
                 wanted = "nothing" if mine is None else f"version {mine.number} (row {mine.sequence})"
                 raise _differs(name, alias, f"{wanted} at depth {depth + 1}", theirs)
+            if depths[name, alias][depth] != depth + 1:
+                raise _differs(name, alias, f"depth {depth + 1}", theirs, depth=depths[name, alias][depth])
 
 
 def _newest(connection: Connection, name: str, alias: str, *, limit: int) -> list[tuple[int, Place]]:
@@ -104,11 +108,12 @@ def _newest(connection: Connection, name: str, alias: str, *, limit: int) -> lis
     return [(int(row[0]), Place(number=int(row[1]), sequence=int(row[2]))) for row in connection.execute(query)]
 
 
-def _differs(name: str, alias: str, expected: str, place: Place | None) -> IntegrityError:
+def _differs(name: str, alias: str, expected: str, place: Place | None, *, depth: object = None) -> IntegrityError:
+    at = "" if depth is None else f" at depth {depth!r}"
     return IntegrityError(
         f"the stack of `{name}@{alias}` is not what the ledger says",
         expected=expected,
-        received="nothing" if place is None else f"version {place.number} (row {place.sequence})",
+        received="nothing" if place is None else f"version {place.number} (row {place.sequence}){at}",
         remedy="Somebody wrote into the database directly; see it with: noa ledger verify",
         file="noa_alias_stack",
     )

@@ -16,8 +16,9 @@ from typing import Protocol
 
 from sqlalchemy import Connection, Engine, exc
 
-from noa.errors import NoaError, StorageError
+from noa.errors import IntegrityError, NoaError, StorageError
 from noa_registry.database_url import DatabaseUrl, Dialect, parse_database_url
+from noa_registry.foreign_cells import MISREAD, blame
 
 
 class Backend(Protocol):
@@ -165,13 +166,29 @@ class Database:
 
     @contextmanager
     def translated_errors(self) -> Generator[None, None, None]:
-        """Turn what the database refuses into an error that names the database and the remedy."""
+        """Turn what the database refuses into an error that names the database and the remedy.
+
+        Likewise what stops at a cell of another type, which SQLite keeps in any column: the error names the row.
+        """
         try:
             yield
         except exc.DBAPIError as error:
             raise self._backend.translate(error) from error
         except exc.TimeoutError as error:  # of the pool
             raise locked_error(self.url) from error
+        except MISREAD as error:
+            found = self._foreign_cell()
+            if found is None:
+                raise
+            raise found from error
+
+    def _foreign_cell(self) -> IntegrityError | None:
+        """Return the error about a cell of another type, None if there is none: then the mistake is another's."""
+        try:
+            with self._backend.readers.connect() as connection:
+                return blame(connection)
+        except (exc.SQLAlchemyError, NoaError):
+            return None
 
     def close(self) -> None:
         """Close all connections."""

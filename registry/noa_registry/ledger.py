@@ -60,7 +60,7 @@ def entry_hash(entry: LedgerEntry) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerProblem:
-    """One place where the ledger, or what hangs on it, is not what was written. `sequence` is the row."""
+    """One place where the ledger, or what hangs on it, is not what was written. `sequence` is the row, 0 for none."""
 
     sequence: int
     what: str
@@ -69,14 +69,15 @@ class LedgerProblem:
     remedy: str | None = None
 
     def __str__(self) -> str:
-        said = f"row {self.sequence}: {self.what}; expected {self.expected}; received {self.received}"
+        row = f"row {self.sequence}: " if self.sequence else ""
+        said = f"{row}{self.what}; expected {self.expected}; received {self.received}"
         return said if self.remedy is None else f"{said}. {self.remedy}"
 
     def to_error(self) -> IntegrityError:
         """Return the error that a caller who asked for yes or no gets."""
         return IntegrityError(
             self.what,
-            where=f"row {self.sequence}",
+            where=f"row {self.sequence}" if self.sequence else None,
             expected=self.expected,
             received=self.received,
             remedy=self.remedy or "Somebody wrote into the database directly; restore it from a backup and compare",

@@ -7,7 +7,7 @@ approvals that rows name, the events that tell of the moves, and the anchors tha
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, cast
@@ -19,13 +19,14 @@ from noa_registry.alias_stack import check_stacks
 from noa_registry.clock import CLOCK_TOLERANCE
 from noa_registry.database import Database
 from noa_registry.events.log import DEFAULT_KEEP
+from noa_registry.foreign_cells import find_foreign_cells, tried
 from noa_registry.identity import find_registry_id
 from noa_registry.ledger import LedgerEntry, LedgerProblem, Place, apply_move, chain_problems
 from noa_registry.ledger_anchors import AnchorFile, LedgerHead, head_of, read_anchors
 from noa_registry.ledger_events import EventCheck
 from noa_registry.ledger_rows import StoredEntry
 from noa_registry.records import iterate_stored, last_entry, load_entries, load_entry
-from noa_registry.tables import aliases
+from noa_registry.tables import aliases, ledger
 
 if TYPE_CHECKING:
     from noa_registry.approvals.desk import ApprovalDesk
@@ -88,10 +89,18 @@ class LedgerBook:
             problems = list(chain_problems(reading.follow(iterate_stored(connection)), fault=reading.fault))
             problems += reading.problems
             problems += reading.beyond_the_end()
+            spoilt = find_foreign_cells(connection)
+            # The cells of the ledger itself are named above, each with its row.
+            problems += [_of_cell(found) for found in spoilt if found.facts.get("file") != ledger.name]
             if reading.is_whole:
-                problems += _alias_problems(connection, reading)
-            problems += self._approval_problems(connection, reading.uses)
-            problems += reading.events.problems(connection, keep=self._keep_events, tolerance=self._clock_tolerance)
+                problems += tried(lambda: _alias_problems(connection, reading), spoilt, _undone("the aliases"))
+            uses = reading.uses
+            problems += tried(lambda: self._approval_problems(connection, uses), spoilt, _undone("the approvals"))
+            problems += tried(
+                lambda: reading.events.problems(connection, keep=self._keep_events, tolerance=self._clock_tolerance),
+                spoilt,
+                _undone("the events"),
+            )
             head = None if reading.last is None else head_of(reading.last, find_registry_id(connection))
         problems += self._unanchored(reading.last)
         return LedgerReport(rows=reading.rows, head=head, anchors=len(kept), problems=tuple(problems))
@@ -244,6 +253,24 @@ def _refuse_foreign(anchors: Sequence[LedgerHead], registry: str | None) -> None
             raise InvalidInputError(
                 "the anchor belongs to another registry", expected=registry, received=anchor.registry
             )
+
+
+def _of_cell(found: IntegrityError) -> LedgerProblem:
+    what = f"{found.what} ({found.where})"
+    return LedgerProblem(
+        sequence=0, what=what, expected=str(found.expected), received=str(found.received), remedy=found.remedy
+    )
+
+
+def _undone(what: str) -> Callable[[IntegrityError], LedgerProblem]:
+    """Return how to say that a check could not be done because of a cell."""
+
+    def say(found: IntegrityError) -> LedgerProblem:
+        said = f"{what} were not compared to the end: {found.what}"
+        place = "" if found.where is None else f" ({found.where})"
+        return _problem(0, f"{said}{place}", str(found.expected), str(found.received))
+
+    return say
 
 
 def _problem(sequence: int, what: str, expected: str, received: str) -> LedgerProblem:

@@ -12,9 +12,11 @@ wrote is compared. Experiments and runs are in `mirror_runs.py`; a moved project
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Final, TypeAlias
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from sqlalchemy import (
     ColumnElement,
@@ -35,11 +37,14 @@ from sqlalchemy import (
 from noa.errors import IntegrityError
 from noa_registry.artifacts import ArtifactStore, UnitKey
 from noa_registry.events.outbox import WHOLE_REGISTRY
+from noa_registry.foreign_cells import find_foreign_cells, refuse_foreign, tried
 from noa_registry.json_columns import parse_table
 from noa_registry.mirror_findings import Discrepancy, MirrorField
 from noa_registry.mirror_moves import Places, Relocation, moved_runs, moved_versions, root_of
 from noa_registry.mirror_runs import run_discrepancies
 from noa_registry.mlflow_rows import DELETED_STAGE, NO_STAGE, WORKSPACE
+from noa_registry.records import load_holder, load_version
+from noa_registry.search.index_check import index_discrepancies
 from noa_registry.tables import (
     aliases,
     formats,
@@ -53,31 +58,105 @@ from noa_registry.tables import (
 )
 from noa_registry.triggers import missing_triggers
 
+if TYPE_CHECKING:
+    from noa.settings import GateSettings
+
 DIGEST_TAG: Final = "noa.digest"
 FORMATS_TAG: Final = "noa.formats"
 MAX_RUN_ID: Final = 32
 _Place: TypeAlias = tuple[str, int]
 _DELETED = "deleted"
 _PAGE = 2000
+_NO_GATES: Mapping[str, GateSettings] = MappingProxyType({})
 
 
-def find_discrepancies(connection: Connection, store: ArtifactStore) -> list[Discrepancy]:
-    """Compare everything that noa wrote into MLflow's tables with what is there, and look for dropped triggers."""
+def find_discrepancies(
+    connection: Connection, store: ArtifactStore, gates: Mapping[str, GateSettings] = _NO_GATES
+) -> list[Discrepancy]:
+    """Compare everything that noa wrote into MLflow's tables with what is there, and look for dropped triggers.
+
+    Also the index of search with the evidence; `gates` say which of several measurements counts there. What stops at a
+    cell of another type is said so, and everything else is compared all the same.
+    """
     places = Places(base_uri(store))
+    spoilt = find_foreign_cells(connection)
+
+    def look(what: str, comparison: Callable[[], Iterable[Discrepancy]]) -> list[Discrepancy]:
+        return tried(comparison, spoilt, lambda at: _undone(what, at))
+
     lost = _lost_models(connection)
+    of_versions = look("versions", lambda: _version_discrepancies(connection, store, places))
+    of_versions += look("tags", lambda: _tag_discrepancies(connection))
+    of_models = [
+        Discrepancy(name=name, subject="model", field="model", expected="registered", received=_DELETED)
+        for name in sorted(lost)
+    ]
     return [
         *_dropped_triggers(connection),
-        *(
-            Discrepancy(name=name, subject="model", field="model", expected="registered", received=_DELETED)
-            for name in sorted(lost)
-        ),
-        *_alias_discrepancies(connection),
-        *(found for found in _version_discrepancies(connection, store, places) if found.name not in lost),
-        *_moves("experiment", moved_runs(connection, places)),
-        *(found for found in _tag_discrepancies(connection) if found.name not in lost),
-        *_strangers(connection, places),
-        *run_discrepancies(connection, places),
+        *of_models,
+        *look("aliases", lambda: _alias_discrepancies(connection)),
+        *_with_sound_records(connection, [found for found in of_versions if found.name not in lost]),
+        *look("places of runs", lambda: _moves("experiment", moved_runs(connection, places))),
+        *look("versions of others", lambda: _strangers(connection, places)),
+        *look("runs", lambda: run_discrepancies(connection, places)),
+        *look("metrics in the index of search", lambda: index_discrepancies(connection, gates)),
     ]
+
+
+def record_problem(connection: Connection, name: str, number: int) -> IntegrityError | None:
+    """Return why nothing of a version's record may be copied: it is not what was sealed."""
+    try:
+        if type(number) is not int:  # SQLite keeps anything in any column
+            refuse_foreign(connection, versions)
+        load_version(connection, Path(), name, number, held={}, trashed=True)
+    except IntegrityError as exc:
+        return exc
+    return None
+
+
+def alias_problem(connection: Connection, name: str, alias: str) -> IntegrityError | None:
+    """Return why noa's own row of an alias may not be copied: it is not where the ledger says."""
+    try:
+        load_holder(connection, name, alias)
+    except IntegrityError as exc:
+        return exc
+    return None
+
+
+def _with_sound_records(connection: Connection, found: list[Discrepancy]) -> Iterator[Discrepancy]:
+    """Give the findings; of versions whose own record was changed, this in their place: nobody knows what is right."""
+    problems: dict[_Place, IntegrityError | None] = {}
+    for one in found:
+        if one.number is None:
+            yield one
+            continue
+        place = (one.name, one.number)
+        if place in problems:
+            if problems[place] is None:
+                yield one
+            continue
+        problem = problems[place] = record_problem(connection, *place)
+        if problem is None:
+            yield one
+        else:
+            yield Discrepancy(
+                name=one.name,
+                subject=f"version {one.number}",
+                field="record",
+                expected=f"noa's record as it was sealed, {problem.expected}",
+                received=f"{problem.what}: {problem.received}",
+                number=one.number,
+            )
+
+
+def _undone(what: str, at: IntegrityError) -> Discrepancy:
+    return Discrepancy(
+        name=WHOLE_REGISTRY,
+        subject=what,
+        field="undone",
+        expected=str(at.expected),
+        received=f"{at.received}: {at.what} ({at.where})",
+    )
 
 
 def base_uri(store: ArtifactStore) -> str:
@@ -137,6 +216,16 @@ def _alias_discrepancies(connection: Connection) -> Iterator[Discrepancy]:
     )
     rows = [row for query in (changed, added) for row in connection.execute(query)]
     for row in sorted(rows, key=lambda row: (row.name, row.alias)):
+        problem = None if row.number is None else alias_problem(connection, row.name, row.alias)
+        if problem is not None:
+            yield Discrepancy(
+                name=row.name,
+                subject=f"alias {row.alias}",
+                field="record",
+                expected=str(problem.expected),
+                received=f"{problem.what}: {problem.received}",
+            )
+            continue
         yield Discrepancy(
             name=row.name,
             subject=f"alias {row.alias}",

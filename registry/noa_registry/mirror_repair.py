@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, select, update
 
+from noa.errors import IntegrityError
 from noa_registry import mlflow_rows
 from noa_registry.artifacts import ArtifactStore
 from noa_registry.events.outbox import append_event
@@ -15,12 +19,14 @@ from noa_registry.mirror import (
     expected_tags,
     find_discrepancies,
     mirrored_run_id,
+    record_problem,
     sealed_formats,
 )
 from noa_registry.mirror_findings import Discrepancy
 from noa_registry.mirror_moves import Places, Relocation, rewrite_moved_runs, rewrite_moved_versions, root_of
 from noa_registry.mirror_runs import restore_experiment, restore_metric, restore_run
 from noa_registry.mlflow_rows import DELETED_STAGE, NO_STAGE, WORKSPACE
+from noa_registry.search.index_check import repair_index
 from noa_registry.tables import (
     aliases,
     mlflow_aliases,
@@ -32,10 +38,17 @@ from noa_registry.tables import (
 )
 from noa_registry.triggers import create_guards, create_triggers, drop_guards
 
+if TYPE_CHECKING:
+    from noa.settings import GateSettings
 
-def repair_mirror(connection: Connection, store: ArtifactStore) -> list[Discrepancy]:
-    """Make MLflow's rows say what noa's say, and return what differed and does not any more."""
-    found = [one for one in find_discrepancies(connection, store) if one.is_repairable]
+_NO_GATES: Mapping[str, GateSettings] = MappingProxyType({})
+
+
+def repair_mirror(
+    connection: Connection, store: ArtifactStore, gates: Mapping[str, GateSettings] = _NO_GATES
+) -> list[Discrepancy]:
+    """Make MLflow's rows and the index of search say what noa's records say, and return what differed and does not."""
+    found = [one for one in find_discrepancies(connection, store, gates) if one.is_repairable]
     if not found:
         return []
     drop_guards(connection)
@@ -50,6 +63,7 @@ def repair_mirror(connection: Connection, store: ArtifactStore) -> list[Discrepa
         if one.field == "alias":
             _rewrite_alias(connection, one.name, one.key)
     _restore_runs(connection, found)
+    repair_index(connection, [one for one in found if one.field == "index"], gates)
     create_guards(connection)
     if any(one.field == "guard" for one in found):
         create_triggers(connection)
@@ -78,7 +92,14 @@ def show_version(connection: Connection, store: ArtifactStore, name: str, number
 
 
 def rewrite_version(connection: Connection, store: ArtifactStore, name: str, number: int) -> None:
-    """Write MLflow's rows of one version anew; the guards must be lifted."""
+    """Write MLflow's rows of one version anew; the guards must be lifted.
+
+    Raises:
+        IntegrityError: the version's own record was changed: nothing of it is copied.
+    """
+    problem = record_problem(connection, name, number)
+    if problem is not None:
+        raise problem
     query = select(versions, mirrored_run_id().label("mirrored_run_id")).where(
         versions.c.name == name, versions.c.number == number
     )
@@ -131,16 +152,15 @@ def _follow_moves(connection: Connection, store: ArtifactStore, found: list[Disc
 
 
 def _damaged_versions(found: Iterable[Discrepancy]) -> list[tuple[str, int]]:
-    return sorted(
-        {(one.name, one.number) for one in found if one.number is not None and one.field not in ("model", "alias")}
-    )
+    return sorted({(one.name, one.number) for one in found if one.number is not None and one.field != "model"})
 
 
 def _restore_model(connection: Connection, store: ArtifactStore, name: str) -> None:
     _ensure_model(connection, name)
     numbers = select(versions.c.number).where(versions.c.name == name).order_by(versions.c.number)
-    for number in [int(row[0]) for row in connection.execute(numbers)]:
-        rewrite_version(connection, store, name, number)
+    for number in [row[0] for row in connection.execute(numbers) if type(row[0]) is int]:
+        with suppress(IntegrityError):  # of a record that was changed nothing is copied; the next comparison names it
+            rewrite_version(connection, store, name, number)
 
 
 def _remove_stranger(connection: Connection, name: str, number: int) -> None:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, Integer, Row, and_, bindparam, exists, func, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, Integer, Row, and_, bindparam, case, exists, func, insert, or_, select
 
 from noa.digests import Manifest, canonical_json, digest_json, sha256_bytes
 from noa.errors import IntegrityError, InvalidInputError, NotFoundError
@@ -20,6 +20,7 @@ from noa_registry.attachments import insert_attachments, load_attachment
 from noa_registry.database import to_text
 from noa_registry.evidence import RECORDING_KEY, Evidence, Recording, attachment_digests, plain_fact, plain_json
 from noa_registry.evidence_sets import EvidenceSet, check_judged, check_set, extend_set
+from noa_registry.foreign_cells import refuse_foreign, require_own_types
 from noa_registry.json_columns import parse_table, parse_time, unreadable
 from noa_registry.ledger import LedgerEntry
 from noa_registry.ledger_rows import StoredEntry, to_entry, to_stored
@@ -49,6 +50,8 @@ _HOLDER = (
     .select_from(aliases.outerjoin(ledger, ledger.c.sequence == aliases.c.sequence))
     .where(aliases.c.name == bindparam("name"), aliases.c.alias == bindparam("alias"))
 )
+# SQLite sorts a text after all numbers; what is none by it is no version's number.
+_NUMBER = case((versions.c.number <= MOST_NUMBER, versions.c.number), else_=0)
 _IN_TRASH = and_(trash.c.name == versions.c.name, trash.c.number == versions.c.number)
 _TRASH_COLUMNS = [column for column in trash.c if column.name not in ("name", "number")]
 _VERSION = (
@@ -111,8 +114,17 @@ def version_record(
 
 
 def load_aliases(connection: Connection, name: str) -> dict[str, int]:
-    """Return the version number that each alias of a model points to."""
-    return {str(row[0]): int(row[1]) for row in connection.execute(_ALIASES_OF, {"name": name})}
+    """Return the version number that each alias of a model points to.
+
+    Raises:
+        IntegrityError: a row holds another type than noa writes.
+    """
+    held: dict[str, int] = {}
+    for alias, number in connection.execute(_ALIASES_OF, {"name": name}):
+        if type(alias) is not str or type(number) is not int:
+            refuse_foreign(connection, aliases)
+        held[alias] = number
+    return held
 
 
 def load_holder(connection: Connection, name: str, alias: str) -> tuple[int, str] | None:
@@ -207,7 +219,7 @@ def load_numbers(connection: Connection, name: str) -> list[int]:
         NotFoundError: there is no such model.
     """
     query = select(versions.c.number).where(versions.c.name == name, not_trashed()).order_by(versions.c.number)
-    numbers = [int(row.number) for row in connection.execute(query)]
+    numbers = [row.number for row in connection.execute(query) if type(row.number) is int]  # others are no version's
     if not numbers:
         raise no_version_left(connection, name)
     return numbers
@@ -235,18 +247,22 @@ def newest_number(connection: Connection, name: str) -> int:
 def load_summaries(connection: Connection) -> list[ModelSummary]:
     """Return one line per model, by name."""
     held: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for row in connection.execute(select(aliases.c.name, aliases.c.alias, aliases.c.number)):
-        held[row.name][row.alias] = row.number
+    spoilt: dict[str, str] = {}
+    for row in connection.execute(select(aliases)):
+        try:
+            require_own_types(row, aliases)
+        except IntegrityError as exc:
+            spoilt[row.name] = exc.what
+        else:
+            held[row.name][row.alias] = row.number
     counted = (
-        select(
-            models, func.count(versions.c.number).label("version_count"), func.max(versions.c.number).label("newest")
-        )
+        select(models, func.count(versions.c.number).label("version_count"), func.max(_NUMBER).label("newest"))
         .join(versions, versions.c.name == models.c.name)
         .where(not_trashed())
         .group_by(models.c.name)
         .order_by(models.c.name)
     )
-    return [_to_summary(row, held[row.name]) for row in connection.execute(counted).all()]
+    return [_to_summary(row, held[row.name], spoilt.get(row.name)) for row in connection.execute(counted).all()]
 
 
 def load_digests(connection: Connection, name: str, number: int) -> tuple[str, dict[str, str]]:
@@ -559,9 +575,12 @@ def to_json(value: object) -> str:
     return canonical_json(plain_json(value)).decode()
 
 
-def _to_summary(row: Row[Any], held: Mapping[str, int]) -> ModelSummary:
+def _to_summary(row: Row[Any], held: Mapping[str, int], problem: str | None) -> ModelSummary:
     times: dict[str, datetime | None] = {}
-    problem: str | None = None
+    try:
+        require_own_types(row, models)
+    except IntegrityError as exc:
+        problem = exc.what
     for column in ("created_at", "updated_at"):
         try:
             times[column] = parse_time(getattr(row, column), of=f"`{row.name}`", column=f"noa_models.{column}")
@@ -583,6 +602,7 @@ def _evidence_name(row: Row[Any]) -> str:
 
 
 def _to_evidence(row: Row[Any]) -> Evidence:
+    require_own_types(row, evidence)
     check_record(row, _evidence_name(row), "noa_evidence")
     values = parse_table(row.content, of=_evidence_name(row), column="noa_evidence.content")
     recording = Recording.from_dict(values.pop(RECORDING_KEY, None))
@@ -616,6 +636,7 @@ def _require_attachment(connection: Connection, digest: str, *, of: str) -> None
 
 
 def _to_version(row: Row[Any], rows: Iterable[Row[Any]], root: Path, held: dict[str, int]) -> ModelVersion:
+    require_own_types(row, versions)
     reference = f"{row.name}/{row.number}"
     sealed = {entry.format: _to_format(entry, root, reference) for entry in rows}
     native = sealed.get(row.native)
@@ -696,6 +717,7 @@ def _version_digest(
 
 
 def _to_format(row: Row[Any], root: Path, reference: str) -> SealedFormat:
+    require_own_types(row, formats)
     manifest = _parse_manifest(row.manifest, f"`{reference}` in format `{row.format}`", "noa_formats.manifest")
     if manifest.digest != row.digest:
         raise IntegrityError(

@@ -36,6 +36,7 @@ from noa_registry.events.log import DEFAULT_KEEP, EventLog
 from noa_registry.evidence import Attachment, Evidence, Way, refuse_reserved
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.file_repair import FileRepair, repair_files
+from noa_registry.foreign_cells import find_foreign_cells
 from noa_registry.gates import BootstrapPlan, GateReport
 from noa_registry.ledger import LedgerEntry
 from noa_registry.ledger_anchors import AnchorFile
@@ -373,6 +374,11 @@ class Registry:
         with self._database.snapshot() as connection:
             return find_record_problems(connection, check_name(name), number)
 
+    def find_foreign_cells(self) -> list[IntegrityError]:
+        """Return each cell of another type than noa writes, with its row: whatever reads that row may stop at it."""
+        with self._database.snapshot() as connection:
+            return find_foreign_cells(connection)
+
     def find_time_problems(self) -> list[IntegrityError]:
         """Return what times of the trash, the approvals, the events and their consumers cannot be read."""
         with self._database.snapshot() as connection:
@@ -635,7 +641,7 @@ class Registry:
     def mirror_discrepancies(self) -> list[Discrepancy]:
         """Return where MLflow's rows differ from noa's: what somebody changed behind noa's back."""
         with self._database.snapshot() as connection:
-            return find_discrepancies(connection, self._artifacts)
+            return find_discrepancies(connection, self._artifacts, self._promoter.gates)
 
     def repair_mirror(self) -> list[Discrepancy]:
         """Write MLflow's rows anew from noa's, put dropped triggers back, and return what differed and was repaired.
@@ -646,7 +652,7 @@ class Registry:
         self._database.require_writable()
         self._artifacts.ownership.refuse_foreign()
         with self._database.write() as connection:
-            return repair_mirror(connection, self._artifacts)
+            return repair_mirror(connection, self._artifacts, self._promoter.gates)
 
     def repair_files(self, name: str, number: int) -> list[FileRepair]:
         """Put back files of a version that differ from what was sealed, where the same bytes exist elsewhere.

@@ -2,7 +2,8 @@
 
 Rows about versions, evidence and moves are only ever inserted. Guards on MLflow's rows keep its clients from deleting a
 version that a live alias needs. On PostgreSQL, triggers also make MLflow's writers wait for noa's and the other way
-round, as a SQLite file does by itself: else a version could be deleted in the instant in which it is promoted.
+round, as a SQLite file does by itself: else a version could be deleted in the instant in which it is promoted. What
+only SQLite lets through is refused by `cell_guards.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import DDL, Connection, Table, inspect, text
 
+from noa_registry.cell_guards import cell_guards, create_cell_guards, drop_cell_guards
 from noa_registry.postgres_keys import WRITE_LOCK
 from noa_registry.tables import APPEND_ONLY
 
@@ -132,6 +134,7 @@ def create_triggers(connection: Connection) -> None:
         _create(connection, refusal)
     if connection.dialect.name == "postgresql":
         _create_turns(connection)
+    create_cell_guards(connection)
     create_guards(connection)
 
 
@@ -141,6 +144,7 @@ def drop_triggers(connection: Connection) -> None:
     for refusal in (*_append_only(), *_APPROVALS, *_SETS, *_GUARDS):
         if refusal.table in tables:
             _drop(connection, refusal)
+    drop_cell_guards(connection)
 
 
 def create_guards(connection: Connection) -> None:
@@ -171,7 +175,8 @@ def missing_triggers(connection: Connection) -> list[str]:
     else:
         query = "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'D'"
     found = {str(row[0]) for row in connection.execute(text(query))}
-    expected = (*_append_only(), *_APPROVALS, *_SETS, *_GUARDS)
+    of_cells = cell_guards() if connection.dialect.name == "sqlite" else ()
+    expected = (*_append_only(), *_APPROVALS, *_SETS, *_GUARDS, *of_cells)
     return [f"{one.name} on {one.table}" for one in expected if one.name not in found]
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from noa_cli.__main__ import run
 
+APPROVALS = "noa_approvals"
+
 
 @pytest.fixture
 def project(registered: Path) -> Iterator[Path]:
@@ -149,3 +151,43 @@ def test_removed_evidence_is_found_by_verify_and_doctor_and_decides_nothing(
     assert run(["models", "promote", "digits/3", "--reason", "nothing speaks against it"]) == 1
     assert "evidence of `digits/3` was removed" in capsys.readouterr().err
     assert run(["models", "check", "digits/2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "place"),
+    [
+        ("UPDATE noa_versions SET native = cast(native AS blob) WHERE number = 3", "noa_versions"),
+        ("UPDATE noa_models SET next_number = 'x5'", "noa_models"),
+        ("UPDATE noa_version_labels SET value = cast(value AS blob)", "noa_version_labels"),
+        (
+            "INSERT INTO noa_approvals VALUES (9, 'digits', 3, 'a', 'd', x'6F', 'r', NULL, 't', 't', 'x2', NULL)",
+            APPROVALS,
+        ),
+    ],
+)
+def test_a_cell_of_another_type_is_named_and_no_command_calls_it_a_mistake_of_its_own(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, statement: str, place: str
+) -> None:
+    change(project, statement)
+    verified = answer(capsys, project, "models", "verify", code=1)
+    assert verified["checked"] == 3
+    problem = verified["problems"][0]
+    assert problem["subject"] == ("digits/3" if place == "noa_versions" else "database")
+    assert f"of {place} is of another type than noa writes (the row with " in problem["what"]
+    answer(capsys, project, "ledger", "verify", code=1)
+    assert doctors_word(capsys, project, monkeypatch)["state"] == "problem"
+    monkeypatch.chdir(project)
+    for words in (
+        ["models", "list"],
+        ["models", "list", "digits"],
+        ["models", "show", "digits/3"],
+        ["models", "search", "digits"],
+        ["models", "approvals", "digits"],
+        ["models", "check", "digits/3"],
+        ["models", "card", "digits/3"],
+        ["models", "history", "digits"],
+    ):
+        capsys.readouterr()
+        run(words)
+        said = capsys.readouterr()
+        assert "mistake in noa" not in said.err + said.out, words

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper, parser
 from onnx_reference_kit import compute
 
 from noa.errors import ConversionError, InvalidInputError, NoaError, NotFoundError
+from noa_conversion.formats.onnx_check import parse_model
 from noa_conversion.onnx_graph.reading import read_model
 
 HEADER = '<ir_version: 10, opset_import: ["": 21, "own": 1]>'
@@ -226,3 +227,27 @@ def test_no_file_can_point_into_the_bytes_that_were_read() -> None:
     value.external_data.add(key="offset", value="0")
     with pytest.raises(InvalidInputError, match="`w`"):
         read_model(with_initialiser(value).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("node", "size", "received"),
+    [
+        ("Expand (x, n)", 1 << 33, None),
+        ("Expand (x, n)", (1 << 33) + 1, "68719476744 bytes, 8 for each element"),
+        ("ConstantOfShape (n)", 1 << 34, None),
+        ("ConstantOfShape (n)", (1 << 34) + 1, "68719476740 bytes, 4 for each element"),
+        ("ConstantOfShape <value = int8[1] {1}> (n)", 1 << 36, None),
+        ("ConstantOfShape <value = int8[1] {1}> (n)", (1 << 36) + 1, "68719476737 bytes, 1 for each element"),
+    ],
+)
+def test_a_tensor_of_exactly_the_limit_is_not_refused_for_it_and_a_larger_one_says_how_large_it_is(
+    node: str, size: int, received: str | None
+) -> None:
+    source = f'<ir_version: 10, opset_import: ["": 21]> g (float[1] x) => (float[2] y) <int64[1] n = {{{size}}}> '
+    data = parser.parse_model(f"{source} {{ y = {node} }}").SerializeToString()
+    if received is None:
+        parse_model(data, Path("model.onnx"))
+        return
+    with pytest.raises(InvalidInputError, match="makes a tensor of shape") as caught:
+        parse_model(data, Path("model.onnx"))
+    assert (caught.value.expected, caught.value.received) == ("at most 68719476736 bytes", received)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ from noa_registry import (
     SliceMetrics,
     compare_signatures,
     equivalence_evidence,
+    metrics_evidence,
     predictions_evidence,
 )
 from noa_registry.evidence import check_evidence, decode_predictions
@@ -251,6 +252,34 @@ def test_a_metric_of_training_that_diverged_is_kept(value: dict[str, float]) -> 
     check_evidence(
         MetricsEvidence(subject="onnx", digest=ONE, dataset_digest=ONE, split="t", metrics=value).to_evidence()
     )
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["0.99", b"1", [0.9], None, 1j, np.array([0.99]), 10**400, 10**5000, np.longdouble("0.99")],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("name", ["accuracy", "loss"])
+def test_a_metric_that_is_no_number_is_refused_with_its_name_and_what_it_is(name: str, value: Any) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        metrics_evidence(format="onnx", digest=ONE, dataset_digest=ONE, split="test", values={name: value})
+    assert caught.value.what == f"`{name}` has a value that is no number"
+    assert caught.value.facts["field"] == name
+    assert str(caught.value.received).startswith(f"{type(value).__name__}: ")
+    assert len(str(caught.value.received)) < 100
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.array(0.5), np.int64(1), 0.5, math.nan])
+def test_numbers_of_numpy_are_metrics(value: Any) -> None:
+    fact = metrics_evidence(format="onnx", digest=ONE, dataset_digest=ONE, split="test", values={"loss": value})
+    assert type(cast("Any", fact.values["metrics"])["loss"]) in (float, int, str)
+
+
+def test_a_number_of_numpy_without_a_plain_form_is_refused_in_any_evidence(registry: Registry, formats: Any) -> None:
+    fact = Evidence(kind="review", subject="version", digest=ONE, values={"score": [np.longdouble("0.99")]})
+    with pytest.raises(InvalidInputError, match="a value cannot be stored") as caught:
+        registry.register(formats.draft(evidence=[formats.equivalence(), fact]), actor="ada")
+    assert caught.value.received == "longdouble: 0.99"
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,7 @@ def _registry(settings: Settings) -> Finding:
             for problem in registry.find_record_problems(model.name, number)
         ]
         changed += [problem.what for problem in registry.find_time_problems()]
+        changed += [problem.what for problem in registry.find_foreign_cells()]
         differing = registry.mirror_discrepancies()
         strange = store_problems(registry, settings)
     if changed:

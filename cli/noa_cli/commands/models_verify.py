@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -15,10 +15,11 @@ from noa_cli._options import JsonOption, YesOption
 from noa_cli._registry import open_registry, store_problems
 
 if TYPE_CHECKING:
-    from noa.errors import NoaError
+    from noa.errors import IntegrityError, NoaError
     from noa.references import ModelReference
     from noa_registry import Discrepancy, FileRepair, Registry
 
+_T = TypeVar("_T")
 _MOST_LINES = 200
 _MOST_UNITS = 5
 _MOST_UNREACHED = 3
@@ -86,9 +87,9 @@ def verify(
     with open_registry(about=[] if reference is None else [reference]) as registry:
         if adopt_store:
             _adopt_store(registry, yes)
-        repaired = [found.outcome() for found in map(_of_mirror, registry.repair_mirror())] if repair else []
+        repaired, problems = _repair_rows(registry) if repair else ([], [])
+        cells = registry.find_foreign_cells()
         targets = _targets(registry, reference)
-        problems: list[_Finding] = []
         gone = 0
         with console.step(f"Verifying {console.count(len(targets), 'version')}") as tell:
             for target in targets:
@@ -97,13 +98,40 @@ def verify(
                 told = {str(problem) for problem in found}
                 problems += [*found, *(one for one in _check_records(registry, target) if str(one) not in told)]
                 repaired += put_back
-        problems += _check_ledger(registry)
-        problems += [_of_error("database", exc) for exc in registry.find_time_problems()]
+        problems += _check_ledger(registry, cells)
+        problems += _looked_at("times", registry.find_time_problems, lambda exc: _of_error("database", exc))
         problems += _check_store(registry)
-        problems += [_of_mirror(found) for found in registry.mirror_discrepancies()]
+        problems += _looked_at("MLflow's rows", registry.mirror_discrepancies, _of_mirror)
+    told = {problem.what for problem in problems}  # what a version's own check says is said once
+    problems[:0] = [found for exc in cells if (found := _of_error("database", exc)).what not in told]
     _print(len(targets), problems, repaired, as_json)
     if problems:
         raise typer.Exit(1)
+
+
+def _repair_rows(registry: Registry) -> tuple[list[str], list[_Finding]]:
+    """Write MLflow's rows anew; return what was repaired, and why nothing was."""
+    from noa.errors import IntegrityError
+
+    try:
+        return [found.outcome() for found in map(_of_mirror, registry.repair_mirror())], []
+    except IntegrityError as exc:
+        return [], [_undone("MLflow's rows were not written anew", exc)]
+
+
+def _looked_at(what: str, look: Callable[[], list[_T]], tell: Callable[[_T], _Finding]) -> list[_Finding]:
+    """Return what a check finds; where it stops at a row that somebody changed, that it was not done."""
+    from noa.errors import IntegrityError
+
+    try:
+        return [tell(found) for found in look()]
+    except IntegrityError as exc:
+        return [_undone(f"{what} were not checked to the end", exc)]
+
+
+def _undone(what: str, error: IntegrityError) -> _Finding:
+    found = _of_error("database", error)
+    return replace(found, what=f"{what}: {found.what}")
 
 
 def _adopt_store(registry: Registry, yes: bool) -> None:
@@ -170,7 +198,11 @@ def _check_store(registry: Registry) -> list[_Finding]:
 
 
 def _check_records(registry: Registry, target: ModelReference) -> list[_Finding]:
-    return [_of_error(str(target), exc) for exc in registry.find_record_problems(target.name, target.number or 0)]
+    return _looked_at(
+        f"the records of {target}",
+        lambda: registry.find_record_problems(target.name, target.number or 0),
+        lambda exc: _of_error(str(target), exc),
+    )
 
 
 def _lost_files(registry: Registry, target: ModelReference) -> Iterator[_Finding]:
@@ -185,14 +217,16 @@ def _lost_files(registry: Registry, target: ModelReference) -> Iterator[_Finding
             yield _Finding(subject=str(target), what=f"`{one.path}` {one.verb} {one.change}; {one.how}")
 
 
-def _check_ledger(registry: Registry) -> list[_Finding]:
+def _check_ledger(registry: Registry, cells: list[IntegrityError]) -> list[_Finding]:
+    """Return the first thing that is wrong with the ledger, beside the cells that are named already."""
     from noa.errors import IntegrityError
 
+    told = {f"{exc.what} ({exc.where})" for exc in cells}
     try:
-        registry.verify_ledger()
+        found = [problem for problem in registry.ledger.verify().problems if problem.what not in told]
     except IntegrityError as exc:
         return [_of_error("ledger", exc)]
-    return []
+    return [_of_error("ledger", problem.to_error()) for problem in found[:1]]
 
 
 def _of_error(subject: str, error: NoaError) -> _Finding:
@@ -218,6 +252,30 @@ def _of_mirror(found: Discrepancy) -> _Finding:
             expected=found.expected,
             received=found.received,
             remedy="Nothing of it is served; it stays until you delete this version with MLflow's client or page",
+        )
+    if found.field == "record":
+        return _Finding(
+            subject=f"MLflow's row of {found.name}, {found.subject}",
+            what="noa's own record was changed, so nothing of it is copied",
+            expected=found.expected,
+            received=found.received,
+            remedy="Restore a backup of the database",
+        )
+    if found.field == "index":
+        return _Finding(
+            subject=f"index of search, {found.name}, {found.subject}",
+            what="is not what the evidence says",
+            expected=found.expected,
+            received=found.received,
+            remedy="Search may show wrong numbers, gates do not; write the index anew: noa models verify --repair",
+        )
+    if found.field == "undone":
+        return _Finding(
+            subject="database",
+            what=f"the {found.subject} were not compared to the end: a cell was changed",
+            expected=found.expected,
+            received=found.received,
+            remedy="Restore a backup of the database",
         )
     if found.field == "guard":
         subject, what = "database", f"{found.subject} was dropped"

@@ -25,6 +25,8 @@ MAX_TENSOR_BYTES = 1 << 36
 EMBEDDED = f"embedded:{secrets.token_hex(16)}"
 """The "other file" of tensors that a reader left in the bytes it read. No file can name it: it differs per process."""
 _MAX_DEPTH = 16
+_MOST_ITEM_BYTES = 8
+_FLOAT_BYTES = 4  # what `ConstantOfShape` makes unless it says otherwise
 _KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 _WHOLE_NUMBERS = (2, 3, 4, 5, 6, 7, 12, 13)  # TensorProto.DataType: u8, i8, u16, i16, i32, i64, u32, u64
 _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
@@ -206,24 +208,39 @@ def _check_claimed_shape(node: onnx.NodeProto, shape: onnx.TensorProto, path: Pa
     if len(shape.external_data) or math.prod(shape.dims) > 64 or shape.data_type not in _WHOLE_NUMBERS:
         return
     sizes = [int(size) for size in numpy_helper.to_array(shape).reshape(-1)]
-    if math.prod(max(size, 1) for size in sizes) * 8 > MAX_TENSOR_BYTES:
+    item_bytes = _made_item_bytes(node)
+    made = math.prod(max(size, 1) for size in sizes) * item_bytes
+    if made > MAX_TENSOR_BYTES:
         raise InvalidInputError(
             f"node `{node.name or node.op_type}` makes a tensor of shape {tuple(sizes)}",
             where=str(path),
             expected=f"at most {MAX_TENSOR_BYTES} bytes",
+            received=f"{made} bytes, {item_bytes} for each element",
         )
 
 
-def _claimed_bytes(tensor: onnx.TensorProto) -> int:
-    import onnx
+def _made_item_bytes(node: onnx.NodeProto) -> int:
+    """Return the bytes of one element that a node makes; the most that there are where the node alone does not say."""
+    if node.op_type != "ConstantOfShape":
+        return _MOST_ITEM_BYTES
+    value = next((entry.t for entry in node.attribute if entry.name == "value"), None)
+    return _FLOAT_BYTES if value is None else _item_bytes(value.data_type)
 
+
+def _claimed_bytes(tensor: onnx.TensorProto) -> int:
     elements = math.prod(tensor.dims)
     if (bits := packed_bits(tensor.data_type)) < 8:
         return (elements * bits + 7) // 8
+    return elements * _item_bytes(tensor.data_type)
+
+
+def _item_bytes(data_type: int) -> int:
+    import onnx
+
     try:
-        return elements * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        return onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
     except (KeyError, ValueError, TypeError):
-        return elements
+        return 1
 
 
 def packed_bits(data_type: int) -> int:

@@ -26,6 +26,7 @@ from noa_registry.approvals.values import Approval, ValidApproval
 from noa_registry.clock import CLOCK_TOLERANCE, passed_moment
 from noa_registry.database import Database, now, to_text
 from noa_registry.events.outbox import append_event
+from noa_registry.foreign_cells import require_own_types
 from noa_registry.identity import find_registry_id, registry_id
 from noa_registry.json_columns import parse_time
 from noa_registry.records import newest_number, require_version
@@ -244,9 +245,12 @@ class ApprovalDesk:
         return None
 
     def used(self, connection: Connection) -> dict[int, int]:
-        """Return which ledger row each used approval names, by the approval's id."""
+        """Return which ledger row each used approval names, by the approval's id.
+
+        A cell that holds no number names none: `find_foreign_cells` names it.
+        """
         query = select(approvals.c.id, approvals.c.used_by).where(approvals.c.used_by.is_not(None))
-        return {int(row[0]): int(row[1]) for row in connection.execute(query)}
+        return {int(row[0]): row[1] for row in connection.execute(query) if type(row[1]) is int}
 
     def use(self, connection: Connection, used: Sequence[ValidApproval], sequence: int) -> None:
         """Mark approvals as used up by a ledger row, in its transaction."""
@@ -422,6 +426,7 @@ def _payload(approval: Approval) -> dict[str, object]:
 
 
 def _to_approval(row: Row[Any], registry: str | None) -> Approval:
+    require_own_types(row, approvals)
     return Approval(
         id=row.id,
         name=row.name,

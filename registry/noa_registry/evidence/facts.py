@@ -97,7 +97,9 @@ def plain_json(value: object) -> object:
     for method in ("item", "tolist"):  # NumPy scalars and arrays, without importing NumPy
         convert = getattr(value, method, None)
         if callable(convert) and (method == "tolist" or getattr(value, "ndim", None) == 0):
-            return plain_json(convert())
+            converted: object = convert()
+            if type(converted) is not type(value):  # else it has no plain form, as a `longdouble`
+                return plain_json(converted)
     raise InvalidInputError(
         "a value cannot be stored", expected="JSON values", received=f"{type(value).__name__}: {str(value)[:80]}"
     )

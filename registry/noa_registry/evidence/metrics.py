@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from noa.errors import InvalidInputError
 from noa.metric_bounds import is_possible
 from noa_registry.evidence.facts import METRICS, Evidence, plain_json
-from noa_registry.evidence.reading import Reader
+from noa_registry.evidence.reading import Reader, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +35,13 @@ class MetricsEvidence:
         """Return it as a fact to attach.
 
         Raises:
-            InvalidInputError: a metric cannot have such a value, as its name says.
+            InvalidInputError: the value of a metric is no number, or none that it can have, as its name says.
         """
+        for name, value in self.metrics.items():
+            _check_number(name, "", value)
+        for part_name, part in self.slices.items():
+            for name, value in part.metrics.items():
+                _check_number(name, f" of slice `{part_name}`", value)
         check_possible(self)
         values: dict[str, object] = {
             "dataset_digest": self.dataset_digest,
@@ -89,6 +94,21 @@ def check_possible(measured: MetricsEvidence) -> None:
                     remedy=f"Record it as a fraction, or under a name that says what it is, e.g. `{name}_percent`",
                     field=name,
                 )
+
+
+def _check_number(name: str, where: str, value: object) -> None:
+    """Raise `InvalidInputError` if the value of a metric is no number that a float can hold."""
+    try:
+        plain = None if isinstance(value, str) else plain_json(value)
+    except (InvalidInputError, RecursionError):
+        plain = None
+    if not isinstance(plain, int | float | str):  # a text is how NaN and infinities are kept
+        raise InvalidInputError(
+            f"`{name}`{where} has a value that is no number",
+            expected="a number that a float can hold",
+            received=f"{type(value).__name__}: {shown(value)}",
+            field=name,
+        )
 
 
 def metrics_evidence(

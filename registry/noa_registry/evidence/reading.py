@@ -106,13 +106,14 @@ class Reader:
 
     def wrong(self, key: str, expected: str) -> InvalidInputError:
         """Return the error about one part."""
-        received = _shown(self.values[key]) if key in self.values else "nothing"
+        received = shown(self.values[key]) if key in self.values else "nothing"
         return InvalidInputError(
             f"`{key}` of {self.where} cannot be read", expected=expected, received=received, field=key
         )
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return the beginning of a value, for a message."""
     try:
         return repr(value)[:80]
     except ValueError:  # Python prints no whole number of thousands of digits

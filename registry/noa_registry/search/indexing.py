@@ -71,7 +71,7 @@ def index_evidence(
     Of the same bytes on the same rows the worst value counts, as for a gate: by the direction that `policy` says, else
     the metric or its name; the first, where nobody knows which it is.
     """
-    rows = [row for fact in facts if fact.kind == METRICS for row in _metric_rows(fact.subject, fact.values)]
+    rows = [row for fact in facts if fact.kind == METRICS for row in metric_rows(fact.subject, fact.values)]
     if not rows:
         return
     created_at = _created_at(connection, name, number)
@@ -112,7 +112,8 @@ def rebuild_index(connection: Connection) -> int:
     count = 0
     for rows in _pages(connection):
         for row in rows:
-            _index_row(connection, row)
+            if _is_whole(row):
+                _index_row(connection, row)
         count += len(rows)
     return count
 
@@ -125,6 +126,47 @@ def label_value(text: str) -> str:
 def label_key(key: str) -> str:
     """Return the key as a label holds it."""
     return key if len(key) <= MAX_KEY_CHARS else key[:_KEPT_CHARS] + sha256_bytes(key.encode())
+
+
+def reindex_metrics(connection: Connection, name: str, number: int, *, policy: GateSettings | None = None) -> None:
+    """Write the metrics of a version into the index, of which nothing is there."""
+    e = evidence.c
+    measured = (
+        select(e.subject, e.digest, e.content)
+        .where(e.name == name, e.number == number, e.kind == METRICS)
+        .order_by(e.id)
+    )
+    facts = [
+        Evidence(kind=METRICS, subject=entry.subject, digest=entry.digest, values=_readable(entry.content))
+        for entry in connection.execute(measured)
+        if type(entry.subject) is str
+    ]
+    index_evidence(connection, name, number, facts, policy=policy)
+
+
+def metric_rows(subject: str, values: Mapping[str, object]) -> Iterator[dict[str, str | float]]:
+    """Give what the index holds of one fact that is a table of metrics: what was measured on what, and the value."""
+    metrics = values.get("metrics")
+    if not isinstance(metrics, Mapping):
+        return
+    for metric, value in cast("Mapping[str, object]", metrics).items():
+        # What is no number (NaN is stored as text) cannot be compared, so nothing is found by it.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+            continue
+        yield {
+            "format": subject,
+            "dataset_digest": str(values.get("dataset_digest") or "")[:71],
+            "split": str(values.get("split") or "")[:64],
+            "metric": metric[:128],
+            "value": float(value),
+        }
+
+
+def _is_whole(row: Row[Any]) -> bool:
+    """Tell whether every cell is of the type that noa writes; others are named by the verification."""
+    texts = (row.created_at, row.native, row.dataset_digest, row.created_by, row.run_id, row.git_commit)
+    is_text = all(text is None or type(text) is str for text in (row.name, row.tags, row.params, *texts))
+    return is_text and type(row.number) is int
 
 
 def _index_row(connection: Connection, row: Row[Any]) -> None:
@@ -144,17 +186,7 @@ def _index_row(connection: Connection, row: Row[Any]) -> None:
     held = select(formats.c.format).where(formats.c.name == row.name, formats.c.number == row.number)
     found = [("format", str(entry.format)) for entry in connection.execute(held)]
     _insert_labels(connection, row.name, row.number, row.created_at, found)
-    e = evidence.c
-    measured = (
-        select(e.subject, e.digest, e.content)
-        .where(e.name == row.name, e.number == row.number, e.kind == METRICS)
-        .order_by(e.id)
-    )
-    facts = [
-        Evidence(kind=METRICS, subject=entry.subject, digest=entry.digest, values=_readable(entry.content))
-        for entry in connection.execute(measured)
-    ]
-    index_evidence(connection, row.name, row.number, facts)
+    reindex_metrics(connection, row.name, row.number)
 
 
 def _readable(text: str) -> dict[str, Any]:
@@ -207,20 +239,3 @@ def _is_finite(value: float) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number that no float can hold, in a database of an older noa
         return False
-
-
-def _metric_rows(subject: str, values: Mapping[str, object]) -> Iterator[dict[str, str | float]]:
-    metrics = values.get("metrics")
-    if not isinstance(metrics, Mapping):
-        return
-    for metric, value in cast("Mapping[str, object]", metrics).items():
-        # What is no number (NaN is stored as text) cannot be compared, so nothing is found by it.
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-            continue
-        yield {
-            "format": subject,
-            "dataset_digest": str(values.get("dataset_digest") or "")[:71],
-            "split": str(values.get("split") or "")[:64],
-            "metric": metric[:128],
-            "value": float(value),
-        }

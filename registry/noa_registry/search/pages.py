@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, Row, and_, or_, se
 
 from noa.errors import IntegrityError, InvalidInputError
 from noa_registry.database import Database, now, to_text
+from noa_registry.foreign_cells import refuse_foreign, require_own_types
 from noa_registry.json_columns import parse_table, parse_time
 from noa_registry.search.counted import CountedValues
 from noa_registry.search.grammar import Comparison, MetricTerm, Query, parse_query
@@ -97,12 +98,14 @@ def search(
         rows = connection.execute(plan(connection, query, counted=counted, after=after, limit=limit + 1)).all()
         keys = [(str(row[0]), int(row[1])) for row in rows[:limit]]
         hits = _load_hits(connection, keys, _asked(query), counted)
+        if len(hits) < len(set(keys)):  # rows of the index tell of versions that are not there
+            refuse_foreign(connection, versions)
         hint = None if keys or cursor is not None else _hint(connection, query, counted)
     following = None
     if len(rows) > limit:
         name, number, value = rows[limit - 1]
         following = _write_cursor(query, moment, [value, name, number])
-    return SearchPage(hits=tuple(hits[key] for key in keys), next_cursor=following, hint=hint)
+    return SearchPage(hits=tuple(hits[key] for key in keys if key in hits), next_cursor=following, hint=hint)
 
 
 def _hint(connection: Connection, query: Query, counted: CountedValues) -> str | None:
@@ -129,10 +132,14 @@ def _load_chunk(
     connection: Connection, keys: Sequence[_Key], asked: Mapping[str, _Matches], counted: CountedValues
 ) -> dict[_Key, SearchHit]:
     held: defaultdict[_Key, list[str]] = defaultdict(list)
-    for row in connection.execute(select(aliases.c.name, aliases.c.number, aliases.c.alias).where(_of(aliases, keys))):
+    for row in connection.execute(select(aliases).where(_of(aliases, keys))):
+        require_own_types(row, aliases)
         held[(row.name, row.number)].append(row.alias)
     made: defaultdict[_Key, list[str]] = defaultdict(list)
-    for row in connection.execute(select(formats.c.name, formats.c.number, formats.c.format).where(_of(formats, keys))):
+    of_formats = select(formats.c.name, formats.c.number, formats.c.format).where(_of(formats, keys))
+    for row in connection.execute(of_formats):
+        if type(row.format) is not str:
+            refuse_foreign(connection, formats)
         made[(row.name, row.number)].append(row.format)
     in_trash = {(row.name, row.number) for row in connection.execute(select(trash).where(_of(trash, keys)))}
     found = connection.execute(select(versions).where(_of(versions, keys))).all()
@@ -141,25 +148,38 @@ def _load_chunk(
     hits: dict[_Key, SearchHit] = {}
     for row in found:
         key = (row.name, row.number)
+        spoilt_type = _foreign_type_of(row)
         tags, spoilt_tags = _tags_of(row)
         created_at, spoilt_time = _time_of(row)
         hits[key] = SearchHit(
             name=row.name,
             number=row.number,
-            digest=row.digest,
-            native=row.native,
+            digest=_text(row.digest),
+            native=_text(row.native),
             formats=tuple(sorted(made[key])),
             aliases=tuple(sorted(held[key])),
             tags=tags,
             metrics=metrics[key],
             measured_on=measured_on[key],
-            dataset_digest=row.dataset_digest,
+            dataset_digest=_text(row.dataset_digest),
             created_at=created_at,
-            created_by=row.created_by,
+            created_by=_text(row.created_by),
             is_trashed=key in in_trash,
-            problem=spoilt_tags or spoilt_time,
+            problem=spoilt_tags or spoilt_time or spoilt_type,
         )
     return hits
+
+
+def _foreign_type_of(row: Row[Any]) -> str | None:
+    try:
+        require_own_types(row, versions)
+    except IntegrityError as exc:
+        return f"{exc.what} ({exc.where})"
+    return None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _tags_of(row: Row[Any]) -> tuple[dict[str, str], str | None]:
@@ -183,6 +203,7 @@ def _load_metrics(
     chosen: dict[tuple[_Key, str], tuple[tuple[float, ...], Row[Any]]] = {}
     query = select(version_metrics).where(_of(version_metrics, list(native))).order_by(version_metrics.c.id)
     for row in connection.execute(query):
+        require_own_types(row, version_metrics)
         key = (row.name, row.number)
         if row.metric in asked and not asked[row.metric](row.value):
             continue
