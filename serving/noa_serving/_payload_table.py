@@ -79,7 +79,13 @@ def write_table(rows: Sequence[PayloadRow], redactor: Redactor) -> Any:
     for name, tensors in (("inputs", [row.inputs for row in rows]), ("outputs", [row.outputs for row in rows])):
         if tensors[0]:  # a struct of no fields has no place in a file
             columns[name] = _struct(tensors, redactor)
-    facts = {"format": FORMAT, "redacted": json.dumps(dict(redactor.names), sort_keys=True), **version._asdict()}
+    facts = {
+        "format": FORMAT,
+        "redacted": json.dumps(dict(redactor.names), sort_keys=True),
+        "model": version.model,
+        "version": version.number,
+        "digest": version.digest,
+    }
     schema = pa.schema([pa.field(name, one.type) for name, one in columns.items()])
     schema = schema.with_metadata({f"noa.{name}": str(value) for name, value in facts.items()})
     sink = pa.BufferOutputStream()

@@ -84,7 +84,7 @@ def test_requests_are_kept_as_they_were_computed(project: Project, tmp_path: Pat
     assert mixed["outputs"]["half"] == [[[1.0, 2.0], [3.0, 4.0]], [[250.0, 251.0], [252.0, 253.0]]]
     assert mixed["outputs"]["not_flag"] == [False, True]
     schema = pq.read_schema(next((folder / "mixed").glob("*.parquet")))
-    assert schema.metadata[b"noa.model"] == b"mixed"
+    assert (schema.metadata[b"noa.model"], schema.metadata[b"noa.version"]) == (b"mixed", b"1")
     fields = {field.name: field for field in schema.field("inputs").type}
     assert fields["pixels"].metadata == {b"dtype": b"uint8", b"axes": b"3"}
     assert fields["index"].type == pa.list_(pa.int64())
