@@ -31,6 +31,7 @@ from noa_cli.commands import (
     ledger,
     models,
     optimize,
+    package,
     predict,
     project,
     serve,
@@ -97,6 +98,7 @@ def build() -> typer.Typer:
     add(serve.serve, "Serving")
     add(predict.predict, "Serving")
     add(bench.bench, "Serving")
+    add(package.package, "Serving")
     app.add_typer(api_keys.build(), name="api-keys", rich_help_panel="Serving")
     add(services.up, "Operation")
     add(services.down, "Operation")
