@@ -1,30 +1,23 @@
-"""One worker of a server: BentoML packages and supervises it, the stack inside is ours.
-
-`to_asgi` of the service that `make_service` returns replaces BentoML's whole ASGI stack (its tracing, metrics, access
-log and timeouts cost twenty times what a small model does). Two modules make such a service: `bento_service`, which
-follows a registry, and the `service.py` of a packaged endpoint, through `packaging.bento_packed`.
-"""
+"""One worker of a server: how its application is built, started and ended, whatever its endpoints follow."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import json
-import logging
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import bentoml
-from _bentoml_sdk import Service
 from uvicorn.config import HTTP_PROTOCOLS
 
 from noa.atomic_write import write_file
 from noa_serving._application import Application, compute_threads
 from noa_serving._asgi import AsgiApplication
+from noa_serving._bento_frame import configure_logging
 from noa_serving._crew import BEAT_S, Crew, join_crew
 from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
@@ -43,46 +36,16 @@ _CATCH_UP_S = 10.0
 _CATCH_UP_STEP_S = 0.01
 
 
-def make_service(
-    read_request: Callable[[], LaunchRequest],
-    build: Callable[[LaunchRequest], Application],
-    *,
-    workers: int,
-    inner: type,
-    options: Mapping[str, Any] | None = None,
-) -> Service[Any]:
-    """Return a BentoML service whose ASGI application is noa's own.
-
-    Each worker calls `read_request` and `build` once, when it starts; `inner` is the class that BentoML shows,
-    and `options` are further ones of its own.
-    """
-
-    class NoaService(Service[Any]):
-        """A BentoML service whose ASGI application is noa's own."""
-
-        def to_asgi(self, is_main: bool = True) -> Any:
-            """Return the application of one worker, which dies with its arbiter."""
-            del is_main
-            die_with_parent(arbiter_of(os.environ))
-            configure_logging()
-            os.environ["FORWARDED_ALLOW_IPS"] = "nobody"  # a client is who it is to the socket, on both ways in
-            request = read_request()
-            application = build(request)
-            _calm_collector()
-            # The worker makes its uvicorn configuration after this call and looks the protocol up in this table.
-            HTTP_PROTOCOLS["auto"] = hot_protocol(application)  # pyright: ignore[reportArgumentType]  # uvicorn takes classes too
-            return _with_crew(application, request)
-
-    config: dict[str, Any] = {
-        "name": "noa",
-        "service_class": NoaService,
-        "workers": workers,
-        "tracing": {"excluded_urls": ".*"},
-        "metrics": {"enabled": False},
-        "logging": {"access": {"enabled": False}},
-    }
-    decorate: Any = bentoml.service  # its type names each option and takes no table
-    return decorate(**config, **(options or {}))(inner)
+def start_worker(request: LaunchRequest, build: Callable[[LaunchRequest], Application]) -> AsgiApplication:
+    """Return the application of this process, which is a worker and dies with its arbiter."""
+    die_with_parent(arbiter_of(os.environ))
+    configure_logging()
+    os.environ["FORWARDED_ALLOW_IPS"] = "nobody"  # a client is who it is to the socket, on both ways in
+    application = build(request)
+    _calm_collector()
+    # The worker makes its uvicorn configuration after this call and looks the protocol up in this table.
+    HTTP_PROTOCOLS["auto"] = hot_protocol(application)  # pyright: ignore[reportArgumentType]  # uvicorn takes classes too
+    return _with_crew(application, request)
 
 
 def _calm_collector() -> None:
@@ -194,18 +157,3 @@ def listening_address() -> tuple[str, int]:
     with socket.socket(fileno=os.dup(descriptor)) as listener:
         name = listener.getsockname()
         return str(name[0]), int(name[1])
-
-
-def configure_logging() -> None:
-    """Let this process say what happens on standard error, and the audit trail there too."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
-    logger = logging.getLogger("noa")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    trail = logging.StreamHandler(sys.stderr)  # lines of JSON and nothing else on them
-    trail.setFormatter(logging.Formatter("%(message)s"))
-    audit = logging.getLogger("noa.audit")
-    audit.handlers = [trail]
-    audit.propagate = False

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noa.errors import SettingsError
-from noa_serving._application import Application
-from noa_serving._bento_worker import build_application, make_service
+from noa_serving._bento_frame import make_service
 from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, load_request
+
+if TYPE_CHECKING:
+    from noa_serving._application import Application
 
 _LEASE_PATIENCE_S = 5.0
 
 
 def follow_registry(request: LaunchRequest) -> Application:
     """Build the application of a worker whose endpoints are in the registry of the settings."""
+    from noa_serving._bento_worker import build_application
+
     settings = request.settings
 
     def open_registry() -> Any:

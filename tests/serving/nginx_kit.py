@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 from packaged_kit import free_port
 from serving_kit import wait_until
 
@@ -59,7 +60,11 @@ class Nginx:
         argv = [nginx_program(), "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
         subprocess.run([*argv, "-t"], check=True, capture_output=True, text=True)
         self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
-        wait_until((folder / "nginx.pid").exists, what="nginx")
+        try:
+            wait_until((folder / "nginx.pid").exists, what="nginx", timeout_s=60)
+        except AssertionError:
+            self.stop()
+            raise
 
     @property
     def log(self) -> str:
@@ -70,11 +75,11 @@ class Nginx:
         before = self._workers()
         self._write(ports)
         self._process.send_signal(signal.SIGHUP)
-        wait_until(lambda: bool(self._workers() - before), what="the new configuration of nginx")
+        wait_until(lambda: bool(self._workers() - before), what="the new configuration", timeout_s=60)
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(20)
+        self._process.wait(60)
 
     def _write(self, ports: Sequence[int]) -> None:
         servers = "\n".join(f"    server 127.0.0.1:{port};" for port in ports)
@@ -82,6 +87,4 @@ class Nginx:
         (self._folder / "replicas.conf").write_text(re.sub(r"listen \S+;", f"listen 127.0.0.1:{self.port};", text))
 
     def _workers(self) -> set[int]:
-        import psutil
-
         return {process.pid for process in psutil.Process(self._process.pid).children()}

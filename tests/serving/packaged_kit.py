@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,18 +44,17 @@ class Packaged:
         except OSError:
             return False
 
-    def wait_ready(self, timeout_s: float = 60.0) -> None:
+    def wait_ready(self, timeout_s: float = 150.0) -> None:
         wait_for(self.is_ready, self, timeout_s)
 
-    def stop(self, timeout_s: float = 60.0) -> int:
+    def stop(self, timeout_s: float = 150.0) -> int:
         """Ask it to end and return the exit code."""
         self.tree = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
 
 
-def wait_for(condition: object, packaged: Packaged, timeout_s: float = 60.0) -> None:
-    assert callable(condition)
+def wait_for(condition: Callable[[], bool], packaged: Packaged, timeout_s: float = 150.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert packaged.process.poll() is None, packaged.log[-3000:]

@@ -70,6 +70,7 @@ class Load:
 
 @pytest.mark.bentoml
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_replicas_are_replaced_one_by_one_and_no_request_fails(content: Project, tmp_path: Path) -> None:
     packages = {number: tmp_path / f"digits-{number}" for number in SCALES}
     with content.registry() as registry:

@@ -67,7 +67,7 @@ def test_a_package_answers_exactly_as_noa_serve_does(content: Project, package: 
         start_server(content.settings, endpoints={"digits": endpoint("digits/2")}, log_file=log) as server,
         running(package, tmp_path / "run") as packaged,
     ):
-        ports = (server.wait_ready().port, packaged.port)
+        ports = (server.wait_ready(timeout_s=150).port, packaged.port)
         for path in PAGES:
             there, here = (ask(port, "GET", path) for port in ports)
             # The page of the API names the port that it is served on.
@@ -108,7 +108,10 @@ def test_a_package_that_was_changed_answers_nothing_and_says_why(package: Path, 
 
 def test_beyond_loopback_nobody_is_answered_without_a_key(content: Project, package: Path, tmp_path: Path) -> None:
     refused = begin(package, tmp_path / "refused", host="0.0.0.0")
-    assert refused.process.wait(60) == 1
+    try:
+        assert refused.process.wait(150) == 1
+    finally:
+        end(refused)
     assert "callers need no key" in refused.log
     assert "Traceback" not in refused.log
     keys = {"NOA__SERVING__API_KEYS": json.dumps([KEY]), "NOA__REGISTRY__DATABASE_URL": "sqlite:////nowhere/noa.db"}

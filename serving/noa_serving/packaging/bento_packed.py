@@ -24,9 +24,8 @@ import click
 from noa.errors import NoaError, SettingsError
 from noa.settings import ServingSettings, Settings, load_settings
 from noa_serving.__main__ import GRACE_S, KEEP_ALIVE_S, require_engine
-from noa_serving._application import Application
 from noa_serving._bento_arbiter import look_for_dead_workers_often, stay_connected
-from noa_serving._bento_worker import build_application, configure_logging, listening_address, make_service
+from noa_serving._bento_frame import configure_logging, make_service
 from noa_serving._exposure import check_exposure, is_open
 from noa_serving._launch_request import ARBITER_VARIABLE, LaunchRequest, load_request
 from noa_serving.packaging.bento_folder import WHEELS_FOLDER
@@ -34,6 +33,8 @@ from noa_serving.packaging.packed_model import MODEL_FOLDER, PackedModel
 
 if TYPE_CHECKING:
     from _bentoml_sdk import Service
+
+    from noa_serving._application import Application
 
 PACKED_VARIABLE = "NOA_SERVING_PACKED"
 """The file of the launch request, which the arbiter tells its workers."""
@@ -63,7 +64,9 @@ def packed_service(service_file: str, *, digest: str) -> Service[Any]:
             _prepare(settings)
 
     def build(request: LaunchRequest) -> Application:
-        _refuse_exposure(request.settings.serving)
+        from noa_serving._bento_worker import build_application, listening_address
+
+        _refuse_exposure(request.settings.serving, listening_address()[0])
         model = folder / MODEL_FOLDER
         return build_application(request, lambda: PackedModel(model, digest=digest), open_for_leases=None)
 
@@ -150,10 +153,10 @@ def _check_host(serving: ServingSettings, host: str | None) -> None:
         log.warning("anybody who reaches %s is answered without a key (serving.allow_unauthenticated)", host)
 
 
-def _refuse_exposure(serving: ServingSettings) -> None:
+def _refuse_exposure(serving: ServingSettings, host: str) -> None:
     """End the whole server if it listens where it may not: started again, a worker would find the same."""
     try:
-        _check_host(serving, listening_address()[0])
+        _check_host(serving, host)
     except NoaError as exc:
         print(f"error: {exc}", file=sys.stderr, flush=True)
         os.kill(os.getppid(), signal.SIGTERM)
