@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ class Nginx:
         subprocess.run([*argv, "-t"], check=True, capture_output=True, text=True)
         self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
         try:
-            wait_until((folder / "nginx.pid").exists, what="nginx", timeout_s=60)
+            wait_until(self._listens, what="nginx", timeout_s=60)  # its file of the pid is there before it does
         except AssertionError:
             self.stop()
             raise
@@ -80,6 +81,10 @@ class Nginx:
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(60)
+
+    def _listens(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
 
     def _write(self, ports: Sequence[int]) -> None:
         servers = "\n".join(f"    server 127.0.0.1:{port};" for port in ports)

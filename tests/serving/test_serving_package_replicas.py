@@ -50,7 +50,7 @@ class Load:
                     answer = client.predict("digits", {"x": np.array([ROW], np.float32)})
                     self._check(begun, int(answer.version), answer.outputs["y"].tolist())
                 except Exception as exc:  # noqa: BLE001  # whatever it is, the request failed
-                    self.failures.append(repr(exc))
+                    self.failures.append(f"{exc!r} from {exc.__cause__!r}")
 
     def _fresh(self) -> None:
         while not self._stopping.is_set():
@@ -60,7 +60,7 @@ class Load:
                 assert status == 200, answer
                 self._check(begun, int(str(answer["version"])), answer["outputs"]["y"])  # pyright: ignore[reportIndexIssue]
             except Exception as exc:  # noqa: BLE001  # whatever it is, the request failed
-                self.failures.append(repr(exc))
+                self.failures.append(f"{exc!r} from {exc.__cause__!r}")
             time.sleep(0.002)
 
     def _check(self, begun: float, version: int, rows: object) -> None:
@@ -91,6 +91,7 @@ def test_replicas_are_replaced_one_by_one_and_no_request_fails(content: Project,
         with Load(nginx.port) as load:
             while len(load.answers) < 200 and not load.failures:
                 time.sleep(0.01)
+            assert load.failures == []
             for place, old in enumerate(list(replicas)):
                 replicas[place] = start(2)
                 nginx.use([one.port for one in replicas])

@@ -21,7 +21,7 @@ from noa_serving import _parent_death, start_server
 from noa_serving._launch_request import ARBITER_VARIABLE, arbiter_of
 from noa_serving.packaging import make_package
 
-pytestmark = pytest.mark.bentoml
+pytestmark = [pytest.mark.bentoml, pytest.mark.timeout(600)]
 KEY = "a-key-of-sixteen-characters"
 
 
