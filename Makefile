@@ -19,7 +19,7 @@ export BENTOML_DO_NOT_TRACK := True
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test check lint types frame wheel chaos fuzz bench bench-conversion bench-serving conformance conformance-compile docs clean
+.PHONY: help setup tools demo test check lint types frame wheel chaos fuzz bench bench-conversion bench-serving conformance conformance-compile docs clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -30,7 +30,13 @@ setup: ## Create .venv and install everything from the lock.
 demo: setup ## Train, register, convert, promote, serve, retrain and roll back a real model (2 minutes).
 	@$(BIN)/noa demo
 
-test: setup ## Run the test suite, with a sample of what chaos, fuzz, bench and conformance run.
+tools: # What the tests run that pip does not install.
+	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || { \
+		echo "test: installing nginx"; \
+		as_root=$$([ $$(id -u) = 0 ] || echo sudo); \
+		$$as_root apt-get install -y -q nginx >/dev/null; }
+
+test: setup tools ## Run the test suite, with a sample of what chaos, fuzz, bench and conformance run.
 	@echo "test: running the suite in $(TEST_WORKERS) processes"
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
 		-m "not conformance and not chaos" $(PYTEST_ARGS)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_REFUSAL_S, MAX_RECOVERY_S = 0.05, 1.0
 MAX_PSS_BYTES, MAX_GROWTH = 120e6, 0.03
+MAX_START_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,11 @@ def best(figures: Iterable[Figure], peer: str, model: str, encoding: str, *, by:
 
 
 def judge(
-    figures: Sequence[Figure], half: Sequence[HalfLoad], overloads: Sequence[Overload], memory: Memory | None
+    figures: Sequence[Figure],
+    half: Sequence[HalfLoad],
+    overloads: Sequence[Overload],
+    memory: Memory | None,
+    package_start_s: float | None = None,
 ) -> list[Goal]:
     """Return every goal with what the run found."""
     return [
@@ -61,6 +66,7 @@ def judge(
         *_half(half),
         *_overload(overloads),
         *_memory(memory),
+        _package_start(package_start_s),
     ]
 
 
@@ -253,5 +259,18 @@ def _memory(found: Memory | None) -> Iterator[Goal]:
         theirs=ours and ours.p99_before_s * 1e3,
         ratio=ours and ours.p99_swapping_s / max(ours.p99_before_s, 1e-9),
         bound=2.0,
+        at_least=False,
+    )
+
+
+def _package_start(found_s: float | None) -> Goal:
+    return Goal(
+        case="MLP, packaged: from its start to the first right answer",
+        against="2 s",
+        unit="s",
+        ours=found_s,
+        theirs=MAX_START_S,
+        ratio=None if found_s is None else found_s / MAX_START_S,
+        bound=1.0,
         at_least=False,
     )

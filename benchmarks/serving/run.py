@@ -15,6 +15,7 @@ from benchmarks.serving.environments import CACHE, python_of
 from benchmarks.serving.goals import best
 from benchmarks.serving.load import build
 from benchmarks.serving.noa_server import grpc_settings, make_project, start_noa
+from benchmarks.serving.package_start import package_start
 from benchmarks.serving.processes import PeerFailedError, Server
 from benchmarks.serving.report import Record
 from benchmarks.serving.roster import (
@@ -35,7 +36,7 @@ from benchmarks.serving.served_models import ServedModel, make_model
 from benchmarks.serving.stress import BEYOND_PLACES, OVERLOAD_CONNECTIONS, half_load, memory, overload
 from benchmarks.serving.wire import Way
 
-CASES = ("mlp", "grpc", "cnn", "minilm", "tensor", "memory")
+CASES = ("mlp", "grpc", "cnn", "minilm", "tensor", "memory", "start")
 """`mlp` and `cnn` bring half of saturation and overload with them."""
 
 QUICK_PEERS = (FASTAPI, BENTOML, TRITON)
@@ -213,6 +214,11 @@ def _memory(place: Bench, plan: Plan, record: Record) -> None:
         server.stop()
 
 
+def _start(place: Bench, plan: Plan, record: Record) -> None:
+    say("mlp: starting it from a package")
+    record.package_start_s = package_start(place, model_of(place, "mlp"), rounds=3 if plan.quick else 5)
+
+
 _CASE: dict[str, Callable[[Bench, Plan, Record], None]] = {
     "mlp": _mlp,
     "grpc": _grpc,
@@ -220,6 +226,7 @@ _CASE: dict[str, Callable[[Bench, Plan, Record], None]] = {
     "minilm": _minilm,
     "tensor": _tensor,
     "memory": _memory,
+    "start": _start,
 }
 
 

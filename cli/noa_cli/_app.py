@@ -32,6 +32,7 @@ from noa_cli.commands import (
     ledger,
     models,
     optimize,
+    package,
     predict,
     project,
     serve,
@@ -99,6 +100,7 @@ def build() -> typer.Typer:
     add(predict.predict, "Serving")
     add(bench.bench, "Serving")
     app.add_typer(endpoints.build(), name="endpoints", rich_help_panel="Serving")
+    add(package.package, "Serving")
     app.add_typer(api_keys.build(), name="api-keys", rich_help_panel="Serving")
     add(services.up, "Operation")
     add(services.down, "Operation")

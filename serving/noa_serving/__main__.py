@@ -23,8 +23,8 @@ from noa_serving._parent_death import die_with_parent
 SERVICE = "noa_serving.bento_service:SERVICE"
 PARENT_VARIABLE = "NOA_SERVING_PARENT"
 OPEN_TO_ALL = "anybody who reaches {host} is answered without a key (serving.allow_unauthenticated)"
-_KEEP_ALIVE_S = 75
-_GRACE_S = 5
+KEEP_ALIVE_S = 75
+GRACE_S = 5
 
 
 def main() -> int:
@@ -124,8 +124,8 @@ def _serve(request: LaunchRequest) -> int:
     if reserved is not None:
         request.grpc_file.write_text(str(reserved.getsockname()[1]))
     arguments = ["serve", SERVICE, "--host", _address(serving.host), "--port", str(serving.port)]
-    arguments += ["--working-dir", str(request.folder), "--timeout-keep-alive", str(_KEEP_ALIVE_S)]
-    arguments += ["--timeout-graceful-shutdown", str(math.ceil(serving.timeout_s) + _GRACE_S)]
+    arguments += ["--working-dir", str(request.folder), "--timeout-keep-alive", str(KEEP_ALIVE_S)]
+    arguments += ["--timeout-graceful-shutdown", str(math.ceil(serving.timeout_s) + GRACE_S)]
     if serving.tls_certificate is not None:
         arguments += ["--ssl-certfile", str(serving.tls_certificate), "--ssl-keyfile", str(serving.tls_key)]
     if serving.tls_client_ca is not None:

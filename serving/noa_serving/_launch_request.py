@@ -29,6 +29,8 @@ from noa_serving._exposure import check_exposure
 from noa_serving._quotas import make_shared
 
 REQUEST_VARIABLE = "NOA_SERVING_REQUEST"
+ARBITER_VARIABLE = "NOA_SERVING_ARBITER"
+"""The process id of the arbiter, for its workers."""
 
 _FOLDER = "serving"
 _REQUEST_FILE = "request.json"
@@ -132,6 +134,12 @@ def load_request(path: Path) -> LaunchRequest:
         raise NotFoundError("no such launch request", where=str(path), remedy="Start the server again") from exc
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise SettingsError("a launch request is not readable", where=str(path)) from exc
+
+
+def arbiter_of(environ: Mapping[str, str]) -> int | None:
+    """Return the process that must be a worker's parent; as the first process of a container it has no parent."""
+    told = environ.get(ARBITER_VARIABLE)
+    return None if told is None else int(told)
 
 
 def serving_settings(

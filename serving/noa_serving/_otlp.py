@@ -13,11 +13,11 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import urllib3
-
 from noa import __version__
 
 if TYPE_CHECKING:
+    import urllib3
+
     from noa_serving._tracing import Traced
 
 _TIMEOUT_S = 5.0
@@ -47,6 +47,7 @@ class OtlpExporter:
         """
         if not traces:
             return 0
+        import urllib3
         from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
         body = self.message(traces).SerializeToString()

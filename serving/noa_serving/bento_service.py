@@ -1,90 +1,29 @@
-"""The BentoML service: BentoML packages and supervises it, the stack inside is ours.
+"""The BentoML service of `noa serve`: endpoints that follow a registry.
 
-`NoaService.to_asgi` replaces BentoML's whole ASGI stack (its tracing, metrics, access log and timeouts cost twenty
-times what a small model does). The module is imported by the arbiter, which only asks for the worker count, and by each
-worker.
+The module is imported by the arbiter, which only asks for the worker count, and by each worker.
 """
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import json
-import logging
 import os
-import socket
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import bentoml
-from _bentoml_sdk import Service
-from uvicorn.config import HTTP_PROTOCOLS
-
-from noa.atomic_write import write_file
 from noa.errors import SettingsError
-from noa_serving._application import Application, compute_threads
-from noa_serving._asgi import AsgiApplication
-from noa_serving._crew import BEAT_S, Crew, join_crew
-from noa_serving._endpoint import Endpoint
-from noa_serving._follower import Follower
+from noa_serving._bento_frame import make_service
 from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, load_request
-from noa_serving._leases import LeaseKeeper
-from noa_serving._metrics_pages import MetricsPages
-from noa_serving._observer import make_observer
-from noa_serving._parent_death import die_with_parent
-from noa_serving._protocol import hot_protocol
-from noa_serving._quotas import Quotas
-from noa_serving._shared_memory import SharedRegions
 
 if TYPE_CHECKING:
-    from noa_serving._grpc_server import GrpcServer
+    from noa_serving._application import Application
 
-_YOUNG_OBJECTS = 20_000
 _LEASE_PATIENCE_S = 5.0
-_CATCH_UP_S = 10.0
-_CATCH_UP_STEP_S = 0.01
 
 
-class NoaService(Service[Any]):
-    """A BentoML service whose ASGI application is noa's own."""
+def follow_registry(request: LaunchRequest) -> Application:
+    """Build the application of a worker whose endpoints are in the registry of the settings."""
+    from noa_serving._bento_worker import build_application
 
-    def to_asgi(self, is_main: bool = True) -> Any:
-        """Return the application of one worker, which dies with its arbiter."""
-        del is_main
-        die_with_parent()
-        _configure_logging()
-        os.environ["FORWARDED_ALLOW_IPS"] = "nobody"  # a client is who it is to the socket, on both ways in
-        application = build_application(_REQUEST)
-        _calm_collector()
-        # The worker makes its uvicorn configuration after this call and looks the protocol up in this table.
-        HTTP_PROTOCOLS["auto"] = hot_protocol(application)  # pyright: ignore[reportArgumentType]  # uvicorn takes classes too
-        return _with_crew(application, _REQUEST)
-
-
-def _calm_collector() -> None:
-    """Let the garbage collector look less often, and never again at what lives as long as the worker.
-
-    Requests leave no cycles. With Python's thresholds it takes 3% of a small model's time, and more of its p99. What is
-    loaded later, generations above all, stays collectable.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
-
-
-def build_application(request: LaunchRequest) -> Application:
-    """Build the application of one worker; it starts to follow the registry when the server starts it."""
     settings = request.settings
-    threads = compute_threads(settings.serving)
-    crew = join_crew(
-        request.folder,
-        list(settings.endpoints),
-        size=settings.serving.workers,
-        timeout_s=settings.serving.swap_timeout_s,
-    )
-    endpoints = [Endpoint(name, one, threads=threads, crew=crew) for name, one in settings.endpoints.items()]
 
     def open_registry() -> Any:
         from noa_registry import Registry
@@ -97,106 +36,7 @@ def build_application(request: LaunchRequest) -> Application:
         patience_s = min(settings.registry.lock_timeout_s, _LEASE_PATIENCE_S)
         return Registry.open(settings.registry.model_copy(update={"lock_timeout_s": patience_s}))
 
-    # The worker that takes a dead one's place takes over its lease, so that nobody waits for the dead one.
-    replica = f"{socket.gethostname()[:80]}:{os.getppid()}.{crew.slot}:{request.folder.name[-8:]}"
-    leases = LeaseKeeper(endpoints, open_for_leases, lease_s=settings.serving.lease_s, replica=replica)
-    follower = Follower(endpoints, open_registry, poll_interval_s=settings.serving.poll_interval_s, leases=leases)
-    return Application(
-        settings.serving,
-        endpoints,
-        follower,
-        regions=SharedRegions(request.regions_folder),
-        crew=crew,
-        quotas=Quotas(settings.serving, request.quotas_file),
-        own_key=request.own_key,
-        keys_seen_file=request.keys_seen_file,
-        observer=make_observer(settings),
-        metrics_pages=MetricsPages(request.folder, crew.slot) if crew.size > 1 else None,
-    )
-
-
-def _with_crew(application: Application, request: LaunchRequest) -> AsgiApplication:
-    """Return the application of a worker that takes connections once it serves what the other workers serve."""
-    grpc = _grpc_server(application, request)
-
-    async def start() -> None:
-        _keep_beating(application.crew)
-        await _catch_up(application)
-        if grpc is not None:
-            await grpc.start()
-        await _report_address(request, grpc_port=None if grpc is None else grpc.port)
-        application.crew.accept()
-        if application.metrics_pages is not None:
-            application.metrics_pages.start(application.render_own_metrics)
-
-    async def stop() -> None:
-        if application.metrics_pages is not None:
-            application.metrics_pages.stop()
-        if grpc is not None:
-            await grpc.stop()
-        application.crew.leave()
-
-    return AsgiApplication(application, on_startup=start, on_shutdown=stop)
-
-
-def _grpc_server(application: Application, request: LaunchRequest) -> GrpcServer | None:
-    if request.settings.serving.grpc_port is None:
-        return None
-    from noa_serving._grpc_server import GrpcServer
-
-    return GrpcServer(application, host=_listening_address()[0], port=int(request.grpc_file.read_text()))
-
-
-def _keep_beating(crew: Crew) -> None:
-    crew.beat()
-    asyncio.get_running_loop().call_later(BEAT_S, _keep_beating, crew)
-
-
-async def _catch_up(application: Application) -> None:
-    """Wait until this worker serves what is agreed; the connections meanwhile are those of the other workers.
-
-    Where no other worker serves it, a client had better be told to come again than wait for longer than a few seconds.
-    """
-    crew, deadline = application.crew, time.monotonic() + _CATCH_UP_S
-    while True:
-        waiting = [
-            one.name
-            for one in application.endpoints.values()
-            if one.current is None and crew.agreement(one.name).content is not None
-        ]
-        if not waiting or (time.monotonic() > deadline and not all(map(crew.others_serve, waiting))):
-            return
-        await asyncio.sleep(_CATCH_UP_STEP_S)
-
-
-async def _report_address(request: LaunchRequest, *, grpc_port: int | None = None) -> None:
-    host, port = _listening_address()
-    workers = request.settings.serving.workers
-    table = {"host": host, "port": port, "grpc_port": grpc_port, "pid": os.getppid(), "workers": workers}
-    table["is_tls"] = request.settings.serving.tls_certificate is not None
-    write_file(request.ready_file, json.dumps(table))
-
-
-def _listening_address() -> tuple[str, int]:
-    """Return where this worker listens: BentoML hands it the open socket as `--fd`."""
-    descriptor = int(sys.argv[sys.argv.index("--fd") + 1])
-    with socket.socket(fileno=os.dup(descriptor)) as listener:
-        name = listener.getsockname()
-        return str(name[0]), int(name[1])
-
-
-def _configure_logging() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
-    logger = logging.getLogger("noa")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    trail = logging.StreamHandler(sys.stderr)  # lines of JSON and nothing else on them
-    trail.setFormatter(logging.Formatter("%(message)s"))
-    audit = logging.getLogger("noa.audit")
-    audit.handlers = [trail]
-    audit.propagate = False
+    return build_application(request, open_registry, open_for_leases=open_for_leases)
 
 
 def _load() -> LaunchRequest:
@@ -208,11 +48,9 @@ def _load() -> LaunchRequest:
 
 _REQUEST = _load()
 
-SERVICE = bentoml.service(
-    name="noa",
-    service_class=NoaService,
+SERVICE = make_service(
+    lambda: _REQUEST,
+    follow_registry,
     workers=_REQUEST.settings.serving.workers,
-    tracing={"excluded_urls": ".*"},
-    metrics={"enabled": False},
-    logging={"access": {"enabled": False}},
-)(type("Noa", (), {"__doc__": "Serves the endpoints of a noa project."}))
+    inner=type("Noa", (), {"__doc__": "Serves the endpoints of a noa project."}),
+)

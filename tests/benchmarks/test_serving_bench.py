@@ -17,6 +17,7 @@ from benchmarks.serving.bursts import Bench, Figure, holds_numbers, http_subject
 from benchmarks.serving.goals import judge
 from benchmarks.serving.load import build, run_load
 from benchmarks.serving.noa_server import make_project, start_noa
+from benchmarks.serving.package_start import package_start
 from benchmarks.serving.processes import PeerFailedError, Server
 from benchmarks.serving.profiles import own_times
 from benchmarks.serving.report import Record, plot, show, write_json
@@ -121,6 +122,14 @@ def test_memory_and_overload_of_noa_are_taken_over_real_swaps_and_connections(be
     write_json(record, bench.folder / "out" / "serving.json")
     show(record)
     assert all(path.stat().st_size > 1000 for path in plot(record, bench.folder / "out"))
+
+
+@pytest.mark.bentoml
+def test_the_start_of_a_package_is_taken_by_its_first_right_answer(bench: Bench, model: ServedModel) -> None:
+    found_s = package_start(bench, model, rounds=1)
+    (goal,) = (one for one in judge([], [], [], None, found_s) if "packaged" in one.case)
+    assert goal.ours == found_s > 0.2
+    assert goal.is_met is (found_s <= 2.0)
 
 
 def figures() -> list[Figure]:
