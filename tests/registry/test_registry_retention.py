@@ -464,15 +464,26 @@ def test_a_live_writers_files_are_never_touched(settings: RegistrySettings, form
     assert seen == ["claimed", "published"]
 
 
+def loose_attachment(settings: RegistrySettings, digest: str) -> str:
+    """Return the SQL of an attachment of five bytes that no version refers to."""
+    content = "x'3132333435'" if settings.database_url.startswith("sqlite") else "'12345'"
+    return (
+        "INSERT INTO noa_attachments (digest, media_type, content, created_at) "
+        f"VALUES ('{digest}', 'text/plain', {content}, '2020-01-01T00:00:00.000000+00:00')"
+    )
+
+
 def test_attachments_go_with_the_last_version_that_refers_to_them(
-    registry: Registry, retention: Any, version: ModelVersion, formats: Any, tamper: Callable[..., Any]
+    registry: Registry,
+    settings: RegistrySettings,
+    retention: Any,
+    version: ModelVersion,
+    formats: Any,
+    tamper: Callable[..., Any],
 ) -> None:
     used, unused = "sha256:" + "a" * 64, "sha256:" + "b" * 64
     for digest in (used, unused):
-        tamper(
-            "INSERT INTO noa_attachments (digest, media_type, content, created_at) "
-            f"VALUES ('{digest}', 'text/plain', '12345', '2020-01-01T00:00:00.000000+00:00')"
-        )
+        tamper(loose_attachment(settings, digest))
     tamper(
         "INSERT INTO noa_evidence (name, number, kind, subject, digest, content, created_at) VALUES "
         f"('digits', 1, 'predictions', 'onnx', '{version.digest}', '{{\"attachment\":\"{used}\"}}', '2020-01-01')"
@@ -486,19 +497,17 @@ def test_attachments_go_with_the_last_version_that_refers_to_them(
 
 
 def test_attachments_can_still_not_be_deleted_by_others_after_a_collection(
-    registry: Registry, retention: Any, version: ModelVersion, execute: Callable[..., Any]
+    registry: Registry,
+    settings: RegistrySettings,
+    retention: Any,
+    version: ModelVersion,
+    execute: Callable[..., Any],
 ) -> None:
     from sqlalchemy.exc import IntegrityError
 
-    execute(
-        "INSERT INTO noa_attachments (digest, media_type, content, created_at) "
-        f"VALUES ('sha256:{'b' * 64}', 'text/plain', '12345', '2020-01-01T00:00:00.000000+00:00')"
-    )
+    execute(loose_attachment(settings, "sha256:" + "b" * 64))
     assert len(retention.apply(retention.plan_gc(), actor="ada").removed) == 1
-    execute(
-        "INSERT INTO noa_attachments (digest, media_type, content, created_at) "
-        f"VALUES ('sha256:{'c' * 64}', 'text/plain', '12345', '2020-01-01T00:00:00.000000+00:00')"
-    )
+    execute(loose_attachment(settings, "sha256:" + "c" * 64))
     with pytest.raises(IntegrityError, match="never changed or deleted"):
         execute("DELETE FROM noa_attachments")
     assert registry.mirror_discrepancies() == []
@@ -527,10 +536,7 @@ def test_a_collection_killed_at_any_step_is_continued_by_the_next(
         orphan.mkdir()
         stray = artifact_dir / "_staging" / "stray"
         stray.mkdir(parents=True)
-    execute(
-        "INSERT INTO noa_attachments (digest, media_type, content, created_at) "
-        f"VALUES ('sha256:{'b' * 64}', 'text/plain', '12345', '2020-01-01T00:00:00.000000+00:00')"
-    )
+    execute(loose_attachment(settings, "sha256:" + "b" * 64))
     killed = run_child("gc", settings, kill_at=step)
     assert killed.returncode == -signal.SIGKILL, killed.stderr + killed.stdout
     finish_and_check(settings, orphan, stray, execute)
