@@ -191,3 +191,17 @@ def test_a_cell_of_another_type_is_named_and_no_command_calls_it_a_mistake_of_it
         run(words)
         said = capsys.readouterr()
         assert "mistake in noa" not in said.err + said.out, words
+
+
+def test_changed_labels_are_named_and_a_repair_writes_them_anew(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(project, "DELETE FROM noa_version_labels WHERE number IN (2, 3)")
+    problems = answer(capsys, project, "models", "verify", code=1)["problems"]
+    assert [(problem["subject"], problem["what"], problem["received"]) for problem in problems] == [
+        (f"index of search, digits, version {number}, labels", "is not what the record says", "nothing")
+        for number in (2, 3)
+    ]
+    answer(capsys, project, "models", "verify", "--repair")
+    hits = answer(capsys, project, "models", "search", "format:onnx")["hits"]
+    assert [hit["reference"] for hit in hits] == ["digits/3", "digits/2", "digits/1"]

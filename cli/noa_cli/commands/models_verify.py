@@ -264,10 +264,10 @@ def _of_mirror(found: Discrepancy) -> _Finding:
     if found.field == "index":
         return _Finding(
             subject=f"index of search, {found.name}, {found.subject}",
-            what="is not what the evidence says",
+            what=f"is not what the {'evidence' if found.number is None else 'record'} says",
             expected=found.expected,
             received=found.received,
-            remedy="Search may show wrong numbers, gates do not; write the index anew: noa models verify --repair",
+            remedy="Search may answer wrongly, gates do not; write the index anew: noa models verify --repair",
         )
     if found.field == "undone":
         return _Finding(
