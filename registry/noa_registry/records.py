@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _PAGE = 1000
 _CACHED_RECORDS = 1024
 # Built once: composing a statement costs more than running it.
-_ALIASES_OF = select(aliases.c.alias, aliases.c.number).where(aliases.c.name == bindparam("name"))
+_ALIASES_OF = select(aliases.c.alias, aliases.c.number, aliases.c.sequence).where(aliases.c.name == bindparam("name"))
 _HOLDER = (
     select(
         aliases.c.number,
@@ -113,18 +113,30 @@ def version_record(
     )
 
 
-def load_aliases(connection: Connection, name: str) -> dict[str, int]:
+def load_aliases(connection: Connection, name: str, *, of: int | None = None) -> dict[str, int]:
     """Return the version number that each alias of a model points to.
+
+    With `of`, for the aliases of this version: a spoilt row that is another one's by the ledger is left out.
 
     Raises:
         IntegrityError: a row holds another type than noa writes.
     """
     held: dict[str, int] = {}
-    for alias, number in connection.execute(_ALIASES_OF, {"name": name}):
-        if type(alias) is not str or type(number) is not int:
+    for alias, number, sequence in connection.execute(_ALIASES_OF, {"name": name}).all():
+        if type(alias) is str and type(number) is int:
+            held[alias] = number
+        elif of is None or _moved_to(connection, name, sequence) in (None, of):
             refuse_foreign(connection, aliases)
-        held[alias] = number
     return held
+
+
+def _moved_to(connection: Connection, name: str, sequence: object) -> int | None:
+    """Return the version to which a row of the ledger moved an alias, None if nobody can tell."""
+    if type(sequence) is not int:
+        return None
+    query = select(ledger.c.to_number).where(ledger.c.sequence == sequence, ledger.c.name == name)
+    number = connection.execute(query).scalar()
+    return number if type(number) is int else None
 
 
 def load_holder(connection: Connection, name: str, alias: str) -> tuple[int, str] | None:
@@ -137,6 +149,8 @@ def load_holder(connection: Connection, name: str, alias: str) -> tuple[int, str
     if row is None:
         return None
     if not row.agrees:
+        if type(row.number) is not int:
+            refuse_foreign(connection, aliases)
         raise IntegrityError(
             f"`{name}@{alias}` is not where the ledger says",
             expected=f"what row {row.sequence} of the ledger says",
@@ -172,7 +186,7 @@ def load_version(
     if row.state is not None and not trashed:
         raise version_deleted(name, number, row)
     rows = connection.execute(_FORMATS_OF, key).all()
-    return _to_version(row, rows, root, load_aliases(connection, name) if held is None else held)
+    return _to_version(row, rows, root, load_aliases(connection, name, of=number) if held is None else held)
 
 
 def load_versions(
@@ -196,7 +210,12 @@ def load_versions(
     if not rows:
         newest_number(connection, name)
         return []
-    held = load_aliases(connection, name)
+    try:
+        held = load_aliases(connection, name)
+    except IntegrityError:
+        if problems is None:
+            raise
+        held = None  # each version is asked for its own
     by_number: defaultdict[int, list[Row[Any]]] = defaultdict(list)
     between = formats.c.number.between(rows[-1].number, rows[0].number)
     for row in connection.execute(select(formats).where(formats.c.name == name, between)):
@@ -204,7 +223,8 @@ def load_versions(
     found: list[ModelVersion] = []
     for row in rows:
         try:
-            found.append(_to_version(row, by_number[row.number], root, held))
+            own = load_aliases(connection, name, of=row.number) if held is None else held
+            found.append(_to_version(row, by_number[row.number], root, own))
         except IntegrityError as exc:
             if problems is None:
                 raise

@@ -491,7 +491,7 @@ def _refuse_second(version: ModelVersion, format_name: str) -> None:
 
 
 def _require_equivalence_if_live(connection: Connection, root: Path, name: str, number: int) -> None:
-    held = [alias for alias, holder in load_aliases(connection, name).items() if holder == number]
+    held = [alias for alias, holder in load_aliases(connection, name, of=number).items() if holder == number]
     if not held:
         return
     version = load_version(connection, root, name, number)

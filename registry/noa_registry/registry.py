@@ -298,11 +298,10 @@ class Registry:
         """
         with self._database.read() as connection:
             parsed = _parsed(connection, reference)
-            held = load_aliases(connection, parsed.name)
-            number = _number_of(connection, parsed, held)
-            if parsed.alias is not None:
-                load_holder(connection, parsed.name, parsed.alias)  # refuses an alias that the ledger does not know
-            return load_version(connection, self._artifacts.root, parsed.name, number, held=held)
+            # Refuses an alias that the ledger does not know.
+            holder = None if parsed.alias is None else load_holder(connection, parsed.name, parsed.alias)
+            number = _number_of(connection, parsed) if holder is None else holder[0]
+            return load_version(connection, self._artifacts.root, parsed.name, number)
 
     def resolve_digest(self, name: str, alias: str) -> tuple[int, str] | None:
         """Return number and digest of the version that an alias points to, None if the alias does not exist.
@@ -703,13 +702,12 @@ def _has_model(connection: Connection, name: str) -> bool:
     return connection.execute(select(models.c.name).where(models.c.name == name)).first() is not None
 
 
-def _number_of(connection: Connection, reference: ModelReference, held: dict[str, int]) -> int:
+def _number_of(connection: Connection, reference: ModelReference) -> int:
     if reference.number is not None:
         return reference.number
     if reference.alias is None:
         return newest_number(connection, reference.name)
-    if reference.alias in held:
-        return held[reference.alias]
+    held = load_aliases(connection, reference.name)
     newest = newest_number(connection, reference.name)
     raise NotFoundError(
         f"no alias `{reference.alias}` of model `{reference.name}`",

@@ -193,6 +193,20 @@ def test_a_cell_of_another_type_is_named_and_no_command_calls_it_a_mistake_of_it
         assert "mistake in noa" not in said.err + said.out, words
 
 
+def test_a_spoilt_alias_is_named_once_and_hinders_no_version_that_does_not_hold_it(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    change(project, "UPDATE noa_aliases SET number = 'zwei'")
+    capsys.readouterr()
+    for words, code in ((["list", "digits"], 0), (["show", "digits/1"], 0), (["show", "digits/3"], 0),
+                        (["show", "digits/2"], 1), (["show", "digits@champion"], 1)):  # fmt: skip
+        assert run(["models", *words]) == code, words
+    problems = answer(capsys, project, "models", "verify", code=1)["problems"]
+    whats = [problem["what"] for problem in problems]
+    assert sum(what.startswith("a cell was changed: `number` of noa_aliases") for what in whats) == 1
+
+
 def test_changed_labels_are_named_and_a_repair_writes_them_anew(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,6 +149,30 @@ def test_one_spoilt_version_hides_no_other_one(filled: RegistrySettings) -> None
         ]
 
 
+@pytest.mark.parametrize("case", ["number", "alias"])
+def test_a_spoilt_alias_hinders_no_version_but_the_one_that_the_ledger_moved_it_to(
+    filled: RegistrySettings, case: str
+) -> None:
+    spoil(filled, CASES[case][0])
+    with Registry.open(filled) as registry:
+        assert [registry.resolve(name).number for name in ("digits/1", "digits/3", "digits")] == [1, 3, 3]
+        assert [registry.find_record_problems("digits", number) for number in (1, 3)] == [[], []]
+        problems: list[IntegrityError] = []
+        assert [one.number for one in registry.versions("digits", problems=problems)] == [3, 1]
+        assert len(problems) == 1
+        for name in ("digits/2", "digits@champion"):
+            with pytest.raises(IntegrityError, match="of noa_aliases is of another type than noa writes"):
+                registry.resolve(name)
+
+
+def test_a_spoilt_alias_that_may_be_of_any_version_is_refused_with_each(filled: RegistrySettings) -> None:
+    spoil(filled, "UPDATE noa_aliases SET number = 'x2', sequence = 'y'")
+    with Registry.open(filled) as registry:
+        for number in (1, 2, 3):
+            with pytest.raises(IntegrityError, match="of noa_aliases is of another type than noa writes"):
+                registry.resolve(f"digits/{number}")
+
+
 def test_a_stack_whose_depths_have_gaps_is_not_what_the_ledger_says(
     registry: Registry, promoted: Any, tamper: Tamper
 ) -> None:
