@@ -14,7 +14,7 @@ from sqlalchemy import Connection, delete, insert, select
 from noa.errors import IntegrityError
 from noa_registry.ledger import LedgerEntry, Place, apply_move, entry_hash
 from noa_registry.records import iterate_stored, load_entry
-from noa_registry.tables import alias_stack
+from noa_registry.tables import alias_stack, versions
 
 
 def push(connection: Connection, entry: LedgerEntry) -> None:
@@ -57,7 +57,11 @@ def below_holder(connection: Connection, name: str, alias: str, holder: int) -> 
 
 
 def rebuild(connection: Connection) -> None:
-    """Write all stacks anew from the ledger, in the caller's write transaction."""
+    """Write all stacks anew from the ledger, in the caller's write transaction.
+
+    Raises:
+        IntegrityError: the ledger cannot be followed: a row of it was spoilt, or a version that it names is not there.
+    """
     connection.execute(delete(alias_stack))
     stacks: defaultdict[tuple[str, str], list[Place]] = defaultdict(list)
     for stored in iterate_stored(connection):
@@ -65,6 +69,7 @@ def rebuild(connection: Connection) -> None:
             raise stored.fault
         entry = stored.entry
         apply_move(stacks[entry.name, entry.alias], entry.action, entry.to_number, entry.sequence)
+    _require_versions(connection, stacks)
     rows = [
         {"name": name, "alias": alias, "depth": depth, "number": place.number, "sequence": place.sequence}
         for (name, alias), stack in stacks.items()
@@ -96,6 +101,21 @@ def check_stacks(connection: Connection, replayed: Mapping[tuple[str, str], Iter
                 raise _differs(name, alias, f"{wanted} at depth {depth + 1}", theirs)
             if depths[name, alias][depth] != depth + 1:
                 raise _differs(name, alias, f"depth {depth + 1}", theirs, depth=depths[name, alias][depth])
+
+
+def _require_versions(connection: Connection, stacks: Mapping[tuple[str, str], Iterable[Place]]) -> None:
+    there = {(row.name, row.number) for row in connection.execute(select(versions.c.name, versions.c.number))}
+    for (name, alias), stack in stacks.items():
+        for place in stack:
+            if (name, place.number) not in there:
+                raise IntegrityError(
+                    f"version {place.number} of `{name}` is not there, to which `{name}@{alias}` was moved",
+                    where=f"row {place.sequence} of the ledger",
+                    expected=f"a row of noa_versions with name '{name}', number {place.number}",
+                    received="nothing",
+                    remedy="Somebody wrote into the database directly; restore a backup of it",
+                    file="noa_versions",
+                )
 
 
 def _newest(connection: Connection, name: str, alias: str, *, limit: int) -> list[tuple[int, Place]]:

@@ -47,6 +47,7 @@ def open_database(url: str, *, artifact_root: str, lock_timeout_s: float) -> Dat
         DependencyMissingError: the driver of PostgreSQL is not installed.
         StorageError: the disk or server refused, the lock was held too long, or the database belongs to a newer noa or
             MLflow.
+        IntegrityError: an older database was changed by hand so that it cannot be upgraded; names the row.
     """
     parsed = parse_database_url(url)
     if parsed.dialect == "sqlite" and _is_empty(parsed.file):
@@ -142,6 +143,7 @@ def _prepare_file(url: DatabaseUrl, artifact_root: str, lock_timeout_s: float) -
 
 def _upgrade(database: Database, artifact_root: str) -> None:
     from noa_registry.schema_upgrade import lift_for_upgrade, upgrade_tables
+    from noa_registry.upgrade_refusal import named_hindrance
 
     with database.translated_errors():
         if mlflow_needs_upgrade(database) and inspect(database.engine).has_table(schema.name):
@@ -150,7 +152,8 @@ def _upgrade(database: Database, artifact_root: str) -> None:
                 lift_for_upgrade(connection)
         revision = prepare_mlflow_tables(database, artifact_root=artifact_root)
         with database.write_schema() as connection:
-            upgrade_tables(connection)
+            with named_hindrance(connection):
+                upgrade_tables(connection)
             connection.execute(schema.delete())
             connection.execute(
                 insert(schema).values(

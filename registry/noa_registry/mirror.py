@@ -45,6 +45,7 @@ from noa_registry.mirror_runs import run_discrepancies
 from noa_registry.mlflow_rows import DELETED_STAGE, NO_STAGE, WORKSPACE
 from noa_registry.records import load_holder, load_version
 from noa_registry.search.index_check import index_discrepancies
+from noa_registry.search.label_check import label_discrepancies
 from noa_registry.tables import (
     aliases,
     formats,
@@ -75,8 +76,8 @@ def find_discrepancies(
 ) -> list[Discrepancy]:
     """Compare everything that noa wrote into MLflow's tables with what is there, and look for dropped triggers.
 
-    Also the index of search with the evidence; `gates` say which of several measurements counts there. What stops at a
-    cell of another type is said so, and everything else is compared all the same.
+    Also the index of search with the records and the evidence; `gates` say which of several measurements counts there.
+    What stops at a cell of another type is said so, and everything else is compared all the same.
     """
     places = Places(base_uri(store))
     spoilt = find_foreign_cells(connection)
@@ -87,6 +88,8 @@ def find_discrepancies(
     lost = _lost_models(connection)
     of_versions = look("versions", lambda: _version_discrepancies(connection, store, places))
     of_versions += look("tags", lambda: _tag_discrepancies(connection))
+    of_versions = [found for found in of_versions if found.name not in lost]
+    of_versions += look("labels in the index of search", lambda: label_discrepancies(connection))
     of_models = [
         Discrepancy(name=name, subject="model", field="model", expected="registered", received=_DELETED)
         for name in sorted(lost)
@@ -95,7 +98,7 @@ def find_discrepancies(
         *_dropped_triggers(connection),
         *of_models,
         *look("aliases", lambda: _alias_discrepancies(connection)),
-        *_with_sound_records(connection, [found for found in of_versions if found.name not in lost]),
+        *_with_sound_records(connection, of_versions),
         *look("places of runs", lambda: _moves("experiment", moved_runs(connection, places))),
         *look("versions of others", lambda: _strangers(connection, places)),
         *look("runs", lambda: run_discrepancies(connection, places)),

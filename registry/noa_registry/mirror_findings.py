@@ -37,7 +37,8 @@ class Discrepancy:
     `experiment` and `run` are those of noa's jobs and versions, `metric` a number that was logged over a version's run.
     `foreign` is a version that somebody else made inside a model of noa's: only they know whether it may go.
     `record` is a version whose own record was changed: nothing of it is written into MLflow's rows. `index` is a row of
-    the index of search that the evidence does not bear out. `undone` is a comparison that stopped at a spoilt cell.
+    the index of search that the record (with a `number`) or the evidence (without) does not bear out. `undone` is a
+    comparison that stopped at a spoilt cell.
     `moved` is one finding for all files that are recorded below another folder: `expected` and `received` are the two.
     """
 

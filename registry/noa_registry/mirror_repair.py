@@ -27,6 +27,7 @@ from noa_registry.mirror_moves import Places, Relocation, rewrite_moved_runs, re
 from noa_registry.mirror_runs import restore_experiment, restore_metric, restore_run
 from noa_registry.mlflow_rows import DELETED_STAGE, NO_STAGE, WORKSPACE
 from noa_registry.search.index_check import repair_index
+from noa_registry.search.label_check import repair_labels
 from noa_registry.tables import (
     aliases,
     mlflow_aliases,
@@ -63,7 +64,7 @@ def repair_mirror(
         if one.field == "alias":
             _rewrite_alias(connection, one.name, one.key)
     _restore_runs(connection, found)
-    repair_index(connection, [one for one in found if one.field == "index"], gates)
+    _repair_search(connection, [one for one in found if one.field == "index"], gates)
     create_guards(connection)
     if any(one.field == "guard" for one in found):
         create_triggers(connection)
@@ -144,6 +145,12 @@ def _restore_runs(connection: Connection, found: Iterable[Discrepancy]) -> None:
             restore_metric(connection, one.key)
 
 
+def _repair_search(connection: Connection, found: list[Discrepancy], gates: Mapping[str, GateSettings]) -> None:
+    if found:
+        repair_index(connection, [one for one in found if one.number is None], gates)
+        repair_labels(connection, dict.fromkeys((one.name, one.number) for one in found if one.number is not None))
+
+
 def _follow_moves(connection: Connection, store: ArtifactStore, found: list[Discrepancy]) -> None:
     moves = [Relocation(old=one.received, new=one.expected, count=0) for one in found if one.key == "version"]
     rewrite_moved_versions(connection, moves)
@@ -152,7 +159,9 @@ def _follow_moves(connection: Connection, store: ArtifactStore, found: list[Disc
 
 
 def _damaged_versions(found: Iterable[Discrepancy]) -> list[tuple[str, int]]:
-    return sorted({(one.name, one.number) for one in found if one.number is not None and one.field != "model"})
+    return sorted(
+        {(one.name, one.number) for one in found if one.number is not None and one.field not in ("model", "index")}
+    )
 
 
 def _restore_model(connection: Connection, store: ArtifactStore, name: str) -> None:

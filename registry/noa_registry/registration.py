@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, insert, select, update
 
@@ -31,6 +31,7 @@ from noa_registry.events.outbox import append_event
 from noa_registry.evidence import Evidence, Recording, Way, check_evidence, check_measured_bytes, refuse_reserved
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.gates import Candidate, evaluate_rollback
+from noa_registry.json_columns import parse_table
 from noa_registry.mlflow_model import linked_files, write_wrapper
 from noa_registry.outside import CODE_FORMATS, check_allowed, refuse_unallowed
 from noa_registry.records import (
@@ -348,8 +349,8 @@ def _insert_version(connection: Connection, content: _Content, unit: StagedUnit,
         created_by=content.actor,
         run_id=draft.run_id,
         git_commit=draft.git_commit,
-        tags=draft.tags,
-        params=draft.params,
+        tags=_as_stored(draft.tags),
+        params=_as_stored(draft.params),
     )
     for format_name, manifest in content.manifests.items():
         _insert_format(
@@ -429,6 +430,11 @@ def _insert_format(
         )
     )
     index_format(connection, name, number, format_name)
+
+
+def _as_stored(table: Mapping[str, object]) -> dict[str, Any]:
+    """Return the table as whoever reads the record sees it, so that the index can be compared with the record."""
+    return parse_table(to_json(table), of="a version", column="noa_versions")
 
 
 def _check_format(name: str, folder: Path, signature: Signature, *, model: str) -> None:

@@ -39,6 +39,14 @@ from noa_registry.evidence import check_evidence, decode_predictions
 from noa_registry.evidence.describing import describe_evidence
 from noa_registry.gates.known_policy import KnownPolicy, policy_in_evidence
 
+
+def nested(depth: int) -> list[object]:
+    value: list[object] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 pytestmark = pytest.mark.local_files  # rows only; where files are kept does not matter
 
 ONE = "sha256:" + "1" * 64
@@ -256,7 +264,11 @@ def test_a_metric_of_training_that_diverged_is_kept(value: dict[str, float]) -> 
 
 @pytest.mark.parametrize(
     "value",
-    ["0.99", b"1", [0.9], None, 1j, np.array([0.99]), 10**400, 10**5000, np.longdouble("0.99")],
+    [
+        *("0.99", b"1", [0.9], None, True, 1j, 10**400, 10**5000, nested(3000)),
+        *(np.array([0.99]), np.array("x"), np.array("nan"), np.longdouble("0.99"), np.ma.masked),
+        *(np.ma.masked_array(0.5, mask=True), np.timedelta64(1), np.timedelta64(1, "ns"), np.datetime64(1, "ns")),
+    ],
     ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("name", ["accuracy", "loss"])
@@ -267,6 +279,44 @@ def test_a_metric_that_is_no_number_is_refused_with_its_name_and_what_it_is(name
     assert caught.value.facts["field"] == name
     assert str(caught.value.received).startswith(f"{type(value).__name__}: ")
     assert len(str(caught.value.received)) < 100
+
+
+@pytest.mark.parametrize("key", [1, 1.5, None, True, ("a",), b"a"])
+def test_a_metric_whose_name_is_no_text_is_refused_with_what_was_given(key: Any) -> None:
+    measured = MetricsEvidence(
+        subject="onnx",
+        digest=ONE,
+        dataset_digest=ONE,
+        split="t",
+        metrics={"loss": 0.5},
+        slices={"cats": SliceMetrics(rows=1, metrics={key: 0.5})},
+    )
+    with pytest.raises(InvalidInputError) as caught:
+        metrics_evidence(format="onnx", digest=ONE, dataset_digest=ONE, split="test", values={key: 0.5})
+    assert caught.value.what == "a metric has a name that is no text"
+    assert caught.value.received == f"{type(key).__name__}: {key}"
+    with pytest.raises(InvalidInputError, match="a metric of slice `cats` has a name that is no text"):
+        measured.to_evidence()
+
+
+@pytest.mark.parametrize("values", [None, 1, "accuracy", [("accuracy", 0.5)], np.array([0.5]), nested(3000)])
+def test_metrics_that_are_no_table_are_refused_with_what_was_given(values: Any) -> None:
+    with pytest.raises(InvalidInputError, match="the metrics are no table") as caught:
+        metrics_evidence(format="onnx", digest=ONE, dataset_digest=ONE, split="test", values=values)
+    assert str(caught.value.received).startswith(f"{type(values).__name__}: ")
+
+
+@pytest.mark.parametrize("part", ["kind", "subject", "digest", "passed", "values", "created_at"])
+def test_a_part_of_evidence_that_is_nested_too_deep_is_refused_with_its_name(part: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"`{part}` of evidence cannot be stored so") as caught:
+        check_evidence(replace(DIFFERENT, **{part: nested(3000)}))
+    assert caught.value.received == "list: nested too deep to be shown"
+
+
+def test_a_value_of_evidence_that_is_nested_too_deep_is_named() -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        check_evidence(replace(DIFFERENT, kind="audit", values={"x": 1, "y": nested(3000)}))
+    assert caught.value.received == "'y': nested too deep"
 
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.array(0.5), np.int64(1), 0.5, math.nan])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import pytest
 
 from noa.errors import IntegrityError, NoaError
@@ -191,6 +193,66 @@ def test_the_index_of_metrics_is_compared_with_the_evidence_and_repaired(
     registry.repair_mirror()
     assert registry.mirror_discrepancies() == []
     assert execute("SELECT name, number, format, split, metric, value FROM noa_version_metrics ORDER BY 2, 5") == before
+
+
+def test_the_index_of_labels_is_compared_with_the_records_and_repaired(
+    registry: Registry, formats: Any, execute: Tamper
+) -> None:
+    for number in range(1, 5):
+        registry.register(formats.draft(tags={"team": f"t{number}"}, params={"lr": 0.5}), actor="ada")
+    assert registry.mirror_discrepancies() == []
+    query = "SELECT name, number, key, value, created_at FROM noa_version_labels ORDER BY 1, 2, 3, 4"
+    before = execute(query)
+    execute(
+        "DELETE FROM noa_version_labels WHERE number = 2",
+        "UPDATE noa_version_labels SET value = '999' WHERE number = 4 AND key = 'tag.team'",
+        "DELETE FROM noa_version_labels WHERE number = 3 AND key = 'param.lr'",
+        "UPDATE noa_version_labels SET created_at = 'x' WHERE number = 3 AND key = 'by'",
+        "INSERT INTO noa_version_labels (name, number, key, value, created_at) VALUES ('digits', 1, 'tag.a', 'b', 'x')",
+        "INSERT INTO noa_version_labels (name, number, key, value, created_at) VALUES ('digits', 1, 'by', 'eve', 'x')",
+        "INSERT INTO noa_version_labels (name, number, key, value, created_at) VALUES ('digits', 77, 'by', 'eve', 'x')",
+    )
+    found = {(one.subject, one.received) for one in of_field(registry, "index")}
+    assert found == {
+        ("version 77, labels", "1 label"),
+        ("version 1, label by", "'ada' and 'eve'"),
+        ("version 1, label tag.a", "'b'"),
+        ("version 1, time of its labels", "'x'"),
+        ("version 2, labels", "nothing"),
+        ("version 3, label param.lr", "nothing"),
+        ("version 3, time of its labels", "'x'"),
+        ("version 4, label tag.team", "'999'"),
+    }
+    assert [hit.number for hit in registry.search("tag.team=t2").hits] == []
+    registry.repair_mirror()
+    assert registry.mirror_discrepancies() == []
+    assert execute(query) == before
+    assert [hit.number for hit in registry.search("tag.team=t2").hits] == [2]
+
+
+def test_an_emptied_index_of_labels_is_named_once_per_version_and_written_anew(
+    registry: Registry, measured: ModelVersion, execute: Tamper
+) -> None:
+    before = execute("SELECT * FROM noa_version_labels ORDER BY 1, 2, 3, 4")
+    execute("DELETE FROM noa_version_labels")
+    assert [one.subject for one in of_field(registry, "index")] == ["version 1, labels", "version 2, labels"]
+    registry.repair_mirror()
+    assert execute("SELECT * FROM noa_version_labels ORDER BY 1, 2, 3, 4") == before
+
+
+def test_no_label_is_made_from_a_changed_record(registry: Registry, formats: Any, tamper: Tamper) -> None:
+    registry.register(formats.draft(tags={"team": "vision"}), actor="ada")
+    tamper("""UPDATE noa_versions SET tags = '{"team":"forged"}'""")
+    assert of_field(registry, "index") == []
+    assert [one.number for one in of_field(registry, "record")] == [1]
+    registry.repair_mirror()
+    assert [hit.number for hit in registry.search("tag.team=forged").hits] == []
+
+
+def test_labels_are_those_of_the_record_whatever_types_a_program_gave(registry: Registry, formats: Any) -> None:
+    params = {"lr": np.float32(0.1), "sizes": np.array([1, 2]), "a.b": 1, "a": {"b": 2}, "t": (1, None), "n": math.nan}
+    registry.register(formats.draft(params=params, tags={"long": "x" * 3000}), actor="ada")
+    assert of_field(registry, "index") == []
 
 
 def test_a_row_of_the_index_that_tells_of_no_version_is_no_hit(

@@ -3,12 +3,14 @@ from __future__ import annotations
 import signal
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from noa.errors import IntegrityError
 from noa.settings import RegistrySettings
 from noa_registry import Registry
 from noa_registry.bootstrap import open_database
@@ -138,6 +140,68 @@ def test_what_an_older_database_holds_is_found_by_search(older_settings: Registr
 
 
 PLACES = ("schema_upgrade.migrate", "schema_upgrade.rebuild_index", "triggers.create_guards", "bootstrap.to_text")
+
+
+@pytest.fixture
+def older_file(tmp_path: Path) -> RegistrySettings:
+    file, artifact_dir = tmp_path / "fresh" / "noa.db", tmp_path / "fresh" / "artifacts"
+    write_older_file(file, artifact_dir)
+    return RegistrySettings(database_url=f"sqlite:///{file}", artifact_dir=artifact_dir)
+
+
+def spoil_older(settings: RegistrySettings, *statements: str) -> None:
+    with closing(sqlite3.connect(settings.database_url.removeprefix("sqlite:///"))) as connection:
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        for statement in statements:
+            assert connection.execute(statement).rowcount > 0
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    ("statements", "what", "where", "expected", "received"),
+    [
+        (
+            ("UPDATE noa_versions SET number = 'zwei' WHERE name = 'digits' AND number = 2",),
+            "`number` of noa_versions is of another type than noa writes",
+            "the row with name 'digits', number 'zwei'",
+            "a whole number",
+            "a text: 'zwei'",
+        ),
+        (
+            (
+                "DELETE FROM noa_evidence WHERE name = 'digits' AND number = 2",
+                "DELETE FROM noa_formats WHERE name = 'digits' AND number = 2",
+                "DELETE FROM noa_versions WHERE name = 'digits' AND number = 2",
+            ),
+            "version 2 of `digits` is not there",
+            "row 2 of the ledger",
+            "a row of noa_versions with name 'digits', number 2",
+            "nothing",
+        ),
+    ],
+)
+def test_an_older_database_whose_rows_were_changed_is_refused_with_the_row_and_left_as_it_was(
+    older_file: RegistrySettings, statements: tuple[str, ...], what: str, where: str, expected: str, received: str
+) -> None:
+    spoil_older(older_file, *statements)
+    before = content(older_file)
+    with pytest.raises(IntegrityError) as caught:
+        Registry.open(older_file)
+    assert caught.value.what.startswith("the database cannot be upgraded: ")
+    assert what in caught.value.what
+    assert where in str(caught.value.where)
+    assert (caught.value.expected, caught.value.received) == (expected, received)
+    assert "restore a backup" in str(caught.value.remedy)
+    assert content(older_file) == before
+    assert execute_on(older_file, "SELECT version FROM noa_schema") == [(1,)]
+
+
+def test_an_older_database_with_a_spoilt_cell_that_hinders_nothing_is_upgraded(older_file: RegistrySettings) -> None:
+    spoil_older(older_file, "UPDATE noa_models SET next_number = 'x5' WHERE name = 'digits'")
+    with Registry.open(older_file) as registry:
+        found = [problem.where for problem in registry.find_foreign_cells()]
+    assert found == ["the row with name 'digits'"]
 
 
 @pytest.mark.parametrize(("dialect", "place"), on_one_dialect(PLACES))

@@ -26,6 +26,7 @@ ORIGIN: Final = "origin"
 HISTORY: Final = "history"
 WHOLE_VERSION: Final = "version"
 MAX_ATTACHMENT_BYTES: Final = 16 << 20
+_SHOWN: Final = 80
 _MOST_BITS: Final = 1023  # whatever is compared is compared as a float
 
 
@@ -94,15 +95,37 @@ def plain_json(value: object) -> object:
         return _plain_table(cast("Mapping[object, object]", value))
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [plain_json(entry) for entry in cast("Sequence[object]", value)]
+    if _has_no_plain_form(value):
+        raise _not_json(value)
     for method in ("item", "tolist"):  # NumPy scalars and arrays, without importing NumPy
         convert = getattr(value, method, None)
         if callable(convert) and (method == "tolist" or getattr(value, "ndim", None) == 0):
             converted: object = convert()
             if type(converted) is not type(value):  # else it has no plain form, as a `longdouble`
                 return plain_json(converted)
-    raise InvalidInputError(
-        "a value cannot be stored", expected="JSON values", received=f"{type(value).__name__}: {str(value)[:80]}"
-    )
+    raise _not_json(value)
+
+
+def described(value: object) -> str:
+    """Return the type and the beginning of a value, for a message, whatever it is."""
+    try:
+        shown = ascii(str(value))[1:-1][:_SHOWN]
+    except RecursionError:
+        shown = "nested too deep to be shown"
+    except (ValueError, TypeError, AttributeError, RuntimeError):  # of its own `__str__`
+        shown = "cannot be shown"
+    return f"{type(value).__name__}: {shown}"
+
+
+def _has_no_plain_form(value: object) -> bool:
+    """Tell whether NumPy would give another thing for it: spans of time as bare numbers, what is masked as it was."""
+    if getattr(getattr(value, "dtype", None), "kind", None) in ("m", "M"):
+        return True
+    return getattr(value, "ndim", None) == 0 and bool(getattr(value, "mask", False))
+
+
+def _not_json(value: object) -> InvalidInputError:
+    return InvalidInputError("a value cannot be stored", expected="JSON values", received=described(value))
 
 
 def _plain_table(table: Mapping[object, object]) -> dict[str, object]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from noa.errors import InvalidInputError
 from noa.metric_bounds import is_possible
-from noa_registry.evidence.facts import METRICS, Evidence, plain_json
+from noa_registry.evidence.facts import METRICS, Evidence, described, plain_json
 from noa_registry.evidence.reading import Reader, shown
 
 
@@ -35,13 +36,12 @@ class MetricsEvidence:
         """Return it as a fact to attach.
 
         Raises:
-            InvalidInputError: the value of a metric is no number, or none that it can have, as its name says.
+            InvalidInputError: the name of a metric is no text, or its value no number, or none that it can have, as
+                its name says.
         """
-        for name, value in self.metrics.items():
-            _check_number(name, "", value)
+        _check_table("", self.metrics)
         for part_name, part in self.slices.items():
-            for name, value in part.metrics.items():
-                _check_number(name, f" of slice `{part_name}`", value)
+            _check_table(f" of slice `{part_name}`", part.metrics)
         check_possible(self)
         values: dict[str, object] = {
             "dataset_digest": self.dataset_digest,
@@ -96,19 +96,42 @@ def check_possible(measured: MetricsEvidence) -> None:
                 )
 
 
+def _check_table(where: str, metrics: object) -> None:
+    if not isinstance(metrics, Mapping):
+        raise InvalidInputError(
+            f"the metrics{where} are no table",
+            expected="names with their numbers, e.g. {'accuracy': 0.9}",
+            received=described(metrics),
+            field="metrics",
+        )
+    for name, value in cast("Mapping[object, object]", metrics).items():
+        if not isinstance(name, str):
+            raise InvalidInputError(
+                f"a metric{where} has a name that is no text",
+                expected="a text, e.g. 'accuracy'",
+                received=described(name),
+                field="metrics",
+            )
+        _check_number(name, where, value)
+
+
 def _check_number(name: str, where: str, value: object) -> None:
     """Raise `InvalidInputError` if the value of a metric is no number that a float can hold."""
     try:
-        plain = None if isinstance(value, str) else plain_json(value)
+        plain = None if isinstance(value, str) or _holds_text(value) else plain_json(value)
     except (InvalidInputError, RecursionError):
         plain = None
-    if not isinstance(plain, int | float | str):  # a text is how NaN and infinities are kept
+    if isinstance(plain, bool) or not isinstance(plain, int | float | str):  # a text is how NaN and infinities are kept
         raise InvalidInputError(
             f"`{name}`{where} has a value that is no number",
             expected="a number that a float can hold",
             received=f"{type(value).__name__}: {shown(value)}",
             field=name,
         )
+
+
+def _holds_text(value: object) -> bool:
+    return getattr(getattr(value, "dtype", None), "kind", None) in ("U", "S", "T")
 
 
 def metrics_evidence(
@@ -119,7 +142,11 @@ def metrics_evidence(
     split: str,
     values: Mapping[str, float],
 ) -> Evidence:
-    """Return the metrics of `format` (whose bytes are `digest`) on one split of a dataset."""
+    """Return the metrics of `format` (whose bytes are `digest`) on one split of a dataset.
+
+    Raises:
+        InvalidInputError: `values` is no table of names with numbers; the error names what was given.
+    """
     measured = MetricsEvidence(
         subject=format, digest=digest, dataset_digest=dataset_digest, split=split, metrics=values
     )

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Final, cast
 
 from noa.errors import InvalidInputError
-from noa_registry.evidence.facts import Evidence, plain_json
+from noa_registry.evidence.facts import Evidence, described, plain_json
 
 _SHOWN: Final = 80
 
@@ -63,10 +63,11 @@ def _plain_values(values: object, kind: str) -> Mapping[str, object]:
     try:
         return cast("Mapping[str, object]", plain_json(cast("Mapping[object, object]", values)))
     except RecursionError as exc:
+        deep = [key for key, value in cast("Mapping[object, object]", values).items() if _is_too_deep(value)]
         raise InvalidInputError(
             f"the values of {kind[:_SHOWN]} evidence cannot be stored",
             expected="JSON of moderate depth",
-            received=str(exc)[:_SHOWN],
+            received=f"{', '.join(f'{ascii(key)[:_SHOWN]}' for key in deep[:3]) or 'a table'}: nested too deep",
             field="values",
         ) from exc
 
@@ -82,5 +83,15 @@ def _plain_time(moment: object) -> datetime:
 
 
 def _no(part: str, expected: str, value: object) -> InvalidInputError:
-    shown = f"{type(value).__name__}: {ascii(str(value))[1:-1][:_SHOWN]}"
-    return InvalidInputError(f"`{part}` of evidence cannot be stored so", expected=expected, received=shown, field=part)
+    what = f"`{part}` of evidence cannot be stored so"
+    return InvalidInputError(what, expected=expected, received=described(value), field=part)
+
+
+def _is_too_deep(value: object) -> bool:
+    try:
+        plain_json(value)
+    except RecursionError:
+        return True
+    except InvalidInputError:
+        pass
+    return False

@@ -115,6 +115,10 @@ class Reader:
 def shown(value: object) -> str:
     """Return the beginning of a value, for a message."""
     try:
-        return repr(value)[:80]
+        return " ".join(repr(value)[:80].splitlines())
+    except RecursionError:
+        return "nested too deep to be shown"
     except ValueError:  # Python prints no whole number of thousands of digits
         return "a number of very many digits"
+    except (TypeError, AttributeError, RuntimeError):  # of its own `__repr__`
+        return "cannot be shown"

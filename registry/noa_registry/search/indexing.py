@@ -28,6 +28,18 @@ TAG_PREFIX = "tag."
 MAX_KEY_CHARS = 250
 _KEPT_CHARS = 180
 _PAGE = 500
+_INDEXED = (
+    versions.c.name,
+    versions.c.number,
+    versions.c.created_at,
+    versions.c.native,
+    versions.c.dataset_digest,
+    versions.c.created_by,
+    versions.c.run_id,
+    versions.c.git_commit,
+    versions.c.tags,
+    versions.c.params,
+)
 
 
 def index_version(
@@ -45,11 +57,7 @@ def index_version(
     params: Mapping[str, object],
 ) -> None:
     """Index what a version is, in the transaction that registers it. Its formats and metrics are indexed with them."""
-    labels = [("native", native), ("dataset", dataset_digest), ("by", created_by)]
-    labels += [("run", run_id)] if run_id else []
-    labels += [("commit", git_commit)] if git_commit else []
-    labels += [(f"{TAG_PREFIX}{key}", str(value)) for key, value in tags.items()]
-    labels += parameter_labels(params).items()
+    labels = _version_labels(native, dataset_digest, created_by, run_id, git_commit, tags, params)
     _insert_labels(connection, name, number, created_at, labels)
 
 
@@ -128,6 +136,36 @@ def label_key(key: str) -> str:
     return key if len(key) <= MAX_KEY_CHARS else key[:_KEPT_CHARS] + sha256_bytes(key.encode())
 
 
+def reindex_labels(connection: Connection, name: str, number: int) -> None:
+    """Write the labels of a version into the index, of which nothing is there."""
+    query: Select[*tuple[Any, ...]] = select(*_INDEXED).where(versions.c.name == name, versions.c.number == number)
+    for row in connection.execute(query).all():
+        if _is_whole(row):
+            labels = record_labels(row, _held_formats(connection, name, number))
+            connection.execute(
+                insert(version_labels),
+                [
+                    {"name": name, "number": number, "created_at": row.created_at, "key": key, "value": value}
+                    for key, value in labels
+                ],
+            )
+
+
+def record_labels(row: Row[Any], held: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the labels of a version that `record_pages` gave, as the index holds them; `held` are its formats."""
+    tags, params = _readable(row.tags), _readable(row.params)
+    labels = _version_labels(row.native, row.dataset_digest, row.created_by, row.run_id, row.git_commit, tags, params)
+    labels += [("format", one) for one in held]
+    return [(label_key(key), label_value(value)) for key, value in labels]
+
+
+def record_pages(connection: Connection) -> Iterator[list[Row[Any]]]:
+    """Give what the index needs of all versions, a page at a time by name and number; those with spoilt cells not."""
+    for rows in _pages(connection):
+        if whole := [row for row in rows if _is_whole(row)]:
+            yield whole
+
+
 def reindex_metrics(connection: Connection, name: str, number: int, *, policy: GateSettings | None = None) -> None:
     """Write the metrics of a version into the index, of which nothing is there."""
     e = evidence.c
@@ -183,8 +221,7 @@ def _index_row(connection: Connection, row: Row[Any]) -> None:
         tags=_readable(row.tags),
         params=_readable(row.params),
     )
-    held = select(formats.c.format).where(formats.c.name == row.name, formats.c.number == row.number)
-    found = [("format", str(entry.format)) for entry in connection.execute(held)]
+    found = [("format", held) for held in _held_formats(connection, row.name, row.number)]
     _insert_labels(connection, row.name, row.number, row.created_at, found)
     reindex_metrics(connection, row.name, row.number)
 
@@ -198,18 +235,7 @@ def _readable(text: str) -> dict[str, Any]:
 
 def _pages(connection: Connection) -> Iterator[Sequence[Row[Any]]]:
     c = versions.c
-    query: Select[*tuple[Any, ...]] = select(
-        c.name,
-        c.number,
-        c.created_at,
-        c.native,
-        c.dataset_digest,
-        c.created_by,
-        c.run_id,
-        c.git_commit,
-        c.tags,
-        c.params,
-    ).order_by(c.name, c.number)
+    query: Select[*tuple[Any, ...]] = select(*_INDEXED).order_by(c.name, c.number)
     last: tuple[str, int] | None = None
     while True:
         page = query if last is None else query.where(tuple_(c.name, c.number) > last)
@@ -218,6 +244,27 @@ def _pages(connection: Connection) -> Iterator[Sequence[Row[Any]]]:
             return
         yield rows
         last = (rows[-1].name, rows[-1].number)
+
+
+def _held_formats(connection: Connection, name: str, number: int) -> list[str]:
+    held = select(formats.c.format).where(formats.c.name == name, formats.c.number == number)
+    return [str(entry.format) for entry in connection.execute(held)]
+
+
+def _version_labels(
+    native: str,
+    dataset_digest: str,
+    created_by: str,
+    run_id: str | None,
+    git_commit: str | None,
+    tags: Mapping[str, object],
+    params: Mapping[str, object],
+) -> list[tuple[str, str]]:
+    labels = [("native", native), ("dataset", dataset_digest), ("by", created_by)]
+    labels += [("run", run_id)] if run_id else []
+    labels += [("commit", git_commit)] if git_commit else []
+    labels += [(f"{TAG_PREFIX}{key}", str(value)) for key, value in tags.items()]
+    return [*labels, *parameter_labels(params).items()]
 
 
 def _insert_labels(
