@@ -711,7 +711,8 @@ def _number_of(connection: Connection, reference: ModelReference) -> int:
     newest = newest_number(connection, reference.name)
     raise NotFoundError(
         f"no alias `{reference.alias}` of model `{reference.name}`",
-        expected=", ".join(f"`{alias}` (version {number})" for alias, number in sorted(held.items())) or "no alias yet",
+        expected=", ".join(f"`{alias}` (version {number})" for alias, number in sorted(held.items()))
+        or "an alias that is set; none is yet",
         received=f"`{reference}`",
         remedy=f"Promote a version first: noa models promote {reference.name}/{newest} --alias {reference.alias}",
         newest=newest,

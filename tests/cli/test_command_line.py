@@ -173,6 +173,17 @@ def test_explain_tells_what_holds_now_and_where_it_comes_from(
     assert "noa.toml:2:1" in broken.stdout
 
 
+def test_explain_says_of_a_key_without_a_default_that_it_must_be_set(noa: Noa, tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text('[endpoints.digits]\nmodel = "digits@champion"\n')
+    told = noa("config", "explain", "endpoints.digits.model")
+    assert told.returncode == 0, told.stderr
+    assert "default      none, it must be set" in told.stdout
+    assert "now          digits@champion (" in told.stdout
+    shown = json.loads(noa("config", "explain", "endpoints.digits.model", "--json").stdout)
+    assert (shown["default"], shown["is_required"], shown["value"]) == (None, True, "digits@champion")
+    assert json.loads(noa("config", "explain", "serving.port", "--json").stdout)["is_required"] is False
+
+
 @pytest.mark.parametrize("command", ["explain", "show"])
 @pytest.mark.parametrize(
     ("key", "meant"),

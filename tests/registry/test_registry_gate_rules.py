@@ -179,10 +179,20 @@ def test_a_percentile_of_a_few_runs_is_not_measured_well_enough_and_the_verdict_
     assert "not measured well enough" in refused.received
     assert "38 runs, load 8.1" in refused.received
     assert refused.remedy is not None
-    assert "noa models measure digits/2 --batch 32 --seconds 60" in refused.remedy
+    assert "noa models measure digits/2 --batch 32 --seconds 20" in refused.remedy
     assert refused.to_dict()["measured"] == {"runs": 38, "load": 8.1, "cpu_share": 1.0}
     assert found(candidate(few), "max_latency_ms.p50@32", GateSettings(max_latency_ms={"p50@32": 0.3})).passed
     assert not found(candidate(timed(replace(QUIET, runs=298))), "max_latency_ms.p99@32", P99).passed  # however good
+
+
+@pytest.mark.parametrize(
+    ("p50_ms", "advice"), [(1490.0, "--batch 32 --seconds 670"), (20_000.0, "limit the `p50` of this batch size")]
+)
+def test_a_slow_model_is_to_be_measured_for_as_long_as_it_needs(p50_ms: float, advice: str) -> None:
+    few = replace(QUIET, runs=14, p50_ms=p50_ms, p99_ms=2 * p50_ms, max_ms=2 * p50_ms)
+    refused = found(candidate(timed(few)), "max_latency_ms.p99@32", P99)
+    assert refused.remedy is not None
+    assert refused.remedy.endswith(advice)
 
 
 def test_of_too_few_runs_for_a_percentile_the_slowest_is_judged_if_they_bound_it() -> None:

@@ -56,7 +56,7 @@ def test_what_does_not_exist_is_refused_with_what_does(registry: Registry, forma
         registry.resolve("digit")
     with pytest.raises(NotFoundError, match="up to 1"):
         registry.resolve("digits/2")
-    with pytest.raises(NotFoundError, match="no alias yet"):
+    with pytest.raises(NotFoundError, match="none is yet"):
         registry.resolve("digits@champion")
     registry.promote("digits", 1, alias="staging", reason="try", actor="ada")
     with pytest.raises(NotFoundError, match=r"`staging` \(version 1\)"):

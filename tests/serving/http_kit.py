@@ -22,7 +22,8 @@ class _Server(uvicorn.Server):
 def serving_http(app: AsgiApplication) -> Iterator[str]:
     """Serve an application over HTTP and give the URL. The follower is not started: what is loaded stays."""
     protocol = hot_protocol(app._application)
-    config = uvicorn.Config(app, port=0, http=protocol, lifespan="off", log_level="warning", ws="none")
+    # Its own set-up of logging closes the handlers of others: that of absl (JAX) closes pytest's capture with it.
+    config = uvicorn.Config(app, port=0, http=protocol, lifespan="off", log_config=None, log_level="warning", ws="none")
     server = _Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -70,7 +70,7 @@ def explain(
         console.print_line(f"  keys         {', '.join(found.keys)}")
         console.print_line(f"  now          see: noa config show {key} --origin")
     else:
-        console.print_line(f"  default      {_text(found.default)}")
+        console.print_line(f"  default      {'none, it must be set' if found.is_required else _text(found.default)}")
         console.print_line(f"  now          {f'{_text(now.value)} ({now.origin})' if now else problem}")
     if found.environment is None:
         console.print_line(f"  set it in    {_FILES}")

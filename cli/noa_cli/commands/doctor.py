@@ -38,6 +38,7 @@ EXTRAS = {
     "serve": (*_SERVE, *_ONNX),
     "grpc": ("grpcio", "grpcio-reflection", "protobuf", *_SERVE, *_ONNX),
     "jwt": ("pyjwt", *_SERVE, *_ONNX),
+    "trace": ("opentelemetry-proto", "protobuf", *_SERVE, *_ONNX),
     "flows": (*_FLOWS, *_ONNX),
     "demo": ("scikit-learn", *_TORCH, *_JAX, *_SERVE, *_FLOWS, *_ONNX),
     "optimize": ("onnxslim", *_ONNX),

@@ -22,7 +22,10 @@ def measure(
         typer.Option("--batch", min=1, help="Rows in a call; repeatable (default: 1, 32 and those of the gate)."),
     ] = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0.1, max=3600, help="Longest time for each batch size.")
+        float,
+        typer.Option(
+            "--seconds", min=0.1, max=3600, help="Longest time for the runs of a batch size, if the gate needs no more."
+        ),
     ] = 2.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -59,8 +62,8 @@ def _print(reference: str, found: LatencyEvidence) -> None:
     console.print_table(["rows", "p50", "p99", "slowest", "runs", "processor time"], rows, title=title)
     for entry in found.batches:
         if entry.judged_ms("p99") is None:
-            console.print_line(
-                f"note: {entry.runs} runs with {entry.batch} are too few to say p99: --seconds", "yellow"
-            )
+            needed = entry.seconds_needed("p99")
+            how = "the model is too slow for that" if needed is None else f"--batch {entry.batch} --seconds {needed}"
+            console.print_line(f"note: {entry.runs} runs with {entry.batch} are too few to say p99: {how}", "yellow")
         elif entry.was_busy:
             console.print_line(f"note: others had the processor while {entry.batch} was measured", "yellow")

@@ -42,12 +42,16 @@ class SettingDifference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingHelp:
-    """What one key means. `environment` is the variable that sets it, None where only a file may."""
+    """What one key means. `environment` is the variable that sets it, None where only a file may.
+
+    A key that `is_required` has no default: None stands there.
+    """
 
     key: str
     description: str
     type: str
     default: object
+    is_required: bool
     environment: str | None
     keys: tuple[str, ...]
 
@@ -85,12 +89,15 @@ def explain(dotted: str) -> SettingHelp:
     section, name = found
     field = section.model_fields[name]
     inner = _section_of(field.annotation)
-    default = None if inner is not None else _plain(field.get_default(call_default_factory=True))
+    is_required = field.is_required()
+    has_default = inner is None and not is_required
+    default = _plain(field.get_default(call_default_factory=True)) if has_default else None
     return SettingHelp(
         key=dotted,
         description=field.description or (inner.__doc__ if inner else "") or "",
         type=inner.__name__ if inner else _type_name(field.annotation),
         default=default,
+        is_required=is_required,
         environment=None if is_for_files_only(dotted) else f"NOA__{dotted.upper().replace('.', '__')}",
         keys=tuple(inner.model_fields) if inner else (),
     )

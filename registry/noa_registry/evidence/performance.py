@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -12,7 +13,11 @@ ENOUGH_RUNS: Final = {"p50": 20, "p99": 1000}
 """Ten runs beyond the percentile: 10 / (1 - q). Of fewer it hangs on one or two of them."""
 FEWEST_RUNS: Final = {"p50": 5, "p99": 299}
 """The slowest of so many is above the percentile with a confidence of 95 %, whatever the times are like: 1 - q^n."""
+MOST_SECONDS: Final = 3600
+"""How long a batch size may be measured at most."""
 _BUSY_BELOW: Final = 0.9
+_LEAST_SECONDS: Final = 20
+_SPARE: Final = 1.5  # runs differ, and the machine may be slower then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,12 @@ class BatchLatency:
         if self.runs >= ENOUGH_RUNS[percentile]:
             return self._measured(percentile)
         return self._slowest if self.runs >= FEWEST_RUNS[percentile] else None
+
+    def seconds_needed(self, percentile: str) -> int | None:
+        """Return how long to measure for runs that are enough to judge `p50` or `p99` by; None: longer than may be."""
+        runs_s = FEWEST_RUNS[percentile] * self.p50_ms / 1000
+        seconds = max(_LEAST_SECONDS, math.ceil(_SPARE * runs_s / 10) * 10)
+        return seconds if seconds <= MOST_SECONDS else None
 
     def describe(self, percentile: str | None = None) -> str:
         """Return on what it stands, e.g. `1000 runs`; for a limit of `p50` or `p99` maybe `the slowest of 412 runs`."""

@@ -125,7 +125,10 @@ def _latency_remedy(candidate: Candidate, judged: JudgedLatency, batch: int, *, 
         only = "; where the model takes only one size of batch, limit the latency of one row" if is_known else ""
         return f"Measure it: {command} --batch {batch}{only}" if is_known else f"Measure it: {command}"
     if judged.chosen is None:
-        return f"Measure it for longer, which then counts: {command} --batch {batch} --seconds 60"
+        seconds = judged.taken.entry.seconds_needed(judged.percentile)
+        if seconds is None:
+            return f"A run takes too long for `{judged.percentile}`: limit the `p50` of this batch size"
+        return f"Measure it for longer, which then counts: {command} --batch {batch} --seconds {seconds}"
     return f"Measure it again when the machine has less to do, which then counts: {command}"
 
 

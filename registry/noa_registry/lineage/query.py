@@ -99,7 +99,7 @@ def _of_version(connection: Connection, question: str) -> _Question:
         if reference.alias not in held:
             raise NotFoundError(
                 f"no alias `{reference.alias}` of model `{reference.name}`",
-                expected=", ".join(f"`{alias}`" for alias in sorted(held)) or "no alias yet",
+                expected=", ".join(f"`{alias}`" for alias in sorted(held)) or "an alias that is set; none is yet",
                 received=f"`{question}`",
             )
         number = held[reference.alias]
