@@ -175,6 +175,7 @@ alias_stack = Table(
     ForeignKeyConstraint(["sequence"], ["noa_ledger.sequence"]),
     CheckConstraint("depth >= 1"),
     Index("noa_alias_stack_version", "name", "number"),
+    Index("noa_alias_stack_sequence", "sequence"),
 )
 
 identity = Table("noa_identity", metadata, Column("id", String(64), primary_key=True))

@@ -1,13 +1,17 @@
-"""SQLite refuses cells of another type and rows that are replaced. No table changes; an upgrade makes triggers anew.
+"""SQLite refuses cells of another type and rows that are replaced; an upgrade makes its triggers anew.
 
-A cell of another type that is there already stays, and is named by the verification.
+A cell of another type that is there already stays, and is named by the verification. With such triggers SQLite looks,
+for each row of the ledger that is written, for the rows of aliases that refer to it: that has an index now.
 """
 
 from __future__ import annotations
+
+from alembic import op
 
 revision = "0007"
 down_revision = "0006"
 
 
 def upgrade() -> None:
-    """Do nothing."""
+    """Add the index."""
+    op.create_index("noa_alias_stack_sequence", "noa_alias_stack", ["sequence"])
