@@ -67,6 +67,7 @@ COMMANDS: dict[str, tuple[list[str] | None, list[str] | None]] = {
     "verify": (None, ["nothing.onnx", "nothing"]),
     "optimize": (None, ["nothing"]),
     "serve": (None, ["nothing"]),
+    "package": (["digits/1", "-o", "packed"], ["nothing"]),
     "predict": (["digits@champion", "--input", "in.json"], ["numbers", "--input", "in.json", "-o", "serving.port=1"]),
     "bench": (None, ["digits", "--connections", "none"]),
     "flows list": (None, []),

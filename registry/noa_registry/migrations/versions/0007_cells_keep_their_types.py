@@ -14,4 +14,4 @@ down_revision = "0006"
 
 def upgrade() -> None:
     """Add the index."""
-    op.create_index("noa_alias_stack_sequence", "noa_alias_stack", ["sequence"])
+    op.create_index("noa_alias_stack_sequence", "noa_alias_stack", ["sequence"], if_not_exists=True)
