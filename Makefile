@@ -34,7 +34,8 @@ tools: # What the tests run that pip does not install.
 	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || { \
 		echo "test: installing nginx"; \
 		as_root=$$([ $$(id -u) = 0 ] || echo sudo); \
-		$$as_root apt-get install -y -q nginx >/dev/null; }
+		$$as_root apt-get update -q >/dev/null && \
+		$$as_root env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -q nginx >/dev/null; }
 
 test: setup tools ## Run the test suite, with a sample of what chaos, fuzz, bench and conformance run.
 	@echo "test: running the suite in $(TEST_WORKERS) processes"
