@@ -96,11 +96,14 @@ def find_discrepancies(
         *_dropped_triggers(connection),
         *of_models,
         *look("aliases", lambda: _alias_discrepancies(connection)),
-        *_with_sound_records(connection, [found for found in of_versions if found.name not in lost]),
+        *_with_sound_records(connection, [found for found in of_versions if found.name not in lost], tell=True),
         *look("places of runs", lambda: _moves("experiment", moved_runs(connection, places))),
         *look("versions of others", lambda: _strangers(connection, places)),
         *look("runs", lambda: run_discrepancies(connection, places)),
-        *look("labels in the index of search", lambda: _of_sound_records(connection, label_discrepancies(connection))),
+        *look(
+            "labels in the index of search",
+            lambda: _with_sound_records(connection, label_discrepancies(connection), tell=False),
+        ),
         *look("metrics in the index of search", lambda: index_discrepancies(connection, gates)),
     ]
 
@@ -125,22 +128,24 @@ def alias_problem(connection: Connection, name: str, alias: str) -> IntegrityErr
     return None
 
 
-def _with_sound_records(connection: Connection, found: list[Discrepancy]) -> Iterator[Discrepancy]:
-    """Give the findings; of versions whose own record was changed, this in their place: nobody knows what is right."""
+def _with_sound_records(connection: Connection, found: Iterable[Discrepancy], *, tell: bool) -> Iterator[Discrepancy]:
+    """Give the findings without those about versions whose own record was changed: nobody knows what is right there.
+
+    With `tell` the changed record stands once in their place; without it, whoever checks the version says so.
+    """
     problems: dict[_Place, IntegrityError | None] = {}
     for one in found:
         if one.number is None:
             yield one
             continue
         place = (one.name, one.number)
-        if place in problems:
-            if problems[place] is None:
-                yield one
-            continue
-        problem = problems[place] = record_problem(connection, *place)
+        is_new = place not in problems
+        if is_new:
+            problems[place] = record_problem(connection, *place)
+        problem = problems[place]
         if problem is None:
             yield one
-        else:
+        elif tell and is_new:
             yield Discrepancy(
                 name=one.name,
                 subject=f"version {one.number}",
@@ -149,20 +154,6 @@ def _with_sound_records(connection: Connection, found: list[Discrepancy]) -> Ite
                 received=f"{problem.what}: {problem.received}",
                 number=one.number,
             )
-
-
-def _of_sound_records(connection: Connection, found: Iterable[Discrepancy]) -> Iterator[Discrepancy]:
-    """Leave out the findings about versions whose own record was changed: whoever checks the version is told."""
-    problems: dict[_Place, IntegrityError | None] = {}
-    for one in found:
-        if one.number is None:
-            yield one
-            continue
-        place = (one.name, one.number)
-        if place not in problems:
-            problems[place] = record_problem(connection, *place)
-        if problems[place] is None:
-            yield one
 
 
 def _undone(what: str, at: IntegrityError) -> Discrepancy:

@@ -138,6 +138,7 @@ def test_a_row_with_a_negative_number_stops_no_writer(filled: RegistrySettings, 
     stock.commit()
     with Registry.open(filled) as registry:
         registry.promote("digits", 3, reason="r", actor="ada")
+        assert registry.resolve("digits@champion").number == 3
 
 
 def test_a_cell_that_was_spoilt_before_hinders_no_other_change(
