@@ -89,19 +89,26 @@ def _settings(opset: int | None) -> ConversionSettings:
         return ConversionSettings.model_validate({**settings.model_dump(), "opset": opset})
     except ValidationError as exc:
         raise InvalidInputError(
-            f"opset {opset} cannot be written: neither exporter writes every operator in it",
+            f"opset {opset} cannot be written: {_why_not(opset)}",
             where="--opset",
-            expected=_opsets(),
+            expected="an ONNX opset from {} to {}".format(*_opsets()),
             received=opset,
             remedy=f"Leave `--opset` out for {ConversionSettings().opset}, or choose one of those",
         ) from exc
 
 
-def _opsets() -> str:
+def _why_not(opset: int) -> str:
+    first, last = _opsets()
+    if opset < first:
+        return f"`Split`, `Pad`, `Resize` and the `Reduce` operators had other forms before opset {first}"
+    return f"the exporters know the forms that operators had up to opset {last}"
+
+
+def _opsets() -> tuple[int, int]:
     from noa.settings import ConversionSettings
 
     bounds = {type(bound).__name__: bound for bound in ConversionSettings.model_fields["opset"].metadata}
-    return f"an ONNX opset from {bounds['Ge'].ge} to {bounds['Le'].le}"
+    return bounds["Ge"].ge, bounds["Le"].le
 
 
 def _refuse_for_version(bind: list[str] | None, size: list[str] | None) -> None:
