@@ -108,9 +108,12 @@ def compare(before: Look, after: Look) -> list[LiveEndpoint]:
     # A server that did not answer before has not done all of it in the meantime.
     difference = _Difference(before.samples or after.samples, after.samples)
     rows: list[LiveEndpoint] = []
-    for name, rule in after.server.settings.endpoints.items():
-        silent = {"state": "unknown" if after.has_answered else "no answer", "model": rule.model}
-        rows.append(_endpoint(name, table.get(name, silent), after, difference))
+    settings = after.server.settings
+    shown = {name: (rule.model, frozenset({name})) for name, rule in settings.endpoints.items()}
+    shown |= {name: (one.shown, one.endpoints) for name, one in settings.pipelines.items()}
+    for name, (model, parts) in shown.items():
+        silent = {"state": "unknown" if after.has_answered else "no answer", "model": model}
+        rows.append(_endpoint(name, table.get(name, silent), after, difference, parts=parts))
     return rows
 
 
@@ -171,7 +174,9 @@ class _Difference:
         return total
 
 
-def _endpoint(name: str, row: Mapping[str, Any], after: Look, difference: _Difference) -> LiveEndpoint:
+def _endpoint(
+    name: str, row: Mapping[str, Any], after: Look, difference: _Difference, *, parts: frozenset[str]
+) -> LiveEndpoint:
     buckets: defaultdict[float, float] = defaultdict(float)
     for one in difference.rows("noa_request_seconds_bucket", endpoint=name):
         buckets[float(one.labels["le"])] += one.value
@@ -180,7 +185,7 @@ def _endpoint(name: str, row: Mapping[str, Any], after: Look, difference: _Diffe
     if workers is None:
         ready = int(row["state"] == "ready")
     else:
-        ready = sum(name in one.get("versions", {}) for one in workers if one["state"] == "serving")
+        ready = sum(parts <= one.get("versions", {}).keys() for one in workers if one["state"] == "serving")
     return LiveEndpoint(
         name=name,
         model=str(row["model"]),
