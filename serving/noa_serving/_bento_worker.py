@@ -26,6 +26,7 @@ from noa_serving._leases import LeaseKeeper
 from noa_serving._metrics_pages import MetricsPages
 from noa_serving._observer import make_observer
 from noa_serving._parent_death import die_with_parent
+from noa_serving._pipeline import make_pipelines
 from noa_serving._protocol import hot_protocol
 from noa_serving._quotas import Quotas
 from noa_serving._shared_memory import SharedRegions
@@ -79,15 +80,22 @@ def build_application(
     )
     endpoints = make_endpoints(settings.endpoints, threads=threads, crew=crew)
     followed = with_arms(endpoints)
+    pipelines = make_pipelines(settings.pipelines, endpoints, crew=crew)
     leases = None
     if open_for_leases is not None:
         # The worker that takes a dead one's place takes over its lease, so that nobody waits for the dead one.
         replica = f"{socket.gethostname()[:80]}:{os.getppid()}.{crew.slot}:{request.folder.name[-8:]}"
         leases = LeaseKeeper(followed, open_for_leases, lease_s=settings.serving.lease_s, replica=replica)
-    follower = Follower(followed, open_registry, poll_interval_s=settings.serving.poll_interval_s, leases=leases)
+    follower = Follower(
+        followed,
+        open_registry,
+        poll_interval_s=settings.serving.poll_interval_s,
+        leases=leases,
+        pipelines=pipelines,
+    )
     return Application(
         settings.serving,
-        endpoints,
+        [*endpoints, *pipelines],
         follower,
         regions=SharedRegions(request.regions_folder),
         crew=crew,

@@ -12,10 +12,11 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from noa.errors import NoaError, NotFoundError
-from noa.references import parse_reference
+from noa.references import ModelReference, parse_reference
 from noa.settings import FALLBACK_ARM
 from noa_serving._arm_names import followed_names
 from noa_serving._crew import Ballot, Content, Crew, lone_crew
@@ -79,7 +80,6 @@ class Endpoint:
     ) -> None:
         self.name = name
         self.settings = settings
-        self.reference = parse_reference(settings.model)
         self.threads = threads
         self.crew = lone_crew(followed_names({name: settings})) if crew is None else crew
         self.main = main
@@ -97,6 +97,11 @@ class Endpoint:
         """The versions whose times `/metrics` shows, the present one last."""
         self._prepared: tuple[Ballot, Generation] | None = None
         self._swapped_at = 0.0
+
+    @cached_property
+    def reference(self) -> ModelReference:
+        """What it follows."""
+        return parse_reference(self.settings.model)
 
     @property
     def is_ready(self) -> bool:

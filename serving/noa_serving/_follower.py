@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from noa_registry import Registry
     from noa_serving._endpoint import Served
     from noa_serving._leases import LeaseKeeper
+    from noa_serving._pipeline import Pipeline
 
 log = logging.getLogger("noa.serving")
 
@@ -36,11 +37,13 @@ class Follower:
         *,
         poll_interval_s: float,
         leases: LeaseKeeper | None = None,
+        pipelines: Sequence[Pipeline] = (),
     ) -> None:
         self._endpoints = endpoints
         self._open_registry = open_registry
         self._poll_interval_s = poll_interval_s
         self._leases = leases
+        self._pipelines = pipelines
         self._stopping = threading.Event()
         self._registry: Registry | None = None
         self._thread = threading.Thread(target=self._run, name="noa-follower", daemon=True)
@@ -97,6 +100,7 @@ class Follower:
                     log.info("the registry can be read again")
                 self.problem = None
             self._compare(endpoint)
+            self._put_together(endpoint)
             self._wake_leases(endpoint, before)
             if self._stopping.is_set():
                 return
@@ -114,7 +118,14 @@ class Follower:
             except Exception as exc:  # noqa: BLE001  # whatever it is, the old generation must go on
                 log.warning("endpoint %s: the other workers cannot be told what is ready here: %s", endpoint.name, exc)
             self._compare(endpoint)
+            self._put_together(endpoint)
             self._wake_leases(endpoint, before)
+
+    def _put_together(self, endpoint: Endpoint) -> None:
+        """Have the pipelines over an endpoint compute with what it serves now, before that is announced."""
+        for pipeline in self._pipelines:
+            if endpoint in pipeline.parts.values():
+                pipeline.look()
 
     def _compare(self, endpoint: Endpoint) -> None:
         """Have the arms compared with their endpoint; what is not served any more is let go, without a request too."""

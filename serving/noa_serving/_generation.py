@@ -139,9 +139,38 @@ def build_generation(
     example: Mapping[str, np.ndarray],
 ) -> Generation:
     """Warm a loaded model with `example` and wrap it with everything a request needs, computed once."""
-    signature = runnable.signature
-    signature.validate(example)
+    runnable.signature.validate(example)
     cost, batching = warm(runnable, example)
+    return wrap_runnable(
+        runnable,
+        endpoint=endpoint,
+        arm=arm,
+        model=model,
+        number=number,
+        digest=digest,
+        format=format,
+        example=example,
+        cost=cost,
+        batching=batching,
+    )
+
+
+def wrap_runnable(
+    runnable: Runnable,
+    *,
+    endpoint: str,
+    arm: str = "",
+    model: str,
+    number: int,
+    digest: str,
+    format: str,  # our word
+    example: Mapping[str, np.ndarray],
+    cost: Cost,
+    batching: Batching,
+    headers: HeaderList = (),
+) -> Generation:
+    """Wrap what is loaded and warm with everything a request needs; `headers` are added to those of its answers."""
+    signature = runnable.signature
     statistics = ModelStatistics()
     return Generation(
         endpoint=endpoint,
@@ -160,6 +189,7 @@ def build_generation(
             (b"noa-version", str(number).encode()),
             (b"noa-digest", digest.encode()),
             *(((b"noa-arm", arm.encode()),) if arm else ()),
+            *headers,
         ),
         cost=cost,
         inline_items=_inline_items(cost),

@@ -165,6 +165,8 @@ def serving_settings(
     serving.update({key: value for key, value in overrides.items() if value is not None})
     if endpoints is not None:
         table["endpoints"] = {name: endpoint.model_dump() for name, endpoint in endpoints.items()}
+        whole_ones = {name: one for name, one in settings.pipelines.items() if one.endpoints <= endpoints.keys()}
+        table["pipelines"] = {name: one.model_dump() for name, one in whole_ones.items()}
     if not table["endpoints"]:
         raise SettingsError(
             "there is nothing to serve",

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from noa_serving._endpoint import Endpoint
     from noa_serving._generation import Generation
 
-_PLATFORMS = {"onnx": "onnxruntime_onnx", "torch": "pytorch_exported_program", "jax": "jax_stablehlo"}
+_PLATFORMS = {
+    "onnx": "onnxruntime_onnx",
+    "torch": "pytorch_exported_program",
+    "jax": "jax_stablehlo",
+    "pipeline": "ensemble",
+}
 _MAX_DIGITS = 9
 
 

@@ -66,10 +66,10 @@ def warm(runnable: Runnable, example: Mapping[str, np.ndarray]) -> tuple[Cost, B
     signature = runnable.signature
     single_s = _median_s(runnable, resize(signature, example, batch=1))
     if batch_axis(signature) is None:
-        return Cost(fixed_s=single_s, per_item_s=0.0), Batching(refusal=_axis_refusal(signature))
+        return Cost(fixed_s=single_s, per_item_s=0.0), Batching(refusal=axis_refusal(signature))
     many_s = _median_s(runnable, resize(signature, example, batch=WARM_BATCH))
     proof_items = 2 if single_s > _SLOW_RUN_S else _PROOF_ITEMS
-    refusal = _axis_refusal(signature) or _dependence(runnable, example, proof_items)
+    refusal = axis_refusal(signature) or _dependence(runnable, example, proof_items)
     if refusal is not None:
         return _cost(single_s, many_s, WARM_BATCH), Batching(refusal=refusal)
     item_s, batching = _sweep(runnable, example, proof_items)
@@ -98,7 +98,8 @@ def batch_axis(signature: Signature) -> str | None:
     return next((axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)), None)
 
 
-def _axis_refusal(signature: Signature) -> str | None:
+def axis_refusal(signature: Signature) -> str | None:
+    """Return which tensor lacks the batch axis in front, None if all have it."""
     axis = batch_axis(signature)
     for kind, specs in (("input", signature.inputs), ("output", signature.outputs)):
         for spec in specs:

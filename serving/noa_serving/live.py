@@ -135,9 +135,12 @@ def compare(before: Look, after: Look) -> list[LiveEndpoint]:
     # A server that did not answer before has not done all of it in the meantime.
     difference = _Difference(before.samples or after.samples, after.samples)
     rows: list[LiveEndpoint] = []
-    for name, rule in after.server.settings.endpoints.items():
-        silent = {"state": "unknown" if after.has_answered else "no answer", "model": rule.model}
-        rows.append(_endpoint(name, table.get(name, silent), after, difference))
+    settings = after.server.settings
+    shown = {name: (rule.model, frozenset({name})) for name, rule in settings.endpoints.items()}
+    shown |= {name: (one.shown, one.endpoints) for name, one in settings.pipelines.items()}
+    for name, (model, parts) in shown.items():
+        silent = {"state": "unknown" if after.has_answered else "no answer", "model": model}
+        rows.append(_endpoint(name, table.get(name, silent), after, difference, parts=parts))
     return rows
 
 
@@ -198,13 +201,15 @@ class _Difference:
         return total
 
 
-def _endpoint(name: str, row: Mapping[str, Any], after: Look, difference: _Difference) -> LiveEndpoint:
+def _endpoint(
+    name: str, row: Mapping[str, Any], after: Look, difference: _Difference, *, parts: frozenset[str]
+) -> LiveEndpoint:
     p50, p99 = _percentiles_ms(difference, endpoint=name)
     workers = cast("list[Mapping[str, Any]] | None", after.status.get("workers"))
     if workers is None:
         ready = int(row["state"] == "ready")
     else:
-        ready = sum(name in one.get("versions", {}) for one in workers if one["state"] == "serving")
+        ready = sum(parts <= one.get("versions", {}).keys() for one in workers if one["state"] == "serving")
     return LiveEndpoint(
         name=name,
         model=str(row["model"]),

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from noa.digests import build_manifest
+from noa.settings import load_settings
 from noa_cli.__main__ import run
+from noa_cli.commands.serve import choose_endpoints
 
 
 def test_a_dry_run_tells_and_writes_nothing(
@@ -47,3 +49,19 @@ def test_what_is_written_is_what_was_told(registered: Path, tmp_path: Path, caps
 def test_what_is_not_there_is_one_line(registered: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["package", what, "--directory", str(registered)]) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_pipeline_is_served_by_its_name_and_refused_by_name_as_a_package(
+    registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "project"
+    copy.mkdir()
+    text = (registered / "noa.toml").read_text()
+    steps = '[[pipelines.reader.steps]]\nname = "one"\nendpoint = "numbers"\n'
+    (copy / "noa.toml").write_text(f'{text}\n[pipelines.reader]\noutputs = {{ all = "one.logits" }}\n{steps}')
+    assert run(["package", "reader", "--directory", str(copy)]) == 1
+    told = capsys.readouterr().err
+    assert "`reader` is a pipeline, and a package holds one endpoint" in told
+    assert "Package its endpoints (`numbers`)" in told
+    settings = load_settings(copy, outside=()).settings
+    assert choose_endpoints(settings, ["reader"]) == {"numbers": settings.endpoints["numbers"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,9 @@ from noa_cli._invocation import current
 from noa_cli._options import DryRunOption, JsonOption
 from noa_cli._registry import open_registry
 from noa_cli.commands.serve import choose_endpoints
+
+if TYPE_CHECKING:
+    from noa.settings import Settings
 
 
 def package(
@@ -41,6 +44,7 @@ def package(
     from noa_serving.packaging import Deploying, make_package
 
     settings = current().settings()
+    _refuse_pipeline(settings, what)
     endpoint, rule = next(iter(choose_endpoints(settings, [what]).items()))
     if format is not None:
         rule = rule.model_copy(update={"format": format})
@@ -87,3 +91,16 @@ def package(
     console.print_line(f"  {len(made.lean.pins)} packages in requirements.txt; image {made.image}")
     if not dry_run:
         console.note(f"Run it with: pip install -r requirements.txt && bentoml serve . --host 127.0.0.1, in {folder}")
+
+
+def _refuse_pipeline(settings: Settings, what: str) -> None:
+    from noa.errors import InvalidInputError
+
+    if what in settings.pipelines:
+        parts = ", ".join(f"`{name}`" for name in sorted(settings.pipelines[what].endpoints))
+        raise InvalidInputError(
+            f"`{what}` is a pipeline, and a package holds one endpoint",
+            expected="an endpoint, `name@alias` or `name/number`",
+            received=what,
+            remedy=f"Package its endpoints ({parts}) and call them in turn, or run `noa serve {what}`",
+        )

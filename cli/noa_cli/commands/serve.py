@@ -18,7 +18,7 @@ from noa_cli._registry import open_registry
 if TYPE_CHECKING:
     from types import FrameType
 
-    from noa.settings import EndpointSettings, Settings
+    from noa.settings import EndpointSettings, PipelineSettings, Settings
     from noa_serving import ServerProcess
 
 
@@ -59,10 +59,12 @@ def serve(
     _forward_signals(server)
     if as_json:
         table: dict[str, object] = {"url": address.url, "pid": address.pid, "endpoints": list(endpoints)}
+        table |= {"pipelines": list(server.command.request.settings.pipelines)}
         console.print_json(table if address.grpc_target is None else {**table, "grpc": address.grpc_target})
     else:
         is_unguarded = is_open(server.command.request.settings.serving)
-        _tell(address.url, address.grpc_target, endpoints, log_file, is_open=is_unguarded)
+        pipelines = server.command.request.settings.pipelines
+        _tell(address.url, address.grpc_target, endpoints, pipelines, log_file, is_open=is_unguarded)
     raise typer.Exit(server.wait())
 
 
@@ -112,6 +114,8 @@ def choose_endpoints(settings: Settings, what: list[str]) -> dict[str, EndpointS
             chosen[reference.name] = EndpointSettings(model=text)
         elif text in settings.endpoints:
             chosen[text] = settings.endpoints[text]
+        elif text in settings.pipelines:
+            chosen |= {name: settings.endpoints[name] for name in sorted(settings.pipelines[text].endpoints)}
         else:
             raise NotFoundError(
                 f"no endpoint `{text}`",
@@ -123,12 +127,21 @@ def choose_endpoints(settings: Settings, what: list[str]) -> dict[str, EndpointS
     return chosen
 
 
-def _tell(url: str, grpc: str | None, endpoints: dict[str, EndpointSettings], log_file: Path, *, is_open: bool) -> None:
+def _tell(
+    url: str,
+    grpc: str | None,
+    endpoints: dict[str, EndpointSettings],
+    pipelines: dict[str, PipelineSettings],
+    log_file: Path,
+    *,
+    is_open: bool,
+) -> None:
     if is_open:
         console.note("Anybody who reaches this address is answered without a key", "bold red")
     console.print_line(f"Serving on {url}  (Ctrl-C ends it; log: {log_file})")
-    for name, rule in endpoints.items():
-        console.print_line(f"  {name}: {rule.model} as {rule.format}")
+    rows = {name: f"{rule.model} as {rule.format}" for name, rule in endpoints.items()}
+    for name, text in {**rows, **{name: one.shown for name, one in pipelines.items()}}.items():
+        console.print_line(f"  {name}: {text}")
         console.print_line(f"    POST {url}/predict/{name}")
         console.print_line(f"    POST {url}/v2/models/{name}/infer")
     if grpc is not None:

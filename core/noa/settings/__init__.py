@@ -30,6 +30,8 @@ from noa.settings.models import (
     FlowsSettings,
     GateSettings,
     PayloadLogSettings,
+    PipelineSettings,
+    PipelineStepSettings,
     ProjectSettings,
     RecipeSettings,
     RegistrySettings,
@@ -43,6 +45,7 @@ from noa.settings.models import (
     TrainingSettings,
     WebhookSettings,
     is_loopback,
+    mean_of,
 )
 
 __all__ = [
@@ -56,6 +59,8 @@ __all__ = [
     "GateSettings",
     "LoadedSettings",
     "PayloadLogSettings",
+    "PipelineSettings",
+    "PipelineStepSettings",
     "ProjectSettings",
     "RecipeSettings",
     "RegistrySettings",
@@ -81,6 +86,7 @@ __all__ = [
     "load_carried_settings",
     "load_place",
     "load_settings",
+    "mean_of",
     "model_at",
     "user_settings_file",
     "what_was_meant",

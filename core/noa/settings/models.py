@@ -59,6 +59,7 @@ FALLBACK_ARM = "fallback"
 _RESERVED_ARMS = frozenset({MAIN_ARM, FALLBACK_ARM})
 _SHARE_ROUNDING = 1e-9  # three times 1/3 written in decimals
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
+_MEAN = re.compile(r"mean\((.*)\)")
 _KEY_HEADERS = frozenset({"authorization", "x-api-key"})
 Port = Annotated[StrictInt, Field(ge=0, le=65535)]
 PUBLIC_KEY_PREFIX = "ed25519:"
@@ -340,6 +341,65 @@ class EndpointSettings(Section):
         if self.sticky.lower() in _KEY_HEADERS:
             raise ValueError("`sticky` names a header of keys; write `key`, for the name of the key")
         return self
+
+
+class PipelineStepSettings(Section):
+    """One endpoint in a pipeline."""
+
+    name: Alias = Field(description="What the step is called in this pipeline.")
+    endpoint: Name = Field(description="Which endpoint computes it.")
+    inputs: dict[str, str] = Field(
+        default={},
+        description="Where its inputs come from: the name of an input of the request, or `step.output` of a step "
+        "before it. One that is left out is an input of the request with the same name.",
+    )
+
+
+class PipelineSettings(Section):
+    """A name that clients call, and which computes with several endpoints one after another."""
+
+    steps: tuple[PipelineStepSettings, ...] = Field(
+        min_length=1, max_length=32, description="The steps, in the order in which they are computed."
+    )
+    outputs: dict[str, str] = Field(
+        min_length=1, description="What is answered: `step.output`, or `mean(step.output, ...)` of several."
+    )
+
+    @property
+    def endpoints(self) -> frozenset[str]:
+        """The endpoints that it computes with."""
+        return frozenset(step.endpoint for step in self.steps)
+
+    @property
+    def shown(self) -> str:
+        """The endpoints in their order, for people: `encoder > head`."""
+        return " > ".join(dict.fromkeys(step.endpoint for step in self.steps))
+
+    @model_validator(mode="after")
+    def _is_a_graph(self) -> Self:
+        names = [step.name for step in self.steps]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two steps are called `{next(one for one in names if names.count(one) > 1)}`")
+        for index, step in enumerate(self.steps):
+            for source in step.inputs.values():
+                taken = source.partition(".")[0]
+                if "." in source and taken in names[index:]:
+                    raise ValueError(f"step `{step.name}` takes `{source}`, which is not computed before it")
+        for name, text in self.outputs.items():
+            for source in mean_of(text):
+                step, dot, output = source.partition(".")
+                if not (dot and output and step in names):
+                    raise ValueError(
+                        f"output `{name}` is `{text}`; write `step.output` or `mean(step.output, ...)` with the steps "
+                        + ", ".join(f"`{one}`" for one in names)
+                    )
+        return self
+
+
+def mean_of(text: str) -> list[str]:
+    """Return what an output of a pipeline is the mean of: the parts of `mean(a, b)`, else the text itself."""
+    found = _MEAN.fullmatch(text.strip())
+    return [one.strip() for one in found[1].split(",")] if found else [text.strip()]
 
 
 class PayloadLogSettings(Section):
@@ -774,10 +834,26 @@ class Settings(Section):
     flows: FlowsSettings = Field(default_factory=FlowsSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
     endpoints: dict[Name, EndpointSettings] = Field(default={}, description="Endpoints by name.")
+    pipelines: dict[Name, PipelineSettings] = Field(
+        default={}, description="Names that compute with several endpoints one after another."
+    )
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
     gates: dict[Name, GateSettings] = Field(default={}, description="Gates by model name.")
     webhooks: dict[Alias, WebhookSettings] = Field(default={}, description="Webhooks by name.")
     recipes: dict[Name, RecipeSettings] = Field(default={}, description="Recipes by model name.")
+
+    @model_validator(mode="after")
+    def _pipelines_have_their_endpoints(self) -> Self:
+        for name, pipeline in self.pipelines.items():
+            if name in self.endpoints:
+                raise ValueError(f"`pipelines.{name}` has the name of an endpoint; choose another")
+            for step in pipeline.steps:
+                if step.endpoint not in self.endpoints:
+                    known = ", ".join(f"`{one}`" for one in self.endpoints) or "none"
+                    raise ValueError(
+                        f"`pipelines.{name}` computes with `{step.endpoint}`, which is none; there are: {known}"
+                    )
+        return self
 
     @property
     def state_dir(self) -> Path:
