@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from noa.settings import ServingSettings
     from noa_serving._admission import Admission
     from noa_serving._prepared import Prepared
+    from noa_serving._response_cache import ResponseCache
 
 
 class Computing:
@@ -55,6 +56,13 @@ class Computing:
             RequestRefusedError: 504, the deadline has passed; 503, the queue is full or too long for it.
         """
         deadline = deadline.within(prepared.timeout_s)
+        cache = prepared.generation.cache
+        if cache is not None:
+            key, outputs = cache.find(prepared.inputs)
+            if outputs is not None:
+                return _told_at_once(Job(prepared, place, deadline, done), outputs)
+            if key is not None:
+                done = _keeping(cache, key, done)
         job = Job(prepared, place, deadline, done)
         if prepared.generation.runs_inline(prepared.batch):
             place.hand_over()
@@ -88,3 +96,20 @@ class Computing:
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
+
+
+def _told_at_once(job: Job, outputs: Outputs) -> Job:
+    """Answer a job with what was computed before; its place stays with its caller, who gives it back."""
+    if job.prepared.passage is not None:
+        job.prepared.passage.is_cached = True
+    job.tell(outputs)
+    return job
+
+
+def _keeping(cache: ResponseCache, key: bytes, done: Callable[[Outcome], None]) -> Callable[[Outcome], None]:
+    def keep_and_tell(outcome: Outcome) -> None:
+        if not isinstance(outcome, BaseException):
+            cache.keep(key, outcome)
+        done(outcome)
+
+    return keep_and_tell

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from noa_registry import ModelVersion, Registry
     from noa_serving._binary_plan import BinaryPlan
     from noa_serving._http import HeaderList
+    from noa_serving._response_cache import ResponseCache
 
 INLINE_LIMIT_S = 0.001
 """Compute below this runs on the event loop: handing it to a thread and back costs more than half of that."""
@@ -53,6 +54,7 @@ class Generation:
     example: Mapping[str, np.ndarray]
     plain_inputs: tuple[tuple[str, np.dtype, tuple[int, ...]], ...]
     statistics: ModelStatistics
+    cache: ResponseCache | None = None
     binary_plans: dict[bytes, BinaryPlan] = field(default_factory=dict["bytes", "BinaryPlan"])
 
     @property
@@ -100,6 +102,7 @@ def load_generation(
     endpoint: str,
     format: str,  # our word
     threads: int,
+    cache: ResponseCache | None = None,
 ) -> Generation:
     """Verify, load and warm one format of `version`.
 
@@ -120,6 +123,7 @@ def load_generation(
         digest=version.digest,
         format=format,
         example=registry.input_example(version),
+        cache=cache,
     )
 
 
@@ -132,6 +136,7 @@ def build_generation(
     digest: str,
     format: str,  # our word
     example: Mapping[str, np.ndarray],
+    cache: ResponseCache | None = None,
 ) -> Generation:
     """Warm a loaded model with `example` and wrap it with everything a request needs, computed once."""
     signature = runnable.signature
@@ -160,6 +165,7 @@ def build_generation(
         example={name: np.zeros_like(array) for name, array in resize(signature, example, batch=1).items()},
         plain_inputs=_plain_inputs(signature),
         statistics=statistics,
+        cache=cache,
     )
 
 

@@ -79,6 +79,7 @@ def render(
         *_latencies(routes, worker),
         *_stage_times(endpoints, worker),
         *_endpoints(endpoints, worker),
+        *_caches([one for one in endpoints if one.settings.cache is not None], worker),
         *_gauge("noa_requests_in_flight", "Requests being computed or waiting.", admission.in_flight, worker),
         *_counter("noa_requests_refused_total", "Requests refused because of overload.", admission.refused, worker),
         *_counter("noa_requests_over_quota_total", "Requests refused with 429.", over_quota, worker),
@@ -160,6 +161,21 @@ def _endpoints(endpoints: list[Endpoint], worker: int) -> Iterator[str]:
     yield "# TYPE noa_endpoint_refused_versions_total counter"
     for one in endpoints:
         yield f'noa_endpoint_refused_versions_total{{endpoint="{one.name}",worker="{worker}"}} {one.refusals}'
+
+
+def _caches(endpoints: list[Endpoint], worker: int) -> Iterator[str]:
+    yield "# HELP noa_cache_requests_total Requests of endpoints with a cache: found, not found, or too large for it."
+    yield "# TYPE noa_cache_requests_total counter"
+    for one in endpoints:
+        counts = one.cache_counts
+        for result, count in (("hit", counts.hits), ("miss", counts.misses), ("passed", counts.passed)):
+            labels = f'endpoint="{one.name}",result="{result}",worker="{worker}"'
+            yield f"noa_cache_requests_total{{{labels}}} {count}"
+    yield "# HELP noa_cache_bytes Bytes of the answers that are kept."
+    yield "# TYPE noa_cache_bytes gauge"
+    for one in endpoints:
+        num_bytes = 0 if one.current is None or one.current.cache is None else one.current.cache.num_bytes
+        yield f'noa_cache_bytes{{endpoint="{one.name}",worker="{worker}"}} {num_bytes}'
 
 
 def _batches(computing: Computing, worker: int) -> Iterator[str]:

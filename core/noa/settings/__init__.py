@@ -22,6 +22,7 @@ from noa.settings._loader import (
     user_settings_file,
 )
 from noa.settings.models import (
+    CacheSettings,
     ConversionSettings,
     EndpointSettings,
     FlowsSettings,
@@ -44,6 +45,7 @@ from noa.settings.models import (
 
 __all__ = [
     "PROJECT_FILE",
+    "CacheSettings",
     "ConversionSettings",
     "EndpointSettings",
     "FlowsSettings",

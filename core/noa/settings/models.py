@@ -277,11 +277,25 @@ class ConversionSettings(Section):
     )
 
 
+class CacheSettings(Section):
+    """Answers of an endpoint that are kept for the same inputs, until its version changes."""
+
+    max_bytes: StrictInt = Field(
+        default=64 << 20, ge=4096, description="Bytes that the kept answers of one worker may take."
+    )
+    max_age_s: StrictFloat | None = Field(
+        default=None, gt=0, description="After how long an answer is computed anew; none: when the version changes."
+    )
+
+
 class EndpointSettings(Section):
     """A name that clients call, and what answers."""
 
     model: str = Field(description="Which model answers: `name@alias` or `name/number`.")
     format: str = Field(default="onnx", description="Which format of the version computes.")
+    cache: CacheSettings | None = Field(
+        default=None, description="Keep answers for the same inputs; only for models without randomness or state."
+    )
 
     @model_validator(mode="after")
     def _names_a_version(self) -> Self:
