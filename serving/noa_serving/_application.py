@@ -348,6 +348,9 @@ def describe(endpoint: Endpoint) -> dict[str, object]:
         row["batch_items"] = now.batching.best_items
         if now.batching.refusal is not None:
             row["not_batched"] = now.batching.refusal
+    if endpoint.settings.cache is not None:
+        cached = endpoint.cache_counts
+        row["cache"] = {"hits": cached.hits, "misses": cached.misses, "passed": cached.passed}
     if endpoint.waiting_for is not None:
         row["waiting_for"] = endpoint.waiting_for
     if failure is not None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from noa_serving._admission import Admission
     from noa_serving._attempt import Attempt
     from noa_serving._prepared import Prepared
+    from noa_serving._response_cache import ResponseCache
 
 
 class Computing:
@@ -67,6 +68,13 @@ class Computing:
 
     def submit_once(self, prepared: Prepared, place: Place, deadline: Deadline, done: Callable[[Outcome], None]) -> Job:
         """Have a request computed by the version for which it was prepared, and no other. Errors as in `submit`."""
+        cache = prepared.generation.cache
+        if cache is not None:
+            key, outputs = cache.find(prepared.inputs)
+            if outputs is not None:
+                return _told_at_once(Job(prepared, place, deadline, done), outputs)
+            if key is not None:
+                done = _keeping(cache, key, done)
         job = Job(prepared, place, deadline, done)
         if prepared.generation.runs_inline(prepared.batch):
             place.hand_over()
@@ -100,3 +108,20 @@ class Computing:
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
+
+
+def _told_at_once(job: Job, outputs: Outputs) -> Job:
+    """Answer a job with what was computed before; its place stays with its caller, who gives it back."""
+    if job.prepared.passage is not None:
+        job.prepared.passage.is_cached = True
+    job.tell(outputs)
+    return job
+
+
+def _keeping(cache: ResponseCache, key: bytes, done: Callable[[Outcome], None]) -> Callable[[Outcome], None]:
+    def keep_and_tell(outcome: Outcome) -> None:
+        if not isinstance(outcome, BaseException):
+            cache.keep(key, outcome)
+        done(outcome)
+
+    return keep_and_tell

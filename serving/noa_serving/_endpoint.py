@@ -23,6 +23,7 @@ from noa_serving._crew import Ballot, Content, Crew, lone_crew
 from noa_serving._generation import Generation, load_generation
 from noa_serving._http import RequestRefusedError, public_text
 from noa_serving._memory import require_memory
+from noa_serving._response_cache import CacheCounts, ResponseCache
 
 if TYPE_CHECKING:
     from noa.settings import EndpointSettings
@@ -93,6 +94,7 @@ class Endpoint:
         self.failure: SwapFailure | None = None
         self.swaps = 0
         self.refusals = 0
+        self.cache_counts = CacheCounts()
         self.recent: tuple[Counted, ...] = ()
         """The versions whose times `/metrics` shows, the present one last."""
         self._prepared: tuple[Ballot, Generation] | None = None
@@ -305,6 +307,7 @@ class Endpoint:
             arm=self.arm,
             format=self.settings.format,
             threads=self.threads,
+            cache=None if self.settings.cache is None else ResponseCache(self.settings.cache, self.cache_counts),
         )
 
     def _record(self, error: Exception, content: Content, now: float) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from noa_registry import ModelVersion, Registry
     from noa_serving._binary_plan import BinaryPlan
     from noa_serving._http import HeaderList
+    from noa_serving._response_cache import ResponseCache
 
 INLINE_LIMIT_S = 0.001
 """Compute below this runs on the event loop: handing it to a thread and back costs more than half of that."""
@@ -55,6 +56,7 @@ class Generation:
     example: Mapping[str, np.ndarray]
     plain_inputs: tuple[tuple[str, np.dtype, tuple[int, ...]], ...]
     statistics: ModelStatistics
+    cache: ResponseCache | None = None
     binary_plans: dict[bytes, BinaryPlan] = field(default_factory=dict["bytes", "BinaryPlan"])
 
     @property
@@ -103,6 +105,7 @@ def load_generation(
     arm: str = "",
     format: str,  # our word
     threads: int,
+    cache: ResponseCache | None = None,
 ) -> Generation:
     """Verify, load and warm one format of `version`.
 
@@ -124,6 +127,7 @@ def load_generation(
         digest=version.digest,
         format=format,
         example=registry.input_example(version),
+        cache=cache,
     )
 
 
@@ -137,6 +141,7 @@ def build_generation(
     digest: str,
     format: str,  # our word
     example: Mapping[str, np.ndarray],
+    cache: ResponseCache | None = None,
 ) -> Generation:
     """Warm a loaded model with `example` and wrap it with everything a request needs, computed once."""
     runnable.signature.validate(example)
@@ -152,6 +157,7 @@ def build_generation(
         example=example,
         cost=cost,
         batching=batching,
+        cache=cache,
     )
 
 
@@ -168,6 +174,7 @@ def wrap_runnable(
     cost: Cost,
     batching: Batching,
     headers: HeaderList = (),
+    cache: ResponseCache | None = None,
 ) -> Generation:
     """Wrap what is loaded and warm with everything a request needs; `headers` are added to those of its answers."""
     signature = runnable.signature
@@ -197,6 +204,7 @@ def wrap_runnable(
         example={name: np.zeros_like(array) for name, array in resize(signature, example, batch=1).items()},
         plain_inputs=_plain_inputs(signature),
         statistics=statistics,
+        cache=cache,
     )
 
 

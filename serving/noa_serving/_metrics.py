@@ -83,6 +83,7 @@ def render(
         *_stage_times(endpoints, worker),
         *_endpoints(endpoints, worker),
         *_traffic([one.traffic for one in endpoints if one.traffic is not None], worker),
+        *_caches([one for one in with_arms(endpoints) if one.settings.cache is not None], worker),
         *_gauge("noa_requests_in_flight", "Requests being computed or waiting.", admission.in_flight, worker),
         *_counter("noa_requests_refused_total", "Requests refused because of overload.", admission.refused, worker),
         *_counter("noa_requests_over_quota_total", "Requests refused with 429.", over_quota, worker),
@@ -182,6 +183,21 @@ def _traffic(found: list[Traffic], worker: int) -> Iterator[str]:
         for (arm, reason), count in sorted(one.fallbacks.items()):
             place = f'endpoint="{one.main.name}",arm="{arm}"'
             yield f'noa_fallbacks_total{{{place},reason="{reason}",worker="{worker}"}} {count}'
+
+
+def _caches(endpoints: list[Endpoint], worker: int) -> Iterator[str]:
+    yield "# HELP noa_cache_requests_total Requests of endpoints with a cache: found, not found, or too large for it."
+    yield "# TYPE noa_cache_requests_total counter"
+    for one in endpoints:
+        counts = one.cache_counts
+        for result, count in (("hit", counts.hits), ("miss", counts.misses), ("passed", counts.passed)):
+            labels = f'{_place(one)},result="{result}",worker="{worker}"'
+            yield f"noa_cache_requests_total{{{labels}}} {count}"
+    yield "# HELP noa_cache_bytes Bytes of the answers that are kept."
+    yield "# TYPE noa_cache_bytes gauge"
+    for one in endpoints:
+        num_bytes = 0 if one.current is None or one.current.cache is None else one.current.cache.num_bytes
+        yield f'noa_cache_bytes{{{_place(one)},worker="{worker}"}} {num_bytes}'
 
 
 def _batches(computing: Computing, worker: int) -> Iterator[str]:

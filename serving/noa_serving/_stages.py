@@ -17,18 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from noa_serving._http import Response
+from noa_serving._http import Response
 
 STAGES = ("parse", "queue", "batch", "run", "encode")
 BUCKETS_S = (
     *(5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3),
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
+
+CACHE_HIT = (b"noa-cache", b"hit")
+"""The header of an answer that was computed before."""
 
 _FOLD_AT = 512
 _BOUNDS_NS = np.array([round(bound * 1e9) for bound in BUCKETS_S], dtype=np.int64)
@@ -100,9 +102,10 @@ class Passage:
 
     `run` is when its batch began, and when the model began and ended, by `perf_counter_ns`. `stages` are nanoseconds in
     each stage, then the items; None before the answer is written. `outputs` are kept if `keeps` was set before.
+    `is_cached`: no model ran for it.
     """
 
-    __slots__ = ("_encode", "_items", "_times", "keeps", "outputs", "parsed", "run", "stages", "started")
+    __slots__ = ("_encode", "_items", "_times", "is_cached", "keeps", "outputs", "parsed", "run", "stages", "started")
 
     def __init__(
         self,
@@ -118,6 +121,7 @@ class Passage:
         self.parsed = parsed = perf_counter_ns()
         self.run = (parsed, parsed, parsed)
         self.stages: tuple[int, ...] | None = None
+        self.is_cached = False
         self.keeps = False
         self.outputs: Mapping[str, np.ndarray] | None = None
 
@@ -133,6 +137,8 @@ class Passage:
         """Write the answer, and count the request."""
         turn = perf_counter_ns()
         response = self._encode(outputs)
+        if self.is_cached:
+            response = _marked(response)
         ended = perf_counter_ns()
         parsed, (batch, begun, done) = self.parsed, self.run
         waited = begun - batch + turn - done
@@ -142,3 +148,8 @@ class Passage:
             self.outputs = outputs
         self._times.add(row, ended)
         return response
+
+
+def _marked(answer: Any) -> Any:
+    """Say that an answer was computed before. Another protocol's has no headers."""
+    return answer._replace(headers=(*answer.headers, CACHE_HIT)) if isinstance(answer, Response) else answer

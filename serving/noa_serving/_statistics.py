@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from noa_serving._response_cache import CacheCounts
 from noa_serving._stages import STAGES, StageTimes
 
 if TYPE_CHECKING:
@@ -84,9 +85,10 @@ class ModelStatistics:
 def describe_statistics(generation: Generation) -> dict[str, object]:
     """Return what was counted, as Triton's `ModelStatistics` in JSON.
 
-    `queue` is what of a request's time is neither reading, computing nor writing. There is no response cache.
+    `queue` is what of a request's time is neither reading, computing nor writing.
     """
     one, stages = generation.statistics, generation.statistics.stages
+    cached = CacheCounts() if generation.cache is None else generation.cache.own
     answered = stages.count
     spent = {stage: stages.sum_ns(stage) for stage in STAGES}
     total_ns = sum(spent.values())
@@ -105,8 +107,8 @@ def describe_statistics(generation: Generation) -> dict[str, object]:
             "compute_input": {"count": answered, "ns": spent["parse"]},
             "compute_infer": {"count": answered, "ns": one.run.ns},
             "compute_output": {"count": answered, "ns": spent["encode"]},
-            "cache_hit": _row(Duration()),
-            "cache_miss": _row(Duration()),
+            "cache_hit": {"count": cached.hits, "ns": cached.hit_ns},
+            "cache_miss": {"count": cached.misses, "ns": 0},
         },
         "response_stats": {},
         "batch_stats": [

@@ -21,7 +21,7 @@ from serving_kit import Project, affine_model, endpoint, make_project
 
 from noa.digests import build_manifest
 from noa.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
-from noa.settings import EndpointSettings, load_settings
+from noa.settings import CacheSettings, EndpointSettings, load_settings
 from noa_registry import Registry
 from noa_serving.packaging import Deploying, Package, make_package
 from noa_serving.packaging.kubernetes import endpoint_label, grace_s
@@ -74,6 +74,14 @@ def test_a_package_is_pinned_to_the_version_of_the_moment(content: Project, fold
     assert facts["format_digest"] == version.formats["onnx"].digest == build_manifest(folder / "model/files").digest
     settings = load_settings(folder, outside=()).settings
     assert settings.endpoints == {"digits": EndpointSettings(model="digits/2", format="onnx")}
+
+
+def test_a_package_keeps_answers_as_its_endpoint_does(content: Project, tmp_path: Path) -> None:
+    rule = EndpointSettings(model="digits@champion", cache=CacheSettings(max_bytes=8192, max_age_s=5.0))
+    with content.registry() as registry:
+        make_package(registry, "digits", rule, content.settings.serving).write(tmp_path / "package")
+    settings = load_settings(tmp_path / "package", outside=()).settings
+    assert settings.endpoints["digits"].cache == rule.cache
 
 
 def test_the_same_version_packs_to_the_same_bytes(content: Project, package: Package, tmp_path: Path) -> None:

@@ -306,6 +306,17 @@ class ArmSettings(Section):
         return self
 
 
+class CacheSettings(Section):
+    """Answers of an endpoint that are kept for the same inputs, until its version changes."""
+
+    max_bytes: StrictInt = Field(
+        default=64 << 20, ge=4096, description="Bytes that the kept answers of one worker may take."
+    )
+    max_age_s: StrictFloat | None = Field(
+        default=None, gt=0, description="After how long an answer is computed anew; none: when the version changes."
+    )
+
+
 class EndpointSettings(Section):
     """A name that clients call, and what answers."""
 
@@ -324,6 +335,9 @@ class EndpointSettings(Section):
         default="",
         description="Which model answers when the version that should cannot: nothing is loaded, it failed, or its "
         "queue is too long. `name@alias` or `name/number`; empty: the error is answered.",
+    )
+    cache: CacheSettings | None = Field(
+        default=None, description="Keep answers for the same inputs; only for models without randomness or state."
     )
 
     @model_validator(mode="after")

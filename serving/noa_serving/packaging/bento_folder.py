@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import yaml
 
-from noa.settings import ServingSettings
+from noa.settings import CacheSettings, ServingSettings
 
 if TYPE_CHECKING:
     from noa_serving.packaging.packed_model import PackedVersion
@@ -49,7 +49,9 @@ def bentofile(endpoint: str, version: PackedVersion) -> str:
     return yaml.safe_dump(table, sort_keys=False)
 
 
-def project_file(endpoint: str, version: PackedVersion, serving: ServingSettings) -> str:
+def project_file(
+    endpoint: str, version: PackedVersion, serving: ServingSettings, cache: CacheSettings | None = None
+) -> str:
     """Return `noa.toml`: the endpoint, pinned, and what its server does differently from the defaults."""
     lines = ["[serving]"]
     for name, field in ServingSettings.model_fields.items():
@@ -58,6 +60,9 @@ def project_file(endpoint: str, version: PackedVersion, serving: ServingSettings
             lines.append(f"{name} = {json.dumps(value)}")
     lines += ["", f"[endpoints.{endpoint}]"]
     lines += [f"model = {json.dumps(version.reference)}", f"format = {json.dumps(version.format.name)}"]
+    if cache is not None:
+        lines += [f"[endpoints.{endpoint}.cache]"]
+        lines += [f"{name} = {json.dumps(value)}" for name, value in cache if value is not None]
     return "\n".join([*lines, ""])
 
 

@@ -136,6 +136,7 @@ def make_package(
     if not deploying.image:
         deploying = replace(deploying, image=image)
     texts = _texts(endpoint, packed, serving, lean, deploying=deploying, base_image=base_image)
+    texts["noa.toml"] = bento_folder.project_file(endpoint, packed, serving, rule.cache).encode()
     prefix = f"{MODEL_FOLDER}/{FILES_FOLDER}"
     copies = {f"{prefix}/{file.path}": folder / file.path for file in sealed.manifest.files}
     copies[f"{MODEL_FOLDER}/{EXAMPLE_FILE}"] = example_source
@@ -158,7 +159,6 @@ def _texts(
     texts = {
         "service.py": bento_folder.service_module(version, sha256_bytes(facts)),
         "bentofile.yaml": bento_folder.bentofile(endpoint, version),
-        "noa.toml": bento_folder.project_file(endpoint, version, serving),
         "README.md": bento_folder.readme(endpoint, version),
         "requirements.txt": f"{lean.to_text()}./{wheel_place}\n",
         "Containerfile": containerfile(python=python, base=base_image),
