@@ -32,7 +32,7 @@ from noa_serving._metrics import RouteMetrics, render
 from noa_serving._metrics_pages import MetricsPages, merge
 from noa_serving._models import Models, describe_model, parse_version, require_version
 from noa_serving._prepared import Prepared
-from noa_serving._quotas import Quotas
+from noa_serving._quotas import Limits, Quotas
 from noa_serving._scopes import View, require_scope, view_of
 from noa_serving._shared_memory import SharedRegions
 from noa_serving._stages import Passage
@@ -271,7 +271,7 @@ class Application:
             admission=self.admission,
             follower=self.follower,
             computing=self.computing,
-            over_quota=0 if self.guard.quotas is None else self.guard.quotas.refused,
+            over_quota=self.guard.over_quota,
             fast_answers=self.fast_answers,
             logs=[] if self.observer is None else self.observer.counts(),
             worker=os.getpid(),
@@ -346,6 +346,7 @@ def _key_ring(settings: ServingSettings, names: Iterable[str], own_key: str | No
         own_key=own_key,
         tokens=reader_of(settings, names),
         seen_file=seen_file,
+        limits_of=partial(Limits.of, settings),
     )
 
 

@@ -371,6 +371,11 @@ class ServingSettings(Section):
     )
     jwt_issuer: str = Field(default="", description="`iss` that tokens must have.")
     jwt_audience: str = Field(default="", description="`aud` that tokens must hold: the name of this service there.")
+    jwt_quota_claim: str = Field(
+        default="",
+        description="Claim of tokens that holds a quota of their own: requests per second, or a table with "
+        "`requests_per_s`, `burst_requests`, `bytes_per_s`, `burst_bytes`; empty: no claim counts.",
+    )
     tls_certificate: Path | None = Field(
         default=None, description="PEM file of the server's certificate and its chain: TLS for HTTP and gRPC."
     )
