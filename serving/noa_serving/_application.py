@@ -34,6 +34,7 @@ from noa_serving._models import Models, describe_model, parse_version, require_v
 from noa_serving._prepared import Prepared
 from noa_serving._quotas import Limits, Quotas
 from noa_serving._scopes import View, require_scope, view_of
+from noa_serving._served_tls import ServedTls
 from noa_serving._shared_memory import SharedRegions
 from noa_serving._stages import Passage
 from noa_serving.api_keys import KeyFile
@@ -113,6 +114,7 @@ class Application:
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
         self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
         self.breaths = Breaths()
+        self.tls = None if settings.tls_certificate is None else ServedTls(settings)
         self.fast_answers = 0
         self.metrics_pages = metrics_pages
         self.observer = observer
@@ -259,6 +261,8 @@ class Application:
             "worker": os.getpid(),
             "endpoints": {name: describe(one) for name, one in self.endpoints.items()},
         }
+        if self.tls is not None:
+            table["tls"] = self.tls.describe()
         if self.crew.size > 1:
             table |= {"workers": self.crew.rows(), "degraded": self.crew.shortfall()}
         return json_response(table)
@@ -274,6 +278,7 @@ class Application:
             over_quota=self.guard.over_quota,
             fast_answers=self.fast_answers,
             logs=[] if self.observer is None else self.observer.counts(),
+            tls=self.tls,
             worker=os.getpid(),
         )
 

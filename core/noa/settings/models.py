@@ -384,6 +384,12 @@ class ServingSettings(Section):
         default=None,
         description="PEM file of authorities: only clients with a certificate of theirs may connect (mutual TLS).",
     )
+    tls_expiry_warning_days: StrictFloat = Field(
+        default=14.0,
+        ge=0,
+        description="A `tls_certificate` that expires within so many days is warned about, in the log and in "
+        "`/metrics`, days.",
+    )
     client_ca: Path | None = Field(
         default=None,
         description="PEM file of authorities by which noa's own commands check the certificate of another server; "
