@@ -20,10 +20,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import uvicorn.config
+import uvicorn
 
 from noa.errors import SettingsError
 from noa_serving._tls import load_pair, trust, unusable
@@ -118,14 +119,15 @@ class ServedTls:
             self._timer = None
 
     def guard_uvicorn(self) -> None:
-        """Let uvicorn, in this process, serve what is read here in place of the files that it is told."""
+        """Let uvicorn, in this process, serve what is read here, whether it is told of files or, in a package, not."""
         door = _Door(ssl.PROTOCOL_TLS_SERVER)
         door.served = self
 
-        def create_context(*_: object, **__: object) -> ssl.SSLContext:
+        def open_door(*_: object) -> ssl.SSLContext:
             return door
 
-        uvicorn.config.create_ssl_context = create_context
+        # BentoML's worker makes its uvicorn configuration after this call and has no option for a context.
+        uvicorn.Config = partial(uvicorn.Config, ssl_context_factory=open_door)  # pyright: ignore[reportAttributeAccessIssue]  # it is called as the class is
 
     def _take(self, stamp: Stamp, now: datetime) -> None:
         try:
