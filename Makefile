@@ -30,7 +30,8 @@ setup: ## Create .venv and install everything from the lock.
 demo: setup ## Train, register, convert, promote, serve, retrain and roll back a real model (2 minutes).
 	@$(BIN)/noa demo
 
-tools: # What the tests run that pip does not install.
+tools: # What the tests run that is not in .venv: nginx, and KServe's client in an environment of its own.
+	@$(PYTHON) scripts/set_up_kserve.py >/dev/null
 	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || { \
 		echo "test: installing nginx"; \
 		as_root=$$([ $$(id -u) = 0 ] || echo sudo); \

@@ -45,10 +45,17 @@ class Authority:
         self.file = folder / f"{name}.pem"
         self.file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def sign(self, name: str, *, addresses: tuple[str, ...] = (), dns: tuple[str, ...] = ()) -> Pair:
-        """Make a certificate for a server or a client."""
+    def sign(
+        self,
+        name: str,
+        *,
+        addresses: tuple[str, ...] = (),
+        dns: tuple[str, ...] = (),
+        lifetime: timedelta = timedelta(days=1),
+    ) -> Pair:
+        """Make a certificate for a server or a client; with a lifetime below zero it has expired."""
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_name(name), self._name, key.public_key())
+        builder = _builder(_name(name), self._name, key.public_key(), lifetime)
         names = [*(x509.IPAddress(ip_address(one)) for one in addresses), *(x509.DNSName(one) for one in dns)]
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
@@ -69,9 +76,12 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, lifetime: timedelta = timedelta(days=1)
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
     builder = builder.serial_number(x509.random_serial_number())
-    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1))
+    end = now + lifetime
+    builder = builder.not_valid_before(min(now, end) - timedelta(hours=1)).not_valid_after(end)
     return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)

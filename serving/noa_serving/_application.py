@@ -33,8 +33,9 @@ from noa_serving._metrics import RouteMetrics, render
 from noa_serving._metrics_pages import MetricsPages, merge
 from noa_serving._models import Models, parse_version, require_version
 from noa_serving._prepared import Prepared
-from noa_serving._quotas import Quotas
+from noa_serving._quotas import Limits, Quotas
 from noa_serving._scopes import View, require_scope, view_of
+from noa_serving._served_tls import ServedTls
 from noa_serving._shared_memory import SharedRegions
 from noa_serving._stages import Passage
 from noa_serving._traffic import with_arms
@@ -141,6 +142,7 @@ class Application:
         self.pool = ThreadPoolExecutor(max_workers=pool_size(settings), thread_name_prefix="noa-compute")
         self.computing = Computing(self.admission, self.pool, settings, pool_size(settings))
         self.breaths = Breaths()
+        self.tls = None if settings.tls_certificate is None else ServedTls(settings)
         self.fast_answers = 0
         self.metrics_pages = metrics_pages
         self.observer = observer
@@ -297,6 +299,8 @@ class Application:
             "worker": os.getpid(),
             "endpoints": {name: describe(one) for name, one in self.endpoints.items()},
         }
+        if self.tls is not None:
+            table["tls"] = self.tls.describe()
         if self.crew.size > 1:
             table |= {"workers": self.crew.rows(), "degraded": self.crew.shortfall()}
         return json_response(table)
@@ -309,9 +313,10 @@ class Application:
             admission=self.admission,
             follower=self.follower,
             computing=self.computing,
-            over_quota=0 if self.guard.quotas is None else self.guard.quotas.refused,
+            over_quota=self.guard.over_quota,
             fast_answers=self.fast_answers,
             logs=[] if self.observer is None else self.observer.counts(),
+            tls=self.tls,
             worker=os.getpid(),
         )
 
@@ -408,6 +413,7 @@ def _key_ring(settings: ServingSettings, names: Iterable[str], own_key: str | No
         own_key=own_key,
         tokens=reader_of(settings, names),
         seen_file=seen_file,
+        limits_of=partial(Limits.of, settings),
     )
 
 

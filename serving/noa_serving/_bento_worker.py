@@ -46,6 +46,8 @@ def start_worker(request: LaunchRequest, build: Callable[[LaunchRequest], Applic
     configure_logging()
     os.environ["FORWARDED_ALLOW_IPS"] = "nobody"  # a client is who it is to the socket, on both ways in
     application = build(request)
+    if application.tls is not None:
+        application.tls.guard_uvicorn()
     _calm_collector()
     # The worker makes its uvicorn configuration after this call and looks the protocol up in this table.
     HTTP_PROTOCOLS["auto"] = hot_protocol(application)  # pyright: ignore[reportArgumentType]  # uvicorn takes classes too
@@ -118,6 +120,8 @@ def _with_crew(application: Application, request: LaunchRequest) -> AsgiApplicat
             await grpc.start()
         await _report_address(request, grpc_port=None if grpc is None else grpc.port)
         application.crew.accept()
+        if application.tls is not None:
+            application.tls.watch()
         if application.metrics_pages is not None:
             application.metrics_pages.start(application.render_own_metrics)
 
@@ -126,6 +130,8 @@ def _with_crew(application: Application, request: LaunchRequest) -> AsgiApplicat
             application.metrics_pages.stop()
         if grpc is not None:
             await grpc.stop()
+        if application.tls is not None:
+            application.tls.close()
         application.crew.leave()
 
     return AsgiApplication(application, on_startup=start, on_shutdown=stop)

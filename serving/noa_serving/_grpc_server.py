@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from noa_serving._key_ring import Grant
     from noa_serving._observer import Watch
     from noa_serving._prepared import Prepared
+    from noa_serving._served_tls import Identity
     from noa_serving.api_keys import Verb
 
 _CODES: dict[int, grpc.StatusCode] = {
@@ -112,13 +113,23 @@ class GrpcServer:
         self._server = server
 
     def _listen(self, server: Any) -> None:
-        serving = self._application.settings
-        if serving.tls_certificate is None or serving.tls_key is None:
+        tls = self._application.tls
+        if tls is None:
             server.add_insecure_port(self._address)
             return
-        authorities = None if serving.tls_client_ca is None else serving.tls_client_ca.read_bytes()
-        pair = serving.tls_key.read_bytes(), serving.tls_certificate.read_bytes()
-        credentials = grpc.ssl_server_credentials([pair], authorities, authorities is not None)
+        given = tls.identity
+
+        def newer() -> Any:
+            """Return what counts for a connection that begins, None if nothing has changed; any thread may ask."""
+            nonlocal given
+            identity = tls.identity
+            if identity is given:
+                return None
+            given = identity
+            return _certificates(identity)
+
+        needs_certificate = given.authorities is not None
+        credentials = grpc.dynamic_ssl_server_credentials(_certificates(given), newer, needs_certificate)
         server.add_secure_port(self._address, credentials)
 
     async def stop(self) -> None:
@@ -297,6 +308,11 @@ class GrpcServer:
         if endpoint is None:
             return "SERVICE_UNKNOWN"
         return "SERVING" if endpoint.is_ready else "NOT_SERVING"
+
+
+def _certificates(identity: Identity) -> Any:
+    pair = identity.key, identity.certificate
+    return grpc.ssl_server_certificate_configuration([pair], identity.authorities)
 
 
 def _require_scope(grant: Grant, name: str, message: Any) -> None:

@@ -27,9 +27,16 @@ class Guard:
 
     def __init__(self, keys: KeyRing, quotas: Quotas | None = None) -> None:
         self.keys = keys
-        self.quotas = quotas if quotas is not None and quotas.is_on else None
-        self.is_on = keys.is_on or self.quotas is not None
+        self.quotas: Quotas | None = None
+        self.is_on = False
+        self._quotas = quotas
         self._timer: asyncio.TimerHandle | None = None
+        self._settle()
+
+    @property
+    def over_quota(self) -> int:
+        """Requests refused because of quotas."""
+        return 0 if self._quotas is None else self._quotas.refused
 
     def allow(self, headers: Headers, endpoint: str) -> Grant:
         """Return who asks an endpoint to compute.
@@ -51,12 +58,12 @@ class Guard:
             RequestRefusedError: 429.
         """
         if self.quotas is not None:
-            self.quotas.charge(_client(grant, peer), num_bytes)
+            self.quotas.charge(_client(grant, peer), num_bytes, grant.limits)
 
     def charge_bytes(self, grant: Grant, num_bytes: int, peer: Peer) -> None:
         """Charge the bytes of a body whose length was not known before."""
         if self.quotas is not None:
-            self.quotas.add_bytes(_client(grant, peer), num_bytes)
+            self.quotas.add_bytes(_client(grant, peer), num_bytes, grant.limits)
 
     def identify(self, headers: Headers) -> Grant:
         """Return what a caller may do whose request does not compute. Errors as in `allow`."""
@@ -65,7 +72,12 @@ class Guard:
     def look(self) -> None:
         """Take in changes of the key file."""
         self.keys.look()
-        self.is_on = self.keys.is_on or self.quotas is not None
+        self._settle()
+
+    def _settle(self) -> None:
+        has_quotas = self._quotas is not None and (self._quotas.is_on or self.keys.has_limits)
+        self.quotas = self._quotas if has_quotas else None
+        self.is_on = self.keys.is_on or has_quotas
 
     def watch(self) -> None:
         """Look again and again, on the running event loop."""
@@ -81,4 +93,4 @@ class Guard:
 
 def _client(grant: Grant, peer: Peer) -> str:
     """Return whose quota counts: the key's, or without keys the address's."""
-    return grant.who or ("local" if peer is None else client_of(peer[0]))
+    return grant.bucket or grant.who or ("local" if peer is None else client_of(peer[0]))

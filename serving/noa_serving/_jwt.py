@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from noa.errors import DependencyMissingError, SettingsError
-from noa_serving._key_ring import Grant
-from noa_serving.api_keys import VERBS, Verb
+from noa.errors import DependencyMissingError, InvalidInputError, SettingsError
+from noa_serving._key_ring import Grant, limited
+from noa_serving._quotas import Limits
+from noa_serving.api_keys import VERBS, KeyQuota, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from noa.settings import ServingSettings
 
@@ -27,14 +30,33 @@ _PREFIX = "noa:"
 
 
 class TokenReader:
-    """Reads tokens with the keys of a JWKS file. Not usable before `load`."""
+    """Reads tokens with the keys of a JWKS file. Not usable before `load`.
 
-    def __init__(self, path: Path, *, issuer: str, audience: str, names: Iterable[str]) -> None:
+    `quota_claim` is the claim that holds a bearer's quota, which `limits_of` makes ready; empty: none does.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        issuer: str,
+        audience: str,
+        names: Iterable[str],
+        quota_claim: str = "",
+        limits_of: Callable[[KeyQuota], Limits] | None = None,
+    ) -> None:
         self.path = path
         self._issuer = issuer
         self._audience = audience
         self._names = tuple(names)
         self._keys: dict[str, Any] = {}
+        self._quota_claim = quota_claim
+        self._limits_of = limits_of
+
+    @property
+    def reads_quotas(self) -> bool:
+        """Whether a token may give its bearer a quota."""
+        return bool(self._quota_claim)
 
     def load(self) -> None:
         """Read the file; what was read before stays if it is damaged.
@@ -74,7 +96,7 @@ class TokenReader:
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
             return self._grant(claims)
-        except (jwt.PyJWTError, KeyError, ValueError, TypeError):
+        except (jwt.PyJWTError, KeyError, ValueError, TypeError, InvalidInputError):
             return None
 
     def _grant(self, claims: dict[str, Any]) -> Grant:
@@ -86,21 +108,32 @@ class TokenReader:
         expires_at = float(claims["exp"])
         if not math.isfinite(expires_at):
             raise ValueError("`exp` is no time")
+        who = f"{claims['sub']}@{self._issuer}"[:256]
+        quota = KeyQuota.parse(claims.get(self._quota_claim)) if self._quota_claim else None
+        limits, bucket = limited(who, quota, self._limits_of)
         grant = Grant(
-            who=f"{claims['sub']}@{self._issuer}"[:256],
+            who=who,
             verbs=verbs,
             endpoints=tuple(cast("list[str]", endpoints)),
             expires_at=expires_at,
+            limits=limits,
+            bucket=bucket,
         )
-        infers = frozenset(name for name in self._names if grant.allows("infer", name))
-        return Grant(who=grant.who, verbs=verbs, endpoints=grant.endpoints, expires_at=expires_at, infers=infers)
+        return replace(grant, infers=frozenset(name for name in self._names if grant.allows("infer", name)))
 
 
 def reader_of(serving: ServingSettings, names: Iterable[str] = ()) -> TokenReader | None:
     """Return the reader that the settings ask for, None if they ask for none."""
     if serving.jwt_jwks_file is None:
         return None
-    return TokenReader(serving.jwt_jwks_file, issuer=serving.jwt_issuer, audience=serving.jwt_audience, names=names)
+    return TokenReader(
+        serving.jwt_jwks_file,
+        issuer=serving.jwt_issuer,
+        audience=serving.jwt_audience,
+        names=names,
+        quota_claim=serving.jwt_quota_claim,
+        limits_of=partial(Limits.of, serving),
+    )
 
 
 def _is_ours(row: dict[str, object]) -> bool:

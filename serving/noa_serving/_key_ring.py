@@ -12,7 +12,7 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 
 from noa.errors import NoaError
 from noa_serving._http import Headers, RequestRefusedError
-from noa_serving.api_keys import VERBS, ApiKey, KeyFile, Verb
+from noa_serving.api_keys import VERBS, ApiKey, KeyFile, KeyQuota, Verb
 
 if TYPE_CHECKING:
     from noa_serving._jwt import TokenReader
+    from noa_serving._quotas import Limits
 
 log = logging.getLogger("noa.serving")
 
@@ -34,13 +35,19 @@ _MAX_VERIFIED = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """What a caller may do. `who` is the id of the key, or empty where there are no keys."""
+    """What a caller may do. `who` is the id of the key, or empty where there are no keys.
+
+    One with `limits` of its own has a `bucket` of its own, named for them: changed ones begin with a full one, and no
+    debt is read by another rate than that by which it was made.
+    """
 
     who: str
     verbs: frozenset[Verb]
     endpoints: tuple[str, ...]
     expires_at: float = math.inf  # seconds since the epoch
     infers: frozenset[str] = field(default=frozenset())  # the endpoints it may have compute, for the fast way
+    limits: Limits | None = None
+    bucket: str = ""
 
     @property
     def sees_all(self) -> bool:
@@ -77,7 +84,8 @@ class KeyRing:
     `keys` are those of the settings, which may do everything; `names` are the endpoints of the server. With
     `is_required` nobody is answered without a key even where there is none (any more). `own_key` is that of the
     server's project, and no reason to ask others for one. `seen_file` comes into being when a worker of the server has
-    seen a file of keys: one that starts later asks for keys too, although that file may be gone.
+    seen a file of keys: one that starts later asks for keys too, although that file may be gone. `limits_of` makes the
+    quota of a key ready.
     """
 
     def __init__(
@@ -90,8 +98,10 @@ class KeyRing:
         own_key: str | None = None,
         tokens: TokenReader | None = None,
         seen_file: Path | None = None,
+        limits_of: Callable[[KeyQuota], Limits] | None = None,
     ) -> None:
         self._file = file
+        self._limits_of = limits_of
         self._seen_file = seen_file
         self._names = tuple(names)
         everything = frozenset(self._names)
@@ -109,6 +119,12 @@ class KeyRing:
         was_seen = seen_file is not None and seen_file.exists()
         self.is_on = bool(keys) or is_required or was_seen or tokens is not None
         self.look()
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether a caller may have limits of its own."""
+        has_some = any(grant.limits is not None for _, grant in self._file_keys.values())
+        return has_some or (self._tokens is not None and self._tokens.reads_quotas)
 
     def look(self) -> bool:
         """Read the files again that have changed; returns whether the one of keys had."""
@@ -206,12 +222,15 @@ class KeyRing:
     def _grant(self, key: ApiKey) -> Grant:
         infers = frozenset(name for name in self._names if "infer" in key.verbs and key.covers(name))
         expires_at = math.inf if key.expires is None else key.expires.timestamp()
+        limits, bucket = limited(key.id, key.quota, self._limits_of)
         return Grant(
             who=key.id,
             verbs=frozenset(key.verbs),
             endpoints=key.endpoints,
             expires_at=expires_at,
             infers=infers,
+            limits=limits,
+            bucket=bucket,
         )
 
     def _read_stamp(self) -> tuple[int, ...] | None:
@@ -231,6 +250,15 @@ def _stamp_of(path: Path) -> tuple[int, ...]:
     except FileNotFoundError:
         return ()
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+
+
+def limited(
+    who: str, quota: KeyQuota | None, limits_of: Callable[[KeyQuota], Limits] | None
+) -> tuple[Limits | None, str]:
+    """Return a caller's own limits and the name of its bucket; None and no name if it has none."""
+    if quota is None or quota.is_empty or limits_of is None:
+        return None, ""
+    return limits_of(quota), f"{who} {quota}"
 
 
 def forbidden(verb: Verb, endpoint: str) -> RequestRefusedError:

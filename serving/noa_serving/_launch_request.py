@@ -79,11 +79,9 @@ class LaunchRequest:
         return self.folder / _KEYS_SEEN_FILE
 
     @property
-    def quotas_file(self) -> Path | None:
-        """The file in which the workers share what clients have used of their quotas, None where there are none."""
-        serving = self.settings.serving
-        has_quotas = serving.quota_requests_per_s is not None or serving.quota_bytes_per_s is not None
-        return self.folder / _QUOTAS_FILE if has_quotas else None
+    def quotas_file(self) -> Path:
+        """The file in which the workers share what clients have used of their quotas; a key may get one any time."""
+        return self.folder / _QUOTAS_FILE
 
     def save(self) -> None:
         """Write the file, readable by this user only."""
@@ -93,8 +91,7 @@ class LaunchRequest:
         create_board(
             self.folder, size=self.settings.serving.workers, endpoints=len(followed_names(self.settings.endpoints))
         )
-        if self.quotas_file is not None:
-            make_shared(self.quotas_file)
+        make_shared(self.quotas_file)
         table = {
             "settings": _reveal(self.settings.model_dump()),
             "die_with_parent": self.die_with_parent,

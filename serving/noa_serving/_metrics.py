@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from noa_serving._endpoint import Counted, Endpoint
     from noa_serving._follower import Follower
     from noa_serving._traffic import Traffic
+    from noa_serving._served_tls import ServedTls
 
 BUCKETS_S = (
     0.00005,
@@ -73,6 +74,7 @@ def render(
     over_quota: int,
     fast_answers: int,
     logs: Iterable[tuple[str, int, int]],
+    tls: ServedTls | None,
     worker: int,
 ) -> bytes:
     """Return everything that is counted, as Prometheus text (version 0.0.4)."""
@@ -91,6 +93,7 @@ def render(
         *_batches(computing, worker),
         *_counter("noa_fast_answers_total", "Requests answered without ASGI.", fast_answers, worker),
         *_logs(list(logs), worker),
+        *_tls(tls, worker),
         *_counter("noa_registry_failed_polls_total", "Look-ups that failed.", follower.failed_polls, worker),
         *_gauge("noa_metrics_time_seconds", "When this was counted, Unix time.", f"{time.time():.3f}", worker),
         *_gauge("noa_registry_reachable", "Whether the last look-up worked.", int(follower.problem is None), worker),
@@ -221,6 +224,17 @@ def _logs(logs: list[tuple[str, int, int]], worker: int) -> Iterator[str]:
     yield "# TYPE noa_records_lost_total counter"
     for name, _, lost in logs:
         yield f'noa_records_lost_total{{log="{name}",worker="{worker}"}} {lost}'
+
+
+def _tls(tls: ServedTls | None, worker: int) -> Iterator[str]:
+    if tls is None:
+        return
+    end = int(tls.identity.not_after.timestamp())
+    yield from _gauge("noa_tls_not_after_seconds", "When the certificate that is served ends, Unix time.", end, worker)
+    soon, refused = int(tls.expires_soon()), int(tls.refusal is not None)
+    yield from _gauge("noa_tls_expires_soon", "Whether it ends within the days of the settings.", soon, worker)
+    yield from _gauge("noa_tls_refused", "Whether newer files are refused and older ones served.", refused, worker)
+    yield from _counter("noa_tls_reloads_total", "Times that replaced files were taken in.", tls.reloads, worker)
 
 
 def _gauge(name: str, text: str, value: int | str, worker: int) -> tuple[str, ...]:

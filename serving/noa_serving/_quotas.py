@@ -15,6 +15,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from ipaddress import ip_address
@@ -26,6 +27,7 @@ from noa_serving._http import RequestRefusedError
 
 if TYPE_CHECKING:
     from noa.settings import ServingSettings
+    from noa_serving.api_keys import KeyQuota
 
 _SLOTS = 1 << 15
 _CELLS = 3
@@ -46,6 +48,47 @@ def make_shared(path: Path) -> None:
         os.posix_fallocate(file.fileno(), 0, _BYTES)  # a hole on a full disk would kill who writes to it
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one client may send, with what `Quotas.charge` needs of it made ready."""
+
+    requests: str  # how an error tells them
+    interval_s: float  # between two requests; 0: there is no limit
+    slack_s: float  # how far ahead of its rate a client may be
+    bytes: str
+    byte_s: float  # per byte; 0: there is no limit
+    byte_burst_s: float
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to keep."""
+        return self.interval_s > 0 or self.byte_s > 0
+
+    @classmethod
+    def of(cls, settings: ServingSettings, quota: KeyQuota | None = None) -> Limits:
+        """Return what the settings let a client send, or a key with a quota of its own."""
+        rate, burst_s = settings.quota_requests_per_s, settings.quota_burst_s
+        byte_rate: float | None = settings.quota_bytes_per_s
+        byte_burst_s = burst_s
+        if quota is not None and quota.requests_per_s is not None:
+            rate = quota.requests_per_s
+            burst_s = burst_s if quota.burst_requests is None else quota.burst_requests / rate
+        if quota is not None and quota.bytes_per_s is not None:
+            byte_rate = quota.bytes_per_s
+            byte_burst_s = byte_burst_s if quota.burst_bytes is None else quota.burst_bytes / byte_rate
+        interval_s = 0.0 if rate is None else 1.0 / rate
+        return cls(
+            requests="" if rate is None else f"at most {rate:g} requests per second, {burst_s:g} s of it at once",
+            interval_s=interval_s,
+            slack_s=max(burst_s - interval_s, 0.0) + _ROUNDING_S,
+            bytes=""
+            if byte_rate is None
+            else f"at most {byte_rate:.12g} bytes per second, {byte_burst_s:g} s of it at once",
+            byte_s=0.0 if byte_rate is None else 1.0 / byte_rate,
+            byte_burst_s=byte_burst_s,
+        )
+
+
 class Quotas:
     """The buckets, as one worker sees them. `path` is the file it shares with others, None: it is alone."""
 
@@ -58,12 +101,8 @@ class Quotas:
     ) -> None:
         self.refused = 0
         self._clock = clock
-        self._requests_per_s = settings.quota_requests_per_s
-        self._bytes_per_s = settings.quota_bytes_per_s
-        self._burst_s = settings.quota_burst_s
-        self._interval_s = 0.0 if self._requests_per_s is None else 1.0 / self._requests_per_s
-        self._byte_s = 0.0 if self._bytes_per_s is None else 1.0 / self._bytes_per_s
-        self._slack_s = max(self._burst_s - self._interval_s, 0.0) + _ROUNDING_S
+        limits = Limits.of(settings)
+        self._limits = limits if limits.is_on else None
         self._memory = _map(path)
         whole = memoryview(self._memory)
         self._secret = bytes(whole[: _CELLS * 8])
@@ -73,47 +112,55 @@ class Quotas:
 
     @property
     def is_on(self) -> bool:
-        """Whether there is anything to keep."""
-        return self._requests_per_s is not None or self._bytes_per_s is not None
+        """Whether there is anything to keep of a client that has no limits of its own."""
+        return self._limits is not None
 
-    def charge(self, client: str, num_bytes: int) -> None:
+    def charge(self, client: str, num_bytes: int, limits: Limits | None = None) -> None:
         """Take one request and its bytes from a client's buckets; a refused request costs nothing.
+
+        A client with `limits` of its own has them in place of the settings'.
 
         Raises:
             RequestRefusedError: 429, with the time after which the same request passes.
         """
+        if limits is None:
+            limits = self._limits
+            if limits is None:
+                return
         cell, owner = self._known.get(client, _NOWHERE)
         if self._owners[cell] != owner:
             cell = self._find(client)
         times, now, free_at = self._times, self._clock(), 0.0  # written for speed: this is in every request's way
-        if self._interval_s:
+        interval_s, byte_s = limits.interval_s, limits.byte_s
+        if interval_s:
             free_at = times[cell + 1]
             if free_at < now:
                 free_at = now
-            elif free_at - now > self._slack_s:
-                raise self._refusal(free_at - now - self._slack_s, f"at most {self._requests_per_s:g} requests")
-        if self._byte_s:
+            elif free_at - now > limits.slack_s:
+                raise self._refusal(free_at - now - limits.slack_s, limits.requests)
+        if byte_s:
             bytes_free_at = times[cell + 2]
             if bytes_free_at < now:
                 bytes_free_at = now
-            elif bytes_free_at - now >= self._burst_s:
-                raise self._refusal(bytes_free_at - now - self._burst_s, f"at most {self._bytes_per_s} bytes")
-            times[cell + 2] = bytes_free_at + num_bytes * self._byte_s
-        if self._interval_s:
-            times[cell + 1] = free_at + self._interval_s
+            elif bytes_free_at - now >= limits.byte_burst_s:
+                raise self._refusal(bytes_free_at - now - limits.byte_burst_s, limits.bytes)
+            times[cell + 2] = bytes_free_at + num_bytes * byte_s
+        if interval_s:
+            times[cell + 1] = free_at + interval_s
 
-    def add_bytes(self, client: str, num_bytes: int) -> None:
+    def add_bytes(self, client: str, num_bytes: int, limits: Limits | None = None) -> None:
         """Take the bytes of a body whose length nobody had said."""
-        if self._byte_s:
+        limits = limits or self._limits
+        if limits is not None and limits.byte_s:
             cell = self._find(client) + 2
-            self._times[cell] = max(self._times[cell], self._clock()) + num_bytes * self._byte_s
+            self._times[cell] = max(self._times[cell], self._clock()) + num_bytes * limits.byte_s
 
     def _refusal(self, wait_s: float, expected: str) -> RequestRefusedError:
         self.refused += 1
         return RequestRefusedError(
             "this client has used up its quota",
             status=429,
-            expected=f"{expected} per second, {self._burst_s:g} s of it at once",
+            expected=expected,
             retry_after_s=max(1, math.ceil(wait_s)),
         )
 

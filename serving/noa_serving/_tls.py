@@ -25,10 +25,10 @@ def check_tls(serving: ServingSettings) -> None:
         SettingsError: one is not; names its setting.
     """
     if serving.tls_certificate is not None:
-        _load_pair("tls_certificate", serving.tls_certificate, serving.tls_key)
+        load_pair("tls_certificate", serving.tls_certificate, serving.tls_key)
         own_server_context(serving)
     if serving.tls_client_ca is not None:
-        _trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "tls_client_ca", serving.tls_client_ca)
+        trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "tls_client_ca", serving.tls_client_ca)
     client_context(serving)
 
 
@@ -48,7 +48,7 @@ def own_server_context(serving: ServingSettings) -> ssl.SSLContext | None:
         first = text[text.index(_BEGIN) : text.index(_END) + len(_END)]
         context.load_verify_locations(cadata=first)
     except (OSError, ValueError) as exc:  # `ssl.SSLError` is an `OSError`
-        raise _unusable("tls_certificate", serving.tls_certificate, exc) from exc
+        raise unusable("tls_certificate", serving.tls_certificate, exc) from exc
     return _with_certificate(context, serving)
 
 
@@ -57,32 +57,46 @@ def client_context(serving: ServingSettings) -> ssl.SSLContext:
     context = ssl.create_default_context()
     if serving.client_ca is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        _trust(context, "client_ca", serving.client_ca)
+        trust(context, "client_ca", serving.client_ca)
     return _with_certificate(context, serving)
 
 
 def _with_certificate(context: ssl.SSLContext, serving: ServingSettings) -> ssl.SSLContext:
     if serving.client_certificate is not None:
-        _load_pair("client_certificate", serving.client_certificate, serving.client_certificate_key, context)
+        load_pair("client_certificate", serving.client_certificate, serving.client_certificate_key, context)
     return context
 
 
-def _trust(context: ssl.SSLContext, setting: str, path: Path) -> None:
+def trust(context: ssl.SSLContext, setting: str, path: Path, *, shown: Path | None = None) -> None:
+    """Let a context trust the authorities of a file; an error calls it `shown`.
+
+    Raises:
+        SettingsError: it cannot be used; names its setting.
+    """
     try:
         context.load_verify_locations(cafile=path)
     except OSError as exc:
-        raise _unusable(setting, path, exc) from exc
+        raise unusable(setting, shown or path, exc) from exc
 
 
-def _load_pair(setting: str, certificate: Path, key: Path | None, context: ssl.SSLContext | None = None) -> None:
+def load_pair(
+    setting: str,
+    certificate: Path,
+    key: Path | None,
+    context: ssl.SSLContext | None = None,
+    *,
+    shown: Path | None = None,
+) -> None:
+    """Load a certificate and its key into a context. Errors as in `trust`."""
     try:
         # A key with a password would ask for it on the terminal: an empty one is tried instead.
         (context or ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)).load_cert_chain(certificate, key, password="")
     except OSError as exc:
-        raise _unusable(setting, certificate, exc) from exc
+        raise unusable(setting, shown or certificate, exc) from exc
 
 
-def _unusable(setting: str, path: Path, error: Exception) -> SettingsError:
+def unusable(setting: str, path: Path, error: Exception) -> SettingsError:
+    """Return the error of a file that cannot be used, for a reason."""
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "no certificate is in it"
     return SettingsError(
         f"`serving.{setting}` cannot be used: {str(reason).lower().replace('_', ' ')}",

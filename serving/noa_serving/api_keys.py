@@ -15,7 +15,7 @@ import secrets
 import stat
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,11 +36,70 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PATTERN = re.compile(r"[A-Za-z0-9._*?\[\]!-]{1,128}")
 _NAME = re.compile(r"[\w.@+-][\w.@+ -]{0,63}")
 _MOST_BYTES = 16 << 20
+_LEAST_RATE, _MOST_RATE = 1e-6, 1e12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyQuota:
+    """What one key may send, in place of `serving.quota_requests_per_s` and `serving.quota_bytes_per_s`.
+
+    None leaves a rate as the settings have it. A burst is what a silent client may send at once, None: as much as in
+    `serving.quota_burst_s` seconds.
+    """
+
+    requests_per_s: float | None = None
+    burst_requests: int | None = None
+    bytes_per_s: float | None = None
+    burst_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InvalidInputError: one is out of range, or a burst has no rate.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 1 if field.name.startswith("burst") else _LEAST_RATE
+            if value is not None and not least <= value <= _MOST_RATE:  # also one that is no number
+                raise InvalidInputError(
+                    f"`{field.name}` of a quota is out of range",
+                    expected=f"from {least:g} to {_MOST_RATE:g}",
+                    received=f"{value!s:.40}",
+                )
+        for burst, rate in (("burst_requests", "requests_per_s"), ("burst_bytes", "bytes_per_s")):
+            if getattr(self, burst) is not None and getattr(self, rate) is None:
+                raise InvalidInputError(f"`{burst}` of a quota needs `{rate}`", expected=f"`{rate}` beside it")
+
+    @classmethod
+    def parse(cls, value: object) -> KeyQuota | None:
+        """Read a quota that comes from outside: a table of its numbers, or one, requests per second. None is none.
+
+        Raises:
+            InvalidInputError: it is neither.
+        """
+        if value is None:
+            return None
+        table = cast("dict[str, object]", value if isinstance(value, dict) else {"requests_per_s": value})
+        known = {field.name for field in fields(cls)}
+        for name, number in table.items():
+            kinds = (int,) if name.startswith("burst") else (int, float)
+            if name not in known or (number is not None and type(number) not in kinds):
+                raise InvalidInputError("not a quota", expected=", ".join(sorted(known)), received=f"`{name[:64]}`")
+        return cls(**cast("dict[str, int | None]", table))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it leaves everything to the settings."""
+        return self.requests_per_s is None and self.bytes_per_s is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """What is known about one key. `endpoints` are names or globs; `sha256` is in lower-case hexadecimal digits."""
+    """What is known about one key. `endpoints` are names or globs; `sha256` is in lower-case hexadecimal digits.
+
+    Without a `quota` of its own the settings' holds.
+    """
 
     id: str
     name: str
@@ -50,6 +109,7 @@ class ApiKey:
     created: datetime
     expires: datetime | None = None
     revoked: datetime | None = None
+    quota: KeyQuota | None = None
 
     def is_valid(self, now: datetime) -> bool:
         """Tell whether a server takes it."""
@@ -74,6 +134,7 @@ class KeyFile:
         endpoints: Sequence[str] = ("*",),
         verbs: Sequence[str] = ("infer", "read"),
         lifetime: timedelta | None = None,
+        quota: KeyQuota | None = None,
     ) -> tuple[ApiKey, str]:
         """Make a key. Returns what is kept of it, and the key itself, which is nowhere kept.
 
@@ -95,6 +156,7 @@ class KeyFile:
                 verbs=tuple(verb for verb in VERBS if verb in verbs),
                 created=now,
                 expires=None if lifetime is None else now + lifetime,
+                quota=quota,
             )
             keys.append(key)
         return key, text
@@ -107,17 +169,20 @@ class KeyFile:
             SettingsError, StorageError: as in `add`.
         """
         with self._changing() as keys:
-            found = [row for row, key in enumerate(keys) if which in (key.id, key.name) and key.revoked is None]
-            if not found:
-                known = ", ".join(f"`{key.id}` ({key.name})" for key in keys if key.revoked is None)
-                raise NotFoundError(
-                    f"no key `{which}`",
-                    expected=known or "any key; none is valid",
-                    received=f"`{which}`",
-                    remedy="List them with: noa api-keys list",
-                )
+            found = _rows_of(keys, which)
             for row in found:
                 keys[row] = replace(keys[row], revoked=now)
+            return tuple(keys[row] for row in found)
+
+    def limit(self, which: str, quota: KeyQuota | None) -> tuple[ApiKey, ...]:
+        """Give the key with this id, or all keys with this name, another quota, or with None that of the settings.
+
+        Servers go by it within a second, and begin with a full bucket. Errors as in `revoke`.
+        """
+        with self._changing() as keys:
+            found = _rows_of(keys, which)
+            for row in found:
+                keys[row] = replace(keys[row], quota=quota)
             return tuple(keys[row] for row in found)
 
     def read(self) -> tuple[ApiKey, ...]:
@@ -132,7 +197,7 @@ class KeyFile:
                 return _parse(file.read(_MOST_BYTES))
         except FileNotFoundError:
             return ()
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, InvalidInputError) as exc:
             raise SettingsError(
                 "the file of API keys is not readable",
                 where=str(self.path),
@@ -153,6 +218,19 @@ class KeyFile:
             write_file(self.path, json.dumps(table, indent=1) + "\n", private=True)
         finally:
             os.close(lock)
+
+
+def _rows_of(keys: Sequence[ApiKey], which: str) -> list[int]:
+    found = [row for row, key in enumerate(keys) if which in (key.id, key.name) and key.revoked is None]
+    if found:
+        return found
+    known = ", ".join(f"`{key.id}` ({key.name})" for key in keys if key.revoked is None)
+    raise NotFoundError(
+        f"no key `{which}`",
+        expected=known or "any key; none is valid",
+        received=f"`{which}`",
+        remedy="List them with: noa api-keys list",
+    )
 
 
 def _check(name: str, endpoints: Sequence[str], verbs: Sequence[str]) -> None:
@@ -184,6 +262,7 @@ def _row(key: ApiKey) -> dict[str, object]:
         "endpoints": list(key.endpoints),
         "verbs": list(key.verbs),
         **{name: None if time is None else time.isoformat() for name, time in times.items()},
+        "quota": None if key.quota is None else asdict(key.quota),
     }
 
 
@@ -215,6 +294,7 @@ def _parse_row(row: Mapping[str, object]) -> ApiKey:
         created=created,
         expires=_time(row.get("expires")),
         revoked=_time(row.get("revoked")),
+        quota=KeyQuota.parse(row.get("quota")),
     )
 
 

@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[list[str] | None, list[str] | None]] = {
     "endpoints watch": (None, ["-C", "missing"]),
     "api-keys new": (["shop", "--expires", "9d"], ["shop", "--verb", "write"]),
     "api-keys list": ([], ["-C", "missing"]),
+    "api-keys limit": (None, ["nobody", "--rate", "5"]),
     "api-keys revoke": (None, ["nobody"]),
     "keys new-signing": (["release", "--folder", "keys"], ["re/lease"]),
     "keys new": (["somebody", "--folder", "keys"], ["some/body"]),

@@ -19,7 +19,7 @@ from noa.errors import SettingsError
 from noa.settings import ServingSettings, Settings
 from noa_serving import check_exposure
 from noa_serving._http import RequestRefusedError
-from noa_serving._jwt import TokenReader
+from noa_serving._jwt import TokenReader, reader_of
 from noa_serving._key_ring import Grant, KeyRing
 
 ISSUER, AUDIENCE = "https://login.example.com/", "models"
@@ -181,3 +181,27 @@ def test_a_server_with_tokens_may_listen_everywhere_and_asks_for_one(content: Pr
     with pytest.raises(ValueError, match="jwt_issuer"):
         ServingSettings.model_validate({"jwt_jwks_file": jwks})
     app._application.close()
+
+
+def test_a_claim_gives_a_quota_only_where_the_settings_name_it(jwks: Path) -> None:
+    def grant_of(claim: str, value: object) -> Grant:
+        settings = ServingSettings(
+            jwt_jwks_file=jwks, jwt_issuer=ISSUER, jwt_audience=AUDIENCE, jwt_quota_claim=claim, quota_burst_s=2.0
+        )
+        ring = KeyRing([], tokens=reader_of(settings, ["digits"]))
+        assert ring.has_limits == bool(claim)
+        return ring.check({b"authorization": f"Bearer {token(noa_quota=value)}".encode()})
+
+    assert grant_of("", 5).limits is None
+    assert grant_of("other", 5).limits is None
+    assert grant_of("noa_quota", None).limits is None
+    five = grant_of("noa_quota", 5)
+    assert five.limits is not None
+    assert (five.limits.interval_s, five.limits.slack_s) == (0.2, pytest.approx(1.8, abs=1e-5))
+    table = grant_of("noa_quota", {"requests_per_s": 5, "burst_requests": 50, "bytes_per_s": 100})
+    assert table.limits is not None
+    assert (table.limits.slack_s, table.limits.byte_s) == (pytest.approx(9.8, abs=1e-5), 0.01)
+    assert table.who == five.who
+    for wrong in ("5", -1, True, [5], {"rate": 5}, {"burst_requests": 5}, 10**300):
+        with pytest.raises(RequestRefusedError, match="asks for a key"):
+            grant_of("noa_quota", wrong)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import ssl
 import subprocess
 import sys
 import venv
@@ -16,8 +18,9 @@ import tritonclient.http as triton
 from packaged_kit import ask, begin, end, predict, running, wait_for
 from serving_kit import Project, affine_model, endpoint, make_project
 
+from certificates import Authority
 from noa.digests import build_manifest
-from noa_serving import _parent_death, start_server
+from noa_serving import Client, _parent_death, start_server
 from noa_serving._launch_request import ARBITER_VARIABLE, arbiter_of
 from noa_serving.packaging import make_package
 
@@ -119,6 +122,23 @@ def test_beyond_loopback_nobody_is_answered_without_a_key(content: Project, pack
         assert predict(packaged.port, [1, 2, 3, 4])[0] == 401
         assert predict(packaged.port, [1, 2, 3, 4], {"authorization": f"Bearer {KEY}"})[0] == 200
         assert KEY not in packaged.log
+
+
+def test_a_package_with_a_certificate_answers_over_tls_only(package: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.sign("server", addresses=("127.0.0.1",))
+    tls = {"NOA__SERVING__TLS_CERTIFICATE": str(pair.certificate), "NOA__SERVING__TLS_KEY": str(pair.key)}
+    packaged = begin(package, tmp_path / "run", env=tls)
+    context = ssl.create_default_context(cafile=authority.file)
+    url = f"https://127.0.0.1:{packaged.port}"
+    try:
+        with Client(url, tls=context) as client:
+            wait_for(lambda: client.answers("/v2/health/ready"), packaged)
+            assert client.predict("digits", {"x": np.array([[1, 2, 3, 4]], np.float32)}).version == 2
+        with pytest.raises((OSError, http.client.HTTPException)):
+            ask(packaged.port, "GET", "/v2/health/live")
+    finally:
+        end(packaged)
 
 
 def test_a_dead_worker_comes_back_in_a_container_too(content: Project, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,14 +14,30 @@ from noa_cli._invocation import current
 from noa_cli._options import JsonOption
 
 if TYPE_CHECKING:
-    from noa_serving.api_keys import ApiKey, KeyFile
+    from noa_serving.api_keys import ApiKey, KeyFile, KeyQuota
+
+Rate = Annotated[
+    float | None, typer.Option("--rate", help="Requests per second, over all workers (default: as in the settings).")
+]
+Burst = Annotated[
+    int | None,
+    typer.Option("--burst", help="Requests at once after a silence (default: `serving.quota_burst_s` of the rate)."),
+]
+ByteRate = Annotated[
+    float | None, typer.Option("--byte-rate", help="Bytes of request bodies per second (default: as in the settings).")
+]
+ByteBurst = Annotated[
+    int | None,
+    typer.Option("--byte-burst", help="Bytes at once after a silence (default: `serving.quota_burst_s` of the rate)."),
+]
 
 
 def build() -> typer.Typer:
     """Return the group with its commands."""
-    group = new_group("Make and revoke the keys by which clients call a server.")
+    group = new_group("Make, limit and revoke the keys by which clients call a server.")
     add_command(group, new)
     add_command(group, list_keys, name="list")
+    add_command(group, limit)
     add_command(group, revoke)
     return group
 
@@ -40,15 +57,24 @@ def new(
         ),
     ] = None,
     expires: Annotated[str | None, typer.Option("--expires", help="For how long, e.g. 90d (default: no end).")] = None,
+    rate: Rate = None,
+    burst: Burst = None,
+    byte_rate: ByteRate = None,
+    byte_burst: ByteBurst = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and print it, once: only its hash is kept. Running servers take it within a second."""
     from noa.durations import parse_duration
 
     lifetime = None if expires is None else parse_duration(expires, where="--expires")
-    file = _file()
-    key, text = file.add(
-        name, now=datetime.now(UTC), endpoints=endpoints or ["*"], verbs=verbs or ["infer", "read"], lifetime=lifetime
+    quota = _quota_of(rate, burst, byte_rate, byte_burst)
+    key, text = _file().add(
+        name,
+        now=datetime.now(UTC),
+        endpoints=endpoints or ["*"],
+        verbs=verbs or ["infer", "read"],
+        lifetime=lifetime,
+        quota=quota,
     )
     if as_json:
         console.print_json({**_row(key), "key": text})
@@ -64,8 +90,31 @@ def list_keys(as_json: JsonOption = False) -> None:
     if as_json:
         console.print_json([_row(key) for key in keys])
         return
-    rows = [[key.id, key.name, _scope(key), _state(key), f"{key.created:%Y-%m-%d}"] for key in keys]
-    console.print_table(("id", "name", "scope", "state", "made"), rows)
+    rows = [[key.id, key.name, _scope(key), _quota(key), _state(key), f"{key.created:%Y-%m-%d}"] for key in keys]
+    console.print_table(("id", "name", "scope", "quota", "state", "made"), rows)
+
+
+def limit(
+    which: Annotated[str, typer.Argument(help="The id of a key, or a name: then all keys of that name.")],
+    rate: Rate = None,
+    burst: Burst = None,
+    byte_rate: ByteRate = None,
+    byte_burst: ByteBurst = None,
+    is_none: Annotated[bool, typer.Option("--none", help="No quota of its own: that of the settings.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a key another quota, as a whole. Running servers go by it within a second, without a restart."""
+    from noa.errors import InvalidInputError
+
+    quota = _quota_of(rate, burst, byte_rate, byte_burst)
+    if (quota is None) != is_none:
+        raise InvalidInputError("which quota?", expected="either `--rate` or `--byte-rate` (or both), or `--none`")
+    keys = _file().limit(which, quota)
+    if as_json:
+        console.print_json([_row(key) for key in keys])
+        return
+    for key in keys:
+        console.print_line(f"{key.id} of {key.name}: {_quota(key) or 'the quota of the settings'}")
 
 
 def revoke(
@@ -85,6 +134,32 @@ def _file() -> KeyFile:
     from noa_serving.api_keys import KeyFile
 
     return KeyFile(current().settings().serving.keys_file)
+
+
+def _quota_of(
+    rate: float | None, burst: int | None, byte_rate: float | None, byte_burst: int | None
+) -> KeyQuota | None:
+    from noa_serving.api_keys import KeyQuota
+
+    if all(number is None for number in (rate, burst, byte_rate, byte_burst)):
+        return None
+    return KeyQuota(requests_per_s=rate, burst_requests=burst, bytes_per_s=byte_rate, burst_bytes=byte_burst)
+
+
+def _quota(key: ApiKey) -> str | None:
+    """Return a key's own quota for people, None if it has that of the settings."""
+    quota = key.quota
+    if quota is None:
+        return None
+    parts = [
+        f"{rate:.12g} {what}/s" + ("" if burst is None else f", {burst} at once")
+        for what, rate, burst in (
+            ("requests", quota.requests_per_s, quota.burst_requests),
+            ("bytes", quota.bytes_per_s, quota.burst_bytes),
+        )
+        if rate is not None
+    ]
+    return "; ".join(parts) or None
 
 
 def _scope(key: ApiKey) -> str:
@@ -108,4 +183,5 @@ def _row(key: ApiKey) -> dict[str, object]:
         "created": key.created.isoformat(),
         "expires": None if key.expires is None else key.expires.isoformat(),
         "revoked": None if key.revoked is None else key.revoked.isoformat(),
+        "quota": None if key.quota is None else asdict(key.quota),
     }

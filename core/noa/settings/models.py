@@ -493,6 +493,11 @@ class ServingSettings(Section):
     )
     jwt_issuer: str = Field(default="", description="`iss` that tokens must have.")
     jwt_audience: str = Field(default="", description="`aud` that tokens must hold: the name of this service there.")
+    jwt_quota_claim: str = Field(
+        default="",
+        description="Claim of tokens that holds a quota of their own: requests per second, or a table with "
+        "`requests_per_s`, `burst_requests`, `bytes_per_s`, `burst_bytes`; empty: no claim counts.",
+    )
     tls_certificate: Path | None = Field(
         default=None, description="PEM file of the server's certificate and its chain: TLS for HTTP and gRPC."
     )
@@ -500,6 +505,12 @@ class ServingSettings(Section):
     tls_client_ca: Path | None = Field(
         default=None,
         description="PEM file of authorities: only clients with a certificate of theirs may connect (mutual TLS).",
+    )
+    tls_expiry_warning_days: StrictFloat = Field(
+        default=14.0,
+        ge=0,
+        description="A `tls_certificate` that expires within so many days is warned about, in the log and in "
+        "`/metrics`, days.",
     )
     client_ca: Path | None = Field(
         default=None,
