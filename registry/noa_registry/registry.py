@@ -52,6 +52,7 @@ from noa_registry.records import (
     load_aliases,
     load_evidence,
     load_history,
+    Holder,
     load_holder,
     load_moves_of,
     load_numbers,
@@ -305,6 +306,15 @@ class Registry:
 
     def resolve_digest(self, name: str, alias: str) -> tuple[int, str] | None:
         """Return number and digest of the version that an alias points to, None if the alias does not exist.
+
+        Raises:
+            IntegrityError: the alias is not where the ledger says.
+        """
+        holder = self.holder(name, alias)
+        return None if holder is None else (holder.number, holder.digest)
+
+    def holder(self, name: str, alias: str) -> Holder | None:
+        """Return what `resolve_digest` does, with the row of the ledger that put it there.
 
         Raises:
             IntegrityError: the alias is not where the ledger says.

@@ -43,6 +43,26 @@ class Served(NamedTuple):
     format: str
 
 
+class Announced(NamedTuple):
+    """What the registry is told: the version that answers, and the move of the alias that was followed to it.
+
+    `move` is a row of the ledger; 0 while no move was followed to it, as by a worker that takes over what others serve.
+    """
+
+    model: str
+    number: int
+    digest: str
+    format: str
+    move: int
+
+
+class Followed(NamedTuple):
+    """Where an alias pointed when it was looked up, and the row of the ledger that put it there; a number has none."""
+
+    content: Content
+    move: int
+
+
 class Counted(NamedTuple):
     """A version that answers now or did not long ago, and the times of what it answered."""
 
@@ -59,6 +79,8 @@ class SwapFailure:
     reason: str
     attempts: int
     retry_at: float
+    move: int = 0
+    """The row of the ledger that put it there; 0 where the other workers serve it and this one cannot."""
 
 
 class Endpoint:
@@ -71,14 +93,16 @@ class Endpoint:
         self.threads = threads
         self.crew = lone_crew([name]) if crew is None else crew
         self.current: Generation | None = None
-        self.announced: Served | None = None
+        self.announced: Announced | None = None
         self.waiting_for: str | None = None
         self.failure: SwapFailure | None = None
         self.swaps = 0
         self.refusals = 0
         self.recent: tuple[Counted, ...] = ()
         """The versions whose times `/metrics` shows, the present one last."""
-        self._prepared: tuple[Ballot, Generation] | None = None
+        self._prepared: tuple[Ballot, Generation, int] | None = None
+        self._wanted: Followed | None = None
+        self._followed: Followed | None = None
         self._swapped_at = 0.0
 
     @property
@@ -128,14 +152,17 @@ class Endpoint:
             NoaError: the registry itself cannot be read; what is served stays.
         """
         was_swapped = self._catch_up(registry, clock)
-        wanted = self._look_up(registry)
-        if wanted is None:
+        found = self._look_up(registry)
+        if found is None:
             return was_swapped
         self.waiting_for = None
+        wanted = found.content
         if wanted == self.crew.agreement(self.name).content:
             if self.current is not None and wanted == (self.current.number, self.current.digest):
                 self.failure, self._prepared = None, None
                 self.crew.drop_ballot(self.name)
+                if self.crew.agreement(self.name).content == wanted:
+                    self._followed = found  # nothing older can be swapped in now: no ballot is left, none has passed
                 self._announce(clock())
             return was_swapped
         ballot, is_new = self.crew.open_ballot(self.name, wanted, clock())
@@ -150,10 +177,10 @@ class Endpoint:
         was_swapped = False
         agreement = self.crew.decide(self.name, clock())
         if self._prepared is not None:
-            ballot, generation = self._prepared
+            ballot, generation, move = self._prepared
             now = agreement.ballot
             if agreement.content == ballot.content:
-                was_swapped = self._swap(generation, ballot.content, clock())
+                was_swapped = self._swap(generation, ballot.content, clock(), move=move)
                 self._prepared = None
             elif now is None or now.id != ballot.id or now.reason:
                 self._prepared = None
@@ -190,17 +217,19 @@ class Endpoint:
             self.crew.vote(self.name, ballot.id, public_text(exc) or type(exc).__name__)
             return
         # Loading takes long: who moved the alias on meanwhile, and waited for that, must not see this version.
-        if self._look_up(registry) == ballot.content:
-            self._prepared = ballot, generation
+        found = self._look_up(registry)
+        if found is not None and found.content == ballot.content:
+            self._prepared = ballot, generation, found.move
             self.crew.vote(self.name, ballot.id)
 
-    def _swap(self, generation: Generation, content: Content, now: float) -> bool:
+    def _swap(self, generation: Generation, content: Content, now: float, *, move: int = 0) -> bool:
         """Let `generation` answer from now on, unless the workers have agreed on something else meanwhile."""
         before, self.current = self.current, generation
         if not self.crew.join(self.name, content):
             self.current = before
             return False
         self._count_from_now(generation)
+        self._followed = Followed(content, move)
         self.failure = None
         self.swaps += before is not None
         self._swapped_at = now
@@ -217,26 +246,35 @@ class Endpoint:
 
     def _announce(self, now: float) -> None:
         """Let the lease of what is served be written once all workers serve it; the registry learns of laggards."""
-        current = self.current
-        if current is None or self._is_announced(current):
+        current, told, followed = self.current, self.announced, self._followed
+        if current is None or followed is None:
+            return
+        move = followed.move if followed.content == (current.number, current.digest) else 0
+        if told is not None and self._is_announced(current):
+            if told.move != move:
+                self.announced = told._replace(move=move)
             return
         if self.crew.all_serve(self.name) or now - self._swapped_at > _ANNOUNCE_PATIENCE_S:
-            self.announced = Served(current.model, current.number, current.digest, current.format)
+            self.announced = Announced(current.model, current.number, current.digest, current.format, move)
 
     def _is_announced(self, current: Generation) -> bool:
         return self.announced is not None and self.announced[:3] == (current.model, current.number, current.digest)
 
-    def _look_up(self, registry: Registry) -> Content | None:
+    def _look_up(self, registry: Registry) -> Followed | None:
         reference = self.reference
         if reference.alias is not None:
-            found = registry.resolve_digest(reference.name, reference.alias)
-        elif self.current is not None:
-            return Content(self.current.number, self.current.digest)  # a pinned version never moves
-        else:
-            found = _pinned(registry, str(reference))
+            found = registry.holder(reference.name, reference.alias)
+            self._wanted = None if found is None else Followed(Content(*found[:2]), found.move)
+            if found is None:
+                self.waiting_for = f"`{reference}` points to no version yet; promote one"
+            return self._wanted
+        if self.current is not None:  # a pinned version never moves
+            return Followed(Content(self.current.number, self.current.digest), 0)
+        found = _pinned(registry, str(reference))
         if found is None:
             self.waiting_for = f"`{reference}` points to no version yet; promote one"
-        return None if found is None else Content(*found)
+            return None
+        return Followed(found, 0)
 
     def _load(self, registry: Registry, content: Content, *, workers: int) -> Generation:
         version = registry.resolve(f"{self.reference.name}/{content.number}")
@@ -267,12 +305,14 @@ class Endpoint:
 
     def _note_refusal(self, ballot: Ballot) -> None:
         """Note that the workers could not agree on a version."""
+        wanted = self._wanted
         found = SwapFailure(
             number=ballot.content.number,
             digest=ballot.content.digest,
             reason=ballot.reason,
             attempts=ballot.attempts,
             retry_at=ballot.retry_at,
+            move=wanted.move if wanted is not None and wanted.content == ballot.content else 0,
         )
         if found == self.failure:
             return
@@ -287,9 +327,9 @@ class Endpoint:
         log.error("endpoint %s: refused %s/%d: %s; %s", self.name, name, number, reason, kept)
 
 
-def _pinned(registry: Registry, reference: str) -> tuple[int, str] | None:
+def _pinned(registry: Registry, reference: str) -> Content | None:
     try:
         version = registry.resolve(reference)
     except NotFoundError:
         return None
-    return version.number, version.digest
+    return Content(version.number, version.digest)

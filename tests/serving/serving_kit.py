@@ -131,6 +131,11 @@ def mixed_model(folder: Path) -> Mapping[str, np.ndarray]:
     }
 
 
+def failing_model(folder: Path) -> Mapping[str, np.ndarray]:
+    """A model that loads, and fails on its own example."""
+    return {**mixed_model(folder), "index": np.array([0, 9], dtype=np.int64)}
+
+
 def slow_model(folder: Path, *, steps: int = 1200, size: int = 384) -> Mapping[str, np.ndarray]:
     """A float32 input `x` (batch, size) multiplied by a matrix in a loop of `steps`; takes a good part of a second."""
     signature = Signature(
