@@ -60,7 +60,7 @@ class Replica:
     acknowledged_at: datetime
     expires_at: datetime
     move: int | None = None
-    """The newest move of the alias that it has followed, by its row of the ledger; 0: none yet, None: it does not say."""
+    """The newest move of the alias that it has followed, by its row of the ledger; 0: none yet, None: not said."""
 
     def __str__(self) -> str:
         serving = self.generation

@@ -308,6 +308,7 @@ def describe(endpoint: Endpoint) -> dict[str, object]:
         row |= {"version": now.number, "digest": now.digest, "format": now.format, "swaps": endpoint.swaps}
         row["run_ms"] = round(now.cost.estimate_s(1) * 1000, 4)
         row["batch_items"] = now.batching.best_items
+        row["golden_requests"] = now.golden_requests
         if now.batching.refusal is not None:
             row["not_batched"] = now.batching.refusal
     if endpoint.waiting_for is not None:

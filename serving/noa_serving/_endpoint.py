@@ -234,7 +234,9 @@ class Endpoint:
         self.swaps += before is not None
         self._swapped_at = now
         name = "nothing" if before is None else before.reference
-        log.info("endpoint %s: %s -> %s %s", self.name, name, generation.reference, generation.digest)
+        asked = generation.golden_requests
+        checked = f"{asked} golden requests answered" if asked else "no golden requests in its evidence"
+        log.info("endpoint %s: %s -> %s %s, %s", self.name, name, generation.reference, generation.digest, checked)
         self._announce(now)
         return True
 

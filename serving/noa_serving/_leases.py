@@ -3,8 +3,8 @@
 A thread of its own, beside the follower: a database that is locked or gone must hold up neither a request nor a swap.
 All of it is best effort. What cannot be written now is written later, serving never waits for it, and the lease of a
 process that was killed ends by itself, or is taken over by the worker that comes in its place. A new version is
-announced once every worker of the server serves it; with it goes which move of the alias was followed to it, so that who
-waits for a move is not told of a moment before it. A version that was refused is reported with the reason.
+announced once every worker of the server serves it; with it goes which move of the alias was followed to it, so that
+who waits for a move is not told of a moment before it. A version that was refused is reported with the reason.
 """
 
 from __future__ import annotations

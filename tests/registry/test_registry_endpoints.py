@@ -180,7 +180,7 @@ def test_a_refusal_ends_the_wait_for_its_move_and_no_other(
         endpoints.wait_until_served("digits", 3, alias="champion", timeout_s=0)
     refuse(endpoints, "a", move=3)
     refuse(endpoints, "b", move=3)
-    with pytest.raises(ServiceError, match="a server refuses it.*it computes something else"):
+    with pytest.raises(ServiceError, match=r"a server refuses it.*it computes something else"):
         endpoints.wait_until_served("digits", 3, alias="champion", timeout_s=30)
     assert [(one.replica, len(one.reason)) for one in endpoints.live_refusals(name="digits")] == [
         ("a", 1000),

@@ -186,6 +186,8 @@ def _tell_problems(rows: Sequence[LiveEndpoint]) -> None:
 def _print_one(row: LiveEndpoint) -> None:
     console.print_table(_COLUMNS, [_cells(row)])
     console.print_line(f"digest  {row.digest or '-'}  format {row.format or '-'}  swaps {row.swaps}")
+    if row.golden_requests is not None:
+        console.print_line(_golden_text(row.golden_requests))
     if row.versions:
         console.print_table(
             ["version", "digest", "share", "requests"],
@@ -203,6 +205,12 @@ def _print_one(row: LiveEndpoint) -> None:
     else:
         console.note("nothing was answered meanwhile")
     _tell_problems([row])
+
+
+def _golden_text(count: int) -> str:
+    if not count:
+        return "golden requests  none: its evidence has no answers of another format to compare with"
+    return f"golden requests  {count}, answered as in its evidence before it was served"
 
 
 def _print_lines(rows: Sequence[LiveEndpoint]) -> None:
