@@ -313,6 +313,15 @@ def describe(endpoint: Endpoint) -> dict[str, object]:
             row["not_batched"] = now.batching.refusal
     if endpoint.waiting_for is not None:
         row["waiting_for"] = endpoint.waiting_for
+    if endpoint.probation is not None:
+        row["on_probation"] = {"instead_of": endpoint.probation.before.number}
+    if (rejected := endpoint.rejected) is not None:
+        row["rolled_back"] = {
+            "version": rejected.content.number,
+            "digest": rejected.content.digest,
+            "reason": rejected.reason,
+            "registry_knows": not endpoint.is_rejection_pending,
+        }
     if failure is not None:
         row["refused"] = {
             "version": failure.number,

@@ -4,7 +4,8 @@ A thread of its own, beside the follower: a database that is locked or gone must
 All of it is best effort. What cannot be written now is written later, serving never waits for it, and the lease of a
 process that was killed ends by itself, or is taken over by the worker that comes in its place. A new version is
 announced once every worker of the server serves it; with it goes which move of the alias was followed to it, so that
-who waits for a move is not told of a moment before it. A version that was refused is reported with the reason.
+who waits for a move is not told of a moment before it. A version that was refused is reported with the reason. If the
+workers went back from one by themselves, the alias is rolled back too, unless somebody has moved it since.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from noa.current_user import current_user
+from noa.errors import ConflictError
+
 if TYPE_CHECKING:
     from noa_registry import Registry
+    from noa_serving._crew import Rejection
     from noa_serving._endpoint import Endpoint, SwapFailure
 
 log = logging.getLogger("noa.serving")
@@ -59,6 +64,7 @@ class LeaseKeeper:
         self._lease_s = lease_s
         self._held: dict[str, _Held] = {}
         self._refused: dict[str, tuple[SwapFailure, float]] = {}
+        self._left: dict[str, Rejection] = {}
         self._registry: Registry | None = None
         self._failures = 0
         self._stopping = threading.Event()
@@ -95,11 +101,14 @@ class LeaseKeeper:
             for endpoint in self._endpoints:
                 self._report(self._registry, endpoint, moment)
                 self._keep(self._registry, endpoint, moment)
+            for endpoint in self._endpoints:
+                self._roll_back(self._registry, endpoint)
         except Exception as exc:  # noqa: BLE001  # whatever the database says, serving goes on
             self._failures += 1
             if self.problem is None:
                 log.warning("the registry cannot be told what is served, serving goes on: %s", exc)
             self.problem = f"{type(exc).__name__}: {exc}"
+            self._complain(exc)
             return min(_FIRST_PAUSE_S * 2**self._failures, self._lease_s / _RENEWALS_PER_LEASE)
         if self.problem is not None:
             log.info("the registry knows again what is served")
@@ -152,6 +161,40 @@ class LeaseKeeper:
             lease_s=self._lease_s,
         )
         self._refused[endpoint.name] = failure, self._renewal(moment)
+
+    def _roll_back(self, registry: Registry, endpoint: Endpoint) -> None:
+        """Move the alias back from what the workers went back from, unless somebody has moved it since."""
+        rejected, alias = endpoint.rejected, endpoint.reference.alias
+        if rejected is None or alias is None or self._left.get(endpoint.name) == rejected:
+            return
+        name, number = endpoint.reference.name, rejected.content.number
+        try:
+            holder = registry.holder(name, alias)
+            if holder is not None and holder.move == rejected.move:
+                registry.rollback(
+                    name,
+                    alias=alias,
+                    reason=f"endpoint `{endpoint.name}` went back by itself from version {number}: {rejected.reason}",
+                    actor=f"endpoint {endpoint.name} by {current_user()}",
+                    expect=number,
+                )
+                log.warning("endpoint %s: rolled `%s@%s` back from version %d", endpoint.name, name, alias, number)
+            else:
+                log.info("endpoint %s: somebody moved `%s@%s` from version %d", endpoint.name, name, alias, number)
+        except ConflictError as exc:
+            log.info("endpoint %s: somebody else moved `%s@%s` meanwhile: %s", endpoint.name, name, alias, exc)
+        self._left[endpoint.name] = rejected
+
+    def _complain(self, problem: Exception) -> None:
+        """Say, as often as it is tried, that the registry does not know what the workers went back from."""
+        for one in self._endpoints:
+            rejected, reference = one.rejected, one.reference
+            if rejected is None or reference.alias is None or self._left.get(one.name) == rejected:
+                continue
+            log.error(
+                "endpoint %s went back to %s/%d by itself, but `%s` still points to version %d: %s",
+                *(one.name, reference.name, rejected.back_to, reference, rejected.content.number, problem),
+            )
 
     def _renewal(self, moment: float) -> float:
         # A little early: the thread wakes up about every third of a lease.

@@ -171,6 +171,10 @@ def _problems(rows: Sequence[LiveEndpoint]) -> list[str]:
     for row in rows:
         if row.refused is not None:
             texts.append(f"{row.name}: version {row.refused['version']} is refused: {row.refused['reason']}")
+        if row.rolled_back is not None:
+            unknown = "" if row.rolled_back["registry_knows"] else "; the alias still points to it"
+            left = row.rolled_back["version"]
+            texts.append(f"{row.name}: went back from version {left} by itself: {row.rolled_back['reason']}{unknown}")
         if row.waiting_for is not None and row.version is None:
             texts.append(f"{row.name}: {row.waiting_for}")
         if row.degraded is not None:
