@@ -1,19 +1,21 @@
 """One loaded version behind an endpoint: immutable, so that a request keeps the one with which it began.
 
-`Generation.load` verifies the bytes, loads them and warms the model; only what has computed an answer may be swapped
-in. The old generation is freed by reference counting when the last request that holds it ends.
+`load_generation` verifies the bytes, loads them, warms the model and asks it the golden requests of its evidence; only
+what has answered them as they were answered then may be swapped in. The old generation is freed by reference counting
+when the last request that holds it ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from noa.errors import IntegrityError
 from noa.formats import find_adapter
+from noa_serving._golden import require_golden_answers
 from noa_serving._statistics import ModelStatistics
 from noa_serving._warm_up import WARM_BATCH, Batching, Cost, batch_axis, resize, warm
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from noa.formats import Runnable
     from noa.signatures import Signature, TensorSpec
     from noa_registry import ModelVersion, Registry
+    from noa_registry.evidence import GoldenRequests
     from noa_serving._binary_plan import BinaryPlan
     from noa_serving._http import HeaderList
     from noa_serving._response_cache import ResponseCache
@@ -35,7 +38,8 @@ class Generation:
 
     `endpoint` is the name that clients call; `arm` is the arm of it that this answers for, empty for its main version.
     `example` is one item of zeros with the shape of a real input. `plain_inputs` holds name, dtype and item shape of
-    each input, and nothing for a signature with more free axes than the batch. `binary_plans` is a memo, not state.
+    each input, and nothing for a signature with more free axes than the batch. `golden_requests` is how many it has
+    answered; 0: its evidence has none. `binary_plans` is a memo, not state.
     """
 
     endpoint: str
@@ -57,6 +61,7 @@ class Generation:
     plain_inputs: tuple[tuple[str, np.dtype, tuple[int, ...]], ...]
     statistics: ModelStatistics
     cache: ResponseCache | None = None
+    golden_requests: int = 0
     binary_plans: dict[bytes, BinaryPlan] = field(default_factory=dict["bytes", "BinaryPlan"])
 
     @property
@@ -110,7 +115,7 @@ def load_generation(
     """Verify, load and warm one format of `version`.
 
     Raises:
-        IntegrityError: the bytes are not what was sealed.
+        IntegrityError: the bytes are not what was sealed, or golden requests are not answered as they were.
         NotFoundError: the version has no such format.
         NoaError: the adapter cannot load it. Errors of the framework pass as they are.
     """
@@ -128,6 +133,7 @@ def load_generation(
         format=format,
         example=registry.input_example(version),
         cache=cache,
+        golden=registry.golden_requests(version, format),
     )
 
 
@@ -142,11 +148,16 @@ def build_generation(
     format: str,  # our word
     example: Mapping[str, np.ndarray],
     cache: ResponseCache | None = None,
+    golden: GoldenRequests | None = None,
 ) -> Generation:
-    """Warm a loaded model with `example` and wrap it with everything a request needs, computed once."""
+    """Warm a loaded model with `example`, ask it what is `golden`, and wrap it with everything a request needs.
+
+    Raises:
+        IntegrityError: a golden request is answered differently.
+    """
     runnable.signature.validate(example)
     cost, batching = warm(runnable, example)
-    return wrap_runnable(
+    generation = wrap_runnable(
         runnable,
         endpoint=endpoint,
         arm=arm,
@@ -158,7 +169,11 @@ def build_generation(
         cost=cost,
         batching=batching,
         cache=cache,
+        golden_requests=0 if golden is None else len(golden.requests),
     )
+    if golden is not None:
+        require_golden_answers(replace(generation, run=runnable.run), golden)  # not counted: nobody asked
+    return generation
 
 
 def wrap_runnable(
@@ -175,6 +190,7 @@ def wrap_runnable(
     batching: Batching,
     headers: HeaderList = (),
     cache: ResponseCache | None = None,
+    golden_requests: int = 0,
 ) -> Generation:
     """Wrap what is loaded and warm with everything a request needs; `headers` are added to those of its answers."""
     signature = runnable.signature
@@ -205,6 +221,7 @@ def wrap_runnable(
         plain_inputs=_plain_inputs(signature),
         statistics=statistics,
         cache=cache,
+        golden_requests=golden_requests,
     )
 
 

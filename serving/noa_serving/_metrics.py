@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from noa_serving._computing import Computing
     from noa_serving._endpoint import Counted, Endpoint
     from noa_serving._follower import Follower
-    from noa_serving._traffic import Traffic
     from noa_serving._served_tls import ServedTls
+    from noa_serving._traffic import Traffic
 
 BUCKETS_S = (
     0.00005,
@@ -165,6 +165,10 @@ def _endpoints(endpoints: list[Endpoint], worker: int) -> Iterator[str]:
     yield "# TYPE noa_endpoint_swaps_total counter"
     for one in all_of_them:
         yield f'noa_endpoint_swaps_total{{{_place(one)},worker="{worker}"}} {one.swaps}'
+    yield "# HELP noa_endpoint_rollbacks_total Versions that this worker had all workers go back from."
+    yield "# TYPE noa_endpoint_rollbacks_total counter"
+    for one in all_of_them:
+        yield f'noa_endpoint_rollbacks_total{{{_place(one)},worker="{worker}"}} {one.rollbacks}'
     yield "# HELP noa_endpoint_refused_versions_total Versions that could not be loaded."
     yield "# TYPE noa_endpoint_refused_versions_total counter"
     for one in all_of_them:

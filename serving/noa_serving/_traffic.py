@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from noa.settings import FALLBACK_ARM, MAIN_ARM
+from noa.settings import FALLBACK_ARM, MAIN_ARM, RollbackSettings
 from noa_serving._arm_names import inner_name
 from noa_serving._endpoint import Endpoint
 
@@ -271,7 +271,7 @@ def _tensors(signature: Signature) -> dict[tuple[str, str], tuple[TensorSpec, tu
 
 
 def _inner(main: Endpoint, arm: str, model: str, format: str) -> Endpoint:  # our word
-    own = {"model": model, "arms": {}, "sticky": "", "fallback": ""}
+    own = {"model": model, "arms": {}, "sticky": "", "fallback": "", "rollback": RollbackSettings()}
     settings = main.settings.model_copy(update={**own, "format": format or main.settings.format})
     name = inner_name(main.name, arm)
     return Endpoint(name, settings, threads=main.threads, crew=main.crew, main=main, arm=arm)

@@ -206,6 +206,10 @@ def _problems(rows: Sequence[LiveEndpoint]) -> list[str]:
         ]
         if row.refused is not None:
             texts.append(f"{row.name}: version {row.refused['version']} is refused: {row.refused['reason']}")
+        if row.rolled_back is not None:
+            unknown = "" if row.rolled_back["registry_knows"] else "; the alias still points to it"
+            left = row.rolled_back["version"]
+            texts.append(f"{row.name}: went back from version {left} by itself: {row.rolled_back['reason']}{unknown}")
         if row.waiting_for is not None and row.version is None:
             texts.append(f"{row.name}: {row.waiting_for}")
         if row.degraded is not None:
@@ -221,6 +225,8 @@ def _tell_problems(rows: Sequence[LiveEndpoint]) -> None:
 def _print_one(row: LiveEndpoint) -> None:
     console.print_table(_COLUMNS, _cells(row))
     console.print_line(f"digest  {row.digest or '-'}  format {row.format or '-'}  swaps {row.swaps}")
+    if row.golden_requests is not None:
+        console.print_line(_golden_text(row.golden_requests))
     if row.versions:
         console.print_table(
             ["version", "digest", "share", "requests"],
@@ -238,6 +244,12 @@ def _print_one(row: LiveEndpoint) -> None:
     else:
         console.note("nothing was answered meanwhile")
     _tell_problems([row])
+
+
+def _golden_text(count: int) -> str:
+    if not count:
+        return "golden requests  none: its evidence has no answers of another format to compare with"
+    return f"golden requests  {count}, answered as in its evidence before it was served"
 
 
 def _print_lines(rows: Sequence[LiveEndpoint]) -> None:

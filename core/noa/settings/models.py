@@ -317,6 +317,37 @@ class CacheSettings(Section):
     )
 
 
+class RollbackSettings(Section):
+    """When an endpoint goes back by itself to the version before. Off unless one of the limits is set."""
+
+    max_error_rate: StrictFloat | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Share of the requests that may fail in the model beyond the share of the version before.",
+    )
+    max_latency_ratio: StrictFloat | None = Field(
+        default=None,
+        gt=1,
+        le=1000,
+        description="How many times the p99 of the version before the p99 of the new one may be.",
+    )
+    within_s: StrictFloat = Field(
+        default=300.0,
+        gt=0,
+        le=86_400,
+        description="How long after a swap the new version is judged, and the one before it kept in memory, seconds.",
+    )
+    min_requests: StrictInt = Field(
+        default=200, ge=1, description="Requests of one worker that are enough to judge a version by."
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a limit."""
+        return self.max_error_rate is not None or self.max_latency_ratio is not None
+
+
 class EndpointSettings(Section):
     """A name that clients call, and what answers."""
 
@@ -340,6 +371,8 @@ class EndpointSettings(Section):
         default=None, description="Keep answers for the same inputs; only for models without randomness or state."
     )
 
+    rollback: RollbackSettings = Field(default_factory=RollbackSettings)
+
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         _require_version(self.model)
@@ -354,6 +387,10 @@ class EndpointSettings(Section):
             raise ValueError(f"`sticky` is `{self.sticky}`, which is no header's name; write e.g. `x-user-id` or `key`")
         if self.sticky.lower() in _KEY_HEADERS:
             raise ValueError("`sticky` names a header of keys; write `key`, for the name of the key")
+        if self.rollback.is_on and parse_reference(self.model).alias is None:
+            raise ValueError(
+                f"`{self.model}` never moves, so nothing rolls it back; name an alias, or leave out `rollback`"
+            )
         return self
 
 
