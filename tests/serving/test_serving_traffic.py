@@ -243,7 +243,7 @@ def test_an_alias_that_is_gone_ends_an_arm_and_leaves_the_main_version(
     digits.promote("digits", 2, alias="candidate")
     split = Split(digits, arms={"candidate": {"model": "digits@candidate", "share": 1.0}})
     assert split.arm_of() == "candidate"
-    monkeypatch.setattr(Registry, "resolve_digest", lambda *_: None)
+    monkeypatch.setattr(Registry, "holder", lambda *_: None)
     split.poll()
     assert split.arm_of() == "main"
     assert "points to no version" in str(split.followed[1].waiting_for)
