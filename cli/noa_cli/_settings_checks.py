@@ -145,7 +145,7 @@ def _endpoints(settings: Settings) -> _Mistakes:
 
     formats = [name for name in format_names() if name not in KEPT_FORMATS]
     for name, endpoint in settings.endpoints.items():
-        if endpoint.format not in formats:
+        if endpoint.format not in (*formats, "auto"):
             what = "is kept, never served" if endpoint.format in KEPT_FORMATS else "is no format of a model"
             yield (
                 f"endpoints.{name}.format",

@@ -28,6 +28,7 @@ from noa_serving._observer import make_observer
 from noa_serving._parent_death import die_with_parent
 from noa_serving._protocol import hot_protocol
 from noa_serving._quotas import Quotas
+from noa_serving._runtimes import Runtimes
 from noa_serving._shared_memory import SharedRegions
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ def build_application(
         size=settings.serving.workers,
         timeout_s=settings.serving.swap_timeout_s,
     )
-    endpoints = [Endpoint(name, one, threads=threads, crew=crew) for name, one in settings.endpoints.items()]
+    runtimes = Runtimes.of(settings.serving, threads=threads)
+    endpoints = [
+        Endpoint(name, one, threads=threads, crew=crew, runtimes=runtimes) for name, one in settings.endpoints.items()
+    ]
     leases = None
     if open_for_leases is not None:
         # The worker that takes a dead one's place takes over its lease, so that nobody waits for the dead one.

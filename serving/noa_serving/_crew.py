@@ -39,9 +39,19 @@ class Content(NamedTuple):
     digest: str
 
 
+class Choice(NamedTuple):
+    """Which format of a version all workers load, and why, for endpoints that leave the choice to the server."""
+
+    format: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ballot:
-    """One attempt to agree on `content`. An empty `reason` means that it is open; else it was refused for that."""
+    """One attempt to agree on `content`. An empty `reason` means that it is open; else it was refused for that.
+
+    `chooser` is the process that chooses the format, and `choice` what it has chosen, where there is a choice.
+    """
 
     id: int
     content: Content
@@ -49,6 +59,8 @@ class Ballot:
     attempts: int
     reason: str = ""
     retry_at: float = 0.0
+    chooser: int = 0
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +70,7 @@ class Agreement:
     content: Content | None = None
     ballot: Ballot | None = None
     ballots: int = 0
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +131,36 @@ class Crew:
             if ballot is not None and is_same and (not ballot.reason or now < ballot.retry_at):
                 return ballot, False
             attempts = ballot.attempts if ballot is not None and is_same else 0
-            opened = Ballot(id=last.ballots + 1, content=content, opened_at=now, attempts=attempts)
+            opened = Ballot(
+                id=last.ballots + 1, content=content, opened_at=now, attempts=attempts, chooser=self._me.pid
+            )
             self._agree({**table, name: replace(last, ballot=opened, ballots=opened.id)})
             return opened, True
+
+    def is_chooser(self, name: str, ballot_id: int) -> bool:
+        """Tell whether this worker is to choose the format: it opened the ballot, or whoever was to do it is gone."""
+        with self._board.locked():
+            table = self._agreements()
+            ballot = table.get(name, Agreement()).ballot
+            if ballot is None or ballot.id != ballot_id or ballot.reason or ballot.choice is not None:
+                return False
+            if ballot.chooser != self._me.pid:
+                if any(worker.pid == ballot.chooser for worker in self._answering().values()):
+                    return False
+                self._agree({**table, name: replace(table[name], ballot=replace(ballot, chooser=self._me.pid))})
+            return True
+
+    def choose(self, name: str, ballot_id: int, choice: Choice) -> Choice | None:
+        """Say which format all workers load; the one that holds is returned, None where the ballot is over."""
+        with self._board.locked():
+            table = self._agreements()
+            ballot = table.get(name, Agreement()).ballot
+            if ballot is None or ballot.id != ballot_id or ballot.reason:
+                return None
+            if ballot.choice is None:
+                ballot = replace(ballot, choice=Choice(choice.format, _short(choice.reason)))
+                self._agree({**table, name: replace(table[name], ballot=ballot)})
+            return ballot.choice
 
     def drop_ballot(self, name: str) -> None:
         """Forget the ballot of an endpoint whose alias points to what is agreed."""
@@ -152,7 +192,8 @@ class Crew:
                 refused = replace(agreement.ballot, reason=verdict, attempts=attempts, retry_at=now + pause_s)
                 agreement = replace(agreement, ballot=refused)
             else:
-                agreement = replace(agreement, content=agreement.ballot.content, ballot=None)
+                chosen = agreement.ballot
+                agreement = replace(agreement, content=chosen.content, choice=chosen.choice, ballot=None)
             self._agree({**table, name: agreement})
             return agreement
 
@@ -322,9 +363,18 @@ def _agreement(row: dict[str, Any]) -> Agreement:
     content, ballot = row["content"], row["ballot"]
     return Agreement(
         content=None if content is None else Content(*content),
-        ballot=None if ballot is None else Ballot(**dict(ballot, content=Content(*ballot["content"]))),
+        ballot=None if ballot is None else _ballot(ballot),
         ballots=row["ballots"],
+        choice=_choice(row["choice"]),
     )
+
+
+def _ballot(row: dict[str, Any]) -> Ballot:
+    return Ballot(**dict(row, content=Content(*row["content"]), choice=_choice(row["choice"])))
+
+
+def _choice(row: list[str] | None) -> Choice | None:
+    return None if row is None else Choice(*row)
 
 
 def _worker(row: dict[str, Any]) -> Worker:

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from noa.errors import NoaError, NotFoundError
 from noa.references import parse_reference
-from noa_serving._crew import Ballot, Content, Crew, lone_crew
+from noa_serving._crew import Ballot, Choice, Content, Crew, lone_crew
+from noa_serving._format_choice import AUTO, choose_format
 from noa_serving._generation import Generation, load_generation
 from noa_serving._http import RequestRefusedError, public_text
 from noa_serving._memory import require_memory
+from noa_serving._runtimes import Runtimes
 
 if TYPE_CHECKING:
     from noa.settings import EndpointSettings
-    from noa_registry import Registry
+    from noa_registry import ModelVersion, Registry
     from noa_serving._stages import StageTimes
 
 log = logging.getLogger("noa.serving")
@@ -64,11 +66,20 @@ class SwapFailure:
 class Endpoint:
     """One endpoint of this process. All attributes may be read from any thread."""
 
-    def __init__(self, name: str, settings: EndpointSettings, *, threads: int, crew: Crew | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: EndpointSettings,
+        *,
+        threads: int,
+        crew: Crew | None = None,
+        runtimes: Runtimes | None = None,
+    ) -> None:
         self.name = name
         self.settings = settings
         self.reference = parse_reference(settings.model)
         self.threads = threads
+        self.runtimes = Runtimes(threads=threads) if runtimes is None else runtimes
         self.crew = lone_crew([name]) if crew is None else crew
         self.current: Generation | None = None
         self.announced: Served | None = None
@@ -164,7 +175,8 @@ class Endpoint:
 
     def _catch_up(self, registry: Registry, clock: Callable[[], float]) -> bool:
         """Serve what the other workers serve, if this one does not: it is new, or stood still during a swap."""
-        agreed = self.crew.agreement(self.name).content
+        agreement = self.crew.agreement(self.name)
+        agreed = agreement.content
         current, failure = self.current, self.failure
         if agreed is None or (current is not None and (current.number, current.digest) == agreed):
             return False
@@ -173,7 +185,7 @@ class Endpoint:
         if failure is not None and (failure.number, failure.digest) == agreed and clock() < failure.retry_at:
             return False
         try:
-            generation = self._load(registry, agreed, workers=1)
+            generation = self._load(registry, agreed, agreement.choice, workers=1)
         except Exception as exc:  # noqa: BLE001  # whatever a broken model raises, the old one must go on
             self._record(exc, agreed, clock())
             return False
@@ -183,8 +195,11 @@ class Endpoint:
         """Have the version of a ballot ready beside what is served, or vote against it."""
         self._prepared = None
         try:
+            choice = self._choose(registry, ballot)
+            if choice is None and self.settings.format == AUTO:
+                return  # another worker chooses for all
             # Who opens the ballot looks for all workers whether there is room: later some of them have it already.
-            generation = self._load(registry, ballot.content, workers=self.crew.size if is_new else 0)
+            generation = self._load(registry, ballot.content, choice, workers=self.crew.size if is_new else 0)
         except Exception as exc:  # noqa: BLE001  # whatever a broken model raises, the old one must go on
             self._log_refusal(ballot.content, exc)
             self.crew.vote(self.name, ballot.id, public_text(exc) or type(exc).__name__)
@@ -193,6 +208,15 @@ class Endpoint:
         if self._look_up(registry) == ballot.content:
             self._prepared = ballot, generation
             self.crew.vote(self.name, ballot.id)
+
+    def _choose(self, registry: Registry, ballot: Ballot) -> Choice | None:
+        """Return the format that all workers load; None where it is named by the settings or not chosen yet."""
+        if self.settings.format != AUTO or ballot.choice is not None:
+            return ballot.choice
+        if not self.crew.is_chooser(self.name, ballot.id):
+            return None
+        version = self._resolve(registry, ballot.content)
+        return self.crew.choose(self.name, ballot.id, choose_format(registry, version, self.runtimes))
 
     def _swap(self, generation: Generation, content: Content, now: float) -> bool:
         """Let `generation` answer from now on, unless the workers have agreed on something else meanwhile."""
@@ -205,7 +229,8 @@ class Endpoint:
         self.swaps += before is not None
         self._swapped_at = now
         name = "nothing" if before is None else before.reference
-        log.info("endpoint %s: %s -> %s %s", self.name, name, generation.reference, generation.digest)
+        how = f"{generation.format}: {generation.choice}" if generation.choice else generation.format
+        log.info("endpoint %s: %s -> %s %s as %s", self.name, name, generation.reference, generation.digest, how)
         self._announce(now)
         return True
 
@@ -238,16 +263,31 @@ class Endpoint:
             self.waiting_for = f"`{reference}` points to no version yet; promote one"
         return None if found is None else Content(*found)
 
-    def _load(self, registry: Registry, content: Content, *, workers: int) -> Generation:
+    def _resolve(self, registry: Registry, content: Content) -> ModelVersion:
         version = registry.resolve(f"{self.reference.name}/{content.number}")
         if version.digest != content.digest:
             raise NoaError(
                 f"`{version.reference}` changed while it was read", expected=content.digest, received=version.digest
             )
-        if self.settings.format in version.formats:
-            size = version.formats[self.settings.format].manifest.size_bytes
+        return version
+
+    def _load(self, registry: Registry, content: Content, choice: Choice | None, *, workers: int) -> Generation:
+        version = self._resolve(registry, content)
+        if choice is None and self.settings.format == AUTO:  # what is served was agreed on without one
+            choice = choose_format(registry, version, self.runtimes)
+        chosen = Choice(self.settings.format, "") if choice is None else choice
+        if chosen.format in version.formats:
+            size = version.formats[chosen.format].manifest.size_bytes
             require_memory(size, workers=workers, reference=version.reference)
-        return load_generation(registry, version, endpoint=self.name, format=self.settings.format, threads=self.threads)
+        return load_generation(
+            registry,
+            version,
+            endpoint=self.name,
+            format=chosen.format,
+            threads=self.threads,
+            runtimes=self.runtimes,
+            choice=chosen.reason,
+        )
 
     def _record(self, error: Exception, content: Content, now: float) -> None:
         """Note that this worker alone cannot serve what the others serve."""

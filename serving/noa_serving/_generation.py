@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from noa.errors import IntegrityError
-from noa.formats import find_adapter
+from noa_serving._runtimes import Runtimes, pool_of, runtime_of
 from noa_serving._statistics import ModelStatistics
 from noa_serving._warm_up import WARM_BATCH, Batching, Cost, batch_axis, resize, warm
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from noa.formats import Runnable
     from noa.signatures import Signature, TensorSpec
     from noa_registry import ModelVersion, Registry
@@ -33,7 +35,9 @@ class Generation:
     """A version that is ready to compute.
 
     `example` is one item of zeros with the shape of a real input. `plain_inputs` holds name, dtype and item shape of
-    each input, and nothing for a signature with more free axes than the batch. `binary_plans` is a memo, not state.
+    each input, and nothing for a signature with more free axes than the batch. `choice` says why it has this format,
+    where that was left to the server, and `runtime` what runs it. `pool` is where its runs wait, if not in the worker's
+    own, whose threads a model that hangs must not hold. `binary_plans` is a memo, not state.
     """
 
     endpoint: str
@@ -41,6 +45,8 @@ class Generation:
     number: int
     digest: str
     format: str
+    choice: str
+    runtime: str
     signature: Signature
     run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     specs: Mapping[str, TensorSpec]
@@ -50,6 +56,7 @@ class Generation:
     cost: Cost
     inline_items: int
     batching: Batching
+    pool: ThreadPoolExecutor | None
     example: Mapping[str, np.ndarray]
     plain_inputs: tuple[tuple[str, np.dtype, tuple[int, ...]], ...]
     statistics: ModelStatistics
@@ -100,8 +107,10 @@ def load_generation(
     endpoint: str,
     format: str,  # our word
     threads: int,
+    runtimes: Runtimes | None = None,
+    choice: str = "",
 ) -> Generation:
-    """Verify, load and warm one format of `version`.
+    """Verify, load and warm one format of `version`. `choice` says why this format, where it was chosen.
 
     Raises:
         IntegrityError: the bytes are not what was sealed.
@@ -109,7 +118,9 @@ def load_generation(
         NoaError: the adapter cannot load it. Errors of the framework pass as they are.
     """
     folder = registry.open_format(version, format)
-    runnable = find_adapter(format).load(folder, threads=threads)
+    example = registry.input_example(version)
+    runtimes = Runtimes(threads=threads) if runtimes is None else runtimes
+    runnable = runtimes.load(folder, model=version.name, format=format, example=example)
     if runnable.signature != version.signature:
         raise IntegrityError(f"`{version.reference}` has another signature in `{format}` than in the registry")
     return build_generation(
@@ -119,7 +130,8 @@ def load_generation(
         number=version.number,
         digest=version.digest,
         format=format,
-        example=registry.input_example(version),
+        example=example,
+        choice=choice,
     )
 
 
@@ -132,6 +144,7 @@ def build_generation(
     digest: str,
     format: str,  # our word
     example: Mapping[str, np.ndarray],
+    choice: str = "",
 ) -> Generation:
     """Warm a loaded model with `example` and wrap it with everything a request needs, computed once."""
     signature = runnable.signature
@@ -144,6 +157,8 @@ def build_generation(
         number=number,
         digest=digest,
         format=format,
+        choice=choice,
+        runtime=runtime_of(runnable),
         signature=signature,
         run=statistics.timed(runnable.run),
         specs={spec.name: spec for spec in signature.inputs},
@@ -155,8 +170,9 @@ def build_generation(
             (b"noa-digest", digest.encode()),
         ),
         cost=cost,
-        inline_items=_inline_items(cost),
+        inline_items=_inline_items(cost) if pool_of(runnable) is None else 0,
         batching=batching,
+        pool=pool_of(runnable),
         example={name: np.zeros_like(array) for name, array in resize(signature, example, batch=1).items()},
         plain_inputs=_plain_inputs(signature),
         statistics=statistics,

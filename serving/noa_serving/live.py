@@ -67,7 +67,8 @@ class LiveEndpoint:
     """One endpoint of one server. What nobody asked for between the looks has no percentiles, stages and versions.
 
     `workers_ready` of `workers` serve it. `refused` tells of a version that could not be loaded, `degraded` which
-    workers do not answer. Refused requests are among `errors_per_s`, not among the versions.
+    workers do not answer. `format_choice` says why it has this format, where that was left to the server, and `runtime`
+    what runs it. Refused requests are among `errors_per_s`, not among the versions.
     """
 
     name: str
@@ -78,6 +79,8 @@ class LiveEndpoint:
     version: int | None = None
     digest: str | None = None
     format: str | None = None
+    format_choice: str | None = None
+    runtime: str | None = None
     workers: int = 1
     workers_ready: int = 0
     requests_per_s: float = 0.0
@@ -190,6 +193,8 @@ def _endpoint(name: str, row: Mapping[str, Any], after: Look, difference: _Diffe
         version=row.get("version"),
         digest=row.get("digest"),
         format=row.get("format"),
+        format_choice=row.get("format_choice"),
+        runtime=row.get("runtime"),
         workers=after.server.address.workers,
         workers_ready=ready,
         requests_per_s=difference.rate("noa_requests_total", endpoint=name),

@@ -22,6 +22,7 @@ from noa.settings._loader import (
     user_settings_file,
 )
 from noa.settings.models import (
+    CodeSettings,
     ConversionSettings,
     EndpointSettings,
     FlowsSettings,
@@ -49,6 +50,7 @@ __all__ = [
     "FlowsSettings",
     "GateSettings",
     "LoadedSettings",
+    "CodeSettings",
     "PayloadLogSettings",
     "ProjectSettings",
     "RecipeSettings",

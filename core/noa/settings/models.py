@@ -281,7 +281,10 @@ class EndpointSettings(Section):
     """A name that clients call, and what answers."""
 
     model: str = Field(description="Which model answers: `name@alias` or `name/number`.")
-    format: str = Field(default="onnx", description="Which format of the version computes.")
+    format: str = Field(
+        default="onnx",
+        description="Which format of the version computes; `auto`: the fastest one that is proven to compute the same.",
+    )
 
     @model_validator(mode="after")
     def _names_a_version(self) -> Self:
@@ -292,6 +295,29 @@ class EndpointSettings(Section):
         if reference.alias is None and reference.number is None:
             raise ValueError(f"`{self.model}` names no version; write `{self.model}@champion` or `{self.model}/1`")
         return self
+
+
+class CodeSettings(Section):
+    """Models that run code of their own (the format `mlflow`), each in a process beside the worker."""
+
+    allow: tuple[Name, ...] = Field(
+        default=(), description="Models whose code may run; each was also imported with `--allow-pickle`."
+    )
+    memory_bytes: StrictInt = Field(
+        default=4 << 30, ge=64 << 20, description="Memory that the process of one such model may take, bytes."
+    )
+    start_s: StrictFloat = Field(
+        default=60.0, gt=0, le=3600, description="How long such a process may take to load its model, seconds."
+    )
+    run_s: StrictFloat = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="How long one run may take before the process is ended and started again, seconds.",
+    )
+    max_output_bytes: StrictInt = Field(
+        default=256 << 20, ge=1024, description="Bytes that the outputs of one run may take."
+    )
 
 
 class PayloadLogSettings(Section):
@@ -338,6 +364,15 @@ class ServingSettings(Section):
     )
     workers: StrictInt = Field(default=1, ge=1, le=256, description="Worker processes.")
     threads: StrictInt = Field(default=0, ge=0, description="Compute threads per worker; 0: cores divided by workers.")
+    device: Literal["auto", "cpu"] = Field(
+        default="auto",
+        description="Where models compute; `auto`: on a GPU where the runtime has one and answers there as on the CPU.",
+    )
+    torch_compile: StrictBool = Field(
+        default=False,
+        description="Compile models of the format `torch` with `torch.compile` when they are loaded (needs a C++ "
+        "compiler); where that fails they run as before.",
+    )
     api_keys: tuple[SecretStr, ...] = Field(
         default=(), description="Keys that may do everything, beside those that `noa api-keys` makes."
     )
@@ -470,6 +505,7 @@ class ServingSettings(Section):
     )
 
     payload_log: PayloadLogSettings = Field(default_factory=PayloadLogSettings)
+    code: CodeSettings = Field(default_factory=CodeSettings)
 
     @property
     def address(self) -> str:
