@@ -28,7 +28,7 @@ from noa_serving._observer import make_observer
 from noa_serving._parent_death import die_with_parent
 from noa_serving._protocol import hot_protocol
 from noa_serving._quotas import Quotas
-from noa_serving._runtimes import Runtimes
+from noa_serving._runtimes import Runtimes, bound_xla
 from noa_serving._shared_memory import SharedRegions
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def build_application(
         size=settings.serving.workers,
         timeout_s=settings.serving.swap_timeout_s,
     )
+    bound_xla(threads)
     runtimes = Runtimes.of(settings.serving, threads=threads)
     endpoints = [
         Endpoint(name, one, threads=threads, crew=crew, runtimes=runtimes) for name, one in settings.endpoints.items()

@@ -7,6 +7,7 @@ model computes on an accelerator only if it answers its example there as it does
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -70,6 +71,16 @@ class Runtimes:
             return False
         adapter = find_adapter(format)
         return isinstance(adapter, RuntimeAdapter) and adapter.accelerator() is not None
+
+
+def bound_xla(threads: int) -> None:
+    """Bound XLA's threads in this process and keep it off the GPU, unless the environment says otherwise.
+
+    Its pool has a thread per core, whatever a program asks for, unless `NPROC` is set when it is made. A stored program
+    computes on the CPU, and JAX would take most of a GPU's memory for nothing.
+    """
+    os.environ.setdefault("NPROC", str(threads))
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def require_allowed(model: str, format: str, code: CodeSettings) -> None:  # our word
