@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 _SAID_BYTES: Final = 2000
 _LONGEST_PAUSE_S: Final = 60.0
 _END_S: Final = 5.0
+_GONE_S: Final = 0.5
 
 # The kernel ends a child with the *thread* that started it, so that has to live as long as the process.
 _STARTER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="noa-code-starter")
@@ -101,9 +102,9 @@ class CodeRunnable:
 
 
 class _Child:
-    """One process that has loaded the model."""
+    """One process that has loaded the model. `on_end` is told, in a thread of its own, when it is gone."""
 
-    def __init__(self, order: _Order) -> None:
+    def __init__(self, order: _Order, on_end: Callable[[_Child], None]) -> None:
         self._scratch = tempfile.mkdtemp(prefix="noa-code-")
         ours, theirs = socket.socketpair()
         self._wire = ours
@@ -115,7 +116,7 @@ class _Child:
             ours.close()
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise
-        threading.Thread(target=_listen, args=(self._process.stderr, self._said), daemon=True).start()
+        threading.Thread(target=self._listen, args=(self._process.stderr, on_end), daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -130,6 +131,12 @@ class _Child:
         send(self._wire, INPUTS, inputs, deadline=deadline)
         return receive(self._wire, most_bytes=most_bytes, deadline=deadline)
 
+    def has_ended(self) -> bool:
+        """Tell whether the process is gone; one that has only closed its standard error is not."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GONE_S)
+        return self._process.poll() is not None
+
     def end(self) -> str:
         """End the process and what it has started; returns how it ended, and the last line that it said."""
         self._wire.close()
@@ -142,8 +149,17 @@ class _Child:
             self._process.wait(_END_S)
         shutil.rmtree(self._scratch, ignore_errors=True)
         lines = bytes(self._said).decode(errors="replace").strip().splitlines()
-        ended = "was ended" if code is None else _describe_exit(code)
+        ended = "it was ended" if code is None else _describe_exit(code)
         return f"{ended}; it said: {lines[-1][:200]}" if lines else ended
+
+    def _listen(self, stream: IO[bytes] | None, on_end: Callable[[_Child], None]) -> None:
+        """Keep the end of what the process says, however much it is, until it says no more."""
+        if stream is not None:
+            with stream:
+                while piece := os.read(stream.fileno(), 1 << 16):
+                    self._said += piece
+                    del self._said[:-_SAID_BYTES]
+        on_end(self)
 
 
 class _Keeper:
@@ -211,7 +227,7 @@ class _Keeper:
                 status=503,
                 retry_after_s=max(1, round(left_s)),
             )
-        child = _Child(self._order)
+        child = _Child(self._order, self._noticed)
         try:
             problem, is_late = child.wait_ready(time.monotonic() + limits.start_s), False
         except WireError as exc:
@@ -231,6 +247,16 @@ class _Keeper:
             received=received,
             remedy="Its packages must be installed here, and `serving.code` leave it memory and time enough",
         )
+
+    def _noticed(self, child: _Child) -> None:
+        """Have a process that died while nothing was asked of it replaced before the next request."""
+        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            self._pool.submit(self._replace, child)
+
+    def _replace(self, child: _Child) -> None:
+        with self._lock:
+            if self._child is child and child.has_ended():
+                self._failed(child, WireError("it ended"))
 
     def _checked(self, kind: bytes, payload: bytes, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs in an answer; what the process says is checked like anything from outside."""
@@ -305,16 +331,6 @@ def _environment(threads: int, scratch: str) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
     }
-
-
-def _listen(stream: IO[bytes] | None, said: bytearray) -> None:
-    """Keep the end of what a process says, however much it is."""
-    if stream is None:
-        return
-    with stream:
-        while piece := os.read(stream.fileno(), 1 << 16):
-            said += piece
-            del said[:-_SAID_BYTES]
 
 
 def _describe_exit(code: int) -> str:

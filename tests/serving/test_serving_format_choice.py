@@ -17,6 +17,7 @@ from serving_kit import Project, affine_model, make_project, slow_model, wait_un
 from noa.digests import build_manifest
 from noa.errors import InvalidInputError
 from noa.settings import EndpointSettings
+from noa_cli.commands.endpoints import _print_one
 from noa_conversion.latency import describe_hardware
 from noa_registry import BatchLatency, Evidence, Hardware, LatencyEvidence, ModelVersion, VersionDraft
 from noa_registry.evidence import equivalence_evidence
@@ -252,7 +253,9 @@ def test_a_version_without_a_format_to_choose_is_refused_with_the_command_that_p
 
 
 @pytest.mark.bentoml
-def test_a_server_shows_the_choice_of_all_its_workers_and_why(tmp_path: Path, empty_state: Path) -> None:
+def test_a_server_shows_the_choice_of_all_its_workers_and_why(
+    tmp_path: Path, empty_state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     project = make_project(tmp_path, empty_state, workers=2)
     publish(project, BOTH, times={"onnx": (ELSEWHERE, 2.0), SLIM: (ELSEWHERE, 1.0)})
     log = tmp_path / "server.log"
@@ -273,6 +276,10 @@ def test_a_server_shows_the_choice_of_all_its_workers_and_why(tmp_path: Path, em
         assert shown.format == SLIM
         assert shown.format_choice is not None
         assert "`onnx-slim` 1 ms" in shown.format_choice
+        _print_one(shown)
+        text = " ".join(capsys.readouterr().out.split())
+        assert "chosen onnx-slim: the fastest of 2 proven formats" in text
+        assert "runtime onnxruntime CPUExecutionProvider" in text
     assert "as onnx-slim: the fastest of 2 proven formats" in log.read_text()
 
 
