@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,14 @@ from serving_kit import Project, affine_model, make_project
 
 from noa.errors import InvalidInputError
 from noa.formats import RuntimeAdapter, RuntimeOptions, find_adapter
-from noa.settings import EndpointSettings
+from noa.settings import ConversionSettings, EndpointSettings, ServingSettings
 from noa.signatures import Signature, TensorSpec
-from noa_conversion import JaxModel, TorchModel, save_native
+from noa_conversion import JaxModel, TorchModel, convert, measure_equivalence, save_native
+from noa_conversion.latency import measure_performance
 from noa_registry import VersionDraft
 from noa_serving import Client, start_server
+from noa_serving._application import compute_threads
+from noa_serving._format_choice import choose_format
 from noa_serving._runtimes import Runtimes
 
 FEATURES = 4
@@ -31,8 +35,8 @@ X = np.arange(3 * FEATURES, dtype=np.float32).reshape(3, FEATURES)
 EXAMPLE = {"x": X}
 
 
-def save_torch(folder: Path, scale: float) -> None:
-    """`y = scale * x`, in the format `torch`."""
+def scale_model(scale: float) -> TorchModel:
+    """`y = scale * x`, as a module of PyTorch."""
     import torch
 
     class Scale(torch.nn.Module):
@@ -43,7 +47,17 @@ def save_torch(folder: Path, scale: float) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * self.scale
 
-    save_native(TorchModel(module=Scale(), signature=SIGNATURE), folder)
+    return TorchModel(module=Scale(), signature=SIGNATURE)
+
+
+def save_torch(folder: Path, scale: float) -> None:
+    """`y = scale * x`, in the format `torch`."""
+    save_native(scale_model(scale), folder)
+
+
+def save_onnx_of_torch(folder: Path, scale: float) -> None:
+    """The same as `save_torch`, converted to `onnx`."""
+    convert(scale_model(scale), folder, settings=ConversionSettings())
 
 
 def save_jax(folder: Path, scale: float) -> None:
@@ -109,6 +123,50 @@ def xla_threads(process: psutil.Process) -> int:
     """How many threads XLA computes with in a process."""
     tasks = Path(f"/proc/{process.pid}/task").glob("*/comm")
     return sum(one.read_text().startswith("tf_XLAEigen") for one in tasks)
+
+
+@pytest.mark.torch
+def test_the_faster_of_two_really_proven_formats_is_chosen_by_evidence_and_by_measuring(project: Project) -> None:
+    root = Path(project.settings.root)
+    save_torch(root / "torch", 2.0)
+    save_onnx_of_torch(root / "onnx", 2.0)
+    folders = {"torch": root / "torch", "onnx": root / "onnx"}
+    proof = measure_equivalence(
+        source="torch",
+        source_folder=folders["torch"],
+        target="onnx",
+        target_folder=folders["onnx"],
+        samples=EXAMPLE,
+        settings=project.settings.conversion,
+    )
+    assert proof.passed
+    times = [
+        measure_performance(name, folder, EXAMPLE, threads=1, batches=(1,), seconds_per_batch=0.2)[0]
+        for name, folder in folders.items()
+    ]
+    runtimes = Runtimes(threads=1)
+    with project.registry() as registry:
+        for number, evidence in enumerate(([proof], [proof, *times]), start=1):
+            draft = VersionDraft(
+                name="scaled",
+                formats=folders,
+                native="torch",
+                input_example=EXAMPLE,
+                dataset_digest="sha256:" + "d" * 64,
+                evidence=tuple(evidence),
+            )
+            registry.register(draft, actor="tests")
+            found = choose_format(registry, registry.resolve(f"scaled/{number}"), runtimes)
+            # PyTorch takes several times as long for so small a model, on any machine.
+            assert found.format == "onnx"
+            assert ("measured here" in found.reason) == (number == 1)
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, 0), (2, 0), (64, 0), (2, 3)])
+def test_the_threads_of_a_worker_are_the_cores_divided_by_the_workers_or_as_set(workers: int, threads: int) -> None:
+    settings = ServingSettings(workers=workers, threads=threads)
+    cores = len(os.sched_getaffinity(0))
+    assert compute_threads(settings) == (threads or max(1, cores // workers))
 
 
 @pytest.mark.torch
