@@ -31,6 +31,8 @@ def convert_version(
 ) -> Converted:
     """Convert a version, measure the result against its native format, and seal it into the version with the proof.
 
+    A format that the version has, and that nothing proves, is not made again but measured as it is.
+
     Raises:
         NotFoundError: there is no such version or format.
         ConflictError: the version has the format, or the output is there.
@@ -46,11 +48,13 @@ def convert_version(
         if output is None:
             registry.signatures.check_ready()
         version = registry.resolve(reference)
-        _check_free(version, to, output)
+        is_there = _check_free(registry, version, to, output)
         source = None if start is None else choose_format(version, start)
         samples = read_given_inputs(inputs, version.signature) or registry.input_example(version)
         folder = Path(scratch) / to
         chain = _find_chain(version, to, source)
+        if is_there:
+            return _prove(registry, version, to, samples, settings, chain)
         # A conversion may read the recipe, and exporters may print.
         with console.step(f"Converting {version.reference} to {to}") as tell, stdout_to_stderr():
             _write(registry, version, chain, to, folder, samples, settings, tell)
@@ -96,17 +100,49 @@ def measure_against_native(
     )
 
 
-def _check_free(version: ModelVersion, to: str, output: Path | None) -> None:
+def _prove(
+    registry: Registry,
+    version: ModelVersion,
+    to: str,
+    samples: Mapping[str, np.ndarray],
+    settings: ConversionSettings,
+    chain: tuple[Converter, ...],
+) -> Converted:
+    """Measure a format that is there already, and attach the proof to the version."""
+    folder = registry.open_format(version, to)
+    with console.step(f"Measuring {to} against {version.native}"), stdout_to_stderr():
+        evidence = measure_against_native(registry, version, to, folder, samples, settings, chain)
+    _refuse_different(version, to, evidence)
+    registry.attach(version.name, version.number, evidence, actor=actor())
+    return Converted(
+        source=version.native,
+        format=to,
+        chain=names_of(chain),
+        digest=version.formats[to].digest,
+        place=f"was in {version.reference} and is proven now",
+        reference=version.reference,
+        evidence=evidence.values,
+    )
+
+
+def _check_free(registry: Registry, version: ModelVersion, to: str, output: Path | None) -> bool:
+    """Check that the result has a place; returns whether the version has the format and lacks its proof."""
     from noa.errors import ConflictError
+    from noa_registry.gates.format_proofs import format_proofs
 
     if output is not None:
         check_output(output)
     elif to in version.formats:
+        evidence = registry.evidence(version.name, version.number)
+        proof = format_proofs(version, evidence)[to]
+        if proof.problem is not None and not proof.is_refuted:
+            return True
         raise ConflictError(
             f"`{version.reference}` already has the format `{to}`",
             remedy="Write another copy with `--output FOLDER`",
             digest=version.formats[to].digest,
         )
+    return False
 
 
 def _find_chain(version: ModelVersion, to: str, source: str | None) -> tuple[Converter, ...]:

@@ -162,7 +162,7 @@ def _endpoints(settings: Settings) -> _Mistakes:
         if one.format
     ]
     for key, format in named:
-        if format not in formats:
+        if format not in (*formats, "auto"):
             what = "is kept, never served" if format in KEPT_FORMATS else "is no format of a model"
             yield (
                 key,

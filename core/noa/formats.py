@@ -7,10 +7,11 @@ registry and serving can load a model without importing a framework. A plug-in a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from noa.errors import InvalidInputError, NotFoundError, SignatureError
 
@@ -48,7 +49,8 @@ class FormatAdapter(Protocol):
     """Loads one format from its folder. Loading never runs code that comes from the folder.
 
     An adapter may say what it needs: `packages`, the modules that it imports, and `extra`, the extra of noa that brings
-    them. `noa formats` shows it. One that can tell cheaply whether a folder fits a signature is a `SignatureChecker`.
+    them. `noa formats` shows it. One that can tell cheaply whether a folder fits a signature is a `SignatureChecker`,
+    one whose library has a choice of how to compute a `RuntimeAdapter`.
     """
 
     @property
@@ -77,6 +79,50 @@ class SignatureChecker(Protocol):
             InvalidInputError: they differ.
             DependencyMissingError: what reads the format is not installed.
         """
+        ...
+
+
+Device: TypeAlias = Literal["auto", "cpu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """How a format's library computes. `threads` bounds its compute threads (None: the library's default).
+
+    `device` is `cpu`, or `auto` for an accelerator where the library has one. `is_compiled` asks a library that can for
+    a compiled model.
+    """
+
+    threads: int | None = None
+    device: Device = "cpu"
+    is_compiled: bool = False
+
+
+@runtime_checkable
+class RuntimeAdapter(Protocol):
+    """An adapter whose library has a choice of how to compute; what cannot be had is left out, as `runtime` says."""
+
+    def load_with(self, folder: Path, options: RuntimeOptions) -> DescribedRunnable:
+        """Load the model in `folder`; raises what `load` raises."""
+        ...
+
+    def accelerator(self) -> str | None:
+        """Return what `auto` would compute on, None if there is nothing but the CPU."""
+        ...
+
+
+@runtime_checkable
+class DescribedRunnable(Runnable, Protocol):
+    """A loaded model that says what runs it."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes, e.g. `cpu` or `cuda`."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """What runs it, for people, with the reason where it is not what was asked for."""
         ...
 
 

@@ -349,6 +349,10 @@ def describe(endpoint: Endpoint) -> dict[str, object]:
     row: dict[str, object] = {"state": endpoint.state, "model": endpoint.settings.model}
     if now is not None:
         row |= {"version": now.number, "digest": now.digest, "format": now.format, "swaps": endpoint.swaps}
+        if now.choice:
+            row["format_choice"] = now.choice
+        if now.runtime:
+            row["runtime"] = now.runtime
         row["run_ms"] = round(now.cost.estimate_s(1) * 1000, 4)
         row["batch_items"] = now.batching.best_items
         row["golden_requests"] = now.golden_requests

@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from noa_serving._http import RequestRefusedError
+from noa_serving._http import ModelFailedError, RequestRefusedError
 from noa_serving._prepared import Prepared, compute
 
 if TYPE_CHECKING:
@@ -356,7 +356,7 @@ class QueueBatcher:
 
     def _is_free(self, lane: _Lane) -> bool:
         """Tell whether a batch may start: a batched model runs one at a time, but a giant does not hold up others."""
-        if len(lane.runs) >= self._threads:
+        if len(lane.runs) >= (self._threads if lane.generation.pool is None else 1):
             return False
         return not lane.is_batched or all(run.is_stalled for run in lane.runs)
 
@@ -368,7 +368,7 @@ class QueueBatcher:
     def _start(self, loop: asyncio.AbstractEventLoop, lane: _Lane, batch: list[Job]) -> None:
         items = sum(job.prepared.batch for job in batch)
         try:
-            work = self._pool.submit(_work, batch)
+            work = (lane.generation.pool or self._pool).submit(_work, batch)
         except RuntimeError:  # the pool is shut down
             for job in batch:
                 job.place.give_back()
@@ -437,6 +437,8 @@ def _compute(jobs: Sequence[Job], begun: int) -> list[Outcome]:
         return [outputs]
     try:
         return _run(jobs, begun)
+    except ModelFailedError as exc:
+        return [exc] * len(jobs)
     except Exception:  # noqa: BLE001  # whatever it is, it belongs to some of them only
         middle = len(jobs) // 2
         return _compute(jobs[:middle], begun) + _compute(jobs[middle:], begun)

@@ -29,6 +29,7 @@ from noa_serving._parent_death import die_with_parent
 from noa_serving._pipeline import make_pipelines
 from noa_serving._protocol import hot_protocol
 from noa_serving._quotas import Quotas
+from noa_serving._runtimes import Runtimes, bound_xla
 from noa_serving._shared_memory import SharedRegions
 from noa_serving._traffic import make_endpoints, with_arms
 
@@ -80,7 +81,9 @@ def build_application(
         size=settings.serving.workers,
         timeout_s=settings.serving.swap_timeout_s,
     )
-    endpoints = make_endpoints(settings.endpoints, threads=threads, crew=crew)
+    bound_xla(threads)
+    runtimes = Runtimes.of(settings.serving, threads=threads)
+    endpoints = make_endpoints(settings.endpoints, threads=threads, crew=crew, runtimes=runtimes)
     followed = with_arms(endpoints)
     pipelines = make_pipelines(settings.pipelines, endpoints, crew=crew)
     leases = None

@@ -39,9 +39,19 @@ class Content(NamedTuple):
     digest: str
 
 
+class Choice(NamedTuple):
+    """Which format of a version all workers load, and why, for endpoints that leave the choice to the server."""
+
+    format: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ballot:
-    """One attempt to agree on `content`. An empty `reason` means that it is open; else it was refused for that."""
+    """One attempt to agree on `content`. An empty `reason` means that it is open; else it was refused for that.
+
+    `chooser` is the process that chooses the format, and `choice` what it has chosen, where there is a choice.
+    """
 
     id: int
     content: Content
@@ -49,6 +59,8 @@ class Ballot:
     attempts: int
     reason: str = ""
     retry_at: float = 0.0
+    chooser: int = 0
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +86,7 @@ class Agreement:
     ballot: Ballot | None = None
     ballots: int = 0
     rejected: Rejection | None = None
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,9 +147,36 @@ class Crew:
             if ballot is not None and is_same and (not ballot.reason or now < ballot.retry_at):
                 return ballot, False
             attempts = ballot.attempts if ballot is not None and is_same else 0
-            opened = Ballot(id=last.ballots + 1, content=content, opened_at=now, attempts=attempts)
+            opened = Ballot(
+                id=last.ballots + 1, content=content, opened_at=now, attempts=attempts, chooser=self._me.pid
+            )
             self._agree({**table, name: replace(last, ballot=opened, ballots=opened.id)})
             return opened, True
+
+    def is_chooser(self, name: str, ballot_id: int) -> bool:
+        """Tell whether this worker is to choose the format: it opened the ballot, or whoever was to do it is gone."""
+        with self._board.locked():
+            table = self._agreements()
+            ballot = table.get(name, Agreement()).ballot
+            if ballot is None or ballot.id != ballot_id or ballot.reason or ballot.choice is not None:
+                return False
+            if ballot.chooser != self._me.pid:
+                if any(worker.pid == ballot.chooser for worker in self._answering().values()):
+                    return False
+                self._agree({**table, name: replace(table[name], ballot=replace(ballot, chooser=self._me.pid))})
+            return True
+
+    def choose(self, name: str, ballot_id: int, choice: Choice) -> Choice | None:
+        """Say which format all workers load; the one that holds is returned, None where the ballot is over."""
+        with self._board.locked():
+            table = self._agreements()
+            ballot = table.get(name, Agreement()).ballot
+            if ballot is None or ballot.id != ballot_id or ballot.reason:
+                return None
+            if ballot.choice is None:
+                ballot = replace(ballot, choice=Choice(choice.format, _short(choice.reason)))
+                self._agree({**table, name: replace(table[name], ballot=ballot)})
+            return ballot.choice
 
     def drop_ballot(self, name: str) -> None:
         """Forget the ballot of an endpoint whose alias points to what is agreed."""
@@ -168,11 +208,12 @@ class Crew:
                 refused = replace(agreement.ballot, reason=verdict, attempts=attempts, retry_at=now + pause_s)
                 agreement = replace(agreement, ballot=refused)
             else:
-                agreement = replace(agreement, content=agreement.ballot.content, ballot=None, rejected=None)
+                chosen = agreement.ballot
+                agreement = replace(agreement, content=chosen.content, choice=chosen.choice, ballot=None, rejected=None)
             self._agree({**table, name: agreement})
             return agreement
 
-    def go_back(self, name: str, content: Content, rejection: Rejection) -> bool:
+    def go_back(self, name: str, content: Content, rejection: Rejection, choice: Choice | None) -> bool:
         """Agree on `content` in place of the rejected version, if that is still what all serve; whether it was.
 
         No vote is asked for: who serves the rejected version has `content` still loaded.
@@ -183,7 +224,8 @@ class Crew:
             if agreement.content != rejection.content:
                 return False
             rejection = replace(rejection, reason=_short(rejection.reason))
-            self._agree({**table, name: replace(agreement, content=content, ballot=None, rejected=rejection)})
+            back = replace(agreement, content=content, choice=choice, ballot=None, rejected=rejection)
+            self._agree({**table, name: back})
             return True
 
     def join(self, name: str, content: Content) -> bool:
@@ -370,10 +412,19 @@ def _agreement(row: dict[str, Any]) -> Agreement:
     content, ballot, rejected = row["content"], row["ballot"], row["rejected"]
     return Agreement(
         content=None if content is None else Content(*content),
-        ballot=None if ballot is None else Ballot(**dict(ballot, content=Content(*ballot["content"]))),
+        ballot=None if ballot is None else _ballot(ballot),
         ballots=row["ballots"],
         rejected=None if rejected is None else Rejection(**dict(rejected, content=Content(*rejected["content"]))),
+        choice=_choice(row["choice"]),
     )
+
+
+def _ballot(row: dict[str, Any]) -> Ballot:
+    return Ballot(**dict(row, content=Content(*row["content"]), choice=_choice(row["choice"])))
+
+
+def _choice(row: list[str] | None) -> Choice | None:
+    return None if row is None else Choice(*row)
 
 
 def _worker(row: dict[str, Any]) -> Worker:

@@ -19,16 +19,18 @@ from noa.errors import NoaError, NotFoundError
 from noa.references import ModelReference, parse_reference
 from noa.settings import FALLBACK_ARM
 from noa_serving._arm_names import followed_names
-from noa_serving._crew import Ballot, Content, Crew, Rejection, lone_crew
+from noa_serving._crew import Ballot, Choice, Content, Crew, Rejection, lone_crew
+from noa_serving._format_choice import AUTO, choose_format
 from noa_serving._generation import Generation, load_generation
 from noa_serving._http import RequestRefusedError, public_text
 from noa_serving._memory import require_memory
 from noa_serving._probation import Probation
 from noa_serving._response_cache import CacheCounts, ResponseCache
+from noa_serving._runtimes import Runtimes
 
 if TYPE_CHECKING:
     from noa.settings import EndpointSettings
-    from noa_registry import Registry
+    from noa_registry import ModelVersion, Registry
     from noa_serving._stages import StageTimes
     from noa_serving._traffic import Traffic
 
@@ -108,12 +110,14 @@ class Endpoint:
         *,
         threads: int,
         crew: Crew | None = None,
+        runtimes: Runtimes | None = None,
         main: Endpoint | None = None,
         arm: str = "",
     ) -> None:
         self.name = name
         self.settings = settings
         self.threads = threads
+        self.runtimes = Runtimes(threads=threads) if runtimes is None else runtimes
         self.crew = lone_crew(followed_names({name: settings})) if crew is None else crew
         self.main = main
         """The endpoint of which this is an arm, which clients cannot call by itself; None for any other."""
@@ -271,7 +275,8 @@ class Endpoint:
 
     def _catch_up(self, registry: Registry, clock: Callable[[], float]) -> bool:
         """Serve what the other workers serve, if this one does not: it is new, or stood still during a swap."""
-        agreed = self.crew.agreement(self.name).content
+        agreement = self.crew.agreement(self.name)
+        agreed = agreement.content
         current, failure = self.current, self.failure
         if agreed is None or (current is not None and (current.number, current.digest) == agreed):
             return False
@@ -280,7 +285,7 @@ class Endpoint:
         if failure is not None and (failure.number, failure.digest) == agreed and clock() < failure.retry_at:
             return False
         try:
-            generation = self._load(registry, agreed, workers=1)
+            generation = self._load(registry, agreed, agreement.choice, workers=1)
         except Exception as exc:  # noqa: BLE001  # whatever a broken model raises, the old one must go on
             self._record(exc, agreed, clock())
             return False
@@ -290,8 +295,11 @@ class Endpoint:
         """Have the version of a ballot ready beside what is served, or vote against it."""
         self._prepared = None
         try:
+            choice = self._choose(registry, ballot)
+            if choice is None and self.settings.format == AUTO:
+                return  # another worker chooses for all
             # Who opens the ballot looks for all workers whether there is room: later some of them have it already.
-            generation = self._load(registry, ballot.content, workers=self.crew.size if is_new else 0)
+            generation = self._load(registry, ballot.content, choice, workers=self.crew.size if is_new else 0)
         except Exception as exc:  # noqa: BLE001  # whatever a broken model raises, the old one must go on
             self._log_refusal(ballot.content, exc)
             self.crew.vote(self.name, ballot.id, public_text(exc) or type(exc).__name__)
@@ -302,6 +310,15 @@ class Endpoint:
             came_from = self._came_from(registry, found.move)
             self._prepared = _Prepared(ballot, generation, found.move, came_from)
             self.crew.vote(self.name, ballot.id)
+
+    def _choose(self, registry: Registry, ballot: Ballot) -> Choice | None:
+        """Return the format that all workers load; None where it is named by the settings or not chosen yet."""
+        if self.settings.format != AUTO or ballot.choice is not None:
+            return ballot.choice
+        if not self.crew.is_chooser(self.name, ballot.id):
+            return None
+        version = self._resolve(registry, ballot.content)
+        return self.crew.choose(self.name, ballot.id, choose_format(registry, version, self.runtimes))
 
     def _swap(self, generation: Generation, content: Content, now: float, *, move: int = 0) -> bool:
         """Let `generation` answer from now on, unless the workers have agreed on something else meanwhile."""
@@ -316,9 +333,12 @@ class Endpoint:
         self.swaps += before is not None
         self._swapped_at = now
         name = "nothing" if before is None else before.reference
+        how = f"{generation.format}: {generation.choice}" if generation.choice else generation.format
         asked = generation.golden_requests
         checked = f"{asked} golden requests answered" if asked else "no golden requests in its evidence"
-        log.info("endpoint %s: %s -> %s %s, %s", self.name, name, generation.reference, generation.digest, checked)
+        log.info(
+            "endpoint %s: %s -> %s %s as %s, %s", self.name, name, generation.reference, generation.digest, how, checked
+        )
         self._announce(now)
         return True
 
@@ -349,7 +369,8 @@ class Endpoint:
         reason = probation.judge(current.statistics)
         if reason is not None:
             rejection = Rejection(content=probation.content, move=probation.move, reason=reason, back_to=before.number)
-            if self.crew.go_back(self.name, Content(before.number, before.digest), rejection):
+            choice = Choice(before.format, before.choice) if self.settings.format == AUTO else None
+            if self.crew.go_back(self.name, Content(before.number, before.digest), rejection, choice):
                 self.rollbacks += 1
                 log.error(
                     "endpoint %s: %s goes back to %s by itself: %s",
@@ -409,25 +430,34 @@ class Endpoint:
             return None
         return Followed(found, 0)
 
-    def _load(self, registry: Registry, content: Content, *, workers: int) -> Generation:
-        kept = None if self.probation is None else self.probation.before
-        if kept is not None and (kept.number, kept.digest) == content:
-            return kept
+    def _resolve(self, registry: Registry, content: Content) -> ModelVersion:
         version = registry.resolve(f"{self.reference.name}/{content.number}")
         if version.digest != content.digest:
             raise NoaError(
                 f"`{version.reference}` changed while it was read", expected=content.digest, received=version.digest
             )
-        if self.settings.format in version.formats:
-            size = version.formats[self.settings.format].manifest.size_bytes
+        return version
+
+    def _load(self, registry: Registry, content: Content, choice: Choice | None, *, workers: int) -> Generation:
+        kept = None if self.probation is None else self.probation.before
+        if kept is not None and (kept.number, kept.digest) == content:
+            return kept
+        version = self._resolve(registry, content)
+        if choice is None and self.settings.format == AUTO:  # what is served was agreed on without one
+            choice = choose_format(registry, version, self.runtimes)
+        chosen = Choice(self.settings.format, "") if choice is None else choice
+        if chosen.format in version.formats:
+            size = version.formats[chosen.format].manifest.size_bytes
             require_memory(size, workers=workers, reference=version.reference)
         generation = load_generation(
             registry,
             version,
             endpoint=self.name if self.main is None else self.main.name,
             arm=self.arm,
-            format=self.settings.format,
+            format=chosen.format,
             threads=self.threads,
+            runtimes=self.runtimes,
+            choice=chosen.reason,
             cache=None if self.settings.cache is None else ResponseCache(self.settings.cache, self.cache_counts),
         )
         if self.settings.rollback.is_on:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from noa.errors import IntegrityError
-from noa.formats import find_adapter
 from noa_serving._golden import require_golden_answers
+from noa_serving._runtimes import Runtimes, pool_of, runtime_of
 from noa_serving._statistics import ModelStatistics
 from noa_serving._warm_up import WARM_BATCH, Batching, Cost, batch_axis, resize, warm
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from noa.formats import Runnable
     from noa.signatures import Signature, TensorSpec
     from noa_registry import ModelVersion, Registry
@@ -39,7 +41,9 @@ class Generation:
     `endpoint` is the name that clients call; `arm` is the arm of it that this answers for, empty for its main version.
     `example` is one item of zeros with the shape of a real input. `plain_inputs` holds name, dtype and item shape of
     each input, and nothing for a signature with more free axes than the batch. `golden_requests` is how many it has
-    answered; 0: its evidence has none. `binary_plans` is a memo, not state.
+    answered; 0: its evidence has none. `choice` says why it has this format, where that was left to the server, and
+    `runtime` what runs it. `pool` is where its runs wait, if not in the worker's own, whose threads a model that hangs
+    must not hold. `binary_plans` is a memo, not state.
     """
 
     endpoint: str
@@ -48,6 +52,8 @@ class Generation:
     number: int
     digest: str
     format: str
+    choice: str
+    runtime: str
     signature: Signature
     run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     specs: Mapping[str, TensorSpec]
@@ -57,6 +63,7 @@ class Generation:
     cost: Cost
     inline_items: int
     batching: Batching
+    pool: ThreadPoolExecutor | None
     example: Mapping[str, np.ndarray]
     plain_inputs: tuple[tuple[str, np.dtype, tuple[int, ...]], ...]
     statistics: ModelStatistics
@@ -111,8 +118,10 @@ def load_generation(
     format: str,  # our word
     threads: int,
     cache: ResponseCache | None = None,
+    runtimes: Runtimes | None = None,
+    choice: str = "",
 ) -> Generation:
-    """Verify, load and warm one format of `version`.
+    """Verify, load and warm one format of `version`. `choice` says why this format, where it was chosen.
 
     Raises:
         IntegrityError: the bytes are not what was sealed, or golden requests are not answered as they were.
@@ -120,7 +129,9 @@ def load_generation(
         NoaError: the adapter cannot load it. Errors of the framework pass as they are.
     """
     folder = registry.open_format(version, format)
-    runnable = find_adapter(format).load(folder, threads=threads)
+    example = registry.input_example(version)
+    runtimes = Runtimes(threads=threads) if runtimes is None else runtimes
+    runnable = runtimes.load(folder, model=version.name, format=format, example=example)
     if runnable.signature != version.signature:
         raise IntegrityError(f"`{version.reference}` has another signature in `{format}` than in the registry")
     return build_generation(
@@ -131,9 +142,10 @@ def load_generation(
         number=version.number,
         digest=version.digest,
         format=format,
-        example=registry.input_example(version),
+        example=example,
         cache=cache,
         golden=registry.golden_requests(version, format),
+        choice=choice,
     )
 
 
@@ -149,6 +161,7 @@ def build_generation(
     example: Mapping[str, np.ndarray],
     cache: ResponseCache | None = None,
     golden: GoldenRequests | None = None,
+    choice: str = "",
 ) -> Generation:
     """Warm a loaded model with `example`, ask it what is `golden`, and wrap it with everything a request needs.
 
@@ -170,6 +183,7 @@ def build_generation(
         batching=batching,
         cache=cache,
         golden_requests=0 if golden is None else len(golden.requests),
+        choice=choice,
     )
     if golden is not None:
         require_golden_answers(replace(generation, run=runnable.run), golden)  # not counted: nobody asked
@@ -191,8 +205,13 @@ def wrap_runnable(
     headers: HeaderList = (),
     cache: ResponseCache | None = None,
     golden_requests: int = 0,
+    choice: str = "",
+    runs_inline: bool = True,
 ) -> Generation:
-    """Wrap what is loaded and warm with everything a request needs; `headers` are added to those of its answers."""
+    """Wrap what is loaded and warm with everything a request needs; `headers` are added to those of its answers.
+
+    With `runs_inline` quick runs are on the event loop.
+    """
     signature = runnable.signature
     statistics = ModelStatistics()
     return Generation(
@@ -202,6 +221,8 @@ def wrap_runnable(
         number=number,
         digest=digest,
         format=format,
+        choice=choice,
+        runtime=runtime_of(runnable),
         signature=signature,
         run=statistics.timed(runnable.run),
         specs={spec.name: spec for spec in signature.inputs},
@@ -215,8 +236,9 @@ def wrap_runnable(
             *headers,
         ),
         cost=cost,
-        inline_items=_inline_items(cost),
+        inline_items=_inline_items(cost) if runs_inline and pool_of(runnable) is None else 0,
         batching=batching,
+        pool=pool_of(runnable),
         example={name: np.zeros_like(array) for name, array in resize(signature, example, batch=1).items()},
         plain_inputs=_plain_inputs(signature),
         statistics=statistics,

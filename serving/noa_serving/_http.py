@@ -45,6 +45,10 @@ class RequestRefusedError(NoaError):
         self.close = close
 
 
+class ModelFailedError(RequestRefusedError):
+    """What runs the model failed as such: all requests of the batch get this answer, and none is tried alone."""
+
+
 class Response(NamedTuple):  # made for every request, and far quicker than a frozen dataclass
     """One whole answer. `headers` lack only the content length."""
 

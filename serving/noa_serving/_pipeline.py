@@ -127,6 +127,7 @@ def compose(name: str, settings: PipelineSettings, generations: Mapping[str, Gen
         cost=Cost(fixed_s=sum(one.cost.fixed_s for one in parts), per_item_s=sum(one.cost.per_item_s for one in parts)),
         batching=_batching(graph, generations),
         headers=((b"noa-steps", steps.encode()),),
+        runs_inline=all(one.pool is None for one in parts),  # what runs its own code may hang
     )
 
 

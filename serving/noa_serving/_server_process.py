@@ -246,14 +246,22 @@ def check_endpoints(settings: Settings, endpoints: Mapping[str, EndpointSettings
 
     Raises:
         NotFoundError: it does not; the message says what there is.
-        InvalidInputError: the format is one that noa never loads.
+        InvalidInputError: the format is one that noa never loads, or runs code that nobody has allowed, or the choice
+            is left to the server and there is none.
         IntegrityError: a file was changed; names it.
     """
     from noa_registry import Registry
+    from noa_serving._format_choice import AUTO, require_choice
+    from noa_serving._runtimes import CODE_FORMATS, Runtimes, require_allowed
 
+    runtimes = Runtimes.of(settings.serving, threads=settings.serving.threads or 1)
     with Registry.open(settings.registry) as registry:
         for name, endpoint in endpoints.items():
             version = registry.resolve(endpoint.model)
+            if endpoint.format == AUTO:
+                for format_name in require_choice(registry, version, runtimes):
+                    registry.open_format(version, format_name)
+                continue
             if endpoint.format not in version.formats:
                 raise NotFoundError(
                     f"endpoint `{name}` asks for the format `{endpoint.format}`, which `{version.reference}` lacks",
@@ -262,6 +270,8 @@ def check_endpoints(settings: Settings, endpoints: Mapping[str, EndpointSettings
                     remedy=remedy_without(endpoint.format, native=version.native, reference=version.reference),
                 )
             refuse_kept(endpoint.format, reference=version.reference)
+            if endpoint.format in CODE_FORMATS:
+                require_allowed(version.name, endpoint.format, settings.serving.code)
             registry.open_format(version, endpoint.format)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from noa_serving._crew import Crew
     from noa_serving._generation import Generation
     from noa_serving._http import Headers
+    from noa_serving._runtimes import Runtimes
 
 log = logging.getLogger("noa.serving")
 
@@ -203,9 +204,15 @@ def attach_arms(main: Endpoint) -> tuple[Endpoint, ...]:
     return (main, *main.traffic.endpoints)
 
 
-def make_endpoints(rules: Mapping[str, EndpointSettings], *, threads: int, crew: Crew | None = None) -> list[Endpoint]:
+def make_endpoints(
+    rules: Mapping[str, EndpointSettings],
+    *,
+    threads: int,
+    crew: Crew | None = None,
+    runtimes: Runtimes | None = None,
+) -> list[Endpoint]:
     """Return the endpoints that clients call, each with its arms."""
-    found = [Endpoint(name, one, threads=threads, crew=crew) for name, one in rules.items()]
+    found = [Endpoint(name, one, threads=threads, crew=crew, runtimes=runtimes) for name, one in rules.items()]
     for one in found:
         attach_arms(one)
     return found
@@ -274,4 +281,4 @@ def _inner(main: Endpoint, arm: str, model: str, format: str) -> Endpoint:  # ou
     own = {"model": model, "arms": {}, "sticky": "", "fallback": "", "rollback": RollbackSettings()}
     settings = main.settings.model_copy(update={**own, "format": format or main.settings.format})
     name = inner_name(main.name, arm)
-    return Endpoint(name, settings, threads=main.threads, crew=main.crew, main=main, arm=arm)
+    return Endpoint(name, settings, threads=main.threads, crew=main.crew, runtimes=main.runtimes, main=main, arm=arm)

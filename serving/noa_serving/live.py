@@ -93,9 +93,10 @@ class LiveEndpoint:
 
     `workers_ready` of `workers` serve it. `refused` tells of a version that could not be loaded, `degraded` which
     workers do not answer, `golden_requests` how many the version answered before it was served (0: there were none),
-    `rolled_back` of a version that the server went back from by itself. Refused requests are among `errors_per_s`, not
-    among the versions. `arms` is empty where the endpoint has neither arms nor a fallback; its own rates are those of
-    all of them.
+    `rolled_back` of a version that the server went back from by itself. `format_choice` says why it has this format,
+    where that was left to the server, and `runtime` what runs it. Refused requests are among `errors_per_s`, not among
+    the versions. `arms` is empty where the endpoint has neither arms nor a fallback; its own rates are those of all of
+    them.
     """
 
     name: str
@@ -106,6 +107,8 @@ class LiveEndpoint:
     version: int | None = None
     digest: str | None = None
     format: str | None = None
+    format_choice: str | None = None
+    runtime: str | None = None
     workers: int = 1
     workers_ready: int = 0
     requests_per_s: float = 0.0
@@ -223,6 +226,8 @@ def _endpoint(
         version=row.get("version"),
         digest=row.get("digest"),
         format=row.get("format"),
+        format_choice=row.get("format_choice"),
+        runtime=row.get("runtime"),
         workers=after.server.address.workers,
         workers_ready=ready,
         requests_per_s=difference.rate("noa_requests_total", endpoint=name),

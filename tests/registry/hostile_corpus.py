@@ -613,6 +613,7 @@ flavors:
     loader_module: mlflow.onnx
 mlflow_version: 3.17.2
 """
+SCRIPT = MLMODEL.replace("loader_module: mlflow.onnx", "loader_module: mlflow.onnx\n    model_code_path: SCRIPT")
 
 
 def mlflow_folder(folder: Path, text: str = MLMODEL) -> Path:
@@ -702,6 +703,7 @@ for _name, _text in {
     "a loader with a call": MLMODEL.replace("mlflow.onnx", "os.system('x')"),
     "data outside": MLMODEL.replace("data: model.onnx", "data: ../../etc/passwd"),
     "absolute data": MLMODEL.replace("data: model.onnx", "data: /etc/passwd"),
+    "a script above the folder": SCRIPT.replace("SCRIPT", "/elsewhere/.."),
     "data on a server": MLMODEL.replace("data: model.onnx", "data: s3://evil/model"),
 }.items():
 
@@ -715,6 +717,7 @@ for _name, _text in {
     "a foreign loader": MLMODEL.replace("mlflow.onnx", "acme.loader"),
     "a flavor that unpickles": MLMODEL.replace("mlflow.onnx", "mlflow.sklearn"),
     "a model that is a script": MLMODEL + "model_code_path: model.py\n",
+    "a script and where it lay": SCRIPT.replace("SCRIPT", "/elsewhere/model.py"),
     "a module to unpickle with": MLMODEL.replace("code: null", "pickle_module_name: evil"),
     "a pickled Python object": MLMODEL.replace("code: null", "python_model: python_model.pkl"),
 }.items():

@@ -225,6 +225,10 @@ def _tell_problems(rows: Sequence[LiveEndpoint]) -> None:
 def _print_one(row: LiveEndpoint) -> None:
     console.print_table(_COLUMNS, _cells(row))
     console.print_line(f"digest  {row.digest or '-'}  format {row.format or '-'}  swaps {row.swaps}")
+    if row.format_choice is not None:
+        console.print_line(f"chosen  {row.format or '-'}: {row.format_choice}")
+    if row.runtime is not None:
+        console.print_line(f"runtime {row.runtime}")
     if row.golden_requests is not None:
         console.print_line(_golden_text(row.golden_requests))
     if row.versions:

@@ -116,7 +116,8 @@ def _compute_here(reference: ModelReference, source: str, settings: Settings, *,
     rule = settings.endpoints.get(reference.name)
     is_version = reference.alias is not None or reference.number is not None
     model = str(reference) if is_version else f"{reference.name}@champion" if rule is None else rule.model
-    chosen = format or (rule.format if rule is not None and not is_version else "onnx")
+    ruled = rule.format if rule is not None and not is_version else "onnx"
+    chosen = format or ("onnx" if ruled == "auto" else ruled)
     options = [*([] if chosen == "onnx" else ["--format", chosen]), *(["--json"] if call.as_json else [])]
     return call.command_line("predict", model, "--input", source, *options)
 

@@ -34,6 +34,10 @@ def serve(
     grpc_port: Annotated[
         int | None, typer.Option("--grpc-port", min=0, max=65535, help="Port for gRPC as well; 0: a free one.")
     ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help="Which format computes; `auto`: the fastest that is proven (default: as set)."),
+    ] = None,  # our word
     workers: Annotated[int | None, typer.Option("--workers", "-w", min=1, help="Worker processes.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,6 +46,8 @@ def serve(
 
     settings = current().settings()
     endpoints = choose_endpoints(settings, what or [])
+    if format is not None:
+        endpoints = {name: rule.model_copy(update={"format": format}) for name, rule in endpoints.items()}
     with open_registry(settings, about=[rule.model for rule in endpoints.values()], makes=True):
         check_endpoints(settings, endpoints)
     log_file = settings.state_dir / "logs" / "serve.log"

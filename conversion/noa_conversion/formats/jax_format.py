@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 from noa.atomic_write import write_file
 from noa.digests import canonical_json, sha256_bytes
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
+from noa.formats import RuntimeOptions
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.files import check_weight_names, read_bytes, read_json, read_weights, write_weights
 from noa_conversion.jax_compiling import compiler_options
@@ -51,7 +52,9 @@ _ALLOWED_CALLS = {
 class JaxRunnable:
     """A compiled program with its weights bound. Each batch size is compiled once, when it is first seen."""
 
-    __slots__ = ("_call", "_errors", "_narrowed", "_weights", "_where", "signature")
+    __slots__ = ("_call", "_errors", "_narrowed", "_weights", "_where", "runtime", "signature")
+
+    device = "cpu"
 
     def __init__(
         self, call: Any, weights: tuple[Any, ...], signature: Signature, where: Path, *, narrowed: frozenset[str]
@@ -64,6 +67,7 @@ class JaxRunnable:
         self._where = where
         self._errors = (jax.errors.JaxRuntimeError, ValueError, TypeError)
         self._narrowed = narrowed
+        self.runtime = "XLA on cpu"
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute all outputs by name.
@@ -100,7 +104,8 @@ class JaxAdapter:
         return "jax"
 
     def load(self, folder: Path, *, threads: int | None = None) -> JaxRunnable:
-        """Load the program. XLA's thread pool belongs to the process: `threads=1` turns it off, more cannot be bounded.
+        """Load the program. XLA's thread pool belongs to the process: `threads=1` turns it off, more cannot be bounded
+        once it is there. Before that the variable `NPROC` bounds it, which a server sets in its workers.
 
         Raises:
             InvalidInputError: missing, corrupt or not safe to load, or it differs from its signature.
@@ -123,6 +128,14 @@ class JaxAdapter:
         specs = (*signature.inputs, *signature.outputs)
         narrowed = frozenset(s.name for s, aval in zip(specs, avals, strict=True) if is_narrowed(s, aval.dtype))
         return JaxRunnable(call, weights, signature, folder / PROGRAM_FILE, narrowed=narrowed)
+
+    def load_with(self, folder: Path, options: RuntimeOptions) -> JaxRunnable:
+        """Load the program, on the CPU: it was exported for that, and XLA refuses it elsewhere."""
+        return self.load(folder, threads=options.threads)
+
+    def accelerator(self) -> None:
+        """Return None: stored programs are for the CPU."""
+        return
 
     def check_signature(self, folder: Path, signature: Signature) -> None:
         """Compare what the program says it takes and gives with a signature; reads no weights and imports no JAX.

@@ -1,4 +1,4 @@
-"""The `onnx` format: `model.onnx` and `signature.json`, run by onnxruntime on the CPU.
+"""The `onnx` format: `model.onnx` and `signature.json`, run by onnxruntime, on the CPU unless asked for more.
 
 This is what serving calls, so `run` does nothing but call the session. It imports neither torch nor jax.
 """
@@ -6,11 +6,13 @@ This is what serving calls, so `run` does nothing but call the session. It impor
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
+from noa.formats import RuntimeOptions
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.files import read_bytes
 from noa_conversion.onnx_runs import run_session
@@ -21,15 +23,27 @@ if TYPE_CHECKING:
     import onnxruntime
 
 MODEL_FILE = "model.onnx"
+_CPU = "CPUExecutionProvider"
+_GPUS: Final[Mapping[str, Mapping[str, str]]] = {
+    "CUDAExecutionProvider": {"use_tf32": "0"},  # float32 is float32, as where the model was proven
+    "ROCMExecutionProvider": {},
+    "DmlExecutionProvider": {},
+}
+"""Best first. TensorRT is left out: it builds for minutes, and computes in what precision it likes."""
 
 
 class OnnxRunnable:
     """An onnxruntime session with the names of its signature. Sessions may be called from any number of threads."""
 
-    __slots__ = ("_errors", "_inputs", "_outputs", "_session", "_where", "signature")
+    __slots__ = ("_errors", "_inputs", "_outputs", "_session", "_where", "device", "runtime", "signature")
 
-    def __init__(self, session: onnxruntime.InferenceSession, signature: Signature, where: Path) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, signature: Signature, where: Path, *, runtime: str = "onnxruntime"
+    ) -> None:
         self.signature = signature
+        provider = session.get_providers()[0]
+        self.device = "cpu" if provider == _CPU else provider.removesuffix("ExecutionProvider").lower()
+        self.runtime = runtime
         self._session = session
         self._where = where
         self._inputs = tuple(spec.name for spec in signature.inputs)
@@ -76,23 +90,45 @@ class OnnxAdapter:
             InvalidInputError: missing, corrupt or not safe to load, or it differs from its signature.
             DependencyMissingError: onnx or onnxruntime is not installed.
         """
+        return self.load_with(folder, RuntimeOptions(threads=threads))
+
+    def load_with(self, folder: Path, options: RuntimeOptions) -> OnnxRunnable:
+        """Load `model.onnx`; on a GPU where that is asked for and onnxruntime has one that starts.
+
+        Raises:
+            InvalidInputError, DependencyMissingError: as `load`.
+        """
         require_onnx(f"the format `{self._name}`")
         import onnxruntime as ort
 
+        threads = options.threads
         if threads is not None and threads < 1:
             raise InvalidInputError("a session needs at least one thread", expected="1 or more", received=threads)
         signature = Signature.load(folder)
         path = folder / MODEL_FILE
         source = _checked_source(folder, signature)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # what fails is raised; 3 also prints it
-        options.intra_op_num_threads = threads or 0
-        options.inter_op_num_threads = 1
+        session_options = ort.SessionOptions()
+        session_options.log_severity_level = 4  # what fails is raised; 3 also prints it
+        session_options.intra_op_num_threads = threads or 0
+        session_options.inter_op_num_threads = 1
+        gpu = None if options.device == "cpu" else self.accelerator()
+        providers = [_CPU] if gpu is None else [(gpu, dict(_GPUS[gpu])), _CPU]
         try:
-            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a GPU that does not start; `runtime` says so
+                session = ort.InferenceSession(source, session_options, providers=providers)
         except runtime_errors() as exc:
             raise InvalidInputError(f"onnxruntime refuses `{MODEL_FILE}`: {_first_line(exc)}", where=str(path)) from exc
-        return OnnxRunnable(session, signature, path)
+        return OnnxRunnable(session, signature, path, runtime=_describe(session, threads, gpu))
+
+    def accelerator(self) -> str | None:
+        """Return the GPU that onnxruntime was built for and finds the library of, None if there is none."""
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            return None
+        available = ort.get_available_providers()
+        return next((name for name in _GPUS if name in available), None)
 
     def check_signature(self, folder: Path, signature: Signature) -> None:
         """Compare what the graph says it takes and gives with a signature; reads no weights and runs nothing.
@@ -203,6 +239,12 @@ def _check_free(
                     remedy="Write into the signature what the graph says, or export the graph anew",
                     field=spec.name,
                 )
+
+
+def _describe(session: onnxruntime.InferenceSession, threads: int | None, wanted: str | None) -> str:
+    found = session.get_providers()[0]
+    missed = "" if wanted in (None, found) else f"; {wanted} is there and does not start"
+    return f"onnxruntime {found}, threads: {threads or 'all cores'}{missed}"
 
 
 def _sizes(tensor: onnx.TypeProto.Tensor) -> tuple[int | str, ...]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 from noa.atomic_write import write_file
 from noa.digests import canonical_json
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
+from noa.formats import RuntimeOptions
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.files import WEIGHTS_FILE, check_weight_names, read_bytes, read_json, unwritable_weights
 from noa_conversion.formats.torch_archive import PROGRAM_FILE, canonical_archive
@@ -35,16 +36,31 @@ if TYPE_CHECKING:
 LAYOUT_FILE = "program.json"
 _EXAMPLE_SIZES = (3, 5, 7, 11, 13, 17)
 """Sizes of free axes in the example: distinct, and not 1, which the exporter would take for a fixed size."""
+_COMPILED_RTOL, _COMPILED_ATOL = 1e-3, 1e-4  # of float32, as for equivalence
 _WARNING_LOCK = threading.RLock()
 
 
 class TorchRunnable:
     """A graph of ATen calls with its weights bound. Calls share nothing but the weights, which are never written."""
 
-    __slots__ = ("_graph", "_inputs", "_outputs", "_torch", "_weights", "_where", "signature")
+    __slots__ = (
+        *("_graph", "_inputs", "_outputs", "_torch", "_weights", "_where"),
+        *("device", "runtime", "signature"),
+    )
 
-    def __init__(self, graph: Any, weights: list[torch.Tensor], signature: Signature, where: Path) -> None:
+    def __init__(
+        self,
+        graph: Any,
+        weights: list[torch.Tensor],
+        signature: Signature,
+        where: Path,
+        *,
+        device: str = "cpu",
+        runtime: str = "PyTorch",
+    ) -> None:
         self.signature = signature
+        self.device = device
+        self.runtime = runtime
         self._torch = import_torch()
         self._graph = graph
         self._weights = weights
@@ -62,7 +78,11 @@ class TorchRunnable:
         try:
             with torch.inference_mode():
                 tensors = [_to_tensor(torch, inputs[name]) for name in self._inputs]
+                if self.device != "cpu":
+                    tensors = [tensor.to(self.device) for tensor in tensors]
                 outputs = self._graph(*self._weights, *tensors)
+                if self.device != "cpu":
+                    outputs = [output.cpu() for output in outputs]
                 return {name: output.numpy() for name, output in zip(self._outputs, outputs, strict=True)}
         except (RuntimeError, IndexError, TypeError, ValueError) as exc:
             raise InvalidInputError(f"PyTorch could not compute: {first_line(exc)}", where=str(self._where)) from exc
@@ -86,13 +106,41 @@ class TorchAdapter:
             InvalidInputError: missing, corrupt or not safe to load, or it differs from its signature.
             DependencyMissingError: PyTorch is not installed.
         """
+        return self.load_with(folder, RuntimeOptions(threads=threads))
+
+    def load_with(self, folder: Path, options: RuntimeOptions) -> TorchRunnable:
+        """Load the program; on a GPU and compiled where that is asked for and can be had.
+
+        Raises:
+            InvalidInputError, DependencyMissingError: as `load`.
+        """
         torch = import_torch()
+        threads = options.threads
         if threads is not None and threads < 1:
             raise InvalidInputError("a model needs at least one thread", expected="1 or more", received=threads)
         graph, weights, signature = read_program(folder)
         if threads is not None and torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-        return TorchRunnable(graph, list(weights.values()), signature, folder / PROGRAM_FILE)
+        device = "cpu" if options.device == "cpu" else self.accelerator() or "cpu"
+        if device != "cpu":
+            torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as where the model was proven
+            weights = {name: weight.to(device) for name, weight in weights.items()}
+        runtime = f"PyTorch on {device}, threads: {torch.get_num_threads()}"
+        tensors = list(weights.values())
+        if options.is_compiled:
+            compiled, problem = compile_graph(graph, weights, signature, device=device)
+            runtime += "; compiled" if problem is None else f"; not compiled: {problem}"
+            if problem is None:
+                graph, tensors = compiled, []
+        return TorchRunnable(graph, tensors, signature, folder / PROGRAM_FILE, device=device, runtime=runtime)
+
+    def accelerator(self) -> str | None:
+        """Return `cuda` where PyTorch finds such a device, None if there is none."""
+        try:
+            torch = import_torch()
+        except DependencyMissingError:
+            return None
+        return "cuda" if torch.cuda.is_available() else None
 
     def check_signature(self, folder: Path, signature: Signature) -> None:
         """Compare what the program says it takes and gives with a signature; reads no weights and imports no torch.
@@ -145,6 +193,33 @@ def save(model: TorchModel, folder: Path) -> None:
     _write_weights(folder, weights)
     write_file(folder / LAYOUT_FILE, canonical_json({"weights": list(weights), "buffers": buffers}))
     model.signature.save(folder)
+
+
+def compile_graph(
+    graph: Any, weights: Mapping[str, torch.Tensor], signature: Signature, *, device: str = "cpu"
+) -> tuple[Any, str | None]:
+    """Compile a stored graph with its weights, and run it; returns what takes the inputs, or why it is not to be used.
+
+    Compiling is tried with example inputs, whose free axes are dynamic, so that a missing C++ compiler or an operator
+    that cannot be compiled shows here and not in a request.
+    """
+    torch = import_torch()
+    try:
+        with quiet_torch(), torch.inference_mode():
+            compiled = torch.compile(stored_module(graph, weights, frozenset()))
+            example = [tensor.to(device) for tensor in example_inputs(signature)]
+            for tensor, spec in zip(example, signature.inputs, strict=True):
+                for axis, size in enumerate(spec.shape):
+                    if isinstance(size, str):
+                        torch._dynamo.maybe_mark_dynamic(tensor, axis)
+            expected = graph(*weights.values(), *example)
+            received = compiled(*example)
+            for spec, one, other in zip(signature.outputs, expected, received, strict=True):
+                if not torch.allclose(one, other, rtol=_COMPILED_RTOL, atol=_COMPILED_ATOL, equal_nan=True):
+                    return None, f"output `{spec.name}` differs"
+    except Exception as exc:  # noqa: BLE001  # compilers raise what they like; the graph itself computes
+        return None, first_line(exc)
+    return compiled, None
 
 
 def load_live(folder: Path) -> TorchModel:

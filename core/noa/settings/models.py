@@ -352,7 +352,10 @@ class EndpointSettings(Section):
     """A name that clients call, and what answers."""
 
     model: str = Field(description="Which model answers: `name@alias` or `name/number`.")
-    format: str = Field(default="onnx", description="Which format of the version computes.")
+    format: str = Field(
+        default="onnx",
+        description="Which format of the version computes; `auto`: the fastest one that is proven to compute the same.",
+    )
     arms: dict[Alias, ArmSettings] = Field(
         default={},
         description="Other versions by name that take a share of the requests: a canary, an A/B test, a shadow.",
@@ -370,7 +373,6 @@ class EndpointSettings(Section):
     cache: CacheSettings | None = Field(
         default=None, description="Keep answers for the same inputs; only for models without randomness or state."
     )
-
     rollback: RollbackSettings = Field(default_factory=RollbackSettings)
 
     @model_validator(mode="after")
@@ -453,6 +455,29 @@ def mean_of(text: str) -> list[str]:
     return [one.strip() for one in found[1].split(",")] if found else [text.strip()]
 
 
+class CodeSettings(Section):
+    """Models that run code of their own (the format `mlflow`), each in a process beside the worker."""
+
+    allow: tuple[Name, ...] = Field(
+        default=(), description="Models whose code may run; each was also imported with `--allow-pickle`."
+    )
+    memory_bytes: StrictInt = Field(
+        default=4 << 30, ge=64 << 20, description="Memory that the process of one such model may take, bytes."
+    )
+    start_s: StrictFloat = Field(
+        default=60.0, gt=0, le=3600, description="How long such a process may take to load its model, seconds."
+    )
+    run_s: StrictFloat = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="How long one run may take before the process is ended and started again, seconds.",
+    )
+    max_output_bytes: StrictInt = Field(
+        default=256 << 20, ge=1024, description="Bytes that the outputs of one run may take."
+    )
+
+
 class PayloadLogSettings(Section):
     """What is kept of requests and answers for whoever watches the models."""
 
@@ -497,6 +522,15 @@ class ServingSettings(Section):
     )
     workers: StrictInt = Field(default=1, ge=1, le=256, description="Worker processes.")
     threads: StrictInt = Field(default=0, ge=0, description="Compute threads per worker; 0: cores divided by workers.")
+    device: Literal["auto", "cpu"] = Field(
+        default="auto",
+        description="Where models compute; `auto`: on a GPU where the runtime has one and answers there as on the CPU.",
+    )
+    torch_compile: StrictBool = Field(
+        default=False,
+        description="Compile models of the format `torch` with `torch.compile` when they are loaded (needs a C++ "
+        "compiler); where that fails they run as before.",
+    )
     api_keys: tuple[SecretStr, ...] = Field(
         default=(), description="Keys that may do everything, beside those that `noa api-keys` makes."
     )
@@ -640,6 +674,7 @@ class ServingSettings(Section):
     )
 
     payload_log: PayloadLogSettings = Field(default_factory=PayloadLogSettings)
+    code: CodeSettings = Field(default_factory=CodeSettings)
 
     @property
     def address(self) -> str:

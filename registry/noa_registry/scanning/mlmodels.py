@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
@@ -22,7 +23,17 @@ _FLAVOR_LOADERS: Final = frozenset(
     f"mlflow.{name}"
     for name in (
         *("catboost", "diviner", "h2o", "johnsnowlabs", "keras", "langchain", "lightgbm", "llama_index", "openai"),
-        *("paddle", "pmdarima", "prophet", "pyfunc.model", "sentence_transformers", "shap", "sklearn", "spacy"),
+        *(
+            "paddle",
+            "pmdarima",
+            "prophet",
+            "pyfunc.loaders.code_model",
+            "pyfunc.model",
+            "sentence_transformers",
+            "shap",
+            "sklearn",
+            "spacy",
+        ),
         *("spark", "statsmodels", "tensorflow", "transformers", "xgboost"),
     )
 )
@@ -93,7 +104,9 @@ def _inspect_flavor(scan: ScanState, file: str, flavor: str, entry: Mapping[str,
         if key == "pickle_module_name" and value not in (None, "mlflow.pytorch.pickle_module"):
             scan.code(file, f"imports {str(value)!a} to unpickle (`{key}` of flavor `{flavor}`)")
         if key in _PATH_KEYS and isinstance(value, str):
-            _check_path(flavor, key, value)
+            # MLflow writes where the script was, and opens its name in the folder (pyfunc/model.py, 3.17).
+            is_script = flavor == "python_function" and key == "model_code_path"
+            _check_path(flavor, key, posixpath.basename(value) if is_script else value)
 
 
 def _inspect_loader(scan: ScanState, file: str, loader: str) -> None:

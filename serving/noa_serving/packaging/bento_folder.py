@@ -21,7 +21,7 @@ PORT: Final = 3000
 WHEELS_FOLDER: Final = "wheels"
 _LEFT_OUT: Final = frozenset({
     "host", "port", "api_keys", "client_key", "shared_memory", "poll_interval_s", "swap_timeout_s", "lease_s",
-    "trace_endpoint", "payload_log",
+    "trace_endpoint", "payload_log", "code",
 })  # fmt: skip
 
 

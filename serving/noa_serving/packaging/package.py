@@ -18,6 +18,8 @@ from noa.atomic_write import publish_folder, translate_disk_errors
 from noa.digests import FileDigest, Manifest, sha256_bytes, sha256_file, short_digest, verify_folder
 from noa.errors import ConflictError, IntegrityError, InvalidInputError
 from noa.formats import refuse_kept
+from noa_serving._format_choice import AUTO, choose_format
+from noa_serving._runtimes import Runtimes
 from noa_serving.packaging import bento_folder
 from noa_serving.packaging.container import IGNORED, containerfile
 from noa_serving.packaging.kubernetes import Deploying, endpoint_label, inference_service, manifests
@@ -113,6 +115,10 @@ def make_package(
         DependencyMissingError: what the format needs is not installed here.
     """
     version = registry.resolve(rule.model)
+    if rule.format == AUTO:
+        # A package runs no code from outside, whatever the settings of the project allow.
+        runtimes = Runtimes(threads=serving.threads or 1, device="cpu")
+        rule = rule.model_copy(update={"format": choose_format(registry, version, runtimes).format})
     sealed = version.sealed(rule.format)
     refuse_kept(rule.format, reference=version.reference)
     _refuse_code(rule.format, version.reference)
