@@ -165,7 +165,7 @@ def _number(value: float | None) -> str | None:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _problems(rows: Sequence[LiveEndpoint]) -> list[str]:
+def problems_of(rows: Sequence[LiveEndpoint]) -> list[str]:
     """Return what is wrong with endpoints, a line each."""
     texts: list[str] = []
     for row in rows:
@@ -183,7 +183,7 @@ def _problems(rows: Sequence[LiveEndpoint]) -> list[str]:
 
 
 def _tell_problems(rows: Sequence[LiveEndpoint]) -> None:
-    for text in _problems(rows):
+    for text in problems_of(rows):
         console.note(text, style="yellow")
 
 
@@ -229,7 +229,7 @@ def _print_lines(rows: Sequence[LiveEndpoint]) -> None:
             f"{_number(row.requests_per_s)} requests/s  {_number(row.errors_per_s)} errors/s  "
             f"p50 {p50} ms  p99 {p99} ms"
         )
-    for text in _problems(rows):
+    for text in problems_of(rows):
         console.print_line(f"{now}  {text}")
 
 
@@ -250,5 +250,5 @@ def _drawing(rows: Sequence[LiveEndpoint]) -> RenderableType:
         table.add_column(column, overflow="fold", justify="right" if column.endswith(("/s", "ms")) else "left")
     for row in rows:
         table.add_row(*[Text("-" if cell is None else console.visible(str(cell))) for cell in _cells(row)])
-    problems = [Text(console.visible(text), style="yellow") for text in _problems(rows)]
+    problems = [Text(console.visible(text), style="yellow") for text in problems_of(rows)]
     return Group(table if rows else Text(_NOBODY), *problems, Text("Ctrl-C ends this", style="dim"))
