@@ -216,6 +216,21 @@ def test_a_move_by_a_person_meanwhile_is_left_alone(project: Project) -> None:
     assert one.require().number == third.number
 
 
+def test_the_same_version_promoted_again_meanwhile_is_left_alone(project: Project) -> None:
+    one = swapped(project, requests=100)
+    answer(one.require(), failed=ENOUGH)
+    assert follow(project, one)
+    project.promote("digits", 1)
+    project.promote("digits", 2)
+    keeper_of(project, one).write(0.0)
+    with project.registry() as registry:
+        holder = registry.holder("digits", "champion")
+    assert holder is not None
+    assert holder.number == 2, "somebody wants it"
+    assert follow(project, one)
+    assert one.require().number == 2
+
+
 def test_without_a_registry_the_server_goes_back_and_says_so_until_the_registry_knows(
     project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

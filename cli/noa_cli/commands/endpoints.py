@@ -188,7 +188,7 @@ def _number(value: float | None) -> str | None:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _problems(rows: Sequence[LiveEndpoint]) -> list[str]:
+def problems_of(rows: Sequence[LiveEndpoint]) -> list[str]:
     """Return what is wrong with endpoints, a line each."""
     from noa.settings import MAIN_ARM
 
@@ -218,7 +218,7 @@ def _problems(rows: Sequence[LiveEndpoint]) -> list[str]:
 
 
 def _tell_problems(rows: Sequence[LiveEndpoint]) -> None:
-    for text in _problems(rows):
+    for text in problems_of(rows):
         console.note(text, style="yellow")
 
 
@@ -275,7 +275,7 @@ def _print_lines(rows: Sequence[LiveEndpoint]) -> None:
                 f"{_number(arm.requests_per_s)} requests/s  {_number(arm.errors_per_s)} errors/s  "
                 f"p50 {_number(arm.p50_ms) or '-'} ms  p99 {_number(arm.p99_ms) or '-'} ms"
             )
-    for text in _problems(rows):
+    for text in problems_of(rows):
         console.print_line(f"{now}  {text}")
 
 
@@ -296,5 +296,5 @@ def _drawing(rows: Sequence[LiveEndpoint]) -> RenderableType:
         table.add_column(column, overflow="fold", justify="right" if column.endswith(("/s", "ms")) else "left")
     for cells in (cells for row in rows for cells in _cells(row)):
         table.add_row(*[Text("-" if cell is None else console.visible(str(cell))) for cell in cells])
-    problems = [Text(console.visible(text), style="yellow") for text in _problems(rows)]
+    problems = [Text(console.visible(text), style="yellow") for text in problems_of(rows)]
     return Group(table if rows else Text(_NOBODY), *problems, Text("Ctrl-C ends this", style="dim"))
