@@ -60,7 +60,9 @@ def read_image(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarra
 def _layout(specs: tuple[TensorSpec, ...]) -> tuple[int, int, int, bool]:
     """Return channels, height, width, and whether the channels come first."""
     sizes = [size for size in specs[0].shape[1:] if isinstance(size, int)]
-    is_whole = len(specs) == 1 and len(sizes) == len(specs[0].shape) - 1 and specs[0].dtype not in ("bool", "int8")
+    is_whole = (
+        len(specs) == 1 and len(sizes) == len(specs[0].shape) - 1 and specs[0].dtype not in ("bool", "int8", "string")
+    )
     if is_whole and len(sizes) == 2:
         return 1, sizes[0], sizes[1], False
     if is_whole and len(sizes) == 3 and (sizes[0] in (1, 3) or (sizes[0] in _MODES and sizes[2] not in _MODES)):

@@ -1,6 +1,6 @@
 """How one output of two models is compared, and what difference is allowed by its dtype.
 
-- integers and booleans are exact: they are counts, indices and decisions.
+- integers, booleans and texts are exact: they are counts, indices, decisions and names.
 - float32 uses the settings: the same sums in another order differ by a few units in the last place per term.
 - float16 has 10 bits of mantissa (2**-10 = 1e-3), so that sums of a layer agree to about 1e-2.
 - float64 keeps 52 bits; what differs by more than 1e-8 was computed in fewer somewhere.
@@ -23,7 +23,8 @@ from typing import Final
 import numpy as np
 
 from noa.settings import ConversionSettings
-from noa.signatures import TensorSpec, fits_shape
+from noa.signatures import TensorSpec, dtype_name, fits_shape
+from noa.text_tensors import is_text
 
 MANTISSA_BITS: Final[Mapping[str, int]] = MappingProxyType({"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7})
 
@@ -173,6 +174,8 @@ def _compare_values(
     tolerance: Tolerance,
 ) -> OutputDifference:
     is_float = np.issubdtype(native.dtype, np.floating)
+    if is_text(native.dtype):  # equal is 0, anything else is 1
+        native, other = np.zeros(native.shape, np.int64), (native != other).astype(np.int64)
     left, right = (array.astype(np.float64) for array in (native, other)) if is_float else (native, other)
     same_kind = _same_kind(left, right) if is_float else np.ones(native.shape, bool)
     error = _absolute_error(left, right, is_float)
@@ -235,8 +238,9 @@ def _argmax_agreement(left: np.ndarray, right: np.ndarray) -> float | None:
 
 
 def _form_problem(spec: TensorSpec, native: np.ndarray, other: np.ndarray, sizes: Mapping[str, int]) -> str | None:
-    if native.dtype != other.dtype or native.dtype.name != spec.dtype:
-        return f"dtypes differ: expected {spec.dtype}, native {native.dtype.name}, target {other.dtype.name}"
+    names = dtype_name(native.dtype), dtype_name(other.dtype)
+    if names != (spec.dtype, spec.dtype):
+        return f"dtypes differ: expected {spec.dtype}, native {names[0]}, target {names[1]}"
     if native.shape != other.shape:
         return f"shapes differ: native {native.shape}, target {other.shape}"
     if not fits_shape(spec, native.shape, dict(sizes)):

@@ -1,8 +1,8 @@
 """Inputs that are made up to compare two models: seeded, by dtype, and by what whole numbers are used for.
 
-Floats are normal numbers. Whole numbers that index a table stay inside it (`InputRange`, read from a graph); those that
-decide a shape cannot be made up and are refused by name. Every free axis gets a size that the others do not have, so
-that two axes that were swapped show.
+Floats are normal numbers, texts are words. Whole numbers that index a table stay inside it (`InputRange`, read from a
+graph); those that decide a shape cannot be made up and are refused by name. Every free axis gets a size that the others
+do not have, so that two axes that were swapped show.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from noa.errors import InvalidInputError
 from noa.signatures import Signature, TensorSpec
 from noa_conversion.batches import batch_axis
+from noa_conversion.made_up_texts import draw_texts
 from noa_conversion.models import free_axes
 
 MOST_ELEMENTS: Final = 1 << 26
@@ -109,7 +110,9 @@ def describe_ranges(signature: Signature, ranges: Mapping[str, InputRange]) -> d
     words: dict[str, str] = {}
     for spec in signature.inputs:
         limits = ranges.get(spec.name, InputRange())
-        if _wants_whole(spec, limits):
+        if spec.dtype == "string":
+            words[spec.name] = "words"
+        elif _wants_whole(spec, limits):
             low, high = _limits(spec, limits)
             words[spec.name] = f"whole numbers {low} to {high - 1}" + (f" ({limits.reason})" if limits.reason else "")
         else:
@@ -135,6 +138,8 @@ def _draw(generator: np.random.Generator, spec: TensorSpec, sizes: Mapping[str, 
             remedy=f"Give them with `--input FILE`, or fix them with `--bind {spec.name}=...` when converting",
             field=spec.name,
         )
+    if spec.dtype == "string":
+        return draw_texts(generator, shape)
     if _wants_whole(spec, limits):
         low, high = _limits(spec, limits)
         return generator.integers(low, high, shape).astype(spec.dtype)

@@ -127,7 +127,7 @@ def page(endpoints: Sequence[Endpoint]) -> Response:
 
 
 def example_body(generation: Generation) -> Json | None:
-    """Return a request that the model accepts: one item of zeros; None if it would be very large."""
+    """Return a request that the model accepts: one item of zeros (empty texts); None if it would be very large."""
     arrays = generation.example
     if sum(array.size for array in arrays.values()) > _MAX_EXAMPLE_ELEMENTS:
         return None
@@ -249,6 +249,8 @@ def _nested(dtype: str, shape: Sequence[int | str]) -> Json:
 def _element(dtype: str) -> Json:
     if dtype == "bool":
         return {"type": "boolean"}
+    if dtype == "string":
+        return {"type": "string"}
     if dtype.startswith("float"):
         return {"type": "number"}
     is_unsigned = dtype.startswith("u")

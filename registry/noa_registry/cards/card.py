@@ -202,7 +202,9 @@ def _usage(version: ModelVersion, server: str) -> list[Block]:
 
 def _zeros(dtype: str, shape: Sequence[str | int]) -> str:
     sizes = ", ".join("1" if isinstance(axis, str) else str(axis) for axis in shape)
-    return f"np.zeros(({sizes}{',' if len(shape) == 1 else ''}), dtype={json.dumps(dtype)})"
+    numpy_name = "object" if dtype == "string" else json.dumps(dtype)
+    make, fill = ("full", ', ""') if dtype == "string" else ("zeros", "")
+    return f"np.{make}(({sizes}{',' if len(shape) == 1 else ''}){fill}, dtype={numpy_name})"
 
 
 def _data(facts: CardFacts) -> list[Block]:
