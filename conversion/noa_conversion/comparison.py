@@ -3,6 +3,7 @@
 - integers, booleans and texts are exact: they are counts, indices, decisions and names.
 - float32 uses the settings: the same sums in another order differ by a few units in the last place per term.
 - float16 has 10 bits of mantissa (2**-10 = 1e-3), so that sums of a layer agree to about 1e-2.
+- bfloat16 has 7 bits of mantissa (2**-7 = 8e-3), so that sums of a layer agree to about 8e-2.
 - float64 keeps 52 bits; what differs by more than 1e-8 was computed in fewer somewhere.
 
 float64 that comes from a model with less precise weights or inputs was brought to it at the end (`.double()`), and is
@@ -24,6 +25,7 @@ import numpy as np
 
 from noa.settings import ConversionSettings
 from noa.signatures import TensorSpec, dtype_name, fits_shape
+from noa.signatures import is_float as is_float_name
 from noa.text_tensors import is_text
 
 MANTISSA_BITS: Final[Mapping[str, int]] = MappingProxyType({"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7})
@@ -103,6 +105,10 @@ def tolerance_for(dtype: str, settings: ConversionSettings, *, computed_from: st
         reason = "float16: 10 bits of mantissa"
         absolute = max(settings.absolute_tolerance, 1e-2)
         return Tolerance(absolute=absolute, relative=max(settings.relative_tolerance, 1e-2), reason=reason)
+    if dtype == "bfloat16":
+        reason = "bfloat16: 7 bits of mantissa"
+        absolute = max(settings.absolute_tolerance, 8e-2)
+        return Tolerance(absolute=absolute, relative=max(settings.relative_tolerance, 8e-2), reason=reason)
     if dtype == "float64":
         reason = "float64: 52 bits of mantissa"
         absolute = min(settings.absolute_tolerance, 1e-8)
@@ -173,7 +179,7 @@ def _compare_values(
     sizes: Mapping[str, int],
     tolerance: Tolerance,
 ) -> OutputDifference:
-    is_float = np.issubdtype(native.dtype, np.floating)
+    is_float = is_float_name(native.dtype.name)
     if is_text(native.dtype):  # equal is 0, anything else is 1
         native, other = np.zeros(native.shape, np.int64), (native != other).astype(np.int64)
     left, right = (array.astype(np.float64) for array in (native, other)) if is_float else (native, other)

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from noa.errors import InvalidInputError
-from noa.signatures import Signature, TensorSpec
+from noa.signatures import Signature, TensorSpec, is_float, numpy_dtype
 from noa_conversion.batches import batch_axis
 from noa_conversion.made_up_texts import draw_texts
 from noa_conversion.models import free_axes
@@ -96,7 +96,7 @@ def poison_inputs(inputs: Mapping[str, np.ndarray], *, seed: int) -> dict[str, n
     found = False
     for name, array in inputs.items():
         poisoned[name] = array
-        if np.issubdtype(array.dtype, np.floating) and array.size:
+        if is_float(array.dtype.name) and array.size:
             found = True
             poisoned[name] = array.copy()
             places = generator.choice(array.size, size=min(3, array.size), replace=False)
@@ -116,7 +116,7 @@ def describe_ranges(signature: Signature, ranges: Mapping[str, InputRange]) -> d
             low, high = _limits(spec, limits)
             words[spec.name] = f"whole numbers {low} to {high - 1}" + (f" ({limits.reason})" if limits.reason else "")
         else:
-            words[spec.name] = "normal numbers" if spec.dtype.startswith("float") else "true and false"
+            words[spec.name] = "normal numbers" if is_float(spec.dtype) else "true and false"
     return words
 
 
@@ -142,16 +142,16 @@ def _draw(generator: np.random.Generator, spec: TensorSpec, sizes: Mapping[str, 
         return draw_texts(generator, shape)
     if _wants_whole(spec, limits):
         low, high = _limits(spec, limits)
-        return generator.integers(low, high, shape).astype(spec.dtype)
+        return generator.integers(low, high, shape).astype(numpy_dtype(spec.dtype))
     if spec.dtype == "bool":
         drawn = generator.integers(0, 2, shape).astype(bool)
         drawn.reshape(-1)[:1] = True  # a mask that hides all is a case of its own
         return drawn
-    return np.asarray(generator.standard_normal(shape)).astype(spec.dtype)
+    return np.asarray(generator.standard_normal(shape)).astype(numpy_dtype(spec.dtype))
 
 
 def _wants_whole(spec: TensorSpec, limits: InputRange) -> bool:
-    return spec.dtype != "bool" and (not spec.dtype.startswith("float") or limits.high is not None)
+    return spec.dtype != "bool" and (not is_float(spec.dtype) or limits.high is not None)
 
 
 def _limits(spec: TensorSpec, limits: InputRange) -> tuple[int, int]:

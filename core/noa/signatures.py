@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
-from noa.errors import InvalidInputError, SignatureError
+from noa.errors import DependencyMissingError, InvalidInputError, SignatureError
 from noa.regular_files import open_regular
 from noa.text_tensors import check_texts, is_text
 from noa.texts import check_text
@@ -34,12 +35,13 @@ DType: TypeAlias = Literal[
     "float16",
     "float32",
     "float64",
+    "bfloat16",
     "string",
 ]
 Axis: TypeAlias = int | str
 SIGNATURE_FILE = "signature.json"
+_FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
 _REMEDIES = {
-    "bfloat16": "Take and give float32, and cast to bfloat16 inside of the model; weights may be bfloat16",
     "object": "Texts are `string`",
 }
 
@@ -174,11 +176,27 @@ def dtype_name(dtype: np.dtype) -> str:
     return "string" if is_text(dtype) else dtype.name
 
 
+@cache
 def numpy_dtype(name: str) -> np.dtype:
-    """Return the dtype in which a tensor of a signature is held; texts are Python's, in `object`."""
+    """Return the dtype in which a tensor of a signature is held; texts are Python's, in `object`.
+
+    Raises:
+        DependencyMissingError: bfloat16, and `ml_dtypes`, which NumPy has it from, is not installed.
+    """
     import numpy as np
 
+    if name == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError as exc:
+            raise DependencyMissingError("ml_dtypes", extra="onnx", purpose="a tensor of bfloat16") from exc
+        return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(object if name == "string" else name)
+
+
+def is_float(name: str) -> bool:
+    """Tell whether a dtype of a signature is one of floating-point numbers; NumPy does not count bfloat16 to them."""
+    return name in _FLOATS
 
 
 def fits_shape(spec: TensorSpec, shape: tuple[int, ...], free: dict[str, int]) -> bool:

@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Final, cast
 
 from noa.digests import canonical_json
 from noa.errors import InvalidInputError
+from noa.signatures import numpy_dtype
 from noa.text_tensors import is_text, pack_texts, unpack_texts
 
 if TYPE_CHECKING:
     import numpy as np
 
 _TEXTS: Final = "noa.texts"
+_DTYPES: Final = {
+    "BOOL": "bool", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "U8": "uint8", "U16": "uint16",
+    "U32": "uint32", "U64": "uint64", "F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16",
+}  # fmt: skip
+"""Dtypes by the names in a file. The library's own reader of bytes leaves out BF16."""
 _LENGTH_BYTES: Final = 8  # of a safetensors header
 
 
@@ -41,11 +47,14 @@ def load_tensors(data: bytes) -> dict[str, np.ndarray]:
     Raises:
         InvalidInputError: it is not what `save_tensors` writes.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    import numpy as np
+    from safetensors import SafetensorError, deserialize
 
     try:
-        arrays = load(data)
+        arrays = {
+            name: np.frombuffer(row["data"], numpy_dtype(_DTYPES[row["dtype"]])).reshape(row["shape"])
+            for name, row in deserialize(data)
+        }
         for name, shape in _shapes_of_texts(data).items():
             packed = memoryview(arrays[name].tobytes())
             arrays[name] = unpack_texts(packed, shape, field=name, name=f"tensor `{name}`")

@@ -47,6 +47,7 @@ _WRAPPER_FILES = {
     _SERVING_EXAMPLE_FILE,
 }
 _ONNX_PACKAGES = ("mlflow", "numpy", "onnx", "onnxruntime")
+_MLFLOW_DTYPES = {"string": "str", "bfloat16": "float32"}  # where NumPy's name is another, or NumPy has no such dtype
 _NATIVE_PACKAGES = {"torch": ("torch", "safetensors"), "jax": ("jax", "safetensors")}
 
 
@@ -130,7 +131,7 @@ def mlflow_signature(signature: Signature) -> dict[str, object]:
 
 def _mlflow_spec(spec: TensorSpec, *, named: bool) -> dict[str, object]:
     shape = [axis if isinstance(axis, int) else -1 for axis in spec.shape]
-    dtype = "str" if spec.dtype == "string" else spec.dtype  # NumPy's name, as MLflow writes it
+    dtype = _MLFLOW_DTYPES.get(spec.dtype, spec.dtype)
     tensor: dict[str, object] = {"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": shape}}
     return {"name": spec.name, **tensor} if named else tensor
 

@@ -19,6 +19,7 @@ from pyarrow import ipc
 from noa.errors import InvalidInputError, SignatureError
 from noa.signatures import dtype_name
 from noa_serving._http import RequestRefusedError
+from noa_serving._npy_body import without_bfloat
 from noa_serving._oip import must_be_writable, read_shape
 from noa_serving._prepared import too_many_items
 from noa_serving._tensors import check_count
@@ -70,7 +71,7 @@ def write_arrow(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Return arrays as an Arrow IPC stream of one record batch.
 
     Raises:
-        RequestRefusedError: 406, they are not rows: without a first axis, or of different lengths.
+        RequestRefusedError: 406, they are not rows (without a first axis, or of different lengths), or are bfloat16.
     """
     sizes = {array.shape[0] if array.ndim else -1 for array in arrays.values()}
     if len(sizes) != 1 or -1 in sizes:
@@ -81,6 +82,9 @@ def write_arrow(arrays: Mapping[str, np.ndarray]) -> bytes:
             received=", ".join(f"{name}{array.shape}" for name, array in arrays.items()),
             remedy="Accept `application/json` or `application/x-npy`",
         )
+    for name, array in arrays.items():
+        if array.dtype.kind == "V":
+            raise without_bfloat(name, "Arrow has")
     batch = pa.record_batch({name: _to_column(array) for name, array in arrays.items()})
     sink = pa.BufferOutputStream()
     with ipc.new_stream(sink, batch.schema) as writer:

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 from noa.errors import InvalidInputError, NotFoundError, ServiceError, SignatureError
-from noa.signatures import DType, TensorSpec, dtype_name
+from noa.signatures import DType, TensorSpec, dtype_name, is_float, numpy_dtype
 from noa.text_tensors import check_texts, is_text, pack_texts, unpack_texts
 
 DTYPES = {
@@ -30,6 +30,7 @@ DTYPES = {
     "FP16": "float16",
     "FP32": "float32",
     "FP64": "float64",
+    "BF16": "bfloat16",
     "BYTES": "string",
 }
 _DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
@@ -262,7 +263,7 @@ def _parse_prediction(answer: Answer) -> Prediction:
             outputs[name] = unpack_texts(packed, shape, field=name, name=f"output `{name}`")
             start = end
             continue
-        dtype = np.dtype(DTYPES[str(row["datatype"])]).newbyteorder("<")
+        dtype = numpy_dtype(DTYPES[str(row["datatype"])]).newbyteorder("<")
         size = math.prod(shape)
         array = np.frombuffer(answer.body, dtype=dtype, count=size, offset=start).reshape(shape)
         outputs[name] = array.astype(dtype.newbyteorder("="))
@@ -303,7 +304,7 @@ def _contiguous(name: str, array: np.ndarray, spec: Row | None) -> np.ndarray:
         if is_text(array.dtype):
             raise InvalidInputError(f"input `{name}` holds no numbers", expected=wanted, received="texts")
         with np.errstate(all="ignore"):
-            cast_array = array.astype(wanted)
+            cast_array = array.astype(numpy_dtype(wanted))
         if not _is_same(array, cast_array):
             raise InvalidInputError(
                 f"input `{name}` loses values as {wanted}", expected=wanted, received=array.dtype.name
@@ -317,9 +318,9 @@ def _contiguous(name: str, array: np.ndarray, spec: Row | None) -> np.ndarray:
 
 
 def _is_same(before: np.ndarray, after: np.ndarray) -> bool:
-    if before.dtype.kind not in "biuf":
+    if before.dtype.kind not in "biuf" and before.dtype.name != "bfloat16":
         return False
-    if after.dtype.kind == "f" and before.dtype.kind == "f":
+    if is_float(after.dtype.name) and is_float(before.dtype.name):
         return bool((np.isfinite(after) == np.isfinite(before)).all())  # precision may go, magnitude may not
     if after.dtype.kind == "b":
         return before.dtype.kind == "b"

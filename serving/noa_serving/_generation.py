@@ -17,6 +17,7 @@ from noa.formats import find_adapter
 from noa.signatures import numpy_dtype
 from noa.text_tensors import blank_like
 from noa_serving._statistics import ModelStatistics
+from noa_serving._tensors import know_datatypes
 from noa_serving._warm_up import WARM_BATCH, Batching, Cost, batch_axis, resize, warm
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def build_generation(
     """Warm a loaded model with `example` and wrap it with everything a request needs, computed once."""
     signature = runnable.signature
     signature.validate(example)
+    know_datatypes((*signature.inputs, *signature.outputs))
     cost, batching = warm(runnable, example)
     statistics = ModelStatistics()
     return Generation(

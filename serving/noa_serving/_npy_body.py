@@ -70,8 +70,11 @@ def write_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, bytes]:
     """Return media type and body: `.npy` of a single array, `.npz` of several.
 
     Raises:
-        RequestRefusedError: 406, texts do not go into NumPy's.
+        RequestRefusedError: 406, texts do not go into NumPy's, or there are numbers of bfloat16.
     """
+    for name, one in arrays.items():
+        if one.dtype.kind == "V":
+            raise without_bfloat(name, "NumPy's files have")
     arrays = {name: _fixed_width(name, one) if one.dtype == object else one for name, one in arrays.items()}
     file = io.BytesIO()
     if len(arrays) == 1:
@@ -82,6 +85,16 @@ def write_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, bytes]:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, array, allow_pickle=False)
     return NPZ_TYPE, file.getvalue()
+
+
+def without_bfloat(name: str, who: str) -> RequestRefusedError:
+    """Return the refusal of an output that a media type has no numbers for."""
+    return RequestRefusedError(
+        f"output `{name}` is bfloat16, which {who} no numbers for",
+        status=406,
+        expected="another media type, or other outputs",
+        remedy="Accept `application/json`, or use the Open Inference Protocol with raw tensors",
+    )
 
 
 def _read_array(generation: Generation, spec: TensorSpec, data: memoryview, *, max_batch_items: int) -> np.ndarray:

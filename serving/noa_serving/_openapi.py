@@ -11,6 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from noa import __version__
+from noa.signatures import is_float
 from noa_serving._client_stub import client_stub, curl_examples
 from noa_serving._http import Response
 from noa_serving._media import ARROW_TYPE
@@ -251,7 +252,7 @@ def _element(dtype: str) -> Json:
         return {"type": "boolean"}
     if dtype == "string":
         return {"type": "string"}
-    if dtype.startswith("float"):
+    if is_float(dtype):
         return {"type": "number"}
     is_unsigned = dtype.startswith("u")
     bits = int(dtype.lstrip("uint"))

@@ -99,6 +99,8 @@ def write_table(rows: Sequence[PayloadRow], redactor: Redactor) -> Any:
 def nested_lists(arrays: Sequence[np.ndarray]) -> Any:
     """Return arrays of one dtype and number of axes as a column: one row each, a list in another for each axis."""
     flat = np.concatenate([array.reshape(-1) for array in arrays])
+    if flat.dtype.kind == "V":  # Arrow has no bfloat16
+        flat = flat.astype(np.float32)
     if len(flat) > _MAX_OFFSET:
         raise OverflowError("a column of the payload log has too many values")
     column: Any = pa.array(flat, pa.large_string() if flat.dtype == object else None)

@@ -18,7 +18,7 @@ from noa.signatures import numpy_dtype
 from noa.text_tensors import LENGTH_BYTES, decode_text, pack_texts, text_array, unpack_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from noa.signatures import DType, TensorSpec
 
@@ -35,12 +35,14 @@ DATATYPES: dict[DType, str] = {
     "float16": "FP16",
     "float32": "FP32",
     "float64": "FP64",
+    "bfloat16": "BF16",
     "string": "BYTES",
 }
 """Names of the dtypes in the Open Inference Protocol."""
 
-DATATYPE_OF: dict[np.dtype, str] = {numpy_dtype(name): datatype for name, datatype in DATATYPES.items()}
-"""The same by numpy's dtype, whose `name` is slow to ask for."""
+
+DATATYPE_OF: dict[np.dtype, str] = {}
+"""The same by numpy's dtype, whose `name` is slow to ask for, for what is served: bfloat16 is another package's."""
 
 MAX_RANK = 32
 MAX_TEXTS = 1 << 20
@@ -52,6 +54,7 @@ _ALLOWED: dict[str, frozenset[type]] = {
     "float16": _NUMBERS,
     "float32": _NUMBERS,
     "float64": _NUMBERS,
+    "bfloat16": _NUMBERS,
     "string": frozenset({str}),
 }
 """Which JSON values a dtype takes; all others take whole numbers."""
@@ -66,6 +69,12 @@ _KIND_WORDS: dict[type, str] = {
 }
 
 
+def know_datatypes(specs: Iterable[TensorSpec]) -> None:
+    """Let `DATATYPE_OF` have the dtypes of a model that will be served."""
+    for spec in specs:
+        DATATYPE_OF[numpy_dtype(spec.dtype)] = DATATYPES[spec.dtype]
+
+
 def array_from_json(spec: TensorSpec, value: object) -> np.ndarray:
     """Return the array that a nested JSON list (or a bare number, for rank 0) writes down, in the dtype of `spec`.
 
@@ -78,8 +87,8 @@ def array_from_json(spec: TensorSpec, value: object) -> np.ndarray:
         return _texts_from_json(spec, value)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            array = np.array(value, dtype=spec.dtype)
-            is_finite = array.dtype.kind != "f" or _is_finite(array)
+            array = np.array(value, dtype=numpy_dtype(spec.dtype))
+            is_finite = array.dtype.kind not in "fV" or _is_finite(array)
     except OverflowError as exc:
         raise _does_not_fit(spec) from exc
     except ValueError as exc:
@@ -91,6 +100,8 @@ def array_from_json(spec: TensorSpec, value: object) -> np.ndarray:
 
 def _is_finite(array: np.ndarray) -> bool:
     """Tell whether all numbers are finite; that the sum of their squares is so is quicker to see, and enough."""
+    if array.dtype.kind == "V":  # bfloat16
+        return bool(np.isfinite(array).all())
     flat = array.reshape(-1)
     return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
 
@@ -120,12 +131,12 @@ def array_from_bytes(spec: TensorSpec, data: memoryview, shape: Sequence[int], *
     check_size(spec, len(data), shape)
     if spec.dtype == "string":
         return unpack_texts(data, shape, field=spec.name, name=f"input `{spec.name}`")
-    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    dtype = numpy_dtype(spec.dtype).newbyteorder("<")
     if spec.dtype == "bool" and len(data) and int(np.frombuffer(data, dtype=np.uint8).max()) > 1:
         raise _misfit(spec, "holds a byte that is no boolean", "0 or 1", "another byte")
     array = np.frombuffer(data, dtype=dtype).reshape(shape)
     if writable or not array.flags.aligned or not array.dtype.isnative:
-        return array.astype(spec.dtype, copy=True)
+        return array.astype(dtype.newbyteorder("="), copy=True)
     return array
 
 
@@ -162,9 +173,12 @@ def raw_array(array: np.ndarray) -> np.ndarray:
 
 def json_value(array: np.ndarray) -> object:
     """Return what orjson writes an array from."""
-    if array.ndim == 0:
+    if not array.ndim:
         return array.item()
-    return array.tolist() if array.dtype.kind == "O" else array
+    kind = array.dtype.kind
+    if kind == "V":  # each bfloat16 is a float32
+        return array.astype(np.float32)
+    return array.tolist() if kind == "O" else array
 
 
 def check_size(spec: TensorSpec, size: int, shape: Sequence[int]) -> None:
@@ -174,7 +188,7 @@ def check_size(spec: TensorSpec, size: int, shape: Sequence[int]) -> None:
         SignatureError: they are not.
     """
     is_text = spec.dtype == "string"
-    needed = math.prod(shape) * (LENGTH_BYTES if is_text else np.dtype(spec.dtype).itemsize)
+    needed = math.prod(shape) * (LENGTH_BYTES if is_text else numpy_dtype(spec.dtype).itemsize)
     if size < needed if is_text else size != needed:
         expected = f"{'at least ' if is_text else ''}{needed} bytes for {spec.dtype}{tuple(shape)}"
         raise _misfit(spec, "has the wrong number of bytes", expected, f"{size} bytes")
@@ -251,10 +265,12 @@ def _check_kinds(spec: TensorSpec, kinds: set[type]) -> None:
 
 
 def _does_not_fit(spec: TensorSpec) -> SignatureError:
-    limits = np.finfo(spec.dtype) if spec.dtype[0] == "f" else np.iinfo(spec.dtype)
-    return _misfit(
-        spec, "holds a number out of range", f"{spec.dtype}, {limits.min} to {limits.max}", "a number beyond it"
-    )
+    if spec.dtype == "bfloat16":
+        low, high = "-3.39e+38", "3.39e+38"
+    else:
+        limits = np.finfo(spec.dtype) if spec.dtype[0] == "f" else np.iinfo(spec.dtype)
+        low, high = str(limits.min), str(limits.max)
+    return _misfit(spec, "holds a number out of range", f"{spec.dtype}, {low} to {high}", "a number beyond it")
 
 
 def _misfit(spec: TensorSpec, what: str, expected: str, received: str) -> SignatureError:

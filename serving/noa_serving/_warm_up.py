@@ -135,7 +135,7 @@ def _vary(array: np.ndarray, *, integers: bool) -> np.ndarray:
     """Make the items of a batch differ: numbers are scaled, whole ones trade places within their item, texts grow."""
     varied = array.astype(object) if is_text(array.dtype) else array.copy()
     for index in range(1, len(array)):
-        if array.dtype.kind == "f":
+        if array.dtype.kind in "fV":
             varied[index] = array[index] * array.dtype.type(1.0 + index / len(array))
         elif is_text(array.dtype):
             texts = [f"{text}{index}" for text in array[index, ...].reshape(-1).tolist()]

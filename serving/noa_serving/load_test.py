@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from noa.errors import DependencyMissingError
+from noa.signatures import is_float, numpy_dtype
 from noa.text_tensors import text_array
 from noa_serving._client_wire import Inputs, infer_request, read_inputs
 from noa_serving.async_client import AsyncClient
@@ -76,8 +77,9 @@ def example_inputs(specs: Sequence[TensorSpec], *, batch: int, seed: int) -> dic
         if spec.dtype == "string":
             inputs[spec.name] = text_array([f"text {index % 10}" for index in range(math.prod(shape))], shape)
             continue
-        is_float = spec.dtype.startswith("float")
-        inputs[spec.name] = (generator.random(shape) if is_float else np.zeros(shape)).astype(spec.dtype)
+        inputs[spec.name] = (generator.random(shape) if is_float(spec.dtype) else np.zeros(shape)).astype(
+            numpy_dtype(spec.dtype)
+        )
     return inputs
 
 

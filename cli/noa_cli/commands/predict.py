@@ -251,7 +251,7 @@ def _cast_all(arrays: dict[str, np.ndarray], source: str, specs: tuple[TensorSpe
     import numpy as np
 
     from noa.errors import InvalidInputError
-    from noa.signatures import dtype_name, numpy_dtype
+    from noa.signatures import dtype_name, is_float, numpy_dtype
     from noa.text_tensors import check_texts, is_text
 
     wanted = {spec.name: spec.dtype for spec in specs}
@@ -263,14 +263,14 @@ def _cast_all(arrays: dict[str, np.ndarray], source: str, specs: tuple[TensorSpe
             cast_arrays[name] = array
             continue
         dtype = numpy_dtype(wanted[name])
-        kinds_fit = array.dtype.kind in {"f": "iuf", "i": "iu", "u": "iu", "b": "b", "O": ""}[dtype.kind]
+        kinds_fit = array.dtype.kind in {"f": "iuf", "i": "iu", "u": "iu", "b": "b", "O": "", "V": "iuf"}[dtype.kind]
         with np.errstate(over="ignore", invalid="ignore"):
             changed = array.astype(dtype) if kinds_fit else array
-        is_whole = dtype.kind == "f" or bool((changed == array).all())
+        is_whole = is_float(dtype.name) or bool((changed == array).all())
         if (
             not kinds_fit
             or not is_whole
-            or bool((np.isinf(changed) & ~np.isinf(array)).any() if dtype.kind == "f" else False)
+            or bool((np.isinf(changed) & ~np.isinf(array)).any() if is_float(dtype.name) else False)
         ):
             raise InvalidInputError(
                 f"the values of `{name}` do not fit its dtype",
@@ -299,6 +299,8 @@ def _plain(array: np.ndarray) -> object:
     """Return nested lists; JSON has no NaN or infinity, so these become null."""
     import numpy as np
 
+    if array.dtype.kind == "V":  # each bfloat16 is a float32
+        array = array.astype(np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         plain = array.astype(object)
         plain[~np.isfinite(array)] = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.signatures import Signature, TensorSpec, dtype_name
 from noa_conversion.files import read_bytes
+from noa_conversion.onnx_bfloat import BfloatSession
 from noa_conversion.onnx_runs import run_session
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ class OnnxRunnable:
 
     __slots__ = ("_errors", "_inputs", "_outputs", "_session", "_where", "signature")
 
-    def __init__(self, session: onnxruntime.InferenceSession, signature: Signature, where: Path) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession | BfloatSession, signature: Signature, where: Path
+    ) -> None:
         self.signature = signature
         self._session = session
         self._where = where
@@ -97,6 +100,8 @@ class OnnxAdapter:
                 where=str(path),
                 remedy=_LOCALE_REMEDY if "construct locale" in str(exc) else None,
             ) from exc
+        if any(spec.dtype == "bfloat16" for spec in (*signature.inputs, *signature.outputs)):
+            return OnnxRunnable(BfloatSession(session), signature, path)
         return OnnxRunnable(session, signature, path)
 
     def check_signature(self, folder: Path, signature: Signature) -> None:

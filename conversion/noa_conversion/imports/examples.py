@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from noa.digests import digest_json
 from noa.errors import InvalidInputError, SignatureError
-from noa.signatures import Signature, TensorSpec
+from noa.signatures import Signature, TensorSpec, is_float, numpy_dtype
 from noa_conversion.made_up_texts import draw_texts
 
 if TYPE_CHECKING:
@@ -46,9 +46,8 @@ def make_example(signature: Signature) -> dict[str, np.ndarray]:
         if spec.dtype == "string":
             example[spec.name] = draw_texts(generator, shape)
             continue
-        is_float = spec.dtype.startswith("float")
-        values = generator.standard_normal(shape) if is_float else generator.integers(0, 2, shape)
-        example[spec.name] = np.asarray(values).astype(spec.dtype)
+        values = generator.standard_normal(shape) if is_float(spec.dtype) else generator.integers(0, 2, shape)
+        example[spec.name] = np.asarray(values).astype(numpy_dtype(spec.dtype))
     return example
 
 
@@ -114,4 +113,4 @@ def _array(value: Any, spec: TensorSpec | None) -> np.ndarray:
         raise InvalidInputError("an example holds Python objects or lists of unequal length", expected="numbers")
     if spec is None or hasattr(value, "dtype") or spec.dtype == "string":
         return array
-    return array.astype(spec.dtype)
+    return array.astype(numpy_dtype(spec.dtype))
