@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from noa.errors import IntegrityError
+from noa.signatures import numpy_dtype
+from noa.text_tensors import blank_like
 from noa_serving._golden import require_golden_answers
 from noa_serving._runtimes import Runtimes, pool_of, runtime_of
 from noa_serving._statistics import ModelStatistics
+from noa_serving._tensors import know_datatypes
 from noa_serving._warm_up import WARM_BATCH, Batching, Cost, batch_axis, resize, warm
 
 if TYPE_CHECKING:
@@ -39,11 +42,11 @@ class Generation:
     """A version that is ready to compute.
 
     `endpoint` is the name that clients call; `arm` is the arm of it that this answers for, empty for its main version.
-    `example` is one item of zeros with the shape of a real input. `plain_inputs` holds name, dtype and item shape of
-    each input, and nothing for a signature with more free axes than the batch. `golden_requests` is how many it has
-    answered; 0: its evidence has none. `choice` says why it has this format, where that was left to the server, and
-    `runtime` what runs it. `pool` is where its runs wait, if not in the worker's own, whose threads a model that hangs
-    must not hold. `binary_plans` is a memo, not state.
+    `example` is one item of zeros (empty texts) with the shape of a real input. `plain_inputs` holds name, dtype and
+    item shape of each input, and nothing for a signature with more free axes than the batch. `golden_requests` is how
+    many it has answered; 0: its evidence has none. `choice` says why it has this format, where that was left to the
+    server, and `runtime` what runs it. `pool` is where its runs wait, if not in the worker's own, whose threads a model
+    that hangs must not hold. `binary_plans` is a memo, not state.
     """
 
     endpoint: str
@@ -59,6 +62,7 @@ class Generation:
     specs: Mapping[str, TensorSpec]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    text_outputs: frozenset[str]
     headers: HeaderList
     cost: Cost
     inline_items: int
@@ -169,6 +173,7 @@ def build_generation(
         IntegrityError: a golden request is answered differently.
     """
     runnable.signature.validate(example)
+    know_datatypes((*runnable.signature.inputs, *runnable.signature.outputs))
     cost, batching = warm(runnable, example)
     generation = wrap_runnable(
         runnable,
@@ -228,6 +233,7 @@ def wrap_runnable(
         specs={spec.name: spec for spec in signature.inputs},
         input_names=tuple(spec.name for spec in signature.inputs),
         output_names=tuple(spec.name for spec in signature.outputs),
+        text_outputs=frozenset(spec.name for spec in signature.outputs if spec.dtype == "string"),
         headers=(
             (b"noa-model", model.encode()),
             (b"noa-version", str(number).encode()),
@@ -239,7 +245,7 @@ def wrap_runnable(
         inline_items=_inline_items(cost) if runs_inline and pool_of(runnable) is None else 0,
         batching=batching,
         pool=pool_of(runnable),
-        example={name: np.zeros_like(array) for name, array in resize(signature, example, batch=1).items()},
+        example={name: blank_like(array) for name, array in resize(signature, example, batch=1).items()},
         plain_inputs=_plain_inputs(signature),
         statistics=statistics,
         cache=cache,
@@ -255,7 +261,7 @@ def _plain_inputs(signature: Signature) -> tuple[tuple[str, np.dtype, tuple[int,
         tail = tuple(size for size in spec.shape[1:] if isinstance(size, int))
         if axis is None or spec.shape[:1] != (axis,) or len(tail) != len(spec.shape) - 1:
             return ()
-        rows.append((spec.name, np.dtype(spec.dtype), tail))
+        rows.append((spec.name, numpy_dtype(spec.dtype), tail))
     return tuple(rows)
 
 

@@ -119,7 +119,7 @@ def hash_inputs(inputs: Mapping[str, np.ndarray]) -> bytes:
                 digest.update(len(text).to_bytes(8, "little"))
                 digest.update(text)
         else:
-            digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.digest()
 
 

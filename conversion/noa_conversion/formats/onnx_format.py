@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final, cast
 
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.formats import RuntimeOptions
-from noa.signatures import Signature, TensorSpec
+from noa.signatures import Signature, TensorSpec, dtype_name
 from noa_conversion.files import read_bytes
+from noa_conversion.onnx_bfloat import BfloatSession
 from noa_conversion.onnx_runs import run_session
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _GPUS: Final[Mapping[str, Mapping[str, str]]] = {
     "DmlExecutionProvider": {},
 }
 """Best first. TensorRT is left out: it builds for minutes, and computes in what precision it likes."""
+_LOCALE_REMEDY = "Install it (Debian: package `locales`), or give the `StringNormalizer` the locale `C.UTF-8`"
 
 
 class OnnxRunnable:
@@ -38,10 +40,15 @@ class OnnxRunnable:
     __slots__ = ("_errors", "_inputs", "_outputs", "_session", "_where", "device", "runtime", "signature")
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, signature: Signature, where: Path, *, runtime: str = "onnxruntime"
+        self,
+        session: onnxruntime.InferenceSession | BfloatSession,
+        signature: Signature,
+        where: Path,
+        *,
+        runtime: str = "onnxruntime",
     ) -> None:
         self.signature = signature
-        provider = session.get_providers()[0]
+        provider = (session.session if isinstance(session, BfloatSession) else session).get_providers()[0]
         self.device = "cpu" if provider == _CPU else provider.removesuffix("ExecutionProvider").lower()
         self.runtime = runtime
         self._session = session
@@ -118,8 +125,15 @@ class OnnxAdapter:
                 warnings.simplefilter("ignore", UserWarning)  # a GPU that does not start; `runtime` says so
                 session = ort.InferenceSession(source, session_options, providers=providers)
         except runtime_errors() as exc:
-            raise InvalidInputError(f"onnxruntime refuses `{MODEL_FILE}`: {_first_line(exc)}", where=str(path)) from exc
-        return OnnxRunnable(session, signature, path, runtime=_describe(session, threads, gpu))
+            raise InvalidInputError(
+                f"onnxruntime refuses `{MODEL_FILE}`: {_first_line(exc)}",
+                where=str(path),
+                remedy=_LOCALE_REMEDY if "construct locale" in str(exc) else None,
+            ) from exc
+        runtime = _describe(session, threads, gpu)
+        if any(spec.dtype == "bfloat16" for spec in (*signature.inputs, *signature.outputs)):
+            return OnnxRunnable(BfloatSession(session), signature, path, runtime=runtime)
+        return OnnxRunnable(session, signature, path, runtime=runtime)
 
     def accelerator(self) -> str | None:
         """Return the GPU that onnxruntime was built for and finds the library of, None if there is none."""
@@ -200,7 +214,7 @@ def _check_side(values: list[onnx.ValueInfoProto], specs: tuple[TensorSpec, ...]
     for spec in specs:
         tensor = found[spec.name]
         try:
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+            dtype = dtype_name(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         except (KeyError, ValueError):
             dtype = f"type {tensor.elem_type}"
         sizes = _sizes(tensor)
