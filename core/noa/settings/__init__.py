@@ -22,6 +22,7 @@ from noa.settings._loader import (
     user_settings_file,
 )
 from noa.settings.models import (
+    CompareWay,
     ConversionSettings,
     EndpointSettings,
     FlowsSettings,
@@ -38,12 +39,14 @@ from noa.settings.models import (
     SigningSettings,
     TrackingSettings,
     TrainingSettings,
+    VerdictSettings,
     WebhookSettings,
     is_loopback,
 )
 
 __all__ = [
     "PROJECT_FILE",
+    "CompareWay",
     "ConversionSettings",
     "EndpointSettings",
     "FlowsSettings",
@@ -64,6 +67,7 @@ __all__ = [
     "SigningSettings",
     "TrackingSettings",
     "TrainingSettings",
+    "VerdictSettings",
     "WebhookSettings",
     "compare_values",
     "explain",
