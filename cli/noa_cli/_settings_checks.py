@@ -55,6 +55,16 @@ def reference_remarks(settings: Settings, known: Collection[str]) -> list[Remark
     """Return what endpoints and webhooks say of models that are neither registered nor made by a recipe."""
     named = [(f"[endpoints.{name}] serves", _model_of(found.model)) for name, found in settings.endpoints.items()]
     named += [
+        (f"[endpoints.{name}.arms.{arm}] serves", _model_of(one.model))
+        for name, found in settings.endpoints.items()
+        for arm, one in found.arms.items()
+    ]
+    named += [
+        (f"[endpoints.{name}] falls back to", _model_of(found.fallback))
+        for name, found in settings.endpoints.items()
+        if found.fallback
+    ]
+    named += [
         (f"[webhooks.{name}] waits for", model) for name, hook in settings.webhooks.items() for model in hook.models
     ]
     return [unknown_model(who, model, known) for who, model in named if model not in known]
@@ -144,16 +154,23 @@ def _endpoints(settings: Settings) -> _Mistakes:
     from noa.formats import KEPT_FORMATS, format_names
 
     formats = [name for name in format_names() if name not in KEPT_FORMATS]
-    for name, endpoint in settings.endpoints.items():
-        if endpoint.format not in formats:
-            what = "is kept, never served" if endpoint.format in KEPT_FORMATS else "is no format of a model"
+    named = [(f"endpoints.{name}.format", endpoint.format) for name, endpoint in settings.endpoints.items()]
+    named += [
+        (f"endpoints.{name}.arms.{arm}.format", one.format)
+        for name, endpoint in settings.endpoints.items()
+        for arm, one in endpoint.arms.items()
+        if one.format
+    ]
+    for key, format in named:
+        if format not in formats:
+            what = "is kept, never served" if format in KEPT_FORMATS else "is no format of a model"
             yield (
-                f"endpoints.{name}.format",
+                key,
                 InvalidInputError(
-                    f"`{endpoint.format}` {what}",
+                    f"`{format}` {what}",
                     expected=", ".join(formats),
-                    received=repr(endpoint.format),
-                    remedy=_did_you_mean(endpoint.format, formats),
+                    received=repr(format),
+                    remedy=_did_you_mean(format, formats),
                 ),
             )
 

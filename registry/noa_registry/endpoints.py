@@ -86,7 +86,10 @@ class Endpoints:
         Raises:
             NotFoundError: there is no such version, or it is deleted.
         """
-        check_name(endpoint)
+        whole, mark, arm = endpoint.partition("~")  # an arm of an endpoint: `digits~candidate`
+        check_name(whole)
+        if mark:
+            check_alias(arm)
         if alias is not None:
             check_alias(alias)
         with self.database.read() as connection:

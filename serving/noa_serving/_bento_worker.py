@@ -16,10 +16,10 @@ from uvicorn.config import HTTP_PROTOCOLS
 
 from noa.atomic_write import write_file
 from noa_serving._application import Application, compute_threads
+from noa_serving._arm_names import followed_names
 from noa_serving._asgi import AsgiApplication
 from noa_serving._bento_frame import configure_logging
 from noa_serving._crew import BEAT_S, Crew, join_crew
-from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
 from noa_serving._launch_request import LaunchRequest, arbiter_of
 from noa_serving._leases import LeaseKeeper
@@ -29,6 +29,7 @@ from noa_serving._parent_death import die_with_parent
 from noa_serving._protocol import hot_protocol
 from noa_serving._quotas import Quotas
 from noa_serving._shared_memory import SharedRegions
+from noa_serving._traffic import make_endpoints, with_arms
 
 if TYPE_CHECKING:
     from noa_serving._grpc_server import GrpcServer
@@ -72,17 +73,18 @@ def build_application(
     threads = compute_threads(settings.serving)
     crew = join_crew(
         request.folder,
-        list(settings.endpoints),
+        followed_names(settings.endpoints),
         size=settings.serving.workers,
         timeout_s=settings.serving.swap_timeout_s,
     )
-    endpoints = [Endpoint(name, one, threads=threads, crew=crew) for name, one in settings.endpoints.items()]
+    endpoints = make_endpoints(settings.endpoints, threads=threads, crew=crew)
+    followed = with_arms(endpoints)
     leases = None
     if open_for_leases is not None:
         # The worker that takes a dead one's place takes over its lease, so that nobody waits for the dead one.
         replica = f"{socket.gethostname()[:80]}:{os.getppid()}.{crew.slot}:{request.folder.name[-8:]}"
-        leases = LeaseKeeper(endpoints, open_for_leases, lease_s=settings.serving.lease_s, replica=replica)
-    follower = Follower(endpoints, open_registry, poll_interval_s=settings.serving.poll_interval_s, leases=leases)
+        leases = LeaseKeeper(followed, open_for_leases, lease_s=settings.serving.lease_s, replica=replica)
+    follower = Follower(followed, open_registry, poll_interval_s=settings.serving.poll_interval_s, leases=leases)
     return Application(
         settings.serving,
         endpoints,
@@ -143,7 +145,7 @@ async def _catch_up(application: Application) -> None:
     while True:
         waiting = [
             one.name
-            for one in application.endpoints.values()
+            for one in with_arms(list(application.endpoints.values()))
             if one.current is None and crew.agreement(one.name).content is not None
         ]
         if not waiting or (time.monotonic() > deadline and not all(map(crew.others_serve, waiting))):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,6 +163,24 @@ class Crew:
                 return False
             self._publish(lambda me: replace(me, serving={**me.serving, name: content}))
             return True
+
+    @property
+    def served(self) -> Collection[str]:
+        """The endpoints for which this worker has said that it serves something."""
+        return self._me.serving.keys()
+
+    def withdraw(self, name: str, content: Content | None) -> None:
+        """Say that this worker serves nothing for an endpoint any more, nor shall any, unless they agree anew.
+
+        An agreement on anything but `content` stays: it was made meanwhile.
+        """
+        with self._board.locked():
+            table = self._agreements()
+            last = table.get(name, Agreement())
+            if last.content is not None and last.content == content:
+                self._agree({**table, name: replace(last, content=None)})
+            left = {key: one for key, one in self._me.serving.items() if key != name}
+            self._publish(lambda me: replace(me, serving=left))
 
     def mark_tried(self) -> None:
         """Say that this worker has tried every endpoint."""

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from noa.errors import NoaError, NotFoundError
 from noa.references import parse_reference
+from noa.settings import FALLBACK_ARM
+from noa_serving._arm_names import followed_names
 from noa_serving._crew import Ballot, Content, Crew, lone_crew
 from noa_serving._generation import Generation, load_generation
 from noa_serving._http import RequestRefusedError, public_text
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from noa.settings import EndpointSettings
     from noa_registry import Registry
     from noa_serving._stages import StageTimes
+    from noa_serving._traffic import Traffic
 
 log = logging.getLogger("noa.serving")
 
@@ -64,12 +67,26 @@ class SwapFailure:
 class Endpoint:
     """One endpoint of this process. All attributes may be read from any thread."""
 
-    def __init__(self, name: str, settings: EndpointSettings, *, threads: int, crew: Crew | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: EndpointSettings,
+        *,
+        threads: int,
+        crew: Crew | None = None,
+        main: Endpoint | None = None,
+        arm: str = "",
+    ) -> None:
         self.name = name
         self.settings = settings
         self.reference = parse_reference(settings.model)
         self.threads = threads
-        self.crew = lone_crew([name]) if crew is None else crew
+        self.crew = lone_crew(followed_names({name: settings})) if crew is None else crew
+        self.main = main
+        """The endpoint of which this is an arm, which clients cannot call by itself; None for any other."""
+        self.arm = arm
+        self.traffic: Traffic | None = None
+        """How its requests are split; None where it has neither arms nor a fallback."""
         self.current: Generation | None = None
         self.announced: Served | None = None
         self.waiting_for: str | None = None
@@ -127,8 +144,11 @@ class Endpoint:
         Raises:
             NoaError: the registry itself cannot be read; what is served stays.
         """
+        wanted = self._look_up(registry) if self._is_optional else None
+        if wanted is None and self._is_optional:
+            return self._withdraw()
         was_swapped = self._catch_up(registry, clock)
-        wanted = self._look_up(registry)
+        wanted = self._look_up(registry) if wanted is None else wanted
         if wanted is None:
             return was_swapped
         self.waiting_for = None
@@ -144,6 +164,11 @@ class Endpoint:
         elif self._prepared is None or self._prepared[0].id != ballot.id:
             self._prepare(registry, ballot, is_new=is_new)
         return self.settle(clock=clock) or was_swapped
+
+    def serves(self, content: Content) -> bool:
+        """Tell whether a version is what all workers serve here, or will as soon as they have tried."""
+        agreed = self.crew.agreement(self.name).content
+        return agreed is not None and agreed.digest == content.digest
 
     def settle(self, *, clock: Callable[[], float] = time.monotonic) -> bool:
         """Swap if all workers have the new version ready now; drop it if one cannot have it. Whether it was swapped."""
@@ -161,6 +186,22 @@ class Endpoint:
             self._note_refusal(agreement.ballot)
         self._announce(clock())
         return was_swapped
+
+    @property
+    def _is_optional(self) -> bool:
+        """Whether it ends when its alias does: an arm; what an endpoint or a fallback serves goes on."""
+        return self.main is not None and self.arm != FALLBACK_ARM
+
+    def _withdraw(self) -> bool:
+        """Serve nothing any more, and let what was loaded go. Whether something was served."""
+        self._prepared = self.failure = None
+        agreed = self.crew.agreement(self.name)
+        if agreed.content is not None or self.name in self.crew.served:
+            self.crew.withdraw(self.name, agreed.content)
+        before, self.current, self.announced = self.current, None, None
+        if before is not None:
+            log.info("endpoint %s: %s -> nothing: %s", self.name, before.reference, self.waiting_for)
+        return before is not None
 
     def _catch_up(self, registry: Registry, clock: Callable[[], float]) -> bool:
         """Serve what the other workers serve, if this one does not: it is new, or stood still during a swap."""
@@ -236,7 +277,12 @@ class Endpoint:
             found = _pinned(registry, str(reference))
         if found is None:
             self.waiting_for = f"`{reference}` points to no version yet; promote one"
-        return None if found is None else Content(*found)
+            return None
+        content = Content(*found)
+        if self._is_optional and self.main is not None and self.main.serves(content):
+            self.waiting_for = f"`{reference}` is what the endpoint serves anyway"
+            return None
+        return content
 
     def _load(self, registry: Registry, content: Content, *, workers: int) -> Generation:
         version = registry.resolve(f"{self.reference.name}/{content.number}")
@@ -247,7 +293,14 @@ class Endpoint:
         if self.settings.format in version.formats:
             size = version.formats[self.settings.format].manifest.size_bytes
             require_memory(size, workers=workers, reference=version.reference)
-        return load_generation(registry, version, endpoint=self.name, format=self.settings.format, threads=self.threads)
+        return load_generation(
+            registry,
+            version,
+            endpoint=self.name if self.main is None else self.main.name,
+            arm=self.arm,
+            format=self.settings.format,
+            threads=self.threads,
+        )
 
     def _record(self, error: Exception, content: Content, now: float) -> None:
         """Note that this worker alone cannot serve what the others serve."""

@@ -96,6 +96,7 @@ class Follower:
                 if self.problem is not None:
                     log.info("the registry can be read again")
                 self.problem = None
+            self._compare(endpoint)
             self._wake_leases(endpoint, before)
             if self._stopping.is_set():
                 return
@@ -112,7 +113,14 @@ class Follower:
                 endpoint.settle()
             except Exception as exc:  # noqa: BLE001  # whatever it is, the old generation must go on
                 log.warning("endpoint %s: the other workers cannot be told what is ready here: %s", endpoint.name, exc)
+            self._compare(endpoint)
             self._wake_leases(endpoint, before)
+
+    def _compare(self, endpoint: Endpoint) -> None:
+        """Have the arms compared with their endpoint; what is not served any more is let go, without a request too."""
+        traffic = (endpoint if endpoint.main is None else endpoint.main).traffic
+        if traffic is not None:
+            traffic.look()
 
     def _wake_leases(self, endpoint: Endpoint, before: Served | None) -> None:
         if self._leases is not None and endpoint.announced != before:

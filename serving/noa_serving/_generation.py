@@ -32,11 +32,13 @@ INLINE_LIMIT_S = 0.001
 class Generation:
     """A version that is ready to compute.
 
+    `endpoint` is the name that clients call; `arm` is the arm of it that this answers for, empty for its main version.
     `example` is one item of zeros with the shape of a real input. `plain_inputs` holds name, dtype and item shape of
     each input, and nothing for a signature with more free axes than the batch. `binary_plans` is a memo, not state.
     """
 
     endpoint: str
+    arm: str
     model: str
     number: int
     digest: str
@@ -98,6 +100,7 @@ def load_generation(
     version: ModelVersion,
     *,
     endpoint: str,
+    arm: str = "",
     format: str,  # our word
     threads: int,
 ) -> Generation:
@@ -115,6 +118,7 @@ def load_generation(
     return build_generation(
         runnable,
         endpoint=endpoint,
+        arm=arm,
         model=version.name,
         number=version.number,
         digest=version.digest,
@@ -127,6 +131,7 @@ def build_generation(
     runnable: Runnable,
     *,
     endpoint: str,
+    arm: str = "",
     model: str,
     number: int,
     digest: str,
@@ -140,6 +145,7 @@ def build_generation(
     statistics = ModelStatistics()
     return Generation(
         endpoint=endpoint,
+        arm=arm,
         model=model,
         number=number,
         digest=digest,
@@ -153,6 +159,7 @@ def build_generation(
             (b"noa-model", model.encode()),
             (b"noa-version", str(number).encode()),
             (b"noa-digest", digest.encode()),
+            *(((b"noa-arm", arm.encode()),) if arm else ()),
         ),
         cost=cost,
         inline_items=_inline_items(cost),

@@ -24,6 +24,7 @@ from pydantic import SecretStr, ValidationError
 from noa.atomic_write import write_file
 from noa.errors import NotFoundError, SettingsError
 from noa.settings import EndpointSettings, Settings
+from noa_serving._arm_names import followed_names
 from noa_serving._board import create_board
 from noa_serving._exposure import check_exposure
 from noa_serving._quotas import make_shared
@@ -89,7 +90,9 @@ class LaunchRequest:
         self.folder.mkdir(parents=True, mode=0o700)
         if self.regions_folder is not None:
             self.regions_folder.mkdir(mode=0o700)
-        create_board(self.folder, size=self.settings.serving.workers, endpoints=len(self.settings.endpoints))
+        create_board(
+            self.folder, size=self.settings.serving.workers, endpoints=len(followed_names(self.settings.endpoints))
+        )
         if self.quotas_file is not None:
             make_shared(self.quotas_file)
         table = {

@@ -104,9 +104,12 @@ class LeaseKeeper:
 
     def _keep(self, registry: Registry, endpoint: Endpoint, moment: float) -> None:
         now = endpoint.announced
-        if now is None:
-            return
         held = self._held.get(endpoint.name)
+        if now is None:
+            if held is not None:  # an arm that has ended
+                registry.endpoints.release(endpoint.name, self.replica)
+                del self._held[endpoint.name]
+            return
         is_same = held is not None and (held.model, held.number, held.digest) == (now.model, now.number, now.digest)
         if held is not None and is_same:
             if moment < held.renew_at:

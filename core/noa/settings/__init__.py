@@ -22,6 +22,9 @@ from noa.settings._loader import (
     user_settings_file,
 )
 from noa.settings.models import (
+    FALLBACK_ARM,
+    MAIN_ARM,
+    ArmSettings,
     CompareWay,
     ConversionSettings,
     EndpointSettings,
@@ -45,7 +48,10 @@ from noa.settings.models import (
 )
 
 __all__ = [
+    "FALLBACK_ARM",
+    "MAIN_ARM",
     "PROJECT_FILE",
+    "ArmSettings",
     "CompareWay",
     "ConversionSettings",
     "EndpointSettings",

@@ -53,6 +53,13 @@ _S3_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.\.?(/|$))[A-Z
 
 Name = Annotated[str, AfterValidator(_name)]
 Alias = Annotated[str, AfterValidator(_alias)]
+MAIN_ARM = "main"
+"""What the version of an endpoint's own rule is called among its arms."""
+FALLBACK_ARM = "fallback"
+_RESERVED_ARMS = frozenset({MAIN_ARM, FALLBACK_ARM})
+_SHARE_ROUNDING = 1e-9  # three times 1/3 written in decimals
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
+_KEY_HEADERS = frozenset({"authorization", "x-api-key"})
 Port = Annotated[StrictInt, Field(ge=0, le=65535)]
 PUBLIC_KEY_PREFIX = "ed25519:"
 _SHORTEST_SECRET = 16
@@ -324,20 +331,64 @@ class ConversionSettings(Section):
     )
 
 
+class ArmSettings(Section):
+    """Another version behind an endpoint: it answers a share of the requests, or computes copies of them."""
+
+    model: str = Field(
+        description="Which model: `name@alias` or `name/number`. While the alias points nowhere, or to what the "
+        "endpoint serves anyway, the arm takes no requests."
+    )
+    format: str = Field(default="", description="Which format of the version computes; empty: the endpoint's.")
+    share: StrictFloat = Field(ge=0, le=1, description="Share of the endpoint's requests that this arm takes.")
+    mode: Literal["answer", "shadow"] = Field(
+        default="answer",
+        description="`answer`: it answers its share; `shadow`: it computes copies of its share, and nobody gets these "
+        "answers.",
+    )
+    verdict: VerdictSettings = Field(
+        default_factory=VerdictSettings, description="When a shadow is promoted or taken away, and who does it."
+    )
+
+    @model_validator(mode="after")
+    def _names_a_version(self) -> Self:
+        _require_version(self.model)
+        return self
+
+
 class EndpointSettings(Section):
     """A name that clients call, and what answers."""
 
     model: str = Field(description="Which model answers: `name@alias` or `name/number`.")
     format: str = Field(default="onnx", description="Which format of the version computes.")
+    arms: dict[Alias, ArmSettings] = Field(
+        default={},
+        description="Other versions by name that take a share of the requests: a canary, an A/B test, a shadow.",
+    )
+    sticky: str = Field(
+        default="",
+        description="What keeps a client on its arm: the name of a header such as `x-user-id`, or `key` for the name "
+        "of its API key. Empty, or where a request lacks it: each request is drawn by itself.",
+    )
+    fallback: str = Field(
+        default="",
+        description="Which model answers when the version that should cannot: nothing is loaded, it failed, or its "
+        "queue is too long. `name@alias` or `name/number`; empty: the error is answered.",
+    )
 
     @model_validator(mode="after")
-    def _names_a_version(self) -> Self:
-        try:
-            reference = parse_reference(self.model)
-        except InvalidInputError as exc:
-            raise ValueError(str(exc)) from exc
-        if reference.alias is None and reference.number is None:
-            raise ValueError(f"`{self.model}` names no version; write `{self.model}@champion` or `{self.model}/1`")
+    def _is_whole(self) -> Self:
+        _require_version(self.model)
+        if self.fallback:
+            _require_version(self.fallback)
+        if reserved := _RESERVED_ARMS & self.arms.keys():
+            raise ValueError(f"an arm cannot be called `{min(reserved)}`; choose another name for it")
+        total = math.fsum(arm.share for arm in self.arms.values() if arm.mode == "answer")
+        if total > 1.0 + _SHARE_ROUNDING:
+            raise ValueError(f"the shares of the arms that answer add up to {total:g}; at most 1 can be given away")
+        if self.sticky and not _HEADER_NAME.fullmatch(self.sticky):
+            raise ValueError(f"`sticky` is `{self.sticky}`, which is no header's name; write e.g. `x-user-id` or `key`")
+        if self.sticky.lower() in _KEY_HEADERS:
+            raise ValueError("`sticky` names a header of keys; write `key`, for the name of the key")
         return self
 
 
@@ -825,6 +876,15 @@ class Settings(Section):
         if self.registry.artifact_url:
             return Path()
         return state / "artifacts" if given == Path() else _absolute(given, root)
+
+
+def _require_version(model: str) -> None:
+    try:
+        reference = parse_reference(model)
+    except InvalidInputError as exc:
+        raise ValueError(str(exc)) from exc
+    if reference.alias is None and reference.number is None:
+        raise ValueError(f"`{model}` names no version; write `{model}@champion` or `{model}/1`")
 
 
 def _resolve_serving(serving: ServingSettings, state: Path, root: Path) -> ServingSettings:
