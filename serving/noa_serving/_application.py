@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from noa_serving._generation import Generation
     from noa_serving._http import Headers
     from noa_serving._observer import Observer, Watch
+    from noa_serving._shadows import Mirror, Shadows
 
 _WHATEVER_THE_BODY = frozenset({401, 403, 404})
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/health/startup", "/ping"})
@@ -63,6 +64,7 @@ class HotRoute:
     read: Callable[..., Prepared]
     max_batch_items: int
     version: int | None = None
+    mirror: Mirror | None = None
 
     def require(self) -> Generation:
         """Return the generation that answers now.
@@ -82,7 +84,8 @@ class HotRoute:
         except Exception:
             generation.statistics.count_refused(time.perf_counter_ns() - start)
             raise
-        passage = Passage(generation.statistics.stages, prepared.encode, start, prepared.batch)
+        encode = prepared.encode if self.mirror is None else self.mirror.encoder(prepared)
+        passage = Passage(generation.statistics.stages, encode, start, prepared.batch)
         return Prepared(generation, prepared.inputs, prepared.batch, passage.encode, prepared.timeout_s, passage)
 
 
@@ -102,6 +105,7 @@ class Application:
         keys_seen_file: Path | None = None,
         metrics_pages: MetricsPages | None = None,
         observer: Observer | None = None,
+        shadows: Shadows | None = None,
     ) -> None:
         self.settings = settings
         self.follower = follower
@@ -116,6 +120,7 @@ class Application:
         self.fast_answers = 0
         self.metrics_pages = metrics_pages
         self.observer = observer
+        self.shadows = shadows
         self.regions = regions or SharedRegions(None)
         extensions = (*_oip.EXTENSIONS, _oip.SHARED_MEMORY) if self.regions.is_on else _oip.EXTENSIONS
         self.models = Models(self.endpoints, extensions=extensions, max_batch_items=settings.max_batch_items)
@@ -174,8 +179,17 @@ class Application:
             self.audit.record(action, grant=grant, peer=peer, error=None)
         return answer
 
+    def start(self) -> None:
+        """Begin with what goes on beside the requests."""
+        if self.observer is not None:
+            self.observer.start()
+        if self.shadows is not None:
+            self.shadows.start(lambda: self.admission.in_flight == 0)
+
     def close(self) -> None:
         """End the compute threads once their work is done, then write what is to be told of it."""
+        if self.shadows is not None:
+            self.shadows.stop()
         self.pool.shutdown(wait=True, cancel_futures=True)
         if self.observer is not None:
             self.observer.stop()
@@ -195,7 +209,13 @@ class Application:
     def _route(self, endpoint: Endpoint, name: str, read: Callable[..., Prepared]) -> HotRoute:
         metrics = RouteMetrics(endpoint.name, name)
         self._metrics.append(metrics)
-        return HotRoute(endpoint=endpoint, metrics=metrics, read=read, max_batch_items=self.settings.max_batch_items)
+        return HotRoute(
+            endpoint=endpoint,
+            metrics=metrics,
+            read=read,
+            max_batch_items=self.settings.max_batch_items,
+            mirror=None if self.shadows is None else self.shadows.mirror(endpoint.name),
+        )
 
     def _find_versioned(self, path: str) -> HotRoute | None:
         parts = path.split("/")
@@ -257,11 +277,15 @@ class Application:
             "registry_reachable": self.follower.problem is None,
             "in_flight": self.admission.in_flight,
             "worker": os.getpid(),
-            "endpoints": {name: describe(one) for name, one in self.endpoints.items()},
+            "endpoints": {name: self._describe(one) for name, one in self.endpoints.items()},
         }
         if self.crew.size > 1:
             table |= {"workers": self.crew.rows(), "degraded": self.crew.shortfall()}
         return json_response(table)
+
+    def _describe(self, endpoint: Endpoint) -> dict[str, object]:
+        shadows = {} if self.shadows is None else self.shadows.rows(endpoint.name)
+        return {**describe(endpoint), **({"shadows": shadows} if shadows else {})}
 
     def render_own_metrics(self) -> bytes:
         """Return what this worker has counted, as Prometheus text."""
@@ -274,6 +298,7 @@ class Application:
             over_quota=0 if self.guard.quotas is None else self.guard.quotas.refused,
             fast_answers=self.fast_answers,
             logs=[] if self.observer is None else self.observer.counts(),
+            shadows=self.shadows,
             worker=os.getpid(),
         )
 

@@ -10,9 +10,10 @@ A `Comparison` is about one `Pair` of contents. It holds nothing of the requests
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -96,9 +97,9 @@ class OutputCounts:
 class Comparison:
     """What was counted of one pair. Counts are of requests where nothing else is said.
 
-    `offered` were to be compared, `dropped` found no room. Of the others `compared` have outputs of both sides, `failed`
-    have none of the arm. `slower` of `timed` ones took the arm longer than the allowed multiple of the main's time.
-    `hangs` and `deaths` are arms that did not come back, and workers that ended while an arm computed.
+    `offered` were to be compared, `dropped` found no room. Of the others `compared` have outputs of both sides,
+    `failed` have none of the arm. `slower` of `timed` ones took the arm longer than the allowed multiple of the main's
+    time. `hangs` and `deaths` are arms that did not come back, and workers that ended while an arm computed.
     """
 
     offered: int = 0
@@ -167,12 +168,10 @@ class Comparison:
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> Comparison:
         """Return what `to_json` gave."""
-        return cls(
-            **{name: table[name] for name in _NUMBERS},
-            problem=table["problem"],
-            **{name: Sketch.from_json(table[name]) for name in _SKETCHES},
-            outputs={name: OutputCounts.from_json(one) for name, one in table["outputs"].items()},
-        )
+        numbers: dict[str, Any] = {name: table[name] for name in _NUMBERS}
+        sketches: dict[str, Any] = {name: Sketch.from_json(table[name]) for name in _SKETCHES}
+        outputs = {name: OutputCounts.from_json(one) for name, one in table["outputs"].items()}
+        return cls(**numbers, **sketches, problem=table["problem"], outputs=outputs)
 
     def describe(self) -> dict[str, object]:
         """Return what it comes to, for people and evidence."""
@@ -192,7 +191,7 @@ _NUMBERS = (
     *("offered", "dropped", "compared", "failed", "items", "agreed"),
     *("timed", "slower", "hangs", "deaths"),
 )
-_SKETCHES: tuple[Literal["main_s"], Literal["arm_s"], Literal["ratios"]] = ("main_s", "arm_s", "ratios")
+_SKETCHES = ("main_s", "arm_s", "ratios")
 
 
 def rules_of(signature: Signature, settings: VerdictSettings, conversion: ConversionSettings) -> dict[str, Rule]:
@@ -218,9 +217,7 @@ def rules_of(signature: Signature, settings: VerdictSettings, conversion: Conver
     return rules
 
 
-def _agreement(
-    counts: OutputCounts, main: np.ndarray, arm: np.ndarray | None, batch: int, rule: Rule
-) -> np.ndarray:
+def _agreement(counts: OutputCounts, main: np.ndarray, arm: np.ndarray | None, batch: int, rule: Rule) -> np.ndarray:
     """Return which items agree, and count what else the values say."""
     if arm is None or arm.shape != main.shape:
         counts.mismatched += 1
@@ -238,9 +235,10 @@ def _agreement(
         equal = main == arm
         if has_numbers:
             equal |= np.isnan(main) & np.isnan(arm)
+    equal = np.asarray(equal)
     if not equal.shape or equal.shape[0] != batch:
         return np.full(batch, bool(equal.all()))
-    return equal.reshape(batch, -1).all(axis=1)
+    return np.asarray(equal.reshape(batch, -1).all(axis=1))
 
 
 def _count_values(counts: OutputCounts, main: np.ndarray, arm: np.ndarray, rule: Rule) -> None:
@@ -248,7 +246,8 @@ def _count_values(counts: OutputCounts, main: np.ndarray, arm: np.ndarray, rule:
         difference = np.abs(main - arm)
     finite = difference[np.isfinite(difference)]
     counts.elements += finite.size
-    counts.difference_sum += float(finite.sum())
+    with np.errstate(over="ignore"):
+        counts.difference_sum = min(counts.difference_sum + float(finite.sum()), sys.float_info.max)  # JSON has no more
     counts.difference_max = max(counts.difference_max, float(finite.max(initial=0.0)))
     if rule.way == "argmax":
         main, arm = main.argmax(axis=-1), arm.argmax(axis=-1)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from noa_serving import _stages
+from noa_serving._shadow_metrics import shadow_lines
 from noa_serving._stages import STAGES
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from noa_serving._computing import Computing
     from noa_serving._endpoint import Counted, Endpoint
     from noa_serving._follower import Follower
+    from noa_serving._shadows import Shadows
 
 BUCKETS_S = (
     0.00005,
@@ -70,6 +72,7 @@ def render(
     over_quota: int,
     fast_answers: int,
     logs: Iterable[tuple[str, int, int]],
+    shadows: Shadows | None,
     worker: int,
 ) -> bytes:
     """Return everything that is counted, as Prometheus text (version 0.0.4)."""
@@ -86,6 +89,7 @@ def render(
         *_batches(computing, worker),
         *_counter("noa_fast_answers_total", "Requests answered without ASGI.", fast_answers, worker),
         *_logs(list(logs), worker),
+        *(() if shadows is None else shadow_lines(shadows, worker)),
         *_counter("noa_registry_failed_polls_total", "Look-ups that failed.", follower.failed_polls, worker),
         *_gauge("noa_metrics_time_seconds", "When this was counted, Unix time.", f"{time.time():.3f}", worker),
         *_gauge("noa_registry_reachable", "Whether the last look-up worked.", int(follower.problem is None), worker),

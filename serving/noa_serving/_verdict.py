@@ -153,9 +153,7 @@ def _questions(counts: Comparison, settings: VerdictSettings) -> tuple[Question,
     return tuple(_ask(name, total, count, limit, errors, is_most=most) for name, total, count, limit, most in asked)
 
 
-def _ask(
-    name: str, total: float, count: int, limit: float, errors: tuple[float, float], *, is_most: bool
-) -> Question:
+def _ask(name: str, total: float, count: int, limit: float, errors: tuple[float, float], *, is_most: bool) -> Question:
     error, shared_error = errors
     low, high = mean_interval(total, count, error)
     sure_low, sure_high = mean_interval(total, count, shared_error)

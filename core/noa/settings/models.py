@@ -267,7 +267,7 @@ class VerdictSettings(Section):
 
     decide: Literal["act", "tell"] = Field(
         default="tell",
-        description="`act`: a verdict moves the aliases, through the gates; `tell`: it is only told and kept as evidence.",
+        description="`act`: a verdict moves the aliases, through the gates; `tell`: it is told and kept as evidence.",
     )
     min_agreement: StrictFloat = Field(
         default=0.99, ge=0, lt=1, description="Least share of the requests in which both must say the same."
@@ -352,6 +352,8 @@ class ArmSettings(Section):
     @model_validator(mode="after")
     def _names_a_version(self) -> Self:
         _require_version(self.model)
+        if self.mode == "answer" and self.verdict != VerdictSettings():
+            raise ValueError("`verdict` is about shadows: it compares answers to the same requests")
         return self
 
 
