@@ -85,6 +85,8 @@ def line_of(record: Record) -> dict[str, object]:
     if record.version is not None:
         model, number, digest = record.version
         line |= {"model": model, "version": number, "digest": digest, "items": record.items}
+    if record.arm:
+        line["arm"] = record.arm
     if record.stages is not None:
         line["stages"] = {stage: ns / 1e9 for stage, ns in zip(STAGES, record.stages, strict=False)}
     if record.trace_id is not None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from noa import __version__
 from noa.errors import NotFoundError
-from noa.settings import is_loopback
+from noa.settings import FALLBACK_ARM, MAIN_ARM, is_loopback
 from noa_serving import _invocations, _oip, _openapi, _plain
 from noa_serving._admission import Admission
+from noa_serving._attempt import Attempt
 from noa_serving._audit import Audit, action_of
 from noa_serving._breath import Breaths
 from noa_serving._computing import Computing
@@ -30,12 +31,13 @@ from noa_serving._jwt import reader_of
 from noa_serving._key_ring import KeyRing
 from noa_serving._metrics import RouteMetrics, render
 from noa_serving._metrics_pages import MetricsPages, merge
-from noa_serving._models import Models, describe_model, parse_version, require_version
+from noa_serving._models import Models, parse_version, require_version
 from noa_serving._prepared import Prepared
 from noa_serving._quotas import Quotas
 from noa_serving._scopes import View, require_scope, view_of
 from noa_serving._shared_memory import SharedRegions
 from noa_serving._stages import Passage
+from noa_serving._traffic import with_arms
 from noa_serving.api_keys import KeyFile
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from noa_serving._http import Headers
     from noa_serving._observer import Observer, Watch
     from noa_serving._shadows import Mirror, Shadows
+    from noa_serving._traffic import Traffic
 
 _WHATEVER_THE_BODY = frozenset({401, 403, 404})
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/health/startup", "/ping"})
@@ -64,10 +67,11 @@ class HotRoute:
     read: Callable[..., Prepared]
     max_batch_items: int
     version: int | None = None
+    by_arm: Mapping[str, RouteMetrics] = field(default_factory=dict[str, RouteMetrics])
     mirror: Mirror | None = None
 
     def require(self) -> Generation:
-        """Return the generation that answers now.
+        """Return the generation that answers now where no arm does.
 
         Raises:
             RequestRefusedError: 503, nothing is loaded yet.
@@ -75,18 +79,42 @@ class HotRoute:
         """
         return require_version(self.endpoint, self.version)
 
-    def prepare(self, headers: Headers, body: bytes) -> Prepared:
-        """Understand a request with the generation of this moment; its answer is counted when it is written."""
-        generation = self.require()
+    def prepare(self, headers: Headers, body: bytes, who: str = "") -> Prepared:
+        """Understand a request with the generation of this moment; its answer is counted when it is written.
+
+        `who` is the name of the caller's key. Errors as in `require`, and whatever is wrong with the request.
+        """
+        if self.endpoint.traffic is None:
+            return self.understand(self.require(), headers, body, None)
+        attempt = self._attempt(self.endpoint.traffic, headers, body, who)
+        return self.understand(attempt.generation, headers, body, attempt)
+
+    def understand(self, generation: Generation, headers: Headers, body: bytes, attempt: Attempt | None) -> Prepared:
+        """Understand a request with a given generation."""
         start = time.perf_counter_ns()
         try:
             prepared = self.read(generation, headers, body, max_batch_items=self.max_batch_items)
         except Exception:
             generation.statistics.count_refused(time.perf_counter_ns() - start)
             raise
-        encode = prepared.encode if self.mirror is None else self.mirror.encoder(prepared)
-        passage = Passage(generation.statistics.stages, encode, start, prepared.batch)
-        return Prepared(generation, prepared.inputs, prepared.batch, passage.encode, prepared.timeout_s, passage)
+        write = prepared.encode if self.mirror is None else self.mirror.encoder(prepared)
+        passage = Passage(generation.statistics.stages, write, start, prepared.batch)
+        encode = passage.encode if attempt is None else attempt.encode
+        prepared = Prepared(generation, prepared.inputs, prepared.batch, encode, prepared.timeout_s, passage, attempt)
+        if attempt is not None:
+            attempt.prepared = prepared
+        return prepared
+
+    def _attempt(self, traffic: Traffic, headers: Headers, body: bytes, who: str) -> Attempt:
+        """Choose the version that is to answer."""
+        generation = traffic.choose(headers, who) if self.version is None else None
+        if generation is None:
+            generation = self.require()
+            if generation.arm == FALLBACK_ARM:
+                traffic.count_fallback(MAIN_ARM, "absent")
+        may_fall_back = traffic.fallback is not None and self.version is None and generation.arm != FALLBACK_ARM
+        metrics = self.by_arm[generation.arm or MAIN_ARM]
+        return Attempt(generation, metrics, (self, headers, body) if may_fall_back else None)
 
 
 class Application:
@@ -109,7 +137,7 @@ class Application:
     ) -> None:
         self.settings = settings
         self.follower = follower
-        self.crew = crew or lone_crew([endpoint.name for endpoint in endpoints])
+        self.crew = crew or lone_crew([endpoint.name for endpoint in with_arms(endpoints)])
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self.audit = Audit()
         self.guard = Guard(_key_ring(settings, self.endpoints, own_key, keys_seen_file), quotas or Quotas(settings))
@@ -209,11 +237,16 @@ class Application:
     def _route(self, endpoint: Endpoint, name: str, read: Callable[..., Prepared]) -> HotRoute:
         metrics = RouteMetrics(endpoint.name, name)
         self._metrics.append(metrics)
+        by_arm: dict[str, RouteMetrics] = {}
+        if endpoint.traffic is not None:
+            by_arm = {arm: RouteMetrics(endpoint.name, name, arm) for arm in endpoint.traffic.answering_names}
+            self._metrics += by_arm.values()
         return HotRoute(
             endpoint=endpoint,
             metrics=metrics,
             read=read,
             max_batch_items=self.settings.max_batch_items,
+            by_arm=by_arm,
             mirror=None if self.shadows is None else self.shadows.mirror(endpoint.name),
         )
 
@@ -344,7 +377,28 @@ def describe(endpoint: Endpoint) -> dict[str, object]:
             "reason": failure.reason,
             "attempts": failure.attempts,
         }
+    if endpoint.traffic is not None:
+        row |= _describe_traffic(endpoint.traffic)
     return row
+
+
+def _describe_traffic(traffic: Traffic) -> dict[str, object]:
+    arms: dict[str, object] = {}
+    for arm in traffic.arms:
+        takes = traffic.generation_of(arm.name) is not None
+        table = {**describe(arm.endpoint), "mode": arm.settings.mode, "share": arm.settings.share, "takes": takes}
+        if (problem := traffic.problem_of(arm.name)) is not None:
+            table["problem"] = problem
+        arms[arm.name] = table
+    found: dict[str, object] = {"arms": arms} if arms else {}
+    if traffic.fallback is not None:
+        problem = traffic.problem_of(FALLBACK_ARM)
+        found["fallback"] = {
+            **describe(traffic.fallback),
+            "took": sum(traffic.fallbacks.values()),
+            **({} if problem is None else {"problem": problem}),
+        }
+    return found
 
 
 def pool_size(settings: ServingSettings) -> int:
@@ -403,8 +457,7 @@ def _answer_model(view: View, method: str, parts: list[str]) -> Response:
 
 
 def _model_metadata(models: Models, name: str, version: str) -> Response:
-    generation = models.require(name, version)
-    return json_response(describe_model(generation), headers=generation.headers)
+    return json_response(models.metadata(name, version), headers=models.require(name, version).headers)
 
 
 def _model_ready(models: Models, name: str, version: str) -> Response:

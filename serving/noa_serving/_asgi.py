@@ -16,6 +16,7 @@ from noa_serving._http import Headers, RequestRefusedError, Response, header_tab
 from noa_serving._observer import CONTROL
 
 if TYPE_CHECKING:
+    from noa_serving._metrics import RouteMetrics
     from noa_serving._observer import Watch
 
 T = TypeVar("T")
@@ -67,13 +68,14 @@ class AsgiApplication:
         start = time.perf_counter()
         headers, peer = header_table(scope["headers"]), scope.get("client")
         watch = self._watch(route.endpoint.name, route.metrics.route, headers, peer, start)
+        metrics = route.metrics
         try:
-            response = await self._compute(route, headers, receive, peer, watch)
+            response, metrics = await self._compute(route, headers, receive, peer, watch)
         except _DisconnectedError:
             return
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
             response = refuse(exc)
-        route.metrics.observe(response.status, time.perf_counter() - start)
+        metrics.observe(response.status, time.perf_counter() - start)
         await send_response(send, response)
         if watch is not None:
             watch.end(response.status)
@@ -84,7 +86,8 @@ class AsgiApplication:
 
     async def _compute(
         self, route: HotRoute, headers: Headers, receive: Receive, peer: Peer, watch: Watch | None
-    ) -> Response:
+    ) -> tuple[Response, RouteMetrics]:
+        """Return the answer, and where it is counted."""
         application = self._application
         grant = application.guard.allow(headers, route.endpoint.name)
         if watch is not None:
@@ -103,13 +106,19 @@ class AsgiApplication:
             body = await self._read_body(receive, limit, None if is_known else place)
             if not is_known:
                 application.guard.charge_bytes(grant, len(body), peer)
-            prepared = route.prepare(headers, body)
+            prepared = route.prepare(headers, body, grant.who)
             if watch is not None:
                 watch.take(prepared)
             work = application.computing.run(prepared, place, deadline)
-            if prepared.generation.runs_inline(prepared.batch):
-                return prepared.encode(await work)
-            return prepared.encode(await _unless_gone(work, receive))
+            if not prepared.generation.runs_inline(prepared.batch):
+                work = _unless_gone(work, receive)
+            try:
+                response = prepared.encode(await work)
+            except _DisconnectedError:
+                raise
+            except Exception as exc:  # noqa: BLE001  # it is counted where the answer would have been
+                response = refuse(exc)
+            return response, prepared.counted_in(route.metrics)
 
     async def _read_body(self, receive: Receive, limit: int, place: Place | None = None) -> bytes:
         try:

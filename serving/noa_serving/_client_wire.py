@@ -55,6 +55,8 @@ class Prediction:
     model: str
     version: int
     digest: str
+    arm: str = ""
+    """The arm of the endpoint that answered; empty: its main version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +266,7 @@ def _parse_prediction(answer: Answer) -> Prediction:
         model=answer.headers.get("noa-model", ""),
         version=int(answer.headers.get("noa-version", "0")),
         digest=answer.headers.get("noa-digest", ""),
+        arm=answer.headers.get("noa-arm", ""),
     )
 
 

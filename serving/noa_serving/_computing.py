@@ -6,7 +6,7 @@ A front end takes a `Place` before it reads a body, and hands it over with `Comp
 before that.
 
     with computing.enter() as place:
-        prepared = route.prepare(headers, body)
+        prepared = route.prepare(headers, body, grant.who)
         outputs = await computing.run(prepared, place, Deadline.after(30.0))
     response = prepared.encode(outputs)
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from noa.settings import ServingSettings
     from noa_serving._admission import Admission
+    from noa_serving._attempt import Attempt
     from noa_serving._prepared import Prepared
 
 
@@ -48,13 +49,24 @@ class Computing:
         self._admission.enter()
         return Place(self._admission)
 
-    def submit(self, prepared: Prepared, place: Place, deadline: Deadline, done: Callable[[Outcome], None]) -> Job:
-        """Have a request computed; `done` is told the outputs or the refusal, now or later, on the event loop.
+    def submit(
+        self, prepared: Prepared, place: Place, deadline: Deadline, done: Callable[[Outcome], None]
+    ) -> Job | Attempt:
+        """Have a request computed, by the fallback of its endpoint if it comes to that; `done` is told the outputs or
+        the refusal, now or later, on the event loop. What is returned may be dropped.
 
         Raises:
             RequestRefusedError: 504, the deadline has passed; 503, the queue is full or too long for it.
         """
         deadline = deadline.within(prepared.timeout_s)
+        attempt = prepared.attempt
+        if attempt is None or not attempt.has_fallback:
+            return self.submit_once(prepared, place, deadline, done)
+        attempt.submit(self, place, deadline, done)
+        return attempt
+
+    def submit_once(self, prepared: Prepared, place: Place, deadline: Deadline, done: Callable[[Outcome], None]) -> Job:
+        """Have a request computed by the version for which it was prepared, and no other. Errors as in `submit`."""
         job = Job(prepared, place, deadline, done)
         if prepared.generation.runs_inline(prepared.batch):
             place.hand_over()

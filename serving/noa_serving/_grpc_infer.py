@@ -185,6 +185,8 @@ def _encode(
         model_name=generation.endpoint, model_version=str(generation.number), id=request_id
     )
     response.parameters["digest"].string_param = generation.digest
+    if generation.arm:
+        response.parameters["arm"].string_param = generation.arm
     for name, array in arrays.items():
         datatype = DATATYPE_OF[array.dtype]
         row = response.outputs.add(name=name, datatype=datatype, shape=array.shape)

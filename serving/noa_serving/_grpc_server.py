@@ -29,7 +29,7 @@ from noa_serving._deadline import Deadline, asked_timeout_s
 from noa_serving._grpc_messages import HEALTH_SERVICE, SERVICE, schema
 from noa_serving._http import Headers, RequestRefusedError, header_table, refuse, status_of
 from noa_serving._key_ring import ANYBODY
-from noa_serving._models import Models, describe_model, parse_version
+from noa_serving._models import Models, parse_version
 from noa_serving._scopes import view_of
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from noa_serving._guard import Peer
     from noa_serving._key_ring import Grant
     from noa_serving._observer import Watch
+    from noa_serving._prepared import Prepared
     from noa_serving.api_keys import Verb
 
 _CODES: dict[int, grpc.StatusCode] = {
@@ -131,7 +132,7 @@ class GrpcServer:
             "ServerReady": lambda _, models: {"ready": not models.waiting()},
             "ModelReady": lambda message, models: {"ready": models.is_ready(message.name, message.version)},
             "ServerMetadata": lambda _, models: models.server(),
-            "ModelMetadata": lambda message, models: describe_model(models.require(message.name, message.version)),
+            "ModelMetadata": lambda message, models: models.metadata(message.name, message.version),
             "ModelConfig": lambda message, models: {"config": models.config(message.name, message.version)},
             "ModelStatistics": lambda message, models: models.statistics(message.name, message.version),
             "RepositoryIndex": lambda message, models: {"models": models.index(only_ready=message.ready)},
@@ -234,18 +235,20 @@ class GrpcServer:
         route = self._route(message)
         if watch is not None:
             watch.target = route.endpoint.name
+        prepared: Prepared | None = None
         try:
             deadline = Deadline.after(self._timeout_s).within(left_s).within(asked_timeout_s(headers))
             with application.computing.enter() as place:
                 application.guard.charge(grant, len(body), peer)
-                prepared = route.prepare(headers, message)
+                prepared = route.prepare(headers, message, grant.who)
                 if watch is not None:
                     watch.take(prepared)
                 response = prepared.encode(await application.computing.run(prepared, place, deadline))
         except Exception as exc:
-            route.metrics.observe(status_of(exc), time.perf_counter() - start)
+            metrics = route.metrics if prepared is None else prepared.counted_in(route.metrics)
+            metrics.observe(status_of(exc), time.perf_counter() - start)
             raise
-        route.metrics.observe(200, time.perf_counter() - start)
+        prepared.counted_in(route.metrics).observe(200, time.perf_counter() - start)
         return response.body
 
     def _route(self, message: Any) -> HotRoute:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from noa_serving import _stages
 from noa_serving._shadow_metrics import shadow_lines
 from noa_serving._stages import STAGES
+from noa_serving._traffic import with_arms
 
 if TYPE_CHECKING:
     from noa_serving._admission import Admission
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from noa_serving._endpoint import Counted, Endpoint
     from noa_serving._follower import Follower
     from noa_serving._shadows import Shadows
+    from noa_serving._traffic import Traffic
 
 BUCKETS_S = (
     0.00005,
@@ -44,13 +46,14 @@ BUCKETS_S = (
 
 
 class RouteMetrics:
-    """Counts and times of one route of one endpoint."""
+    """Counts and times of one route of one endpoint, or of one of its arms there."""
 
-    __slots__ = ("buckets", "codes", "endpoint", "route", "total_s")
+    __slots__ = ("arm", "buckets", "codes", "endpoint", "route", "total_s")
 
-    def __init__(self, endpoint: str, route: str) -> None:
+    def __init__(self, endpoint: str, route: str, arm: str = "") -> None:
         self.endpoint = endpoint
         self.route = route
+        self.arm = arm
         self.codes: dict[int, int] = {}
         self.buckets = [0] * (len(BUCKETS_S) + 1)
         self.total_s = 0.0
@@ -82,6 +85,7 @@ def render(
         *_latencies(routes, worker),
         *_stage_times(endpoints, worker),
         *_endpoints(endpoints, worker),
+        *_traffic([one.traffic for one in endpoints if one.traffic is not None], worker),
         *_gauge("noa_requests_in_flight", "Requests being computed or waiting.", admission.in_flight, worker),
         *_counter("noa_requests_refused_total", "Requests refused because of overload.", admission.refused, worker),
         *_counter("noa_requests_over_quota_total", "Requests refused with 429.", over_quota, worker),
@@ -115,12 +119,12 @@ def _latencies(routes: list[RouteMetrics], worker: int) -> Iterator[str]:
 def _stage_times(endpoints: list[Endpoint], worker: int) -> Iterator[str]:
     yield "# HELP noa_stage_seconds Time that answered requests spent in each stage, by version."
     yield "# TYPE noa_stage_seconds histogram"
-    for endpoint in endpoints:
+    for endpoint in with_arms(endpoints):
         for one in endpoint.recent:
-            yield from _stages_of(endpoint.name, one, worker)
+            yield from _stages_of(_place(endpoint), one, worker)
 
 
-def _stages_of(endpoint: str, one: Counted, worker: int) -> tuple[str, ...]:
+def _stages_of(place: str, one: Counted, worker: int) -> tuple[str, ...]:
     """Return the lines of one version; of one that has answered nothing since the last time, the same again."""
     count, lines = one.stages.memo
     if count == one.stages.count:
@@ -128,7 +132,7 @@ def _stages_of(endpoint: str, one: Counted, worker: int) -> tuple[str, ...]:
     model, number, digest, _ = one.version
     found: list[str] = []
     for stage in STAGES:
-        labels = f'endpoint="{endpoint}",model="{model}",version="{number}",digest="{digest}"'
+        labels = f'{place},model="{model}",version="{number}",digest="{digest}"'
         labels += f',stage="{stage}",worker="{worker}"'
         sum_s = one.stages.sum_ns(stage) / 1e9
         found += _histogram("noa_stage_seconds", labels, _stages.BUCKETS_S, one.stages.buckets(stage), sum_s)
@@ -150,20 +154,38 @@ def _endpoints(endpoints: list[Endpoint], worker: int) -> Iterator[str]:
     yield "# TYPE noa_endpoint_ready gauge"
     for one in endpoints:
         yield f'noa_endpoint_ready{{endpoint="{one.name}",worker="{worker}"}} {int(one.current is not None)}'
-    yield "# HELP noa_endpoint_info The version that answers now."
+    all_of_them = with_arms(endpoints)
+    yield "# HELP noa_endpoint_info The version that is loaded now, of arms too."
     yield "# TYPE noa_endpoint_info gauge"
-    for one in endpoints:
+    for one in all_of_them:
         if (now := one.current) is not None:
             version = f'model="{now.model}",version="{now.number}",digest="{now.digest}",format="{now.format}"'
-            yield f'noa_endpoint_info{{endpoint="{one.name}",worker="{worker}",{version}}} 1'
+            yield f'noa_endpoint_info{{{_place(one)},worker="{worker}",{version}}} 1'
     yield "# HELP noa_endpoint_swaps_total Versions swapped in."
     yield "# TYPE noa_endpoint_swaps_total counter"
-    for one in endpoints:
-        yield f'noa_endpoint_swaps_total{{endpoint="{one.name}",worker="{worker}"}} {one.swaps}'
+    for one in all_of_them:
+        yield f'noa_endpoint_swaps_total{{{_place(one)},worker="{worker}"}} {one.swaps}'
     yield "# HELP noa_endpoint_refused_versions_total Versions that could not be loaded."
     yield "# TYPE noa_endpoint_refused_versions_total counter"
-    for one in endpoints:
-        yield f'noa_endpoint_refused_versions_total{{endpoint="{one.name}",worker="{worker}"}} {one.refusals}'
+    for one in all_of_them:
+        yield f'noa_endpoint_refused_versions_total{{{_place(one)},worker="{worker}"}} {one.refusals}'
+
+
+def _traffic(found: list[Traffic], worker: int) -> Iterator[str]:
+    if not found:
+        return
+    yield "# HELP noa_arm_share Share of the endpoint's requests that an arm takes now; 0 while it rests."
+    yield "# TYPE noa_arm_share gauge"
+    for one in found:
+        for arm in one.arms:
+            share = arm.settings.share if one.generation_of(arm.name) is not None else 0
+            yield f'noa_arm_share{{{_place(arm.endpoint)},mode="{arm.settings.mode}",worker="{worker}"}} {share:g}'
+    yield "# HELP noa_fallbacks_total Requests that the fallback took, by the arm that could not answer, and why."
+    yield "# TYPE noa_fallbacks_total counter"
+    for one in found:
+        for (arm, reason), count in sorted(one.fallbacks.items()):
+            place = f'endpoint="{one.main.name}",arm="{arm}"'
+            yield f'noa_fallbacks_total{{{place},reason="{reason}",worker="{worker}"}} {count}'
 
 
 def _batches(computing: Computing, worker: int) -> Iterator[str]:
@@ -198,4 +220,12 @@ def _counter(name: str, text: str, value: int, worker: int) -> tuple[str, ...]:
 
 
 def _labels(route: RouteMetrics, worker: int) -> str:
-    return f'endpoint="{route.endpoint}",route="{route.route}",worker="{worker}"'
+    arm = f',arm="{route.arm}"' if route.arm else ""
+    return f'endpoint="{route.endpoint}"{arm},route="{route.route}",worker="{worker}"'
+
+
+def _place(endpoint: Endpoint) -> str:
+    """Return the labels of what follows the registry: the endpoint that clients call, and the arm of it."""
+    if endpoint.main is None:
+        return f'endpoint="{endpoint.name}"'
+    return f'endpoint="{endpoint.main.name}",arm="{endpoint.arm}"'

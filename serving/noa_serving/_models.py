@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from noa import __version__
 from noa.errors import NoaError, NotFoundError
+from noa.settings import FALLBACK_ARM
 from noa_serving._http import RequestRefusedError
 from noa_serving._json_body import JsonObject
 from noa_serving._statistics import describe_statistics
@@ -78,16 +79,23 @@ class Models:
         require_version(endpoint, number)
         return True
 
+    def metadata(self, name: str, version: str = "") -> JsonObject:
+        """Return the metadata of a model, with the versions that answer for it. Errors as in `require`."""
+        table = describe_model(self.require(name, version))
+        return table if version else {**table, "versions": [str(one.number) for one in _answering(self.find(name))]}
+
     def index(self, *, only_ready: bool) -> list[JsonObject]:
         """Return the rows of the repository index."""
         return [_index_row(one) for one in self._endpoints.values() if one.current is not None or not only_ready]
 
     def statistics(self, name: str = "", version: str = "") -> JsonObject:
-        """Return the statistics of one model, or of all that are loaded. Errors as in `require`."""
+        """Return the statistics of one model, or of all that are loaded, by version. Errors as in `require`."""
         if name:
-            return {"model_stats": [describe_statistics(self.require(name, version))]}
-        loaded = (one.current for one in self._endpoints.values())
-        return {"model_stats": [describe_statistics(generation) for generation in loaded if generation is not None]}
+            asked = self.require(name, version)
+            found = [asked] if version else _answering(self.find(name))
+        else:
+            found = [one for endpoint in self._endpoints.values() for one in _answering(endpoint)]
+        return {"model_stats": [describe_statistics(one) for one in found]}
 
     def config(self, name: str, version: str = "") -> JsonObject:
         """Return the configuration of a model as Triton would write it. Errors as in `require`.
@@ -152,20 +160,35 @@ def parse_version(name: str, version: str) -> int | None:
 
 
 def require_version(endpoint: Endpoint, number: int | None) -> Generation:
-    """Return the generation that answers now, if it is of version `number` (None: whichever).
+    """Return the main version if `number` is None or names it, else the arm that serves version `number`.
+
+    The fallback stands in for a main version that is not there, where no version is asked for.
 
     Raises:
         RequestRefusedError: 503, nothing is loaded yet.
-        NotFoundError: another version is served.
+        NotFoundError: neither serves it.
     """
+    if endpoint.current is None and number is None and (stand_in := _answering(endpoint)):
+        return stand_in[0]
     generation = endpoint.require()
-    if number is not None and generation.number != number:
+    if number is None or generation.number == number:
+        return generation
+    arm = None if endpoint.traffic is None else endpoint.traffic.find(number)
+    if arm is None:
         raise NotFoundError(
             f"version `{number}` of endpoint `{endpoint.name}` is not loaded",
-            expected=f"`{generation.number}`",
+            expected=", ".join(f"`{one.number}`" for one in _answering(endpoint)),
             received=f"`{number}`",
         )
-    return generation
+    return arm
+
+
+def _answering(endpoint: Endpoint) -> list[Generation]:
+    """Return the versions that answer for an endpoint: the main one, then those of arms."""
+    if endpoint.current is not None:
+        return [endpoint.current, *([] if endpoint.traffic is None else endpoint.traffic.answering())]
+    fallback = None if endpoint.traffic is None else endpoint.traffic.generation_of(FALLBACK_ARM)
+    return [] if fallback is None else [fallback]
 
 
 def _tensor_metadata(spec: TensorSpec) -> JsonObject:

@@ -50,7 +50,8 @@ class Record(NamedTuple):
     """What is told of a request that was answered. Times are nanoseconds; `ended_at` is since 1970.
 
     `target` is the endpoint's name, or the path of a request that no endpoint answered. `client` is the id of a key, or
-    without keys an address. `stages` are the times in `_stages.STAGES`, None for what was refused.
+    without keys an address. `stages` are the times in `_stages.STAGES`, None for what was refused. `arm` is
+    the arm that computed, empty for the main version.
     """
 
     ended_at: int
@@ -64,6 +65,7 @@ class Record(NamedTuple):
     version: Version | None
     items: int
     stages: tuple[int, ...] | None
+    arm: str = ""
 
 
 class PayloadRow(NamedTuple):
@@ -106,13 +108,14 @@ class Watch:
 
     def end(self, status: int) -> None:
         """Tell how the request was answered."""
-        observer, trace, prepared = self._observer, self._trace, self._prepared
+        observer, trace = self._observer, self._trace
+        prepared = None if self._prepared is None else self._prepared.answering()
         is_told, is_traced = observer.tells(status), trace is not None and trace.is_sampled
         if not is_told and not is_traced and not self._keeps:
             return
         now, ended = time.time_ns(), time.perf_counter_ns()
         passage: Passage | None = None if prepared is None else prepared.passage
-        record = self._record(status, passage, ended_at=now, taken=ended - self._started)
+        record = self._record(status, prepared, ended_at=now, taken=ended - self._started)
         if is_told and observer.access_log is not None:
             observer.access_log.put(record)
         if is_traced and trace is not None and observer.traces is not None:
@@ -122,9 +125,10 @@ class Watch:
             row = PayloadRow(record, prepared.inputs, _own(outputs))
             observer.payloads.put(row, row.num_bytes)
 
-    def _record(self, status: int, passage: Passage | None, *, ended_at: int, taken: int) -> Record:
-        trace, prepared = self._trace, self._prepared
+    def _record(self, status: int, prepared: Prepared | None, *, ended_at: int, taken: int) -> Record:
+        trace = self._trace
         generation = None if prepared is None else prepared.generation
+        passage = None if prepared is None else prepared.passage
         return Record(
             ended_at=ended_at,
             target=self.target,
@@ -137,6 +141,7 @@ class Watch:
             version=None if generation is None else Version(generation.model, generation.number, generation.digest),
             items=0 if prepared is None else prepared.batch,
             stages=None if passage is None else passage.stages,
+            arm="" if generation is None else generation.arm,
         )
 
 

@@ -355,6 +355,7 @@ def _head(generation: Generation, rows: list[JsonObject], request_id: str | None
     table: JsonObject = {"model_name": generation.endpoint, "model_version": str(generation.number)}
     if request_id is not None:
         table["id"] = request_id
-    table["parameters"] = {"digest": generation.digest}
+    arm = {"arm": generation.arm} if generation.arm else {}
+    table["parameters"] = {"digest": generation.digest, **arm}
     table["outputs"] = rows
     return orjson.dumps(table, option=orjson.OPT_SERIALIZE_NUMPY)

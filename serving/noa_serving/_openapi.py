@@ -36,6 +36,7 @@ _ERRORS: dict[str, str] = {
     "503": "Busy or not ready; `Retry-After` says when to come back.",
     "504": "The answer took too long.",
 }
+_ANSWER_HEADERS = ("noa-model", "noa-version", "noa-digest", "noa-arm")
 _READ_PATHS = ("/", "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/status", "/metrics", "/ping")
 _INFERENCE: Json = {
     "title": "Open Inference Protocol",
@@ -145,7 +146,7 @@ def _operation(endpoint: Endpoint) -> Json:
         operation["description"] = "Not ready; its model is not loaded yet."
         return operation
     operation["requestBody"] = {"required": True, "content": _request_content(generation)}
-    headers: Json = {name: {"schema": {"type": "string"}} for name in ("noa-model", "noa-version", "noa-digest")}
+    headers: Json = {name: {"schema": {"type": "string"}} for name in _ANSWER_HEADERS}
     success: Json = {"description": "The prediction.", "headers": headers}
     success["content"] = _json_content(_answer_schema(generation.signature))
     operation["responses"] = {"200": success, **answers}

@@ -111,6 +111,8 @@ def _add(scope: Any, trace: Traced) -> None:
         model, number, digest = record.version
         version = {"noa.model": model, "noa.version": number, "noa.digest": digest}
         attributes |= {**version, "noa.items": record.items}
+    if record.arm:
+        attributes["noa.arm"] = record.arm
     _set(span, attributes)
     if record.status >= 500:
         span.status.code = Status.STATUS_CODE_ERROR

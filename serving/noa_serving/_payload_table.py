@@ -73,6 +73,7 @@ def write_table(rows: Sequence[PayloadRow], redactor: Redactor) -> Any:
         "model": column(pa.string(), lambda one: one.version and one.version.model),
         "version": column(pa.int64(), lambda one: one.version and one.version.number),
         "digest": column(pa.string(), lambda one: one.version and one.version.digest),
+        "arm": column(pa.string(), lambda one: one.arm or None),
         "items": column(pa.int32(), lambda one: one.items),
         "seconds": column(pa.float64(), lambda one: one.taken / 1e9),
     }

@@ -12,8 +12,10 @@ from noa_serving._http import RequestRefusedError, log
 if TYPE_CHECKING:
     import numpy as np
 
+    from noa_serving._attempt import Attempt
     from noa_serving._generation import Generation
     from noa_serving._http import Response
+    from noa_serving._metrics import RouteMetrics
     from noa_serving._stages import Passage
 
 
@@ -21,7 +23,7 @@ class Prepared(NamedTuple):  # made for every request, and far quicker than a fr
     """One unit of compute. `encode` turns all outputs of the model into the answer.
 
     `timeout_s` is how long the request itself is ready to wait, if it says so in its body. `passage` is told when the
-    model ran.
+    model ran. `attempt` is there on endpoints with arms: another version may answer in place of `generation`.
     """
 
     generation: Generation
@@ -30,6 +32,15 @@ class Prepared(NamedTuple):  # made for every request, and far quicker than a fr
     encode: Callable[[Mapping[str, np.ndarray]], Response]
     timeout_s: float | None = None
     passage: Passage | None = None
+    attempt: Attempt | None = None
+
+    def answering(self) -> Prepared:
+        """Return this request as the version that computes it now understood it: itself, or the fallback's."""
+        return self if self.attempt is None else self.attempt.prepared
+
+    def counted_in(self, metrics: RouteMetrics) -> RouteMetrics:
+        """Return where the answer is counted: `metrics`, or those of the arm that answers."""
+        return metrics if self.attempt is None else self.attempt.metrics
 
 
 def compute(prepared: Prepared) -> Mapping[str, np.ndarray]:

@@ -31,13 +31,11 @@ from noa_serving._http import HeaderList, RequestRefusedError, Response, header_
 from noa_serving._rest import MAX_UNASKED_BODY_BYTES, Rest, names_one_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-
     from noa_serving._admission import Place
+    from noa_serving._attempt import Attempt
     from noa_serving._batcher import Job, Outcome
     from noa_serving._observer import Watch
+    from noa_serving._prepared import Prepared
 
 MAX_HOT_BODY_BYTES = 1 << 20
 """Larger bodies go through ASGI, whose flow control is worth its cost there."""
@@ -313,8 +311,8 @@ class _HotProtocol(HttpToolsProtocol):
                 place = application.computing.enter()
                 if application.guard.quotas is not None:
                     application.guard.charge(grant, len(body), self.client)
-            prepared = slot.route.prepare(headers, body)
-            slot.encode = prepared.encode
+            prepared = slot.route.prepare(headers, body, grant.who)
+            slot.prepared = prepared
             if slot.watch is not None:
                 slot.watch.take(prepared)
             job = application.computing.submit(prepared, place, deadline, slot.done)
@@ -421,30 +419,32 @@ class _HotProtocol(HttpToolsProtocol):
 class _Slot:
     """One request in the line of its connection, from the end of its body to its answer."""
 
-    __slots__ = ("encode", "job", "protocol", "response", "route", "started", "watch")
+    __slots__ = ("job", "prepared", "protocol", "response", "route", "started", "watch")
 
     def __init__(self, protocol: _HotProtocol, route: HotRoute, started: float) -> None:
         self.protocol = protocol
         self.route = route
         self.started = started
-        self.job: Job | None = None
-        self.encode: Callable[[Mapping[str, np.ndarray]], Response] | None = None
+        self.job: Job | Attempt | None = None
+        self.prepared: Prepared | None = None
         self.response: Response | None = None
         self.watch: Watch | None = None
 
     def done(self, outcome: Outcome) -> None:
         """Take the outputs or the refusal, and write what can be written."""
         self.job = None
+        prepared = self.prepared
         try:
             if isinstance(outcome, BaseException):
                 response = refuse(outcome)
             else:
-                assert self.encode is not None  # set before the request was handed to be computed
-                response = self.encode(outcome)
+                assert prepared is not None  # set before the request was handed to be computed
+                response = prepared.encode(outcome)
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
             response = refuse(exc)
         self.response = response
-        self.route.metrics.observe(response.status, time.perf_counter() - self.started)
+        metrics = self.route.metrics if prepared is None else prepared.counted_in(self.route.metrics)
+        metrics.observe(response.status, time.perf_counter() - self.started)
         self.protocol.write_line()
         if self.watch is not None:
             self.watch.end(response.status)

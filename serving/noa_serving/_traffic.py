@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from noa.settings import FALLBACK_ARM
+from noa.settings import FALLBACK_ARM, MAIN_ARM
 from noa_serving._arm_names import inner_name
 from noa_serving._endpoint import Endpoint
 
@@ -35,6 +35,7 @@ log = logging.getLogger("noa.serving")
 _WHOLE = 1 << 64
 _BY_KEY = "key"
 _MAX_DRAWN = 4096
+_MAX_DRAWN_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,6 +73,8 @@ class Traffic:
         self._header = b"" if self._is_by_key else sticky.encode()
         self._salt = main.name.encode() + b"\0"
         self._ranges = share_ranges([one.settings.share for one in self.arms if one.settings.mode == "answer"])
+        self.fallbacks: dict[tuple[str, str], int] = {}
+        """How many requests the fallback took, by the arm that could not answer, and why."""
         self._drawn: dict[bytes, int] = {}
         self._lock = threading.Lock()
         self._view = _View(main=None, arms=(), usable={}, takes=(), problems={})
@@ -81,6 +84,12 @@ class Traffic:
     def shadows(self) -> tuple[Arm, ...]:
         """The arms that only compute copies."""
         return tuple(one for one in self.arms if one.settings.mode == "shadow")
+
+    @property
+    def answering_names(self) -> list[str]:
+        """The names under which answers are counted: the main version, the arms that answer, the fallback."""
+        arms = [one.name for one in self.arms if one.settings.mode == "answer"]
+        return [MAIN_ARM, *arms, *([] if self.fallback is None else [FALLBACK_ARM])]
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -103,12 +112,13 @@ class Traffic:
 
     def find(self, number: int) -> Generation | None:
         """Return the version `number` that an answering arm serves, or None."""
+        return next((one for one in self.answering() if one.number == number), None)
+
+    def answering(self) -> list[Generation]:
+        """Return the versions of the arms that answer, or that a path may ask for, in the order of the settings."""
         usable = self._present().usable
-        for one in self.arms:
-            generation = usable.get(one.name)
-            if one.settings.mode == "answer" and generation is not None and generation.number == number:
-                return generation
-        return None
+        names = [one.name for one in self.arms if one.settings.mode == "answer"]
+        return [usable[name] for name in names if name in usable]
 
     def generation_of(self, arm: str) -> Generation | None:
         """Return what an arm or the fallback (`FALLBACK_ARM`) may compute with now, None if it takes no requests."""
@@ -117,6 +127,11 @@ class Traffic:
     def problem_of(self, arm: str) -> str | None:
         """Return why a version that an arm has loaded takes no requests, or None."""
         return self._present().problems.get(arm)
+
+    def count_fallback(self, arm: str, reason: str) -> None:
+        """Count a request that the fallback took, because an arm (`MAIN_ARM`: the main version) could not answer."""
+        key = arm, reason
+        self.fallbacks[key] = self.fallbacks.get(key, 0) + 1
 
     def look(self) -> None:
         """Compare the versions that are loaded now, and let go of those that are not any more."""
@@ -166,9 +181,11 @@ class Traffic:
             return random.getrandbits(64)
         place = self._drawn.get(value)
         if place is None:
-            if len(self._drawn) >= _MAX_DRAWN:
-                self._drawn.clear()
-            place = self._drawn[value] = place_of(self._salt, value)
+            place = place_of(self._salt, value)
+            if len(value) <= _MAX_DRAWN_BYTES:
+                if len(self._drawn) >= _MAX_DRAWN:
+                    self._drawn.clear()
+                self._drawn[value] = place
         return place
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from noa.errors import NoaError
+from noa.settings import FALLBACK_ARM, MAIN_ARM
 from noa_serving._running_servers import RunningServer
 from noa_serving._stages import STAGES
 from noa_serving._tls import own_server_context
@@ -63,11 +64,36 @@ class LiveVersion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LiveArm:
+    """One arm of an endpoint, its main version (`main`) and its fallback (`fallback`) among them.
+
+    `share` is what the settings give it, None where they give nothing; `takes` tells whether it takes requests now, and
+    `rests_because` why not. `fallbacks_per_s` are requests that it could not answer, and the fallback took.
+    """
+
+    name: str
+    model: str
+    state: str
+    mode: str
+    takes: bool
+    share: float | None = None
+    version: int | None = None
+    digest: str | None = None
+    requests_per_s: float = 0.0
+    errors_per_s: float = 0.0
+    fallbacks_per_s: float = 0.0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    rests_because: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LiveEndpoint:
     """One endpoint of one server. What nobody asked for between the looks has no percentiles, stages and versions.
 
     `workers_ready` of `workers` serve it. `refused` tells of a version that could not be loaded, `degraded` which
-    workers do not answer. Refused requests are among `errors_per_s`, not among the versions.
+    workers do not answer. Refused requests are among `errors_per_s`, not among the versions. `arms` is
+    empty where the endpoint has neither arms nor a fallback; its own rates are those of all of them.
     """
 
     name: str
@@ -87,6 +113,7 @@ class LiveEndpoint:
     swaps: int = 0
     stages_ms: Mapping[str, float] | None = None
     versions: tuple[LiveVersion, ...] = ()
+    arms: tuple[LiveArm, ...] = ()
     waiting_for: str | None = None
     refused: Mapping[str, Any] | None = None
     degraded: str | None = None
@@ -172,10 +199,7 @@ class _Difference:
 
 
 def _endpoint(name: str, row: Mapping[str, Any], after: Look, difference: _Difference) -> LiveEndpoint:
-    buckets: defaultdict[float, float] = defaultdict(float)
-    for one in difference.rows("noa_request_seconds_bucket", endpoint=name):
-        buckets[float(one.labels["le"])] += one.value
-    p50, p99 = percentile_s(buckets, 0.5), percentile_s(buckets, 0.99)
+    p50, p99 = _percentiles_ms(difference, endpoint=name)
     workers = cast("list[Mapping[str, Any]] | None", after.status.get("workers"))
     if workers is None:
         ready = int(row["state"] == "ready")
@@ -194,14 +218,61 @@ def _endpoint(name: str, row: Mapping[str, Any], after: Look, difference: _Diffe
         workers_ready=ready,
         requests_per_s=difference.rate("noa_requests_total", endpoint=name),
         errors_per_s=difference.rate("noa_requests_total", errors=True, endpoint=name),
-        p50_ms=None if p50 is None else p50 * 1000,
-        p99_ms=None if p99 is None else p99 * 1000,
+        p50_ms=p50,
+        p99_ms=p99,
         swaps=int(row.get("swaps", 0)),
         stages_ms=_stages(name, difference),
         versions=_versions(name, difference),
+        arms=_arms(name, row, difference),
         waiting_for=row.get("waiting_for"),
         refused=row.get("refused"),
         degraded=after.status.get("degraded"),
+    )
+
+
+def _percentiles_ms(difference: _Difference, **labels: str) -> tuple[float | None, float | None]:
+    """Return within how many milliseconds half and 99% of the requests were answered; None where there were none."""
+    buckets: defaultdict[float, float] = defaultdict(float)
+    for one in difference.rows("noa_request_seconds_bucket", **labels):
+        buckets[float(one.labels["le"])] += one.value
+    p50, p99 = percentile_s(buckets, 0.5), percentile_s(buckets, 0.99)
+    return None if p50 is None else p50 * 1000, None if p99 is None else p99 * 1000
+
+
+def _arms(name: str, row: Mapping[str, Any], difference: _Difference) -> tuple[LiveArm, ...]:
+    """Return the arms as `/status` tells them, the main version first and the fallback last."""
+    arms = cast("Mapping[str, Mapping[str, Any]]", row.get("arms", {}))
+    fallback = cast("Mapping[str, Any] | None", row.get("fallback"))
+    if not arms and fallback is None:
+        return ()
+    left = 1.0 - sum(one["share"] for one in arms.values() if one["takes"] and one["mode"] == "answer")
+    main = {**row, "takes": row["state"] == "ready", "mode": "answer", "share": max(0.0, left)}
+    table = {MAIN_ARM: main, **arms}
+    if fallback is not None:
+        is_there = fallback["state"] == "ready" and "problem" not in fallback
+        table[FALLBACK_ARM] = {**fallback, "takes": is_there, "mode": "fallback"}
+    return tuple(_arm(name, arm, one, difference) for arm, one in table.items())
+
+
+def _arm(name: str, arm: str, row: Mapping[str, Any], difference: _Difference) -> LiveArm:
+    p50, p99 = _percentiles_ms(difference, endpoint=name, arm=arm)
+    refused = cast("Mapping[str, Any]", row.get("refused", {}))
+    reason = row.get("problem") or refused.get("reason") or row.get("waiting_for")
+    return LiveArm(
+        name=arm,
+        model=str(row["model"]),
+        state=str(row["state"]),
+        mode=str(row["mode"]),
+        takes=bool(row["takes"]),
+        share=row.get("share"),
+        version=row.get("version"),
+        digest=row.get("digest"),
+        requests_per_s=difference.rate("noa_requests_total", endpoint=name, arm=arm),
+        errors_per_s=difference.rate("noa_requests_total", errors=True, endpoint=name, arm=arm),
+        fallbacks_per_s=difference.rate("noa_fallbacks_total", endpoint=name, arm=arm),
+        p50_ms=p50,
+        p99_ms=p99,
+        rests_because=None if row["takes"] else reason,
     )
 
 

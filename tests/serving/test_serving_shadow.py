@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 from grpc_kit import serving_grpc
 from observe_kit import JSON_BODY, total
 from serving_kit import Project, affine_model, ask, make_project, open_pipe, wait_until
@@ -273,10 +274,6 @@ def test_a_registry_that_is_away_is_tried_again_and_the_evidence_is_kept_once(
 
 
 def test_all_ways_in_are_compared_and_no_answer_is_changed(started: Callable[..., InProcess]) -> None:
-    import grpc
-
-    from noa_serving._grpc_messages import ModelInferRequest, ModelInferResponse
-
     running = started(3, min_requests=10_000, min_agreement=0.0001, max_extra_errors=0.9)
     x = np.ones((1, 4), np.float32)
     assert ask(running.app, "POST", "/predict/digits", {"inputs": {"x": x.tolist()}}).json["outputs"] == {
@@ -299,15 +296,10 @@ def test_all_ways_in_are_compared_and_no_answer_is_changed(started: Callable[...
 
     assert b'"total":[8.0]' in asyncio.run(through_the_protocol())
     wait_until(lambda: running.compared() == 2)
-    with serving_grpc(running.app) as address, grpc.insecure_channel(address) as channel:
-        infer = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
-            request_serializer=ModelInferRequest.SerializeToString,
-            response_deserializer=ModelInferResponse.FromString,
-        )
-        request = ModelInferRequest(model_name="digits", raw_input_contents=[x.tobytes()])
-        request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
-        assert np.frombuffer(infer(request, timeout=20).raw_output_contents[1], np.float32) == 8.0
+    with serving_grpc(running.app) as address, triton.InferenceServerClient(address) as client:
+        tensor = triton.InferInput("x", list(x.shape), "FP32")
+        tensor.set_data_from_numpy(x)
+        assert client.infer("digits", [tensor]).as_numpy("total") == 8.0
     wait_until(lambda: running.compared() == 3)
     running.look()
     counts = running.row["counts"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from noa.settings import Settings
-    from noa_serving.live import LiveEndpoint, Look
+    from noa_serving.live import LiveArm, LiveEndpoint, Look
 
 SecondsOption = Annotated[
     float, typer.Option("--seconds", "-s", min=0.2, max=3600.0, help="Time between the two looks that rates are from.")
@@ -54,7 +54,7 @@ def list_endpoints(seconds: SecondsOption = 2.0, as_json: JsonOption = False) ->
     elif not rows:
         console.note(_NOBODY)
     else:
-        console.print_table(_COLUMNS, [_cells(row) for row in rows])
+        console.print_table(_COLUMNS, [cells for row in rows for cells in _cells(row)])
         _tell_problems(rows)
 
 
@@ -150,13 +150,36 @@ def _rows(before: dict[int, Look], after: dict[int, Look], endpoint: str | None)
     return [row for row in rows if endpoint in (None, row.name)]
 
 
-def _cells(row: LiveEndpoint) -> list[object]:
-    return [
+def _cells(row: LiveEndpoint) -> list[list[object]]:
+    """Return the line of an endpoint, then those of its arms."""
+    whole: list[object] = [
         *(row.name, row.model, row.version, row.digest and console.short_digest(row.digest), row.state),
         f"{row.workers_ready}/{row.workers}",
         *(_number(row.requests_per_s), _number(row.errors_per_s), _number(row.p50_ms), _number(row.p99_ms)),
         row.address,
     ]
+    return [whole, *[_arm_cells(arm) for arm in row.arms]]
+
+
+def _arm_cells(arm: LiveArm) -> list[object]:
+    return [
+        *(f"  {_arm_name(arm)}", arm.model, arm.version, arm.digest and console.short_digest(arm.digest)),
+        *(_arm_state(arm), None),
+        *(_number(arm.requests_per_s), _number(arm.errors_per_s), _number(arm.p50_ms), _number(arm.p99_ms)),
+        None,
+    ]
+
+
+def _arm_name(arm: LiveArm) -> str:
+    """Return e.g. `candidate 10%`."""
+    share = "" if arm.share is None else f" {arm.share * 100:.3g}%"
+    return f"{arm.name}{share}{' shadow' if arm.mode == 'shadow' else ''}"
+
+
+def _arm_state(arm: LiveArm) -> str:
+    if arm.takes:
+        return "ready" if arm.mode == "fallback" else "takes requests"
+    return "rests" if arm.state == "ready" else arm.state
 
 
 def _number(value: float | None) -> str | None:
@@ -167,8 +190,20 @@ def _number(value: float | None) -> str | None:
 
 def _problems(rows: Sequence[LiveEndpoint]) -> list[str]:
     """Return what is wrong with endpoints, a line each."""
+    from noa.settings import MAIN_ARM
+
     texts: list[str] = []
     for row in rows:
+        texts += [
+            f"{row.name}: arm {arm.name} takes no requests: {arm.rests_because}"
+            for arm in row.arms
+            if arm.rests_because is not None and arm.name != MAIN_ARM
+        ]
+        texts += [
+            f"{row.name}: the fallback takes {_number(arm.fallbacks_per_s)} requests/s of {arm.name}"
+            for arm in row.arms
+            if arm.fallbacks_per_s > 0
+        ]
         if row.refused is not None:
             texts.append(f"{row.name}: version {row.refused['version']} is refused: {row.refused['reason']}")
         if row.waiting_for is not None and row.version is None:
@@ -184,7 +219,7 @@ def _tell_problems(rows: Sequence[LiveEndpoint]) -> None:
 
 
 def _print_one(row: LiveEndpoint) -> None:
-    console.print_table(_COLUMNS, [_cells(row)])
+    console.print_table(_COLUMNS, _cells(row))
     console.print_line(f"digest  {row.digest or '-'}  format {row.format or '-'}  swaps {row.swaps}")
     if row.versions:
         console.print_table(
@@ -217,6 +252,13 @@ def _print_lines(rows: Sequence[LiveEndpoint]) -> None:
             f"{_number(row.requests_per_s)} requests/s  {_number(row.errors_per_s)} errors/s  "
             f"p50 {p50} ms  p99 {p99} ms"
         )
+        for arm in row.arms:
+            version = "-" if arm.version is None else f"{arm.version} {console.short_digest(arm.digest or '')}"
+            console.print_line(
+                f"{now}  {row.name}  arm {_arm_name(arm)}  {_arm_state(arm)}  {version}  "
+                f"{_number(arm.requests_per_s)} requests/s  {_number(arm.errors_per_s)} errors/s  "
+                f"p50 {_number(arm.p50_ms) or '-'} ms  p99 {_number(arm.p99_ms) or '-'} ms"
+            )
     for text in _problems(rows):
         console.print_line(f"{now}  {text}")
 
@@ -236,7 +278,7 @@ def _drawing(rows: Sequence[LiveEndpoint]) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in _COLUMNS:
         table.add_column(column, overflow="fold", justify="right" if column.endswith(("/s", "ms")) else "left")
-    for row in rows:
-        table.add_row(*[Text("-" if cell is None else console.visible(str(cell))) for cell in _cells(row)])
+    for cells in (cells for row in rows for cells in _cells(row)):
+        table.add_row(*[Text("-" if cell is None else console.visible(str(cell))) for cell in cells])
     problems = [Text(console.visible(text), style="yellow") for text in _problems(rows)]
     return Group(table if rows else Text(_NOBODY), *problems, Text("Ctrl-C ends this", style="dim"))
