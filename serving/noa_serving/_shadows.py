@@ -153,15 +153,20 @@ class Shadows:
         return self._own
 
     def start(self, is_idle: Callable[[], bool]) -> None:
-        """Begin to compare. `is_idle` tells whether this worker has nothing to answer now."""
+        """Begin to compare and to judge. `is_idle` tells whether this worker has nothing to answer now."""
+        self.begin(is_idle)
+        self._thread.start()
+
+    def begin(self, is_idle: Callable[[], bool]) -> None:
+        """Begin to compare; `turn` is called by somebody else."""
         self._is_idle = is_idle
         self.lane.start(self._pages.read_own())
-        self._thread.start()
 
     def stop(self) -> None:
         """End, and leave to the others what was counted."""
         self._stopping.set()
-        self._thread.join(5.0)
+        if self._thread.is_alive():
+            self._thread.join(5.0)
         self.lane.stop()
         self._pages.write_own(self.lane.counts())
 

@@ -73,9 +73,8 @@ class InProcess:
         self.application = Application(settings.serving, self.endpoints, self.follower, crew=crew, shadows=self.shadows)
         self.app = AsgiApplication(self.application)
         self.now = 1000.0
-        self.shadows._is_idle = lambda: True
         self.look()
-        self.shadows.lane.start()
+        self.shadows.begin(lambda: True)
 
     def look(self) -> None:
         self.now += 1.0
@@ -111,7 +110,6 @@ def started(pair_project: Project, tmp_path: Path) -> Iterator[Callable[..., InP
 
     yield start
     for one in running:
-        one.shadows.lane.stop()
         one.application.close()
 
 
@@ -269,7 +267,6 @@ def test_a_registry_that_is_away_is_tried_again_and_the_evidence_is_kept_once(
         assert _holder(pair_project, "champion") == 2
         assert len(_evidence(pair_project, 2)) == 1
     finally:
-        running.shadows.lane.stop()
         running.application.close()
 
 
@@ -299,7 +296,8 @@ def test_all_ways_in_are_compared_and_no_answer_is_changed(started: Callable[...
     with serving_grpc(running.app) as address, triton.InferenceServerClient(address) as client:
         tensor = triton.InferInput("x", list(x.shape), "FP32")
         tensor.set_data_from_numpy(x)
-        assert client.infer("digits", [tensor]).as_numpy("total") == 8.0
+        answer: Any = client.infer("digits", [tensor])
+        assert answer.as_numpy("total") == 8.0
     wait_until(lambda: running.compared() == 3)
     running.look()
     counts = running.row["counts"]
@@ -323,7 +321,8 @@ def test_what_is_refused_or_answered_by_another_version_is_not_compared(
     running.look()
     assert ask(running.app, "POST", "/predict/digits", json.loads(JSON_BODY)).status == 200
     wait_until(lambda: running.compared() == 1)
-    assert running.row["compared_with"] == 1 or running.row["counts"]["compared"] in (0, 1)
+    running.look()
+    assert (running.row["compared_with"], running.row["counts"]["compared"]) == (3, 1)
 
 
 def test_an_old_version_is_not_kept_in_memory_by_its_shadow(
@@ -369,7 +368,8 @@ def test_two_workers_count_together_and_one_of_them_promotes(
         with Client(url) as client:
 
             def state() -> str:
-                return str(client.status()["endpoints"]["digits"].get("shadows", {}).get("candidate", {}).get("state"))
+                row: Any = client.status()["endpoints"]
+                return str(row["digits"].get("shadows", {}).get("candidate", {}).get("state"))
 
             wait_until(lambda: state() == "comparing", what="the shadow to be loaded")
             deadline = time.monotonic() + 60
@@ -377,7 +377,7 @@ def test_two_workers_count_together_and_one_of_them_promotes(
                 _predict(url, 5)
                 time.sleep(0.05)
             assert _holder(project, "champion") == 2
-            wait_until(lambda: client.status()["endpoints"]["digits"]["version"] == 2)
+            wait_until(lambda: '"version":2' in json.dumps(client.status(), separators=(",", ":")))
             _predict(url, 20)
     with project.registry() as registry:
         assert len(registry.history("digits", alias="champion")) == 2
