@@ -21,6 +21,7 @@ from serving_kit import Project, affine_model, ask, make_project, open_pipe, wai
 from noa.errors import StorageError
 from noa.references import parse_reference
 from noa.settings import EndpointSettings, GateSettings, Settings
+from noa_cli.__main__ import run
 from noa_registry import Registry
 from noa_serving import Client, start_server
 from noa_serving._application import Application
@@ -394,3 +395,40 @@ def test_without_a_shadow_there_is_neither_mirror_nor_thread() -> None:
     crew = lone_crew(["digits"])
     endpoints = make_endpoints({"digits": EndpointSettings(model="digits@champion")}, threads=1, crew=crew)
     assert endpoints[0].traffic is None
+
+
+@pytest.mark.bentoml
+def test_the_command_shows_the_split_and_what_the_shadow_has_shown(
+    tmp_path: Path, empty_state: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "noa.toml").write_text("")
+    project = make_project(tmp_path, empty_state)
+    project.publish("digits", affine_model(ANSWER))
+    project.publish("digits", OTHER, alias="candidate")
+    rule = shadowed(min_requests=100, min_agreement=0.001, max_extra_errors=0.9)
+
+    def command(*arguments: str, code: int = 0) -> str:
+        capfd.readouterr()
+        assert run(["-C", str(tmp_path), "endpoints", "traffic", *arguments]) == code
+        captured = capfd.readouterr()
+        return captured.out if code == 0 else captured.err
+
+    def shown() -> list[dict[str, Any]]:
+        return json.loads(command("digits", "--json"))
+
+    with start_server(project.settings, endpoints={"digits": rule}, log_file=tmp_path / "log") as process:
+        url = process.wait_ready().url
+        wait_until(lambda: shown()[1]["state"] == "comparing", what="the shadow to be loaded")
+        _predict(url, 20)
+        wait_until(lambda: shown()[1]["requests"] == 20, what="the requests to be compared")
+        main, shadow = shown()
+        assert (main["name"], main["version"], main["requests"], main["share"]) == ("main", 1, 20, 1.0)
+        assert (shadow["name"], shadow["mode"]) == ("candidate", "shadow")
+        assert (shadow["version"], shadow["compared_with"]) == (2, 1)
+        assert (shadow["agreement"], shadow["verdict"], shadow["errors"]) == (0.0, "go on", 0)
+        assert shadow["findings"][0]["high"] > 0.001
+        assert shadow["outputs"]["total"]["max_difference"] > 0
+        text = command("digits")
+        assert "candidate (shadow)" in text
+        assert "candidate: waits for agreement: more requests; 80 more requests to the least number" in text
+        assert "`digits`" in command("nothing", code=1)
