@@ -89,8 +89,8 @@ class HotRoute:
         attempt = self._attempt(self.endpoint.traffic, headers, body, who)
         return self.understand(attempt.generation, headers, body, attempt)
 
-    def understand(self, generation: Generation, headers: Headers, body: bytes, attempt: Attempt | None) -> Prepared:
-        """Understand a request with a given generation."""
+    def understand(self, generation: Generation, headers: Headers, body: object, attempt: Attempt | None) -> Prepared:
+        """Understand a request with a given generation; `body` is what `read` takes."""
         start = time.perf_counter_ns()
         try:
             prepared = self.read(generation, headers, body, max_batch_items=self.max_batch_items)

@@ -30,7 +30,17 @@ if TYPE_CHECKING:
 class Attempt:
     """Belongs to the event loop. `prepared` is what computes now, `metrics` where its answer is counted."""
 
-    __slots__ = ("_again", "_computing", "_deadline", "_done", "_job", "generation", "metrics", "prepared")
+    __slots__ = (
+        "_again",
+        "_computing",
+        "_deadline",
+        "_done",
+        "_has_ended",
+        "_job",
+        "generation",
+        "metrics",
+        "prepared",
+    )
 
     prepared: Prepared
     _computing: Computing
@@ -41,12 +51,13 @@ class Attempt:
         self,
         generation: Generation,
         metrics: RouteMetrics,
-        again: tuple[HotRoute, Headers, bytes] | None,
+        again: tuple[HotRoute, Headers, object] | None,
     ) -> None:
         self.generation = generation
         self.metrics = metrics
         self._again = again
         self._job: Job | None = None
+        self._has_ended = False
 
     @property
     def has_fallback(self) -> bool:
@@ -63,10 +74,13 @@ class Attempt:
         """Have the request computed, as `Computing.submit` does. Errors as there."""
         self._computing, self._deadline, self._done = computing, deadline, done
         try:
-            self._job = computing.submit_once(self.prepared, place, deadline, self._end_first)
+            job = computing.submit_once(self.prepared, place, deadline, self._end_first)
         except RequestRefusedError as exc:
             if not self._fall_back(exc, place):
                 raise
+            return
+        if not self._has_ended:  # else what computes now is the fallback's, or nothing
+            self._job = job
 
     def drop(self) -> None:
         """Nobody waits for the answer any more."""
@@ -74,17 +88,22 @@ class Attempt:
             self._job.drop()
 
     def _end_first(self, outcome: Outcome) -> None:
-        self._job = None
-        if isinstance(outcome, BaseException) and self._may_help(outcome):
-            try:
-                place = self._computing.enter()
-            except RequestRefusedError:  # others took the place that was given back
-                self._done(outcome)
-                return
-            with place:
-                if self._fall_back(outcome, place):
-                    return
-        self._done(outcome)
+        self._job, self._has_ended = None, True
+        if not isinstance(outcome, BaseException) or not self._fall_back_anew(outcome):
+            self._done(outcome)
+
+    def _fall_back_anew(self, error: BaseException) -> bool:
+        """Have the fallback compute in a place of its own, as the first one was given back; tell whether it does."""
+        if self._again is None or not self._may_help(error):
+            return False
+        body = self._again[2]
+        try:
+            with self._computing.enter() as place:
+                if isinstance(body, bytes):  # not a message of gRPC
+                    place.reserve(len(body))
+                return self._fall_back(error, place)
+        except RequestRefusedError:  # others have what was given back
+            return False
 
     def _may_help(self, error: BaseException) -> bool:
         status = status_of(error)

@@ -42,6 +42,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             '[endpoints.digits]\nmodel = "digits@champion"\n  format = "onxx"\n',
             ["`endpoints.digits.format`", ":3:3", "Did you mean `onnx`?"],
         ),
+        (
+            '[endpoints.x]\nmodel = "d@x"\n[endpoints.x.arms.a]\nmodel = "d@a"\nshare = 0\nformat = "onxx"',
+            ["`endpoints.x.arms.a.format`", ":6:1", "Did you mean `onnx`?"],
+        ),
         ('[endpoints.digits]\nmodel = "digits/1"\nformat = "pickle"\n', ["`endpoints.digits.format`", "never served"]),
         ('[recipes.digits]\npath = "recip.py:make"\n', ["`recipes.digits.path`", ":2:1", "Did you mean `recipe.py`?"]),
         ('[serving]\nhost = "0.0.0.0"\n', ["`0.0.0.0`", ":2:1", "noa api-keys new"]),

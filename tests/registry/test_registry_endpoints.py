@@ -141,3 +141,15 @@ def test_waiting_for_an_alias_that_moves_on_ends_with_a_conflict(
 ) -> None:
     with pytest.raises(ConflictError, match="moved on while we waited"):
         registry.endpoints.wait_until_served("digits", 2, alias="champion", timeout_s=30)
+
+
+def test_an_arm_of_an_endpoint_is_announced_under_both_names(
+    endpoints: Endpoints, promoted: list[ModelVersion]
+) -> None:
+    assert announce(endpoints, 1) == 1
+    assert announce(endpoints, 2, endpoint="digits~candidate", alias="champion") == 1
+    endpoints.acknowledge("digits~candidate", "host:1", 1, lease_s=60)
+    assert [one.generation.endpoint for one in endpoints.live_replicas(name="digits")] == ["digits~candidate"]
+    for wrong in ("digits~", "~candidate", "digits~A b", "digits~a~b"):
+        with pytest.raises(InvalidInputError):
+            announce(endpoints, 1, endpoint=wrong)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -68,6 +69,36 @@ def test_a_page_that_was_not_written_meanwhile_and_a_silent_server_have_no_rate(
     assert first.requests_per_s == 0.0, "what it did before is not of the meantime"
     (silent,) = compare(one, look_at("", is_silent=True))
     assert (silent.state, silent.model, silent.workers_ready) == ("no answer", "digits@champion", 0)
+
+
+def test_each_arm_has_its_own_rates_and_the_endpoint_those_of_all() -> None:
+    def arms_page(at: float, **counts: int) -> str:
+        lines = [f'noa_metrics_time_seconds{{worker="a"}} {at}']
+        for name, count in counts.items():
+            arm, code = name.split("_")
+            labels = f'endpoint="digits",arm="{arm}",route="predict",worker="a",code="{code}"'
+            lines.append(f"noa_requests_total{{{labels}}} {count}")
+        labels = 'endpoint="digits",arm="main",reason="error",worker="a"'
+        lines.append(f"noa_fallbacks_total{{{labels}}} {counts['fallback_200']}")
+        return "\n".join(lines) + "\n"
+
+    state = {"state": "ready", "model": "digits@new", "version": 3, "mode": "answer", "share": 0.25}
+    rests = {**state, "share": 0.5, "takes": False, "problem": "input `x` is missing"}
+    row = {
+        **STATUS["endpoints"]["digits"],
+        "arms": {"new": {**state, "takes": True}, "odd": rests},
+        "fallback": {"state": "ready", "model": "small@champion", "version": 1, "took": 4},
+    }
+    before = look_at(arms_page(10.0, main_200=100, new_200=10, new_500=1, fallback_200=2))
+    after = look_at(arms_page(12.0, main_200=160, new_200=30, new_500=3, fallback_200=6))
+    (found,) = compare(before, replace(after, status={"endpoints": {"digits": row}}))
+    arms = {arm.name: arm for arm in found.arms}
+    assert list(arms) == ["main", "new", "odd", "fallback"]
+    assert [arms[name].requests_per_s for name in arms] == [30.0, 11.0, 0.0, 2.0]
+    assert (arms["new"].errors_per_s, arms["main"].fallbacks_per_s) == (1.0, 2.0)
+    assert found.requests_per_s == 43.0
+    assert [arms[name].share for name in arms] == [0.75, 0.25, 0.5, None], "the share of one that rests is the main's"
+    assert arms["odd"].rests_because == "input `x` is missing"
 
 
 @given(st.lists(st.floats(1e-6, 29.0), min_size=1, max_size=300), st.sampled_from([0.5, 0.9, 0.99]))

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tritonclient.grpc as triton
 from grpc_kit import serving_grpc
 from http_kit import serving_http
 from hypothesis import given
 from hypothesis import strategies as st
+from observe_kit import read
 from pydantic import ValidationError
 from serving_kit import Project, affine_model, ask, make_project, mixed_model, slow_model
 from tritonclient.utils import InferenceServerException
@@ -34,6 +36,7 @@ from noa_serving._asgi import AsgiApplication
 from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
 from noa_serving._leases import LeaseKeeper
+from noa_serving._observer import make_observer
 from noa_serving._traffic import attach_arms, make_endpoints, place_of, share_ranges, with_arms
 from noa_serving.live import read_samples
 
@@ -56,7 +59,8 @@ class Split:
         self.digits = endpoints[0]
         self.followed = with_arms(endpoints)
         self.follower = Follower(self.followed, project.registry, poll_interval_s=0.05)
-        self.application = Application(settings, endpoints, self.follower)
+        observer = make_observer(project.settings)
+        self.application = Application(settings, endpoints, self.follower, observer=observer)
         self.app = AsgiApplication(self.application)
         self.poll()
 
@@ -403,6 +407,55 @@ def test_all_ways_in_split_and_count_alike(digits: Project) -> None:
     assert split.samples("noa_arm_share", arm="candidate") == 0.5
 
 
+def test_a_page_of_metrics_has_each_line_once_also_after_a_candidate_became_champion(digits: Project) -> None:
+    digits.promote("digits", 2, alias="candidate")
+    split = Split(digits, arms={"candidate": {"model": "digits@candidate", "share": 1.0}}, fallback="digits/1")
+    moves = [("champion", 2), ("champion", 1), ("candidate", 1), ("candidate", 2)]
+    for alias, number in moves:
+        split.arm_of()
+        digits.promote("digits", number, alias=alias)
+        split.poll()
+        read(ask(split.app, "GET", "/metrics").body.decode())
+
+
+def test_logs_name_the_arm_that_answered(tmp_path: Path, empty_state: Path) -> None:
+    log, folder = tmp_path / "access.jsonl", tmp_path / "payloads"
+    project = make_project(
+        tmp_path, empty_state, access_log=str(log), payload_log={"folder": str(folder), "sample": 1.0}
+    )
+    project.publish("digits", affine_model(2.0))
+    project.publish("digits", affine_model(3.0), alias="candidate")
+    project.publish("small", affine_model(7.0))
+    arms = {"candidate": {"model": "digits@candidate", "share": 0.5}}
+    split = Split(project, arms=arms, fallback="small@champion")
+    assert split.application.observer is not None
+    split.application.observer.start()
+    with every_way_in(split) as ways:
+        for way in ways.values():
+            for _ in range(16):
+                way(1)
+        for one in split.followed[:2]:
+            break_model(one)
+        for way in ways.values():
+            assert way(1) == ("fallback", 70.0)
+    split.application.close()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    inference = [line for line in lines if line["route"] != "control"]
+    by_arm = {arm: {line["version"] for line in inference if line.get("arm") == arm} for arm in (None, "candidate")}
+    assert by_arm == {None: {1}, "candidate": {2}}
+    fallen = [line for line in inference if line.get("arm") == "fallback"]
+    assert {(line["model"], line["version"], line["status"]) for line in fallen} == {("small", 1, 200)}
+    assert {line["route"] for line in fallen} == {"predict", "infer", "grpc"}
+    assert all(line["target"] == "digits" and "stages" in line for line in inference)
+    table = pq.read_table(folder / "digits").to_pylist()
+    kept = {(row["arm"], row["model"], row["version"], row["outputs"]["total"][0]) for row in table}
+    assert kept == {
+        (None, "digits", 1, 20.0),
+        ("candidate", "digits", 2, 30.0),
+        ("fallback", "small", 1, 70.0),
+    }
+
+
 # The fallback
 
 
@@ -499,6 +552,25 @@ def test_the_fallback_answers_what_the_queue_cannot_take(tmp_path: Path, empty_s
     assert arms["fallback"] >= 1
     assert split.samples("noa_fallbacks_total", arm="main", reason="overload") == arms["fallback"]
     assert split.application.admission.in_flight == 0
+
+
+def test_what_the_fallback_computes_is_counted_in_the_bytes_of_bodies(guarded: Split) -> None:
+    for one in guarded.followed[:2]:
+        break_model(one)
+    admission, most = guarded.application.admission, [0]
+    reserve = admission.reserve
+
+    def watched(num_bytes: int) -> None:
+        reserve(num_bytes)
+        most[0] = max(most[0], admission.num_bytes)
+
+    admission.reserve = watched  # type: ignore[method-assign]  # to see it in between
+    rows = BODY["inputs"] * 4000
+    with serving_http(guarded.app) as url:
+        answer = httpx.post(f"{url}/predict/digits", json={"inputs": rows}, timeout=20)
+    assert (answer.status_code, answer.headers["noa-arm"]) == (200, "fallback")
+    assert most[0] == int(answer.request.headers["content-length"])
+    assert (admission.num_bytes, admission.in_flight) == (0, 0)
 
 
 def test_a_client_that_goes_away_drops_what_the_fallback_has_not_begun(guarded: Split) -> None:

@@ -114,12 +114,10 @@ def trashed_to_dict(row: TrashedVersion) -> dict[str, object]:
 
 def pinned_endpoints(settings: Settings) -> dict[str, str]:
     """Return the endpoints of the settings and the references that they serve."""
-    from noa.settings import FALLBACK_ARM
-
     table = {name: endpoint.model for name, endpoint in settings.endpoints.items()}
     for name, endpoint in settings.endpoints.items():
-        table |= {f"{name}~{arm}": one.model for arm, one in endpoint.arms.items()}
-        table |= {f"{name}~{FALLBACK_ARM}": endpoint.fallback} if endpoint.fallback else {}
+        table |= {f"{name}.arms.{arm}": one.model for arm, one in endpoint.arms.items()}
+        table |= {f"{name}.fallback": endpoint.fallback} if endpoint.fallback else {}
     return table
 
 
