@@ -39,7 +39,7 @@ MOST_WAITING_BYTES = 64 << 20
 _LOOK_EVERY_S = 0.05
 _ROOM_EVERY_S = 0.002
 _TIME_EVERY = 4
-_MOST_PAIRS = 32
+_MOST_PAIRS = 8
 _MOST_HUNG = 4
 
 
@@ -119,24 +119,35 @@ class ShadowLane:
     def offer(
         self, match: Match, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], batch: int
     ) -> None:
-        """Have a request computed by the arm, or drop it."""
+        """Have a request computed by the arm, or drop it. Nobody may change `inputs` any more (`is_lasting`)."""
         if match.pair not in self._open:
             return
-        offers = self._offers.get(match.pair)
-        if offers is None:
-            if len(self._offers) >= _MOST_PAIRS:
-                self._offers.clear()
-            offers = self._offers[match.pair] = [0, 0]
-        offers[0] += 1
         num_bytes = sum(array.nbytes for array in (*inputs.values(), *outputs.values()))
-        waiting_bytes = self._put_bytes - self._taken_bytes
-        if len(self._queue) >= self._most or waiting_bytes + num_bytes > self._most_bytes:
-            offers[1] += 1
+        if self.is_full(num_bytes):
+            self.drop(match.pair)
             return
-        own_inputs = {name: array if is_lasting(array) else array.copy() for name, array in inputs.items()}
-        own_outputs = {name: array if array.base is None else array.copy() for name, array in outputs.items()}
+        # Outputs are cut from those of their batch, which they would keep in memory.
+        own = {name: array if array.base is None else array.copy() for name, array in outputs.items()}
+        self._offers_of(match.pair)[0] += 1
         self._put_bytes += num_bytes
-        self._queue.append(Copy(match, own_inputs, own_outputs, batch, num_bytes))
+        self._queue.append(Copy(match, inputs, own, batch, num_bytes))
+
+    def is_full(self, num_bytes: int) -> bool:
+        """Tell whether a request of so many bytes would be dropped now."""
+        waiting_bytes = self._put_bytes - self._taken_bytes
+        return len(self._queue) >= self._most or waiting_bytes + num_bytes > self._most_bytes
+
+    def drop(self, pair: Pair) -> None:
+        """Count a request that is not compared because there is no room."""
+        offers = self._offers_of(pair)
+        offers[0] += 1
+        offers[1] += 1
+
+    def _offers_of(self, pair: Pair) -> list[int]:
+        """Return how many requests were offered and dropped."""
+        if pair not in self._offers and len(self._offers) >= _MOST_PAIRS:
+            self._offers.clear()
+        return self._offers.setdefault(pair, [0, 0])
 
     def counts(self) -> dict[Pair, Comparison]:
         """Return what this worker has counted, by pair: copies that nobody changes."""

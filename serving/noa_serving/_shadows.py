@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from noa.errors import NotFoundError
 from noa_serving._comparing import Comparison, Pair, rules_of
 from noa_serving._http import public_text
-from noa_serving._shadow_lane import Match, ShadowLane, match_of
+from noa_serving._shadow_lane import Match, ShadowLane, is_lasting, match_of
 from noa_serving._shadow_pages import Settled, ShadowPages
 from noa_serving._verdict import Verdict, judge
 from noa_serving._verdict_action import Case, keep_evidence, move_alias
@@ -69,6 +69,12 @@ class Mirror:
         if not matches:
             return prepared.encode
         encode, inputs, batch, lane = prepared.encode, prepared.inputs, prepared.batch, self._lane
+        if not all(map(is_lasting, inputs.values())):  # shared memory: its client may write there after the answer
+            if lane.is_full(sum(array.nbytes for array in inputs.values())):
+                for match in matches:
+                    lane.drop(match.pair)
+                return encode
+            inputs = {name: array.copy() for name, array in inputs.items()}
 
         def encode_and_offer(outputs: Mapping[str, np.ndarray]) -> Response:
             response = encode(outputs)
@@ -92,7 +98,8 @@ class Mirror:
         if main is not self._traffic.main.current:  # another arm answers it, or it began before a swap
             return None
         other = self._traffic.generation_of(arm.name)
-        return None if other is None else self._find(arm, main, other)
+        match = None if other is None else self._find(arm, main, other)
+        return match if match is not None and self._lane.is_open(match.pair) else None
 
     def _find(self, arm: Arm, main: Generation, other: Generation) -> Match:
         known = self._matches.get(arm.name)

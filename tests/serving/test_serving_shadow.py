@@ -30,6 +30,8 @@ from noa_serving._comparing import Comparison, Pair
 from noa_serving._crew import lone_crew
 from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
+from noa_serving._http import Response
+from noa_serving._prepared import Prepared
 from noa_serving._shadow_pages import ShadowPages
 from noa_serving._shadows import Shadows
 from noa_serving._traffic import make_endpoints, with_arms
@@ -344,6 +346,27 @@ def test_an_old_version_is_not_kept_in_memory_by_its_shadow(
     running.look()
     gc.collect()
     assert gone() is None
+
+
+def test_inputs_in_memory_of_the_client_are_compared_as_they_were_answered(started: Callable[..., InProcess]) -> None:
+    running = started(2)
+    main, mirror = running.endpoints[0].current, running.shadows.mirror("digits")
+    assert main is not None
+    assert mirror is not None
+    memory = bytearray(np.ones((1, 4), np.float32).tobytes())
+    shared = {"x": np.frombuffer(memory, np.float32).reshape(1, 4)}
+    kept = {"x": np.frombuffer(bytes(memory), np.float32).reshape(1, 4)}
+
+    async def answer(inputs: dict[str, np.ndarray]) -> None:
+        prepared = Prepared(main, inputs, 1, lambda _: Response(200, b"", ()))
+        mirror.encoder(prepared)(main.compute(inputs, 1))
+        memory[:] = bytes(len(memory))
+        await asyncio.sleep(0)
+
+    asyncio.run(answer(shared))
+    asyncio.run(answer(kept))
+    wait_until(lambda: running.compared() == 2)
+    assert next(iter(running.shadows.lane.counts().values())).agreed == 2.0
 
 
 def _predict(url: str, count: int) -> None:
