@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import threading
 import time
@@ -97,9 +98,10 @@ class Mirror:
     def _match(self, arm: Arm, main: Generation) -> Match | None:
         if main is not self._traffic.main.current:  # another arm answers it, or it began before a swap
             return None
-        other = self._traffic.generation_of(arm.name)
-        match = None if other is None else self._find(arm, main, other)
-        return match if match is not None and self._lane.is_open(match.pair) else None
+        known = self._matches.get(arm.name)  # the judge's thread makes it, before it opens the pair
+        if known is None or known[0] is not main or known[1] is not self._traffic.generation_of(arm.name):
+            return None
+        return known[2] if self._lane.is_open(known[2].pair) else None
 
     def _find(self, arm: Arm, main: Generation, other: Generation) -> Match:
         known = self._matches.get(arm.name)
@@ -112,7 +114,7 @@ class Mirror:
             main,
             other,
             rules=rules_of(main.signature, verdict, self._settings.conversion),
-            most_ratio=verdict.max_latency_ratio,
+            most_ratio=verdict.max_latency_ratio or math.inf,
         )
         self._matches[arm.name] = main, other, match
         return match
