@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from noa_serving._application import Application, compute_threads
 from noa_serving._arm_names import followed_names
 from noa_serving._asgi import AsgiApplication
 from noa_serving._bento_frame import configure_logging
+from noa_serving._catch_up import catch_up
 from noa_serving._crash_mark import CrashMark
 from noa_serving._crew import BEAT_S, Crew, join_crew
 from noa_serving._follower import Follower
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from noa_serving._grpc_server import GrpcServer
 
 _YOUNG_OBJECTS = 20_000
-_CATCH_UP_S = 10.0
-_CATCH_UP_STEP_S = 0.01
 
 
 def start_worker(request: LaunchRequest, build: Callable[[LaunchRequest], Application]) -> AsgiApplication:
@@ -132,7 +130,7 @@ def _with_crew(application: Application, request: LaunchRequest) -> AsgiApplicat
 
     async def start() -> None:
         _keep_beating(application.crew)
-        await _catch_up(application)
+        await catch_up(list(application.endpoints.values()), application.crew)
         if grpc is not None:
             await grpc.start()
         await _report_address(request, grpc_port=None if grpc is None else grpc.port)
@@ -161,23 +159,6 @@ def _grpc_server(application: Application, request: LaunchRequest) -> GrpcServer
 def _keep_beating(crew: Crew) -> None:
     crew.beat()
     asyncio.get_running_loop().call_later(BEAT_S, _keep_beating, crew)
-
-
-async def _catch_up(application: Application) -> None:
-    """Wait until this worker serves what is agreed; the connections meanwhile are those of the other workers.
-
-    Where no other worker serves it, a client had better be told to come again than wait for longer than a few seconds.
-    """
-    crew, deadline = application.crew, time.monotonic() + _CATCH_UP_S
-    while True:
-        waiting = [
-            one.name
-            for one in with_arms(list(application.endpoints.values()))
-            if one.current is None and crew.agreement(one.name).content is not None
-        ]
-        if not waiting or (time.monotonic() > deadline and not all(map(crew.others_serve, waiting))):
-            return
-        await asyncio.sleep(_CATCH_UP_STEP_S)
 
 
 async def _report_address(request: LaunchRequest, *, grpc_port: int | None = None) -> None:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from serving_kit import Project, affine_model, endpoint, wait_until
 
 from noa.errors import ConflictError, ServiceError
+from noa.settings import EndpointSettings
 from noa_serving._application import Application
 from noa_serving._board import create_board, open_board, private_board
+from noa_serving._catch_up import catch_up
 from noa_serving._crew import SILENT_S, Ballot, Content, Crew, join_crew
 from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
 from noa_serving._grpc_server import GrpcServer
 from noa_serving._memory import free_bytes, require_memory
+from noa_serving._traffic import make_endpoints
 
 ONE, TWO = Content(1, "sha256:1"), Content(2, "sha256:2")
 
@@ -56,6 +61,46 @@ def one_has_voted(folder: Path) -> tuple[Crew, Crew, Ballot]:
     ballot, _ = a.open_ballot("digits", TWO, 0.0)
     a.vote("digits", ballot.id)
     return a, b, ballot
+
+
+def test_what_is_withdrawn_is_agreed_no_more_unless_something_else_is(folder: Path) -> None:
+    a, b = serving(folder)
+    a.withdraw("digits", TWO)
+    assert a.agreement("digits").content == ONE, "it was agreed meanwhile"
+    assert not a.served
+    assert a.others_serve("digits")
+    ballot, _ = b.open_ballot("digits", TWO, 0.0)
+    a.withdraw("digits", ONE)
+    left = b.agreement("digits")
+    assert (left.content, left.ballot) == (None, ballot), "what is being voted on goes on"
+    b.withdraw("digits", None)
+    b.vote("digits", ballot.id)
+    assert b.decide("digits", 0.0).content == TWO
+    assert b.join("digits", TWO)
+    assert not a.others_serve("nothing")
+
+
+def test_a_worker_does_not_wait_for_an_arm_that_it_cannot_load(project: Project, folder: Path) -> None:
+    names = ["digits", "digits~candidate"]
+    place = folder / "arms"
+    place.mkdir()
+    create_board(place, size=2, endpoints=2)
+    other, mine = (join_crew(place, names, size=2, timeout_s=60) for _ in range(2))
+    ballot, _ = other.open_ballot("digits~candidate", TWO, 0.0)
+    other.vote("digits~candidate", ballot.id)
+    other.decide("digits~candidate", 0.0)
+    assert other.join("digits~candidate", TWO)
+    project.publish("digits", affine_model(2.0))
+    rule = EndpointSettings.model_validate(
+        {"model": "digits@champion", "arms": {"candidate": {"model": "digits@candidate", "share": 0.1}}}
+    )
+    (digits,) = make_endpoints({"digits": rule}, threads=1, crew=mine)
+    follower = Follower([digits], project.registry, poll_interval_s=1)
+    follower.poll()
+    started = time.monotonic()
+    asyncio.run(asyncio.wait_for(catch_up([digits], mine, patience_s=0.2), 20))
+    assert digits.current is not None
+    assert time.monotonic() - started >= 0.2, "for a moment it does"
 
 
 def test_a_value_survives_a_writer_that_dies_in_the_middle() -> None:
