@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from noa_serving._generation import Generation
     from noa_serving._http import Headers
     from noa_serving._observer import Observer, Watch
+    from noa_serving._shadows import Mirror, Shadows
     from noa_serving._traffic import Traffic
 
 _WHATEVER_THE_BODY = frozenset({401, 403, 404})
@@ -68,6 +69,7 @@ class HotRoute:
     max_batch_items: int
     version: int | None = None
     by_arm: Mapping[str, RouteMetrics] = field(default_factory=dict[str, RouteMetrics])
+    mirror: Mirror | None = None
 
     def require(self) -> Generation:
         """Return the generation that answers now where no arm does.
@@ -96,7 +98,8 @@ class HotRoute:
         except Exception:
             generation.statistics.count_refused(time.perf_counter_ns() - start)
             raise
-        passage = Passage(generation.statistics.stages, prepared.encode, start, prepared.batch)
+        write = prepared.encode if self.mirror is None else self.mirror.encoder(prepared)
+        passage = Passage(generation.statistics.stages, write, start, prepared.batch)
         encode = passage.encode if attempt is None else attempt.encode
         prepared = Prepared(generation, prepared.inputs, prepared.batch, encode, prepared.timeout_s, passage, attempt)
         if attempt is not None:
@@ -131,6 +134,7 @@ class Application:
         keys_seen_file: Path | None = None,
         metrics_pages: MetricsPages | None = None,
         observer: Observer | None = None,
+        shadows: Shadows | None = None,
     ) -> None:
         self.settings = settings
         self.follower = follower
@@ -146,6 +150,7 @@ class Application:
         self.fast_answers = 0
         self.metrics_pages = metrics_pages
         self.observer = observer
+        self.shadows = shadows
         self.regions = regions or SharedRegions(None)
         extensions = (*_oip.EXTENSIONS, _oip.SHARED_MEMORY) if self.regions.is_on else _oip.EXTENSIONS
         self.models = Models(self.endpoints, extensions=extensions, max_batch_items=settings.max_batch_items)
@@ -204,8 +209,17 @@ class Application:
             self.audit.record(action, grant=grant, peer=peer, error=None)
         return answer
 
+    def start(self) -> None:
+        """Begin with what goes on beside the requests."""
+        if self.observer is not None:
+            self.observer.start()
+        if self.shadows is not None:
+            self.shadows.start(lambda: self.admission.in_flight == 0)
+
     def close(self) -> None:
         """End the compute threads once their work is done, then write what is to be told of it."""
+        if self.shadows is not None:
+            self.shadows.stop()
         self.pool.shutdown(wait=True, cancel_futures=True)
         if self.observer is not None:
             self.observer.stop()
@@ -235,6 +249,7 @@ class Application:
             read=read,
             max_batch_items=self.settings.max_batch_items,
             by_arm=by_arm,
+            mirror=None if self.shadows is None else self.shadows.mirror(endpoint.name),
         )
 
     def _find_versioned(self, path: str) -> HotRoute | None:
@@ -297,13 +312,17 @@ class Application:
             "registry_reachable": self.follower.problem is None,
             "in_flight": self.admission.in_flight,
             "worker": os.getpid(),
-            "endpoints": {name: describe(one) for name, one in self.endpoints.items()},
+            "endpoints": {name: self._describe(one) for name, one in self.endpoints.items()},
         }
         if self.tls is not None:
             table["tls"] = self.tls.describe()
         if self.crew.size > 1:
             table |= {"workers": self.crew.rows(), "degraded": self.crew.shortfall()}
         return json_response(table)
+
+    def _describe(self, endpoint: Endpoint) -> dict[str, object]:
+        shadows = {} if self.shadows is None else self.shadows.rows(endpoint.name)
+        return {**describe(endpoint), **({"shadows": shadows} if shadows else {})}
 
     def render_own_metrics(self) -> bytes:
         """Return what this worker has counted, as Prometheus text."""
@@ -317,6 +336,7 @@ class Application:
             fast_answers=self.fast_answers,
             logs=[] if self.observer is None else self.observer.counts(),
             tls=self.tls,
+            shadows=self.shadows,
             worker=os.getpid(),
         )
 

@@ -167,8 +167,7 @@ class AsgiApplication:
                 try:
                     self._application.follower.start()
                     self._application.guard.watch()
-                    if self._application.observer is not None:
-                        self._application.observer.start()
+                    self._application.start()
                     if self._on_startup is not None:
                         await self._on_startup()
                 except Exception as exc:

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.config import HTTP_PROTOCOLS
@@ -19,6 +19,7 @@ from noa_serving._arm_names import followed_names
 from noa_serving._asgi import AsgiApplication
 from noa_serving._bento_frame import configure_logging
 from noa_serving._catch_up import catch_up
+from noa_serving._crash_mark import CrashMark
 from noa_serving._crew import BEAT_S, Crew, join_crew
 from noa_serving._follower import Follower
 from noa_serving._launch_request import LaunchRequest, arbiter_of
@@ -30,10 +31,13 @@ from noa_serving._pipeline import make_pipelines
 from noa_serving._protocol import hot_protocol
 from noa_serving._quotas import Quotas
 from noa_serving._runtimes import Runtimes, bound_xla
+from noa_serving._shadow_pages import ShadowPages
+from noa_serving._shadows import Shadows
 from noa_serving._shared_memory import SharedRegions
 from noa_serving._traffic import make_endpoints, with_arms
 
 if TYPE_CHECKING:
+    from noa_serving._endpoint import Endpoint
     from noa_serving._grpc_server import GrpcServer
 
 _YOUNG_OBJECTS = 20_000
@@ -65,11 +69,15 @@ def _calm_collector() -> None:
 
 
 def build_application(
-    request: LaunchRequest, open_registry: Callable[[], Any], *, open_for_leases: Callable[[], Any] | None
+    request: LaunchRequest,
+    open_registry: Callable[[], Any],
+    *,
+    open_for_leases: Callable[[], Any] | None,
+    open_for_verdicts: Callable[[], Any] | None = None,
 ) -> Application:
     """Build the application of one worker; it starts to follow the registry when the server starts it.
 
-    Nobody is told what is served without `open_for_leases`.
+    Nobody is told what is served without `open_for_leases`, nor what shadows have shown without `open_for_verdicts`.
     """
     settings = request.settings
     threads = compute_threads(settings.serving)
@@ -106,7 +114,26 @@ def build_application(
         own_key=request.own_key,
         keys_seen_file=request.keys_seen_file,
         observer=make_observer(settings),
+        shadows=_make_shadows(request, endpoints, crew, open_for_verdicts),
         metrics_pages=MetricsPages(request.folder, crew.slot) if crew.size > 1 else None,
+    )
+
+
+def _make_shadows(
+    request: LaunchRequest,
+    endpoints: Sequence[Endpoint],
+    crew: Crew,
+    open_for_verdicts: Callable[[], Any] | None,
+) -> Shadows | None:
+    if not any(one.traffic is not None and one.traffic.shadows for one in endpoints):
+        return None
+    return Shadows(
+        endpoints,
+        request.settings,
+        pages=ShadowPages(request.folder, crew.slot, crew.size),
+        crew=crew,
+        open_registry=open_for_verdicts,
+        mark=CrashMark(request.folder / f"shadow-{crew.slot}.mark"),
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from noa_serving import _stages
+from noa_serving._shadow_metrics import shadow_lines
 from noa_serving._stages import STAGES
 from noa_serving._traffic import with_arms
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from noa_serving._endpoint import Counted, Endpoint
     from noa_serving._follower import Follower
     from noa_serving._served_tls import ServedTls
+    from noa_serving._shadows import Shadows
     from noa_serving._traffic import Traffic
 
 BUCKETS_S = (
@@ -75,6 +77,7 @@ def render(
     fast_answers: int,
     logs: Iterable[tuple[str, int, int]],
     tls: ServedTls | None,
+    shadows: Shadows | None,
     worker: int,
 ) -> bytes:
     """Return everything that is counted, as Prometheus text (version 0.0.4)."""
@@ -94,6 +97,7 @@ def render(
         *_counter("noa_fast_answers_total", "Requests answered without ASGI.", fast_answers, worker),
         *_logs(list(logs), worker),
         *_tls(tls, worker),
+        *(() if shadows is None else shadow_lines(shadows, worker)),
         *_counter("noa_registry_failed_polls_total", "Look-ups that failed.", follower.failed_polls, worker),
         *_gauge("noa_metrics_time_seconds", "When this was counted, Unix time.", f"{time.time():.3f}", worker),
         *_gauge("noa_registry_reachable", "Whether the last look-up worked.", int(follower.problem is None), worker),

@@ -30,13 +30,22 @@ def follow_registry(request: LaunchRequest) -> Application:
 
         return Registry.open(settings.registry)
 
+    patience_s = min(settings.registry.lock_timeout_s, _LEASE_PATIENCE_S)
+    impatient = settings.registry.model_copy(update={"lock_timeout_s": patience_s})
+
     def open_for_leases() -> Any:
         from noa_registry import Registry
 
-        patience_s = min(settings.registry.lock_timeout_s, _LEASE_PATIENCE_S)
-        return Registry.open(settings.registry.model_copy(update={"lock_timeout_s": patience_s}))
+        return Registry.open(impatient)
 
-    return build_application(request, open_registry, open_for_leases=open_for_leases)
+    def open_for_verdicts() -> Any:
+        from noa_registry import Registry
+
+        return Registry.open(settings.model_copy(update={"registry": impatient}))  # the whole: with its gates
+
+    return build_application(
+        request, open_registry, open_for_leases=open_for_leases, open_for_verdicts=open_for_verdicts
+    )
 
 
 def _load() -> LaunchRequest:

@@ -288,6 +288,18 @@ def test_explain_knows_every_key_and_no_other() -> None:
     assert "port" in explain("serving").keys
 
 
+def test_a_table_of_sections_within_another_is_read_and_explained(tmp_path: Path) -> None:
+    (tmp_path / "noa.toml").write_text(
+        '[endpoints.a]\nmodel = "a@champion"\n[endpoints.a.arms.b]\nmodel = "a@candidate"\nshare = 0.5\n'
+        'mode = "shadow"\n[endpoints.a.arms.b.verdict]\ncompare = { scores = "argmax" }\n'
+    )
+    arm = load_settings(tmp_path).settings.endpoints["a"].arms["b"]
+    assert arm.verdict.compare == {"scores": "argmax"}
+    assert explain("endpoints.a.arms.b").key == "endpoints.a.arms.b"
+    assert "shadow" in explain("endpoints.a.arms.b.mode").description
+    assert explain("endpoints.a.arms.b.verdict.error").default == 0.01
+
+
 def test_the_schema_covers_every_section() -> None:
     properties = json_schema()["properties"]
     assert isinstance(properties, dict)

@@ -16,6 +16,7 @@ from noa_cli import _console as console
 from noa_cli._command import add_command, new_group
 from noa_cli._invocation import current
 from noa_cli._options import JsonOption
+from noa_cli.commands.endpoints_traffic import traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +42,7 @@ def build() -> typer.Typer:
     """Return the group with its commands."""
     group = new_group("See what the endpoints of running servers do: versions, rates, latencies, refusals.")
     add_command(group, list_endpoints, name="list")
-    for function in (show, watch):
+    for function in (show, traffic, watch):
         add_command(group, function)
     return group
 

@@ -237,12 +237,12 @@ def _model_at(parts: KeyPath) -> tuple[type[BaseModel], str] | None:
         inner = _inner_section(field.annotation)
         if inner is None:
             return None
-        section, is_table = inner
+        owner, (section, is_table) = section, inner
         index += 1
         if is_table:  # the next part is a name chosen by the user
             index += 1
             if index == len(parts):
-                return Settings, part
+                return owner, part
     return None
 
 

@@ -260,6 +260,53 @@ class TrainingSettings(Section):
     )
 
 
+CompareWay = Literal["argmax", "equal", "tolerance", "ignore"]
+
+
+class VerdictSettings(Section):
+    """When a shadow has shown enough, and what is done then."""
+
+    decide: Literal["act", "tell"] = Field(
+        default="tell",
+        description="`act`: a verdict moves the aliases, through the gates; `tell`: it is told and kept as evidence.",
+    )
+    min_agreement: StrictFloat = Field(
+        default=0.99, ge=0, lt=1, description="Least share of the requests in which both must say the same."
+    )
+    max_extra_errors: StrictFloat = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        description="Largest share of the requests that the present version answered and the shadow could not.",
+    )
+    max_latency_ratio: StrictFloat = Field(
+        default=1.5,
+        ge=0,
+        description="Largest median of the shadow's time divided by the present version's, for the same requests; 0: "
+        "latency is not judged.",
+    )
+    error: StrictFloat = Field(
+        default=0.01,
+        ge=1e-9,
+        le=0.2,
+        description="How probable a wrong verdict may be at most, however often it is looked at.",
+    )
+    min_requests: StrictInt = Field(
+        default=500, ge=1, description="A shadow that was compared for fewer requests is not promoted."
+    )
+    compare: dict[str, CompareWay] = Field(
+        default={},
+        description="How outputs are compared, by name: `argmax` (same class), `equal`, `tolerance`, `ignore`. Others: "
+        "by name and dtype.",
+    )
+    absolute_tolerance: StrictFloat | None = Field(
+        default=None, ge=0, description="Largest absolute difference of floats that agree; unset: that of the dtype."
+    )
+    relative_tolerance: StrictFloat | None = Field(
+        default=None, ge=0, description="As `absolute_tolerance`, relative to the present version's value."
+    )
+
+
 class ConversionSettings(Section):
     """How formats are written and compared."""
 
@@ -299,10 +346,15 @@ class ArmSettings(Section):
         description="`answer`: it answers its share; `shadow`: it computes copies of its share, and nobody gets these "
         "answers.",
     )
+    verdict: VerdictSettings = Field(
+        default_factory=VerdictSettings, description="When a shadow is promoted or taken away, and who does it."
+    )
 
     @model_validator(mode="after")
     def _names_a_version(self) -> Self:
         _require_version(self.model)
+        if self.mode == "answer" and self.verdict != VerdictSettings():
+            raise ValueError("`verdict` is about shadows: it compares answers to the same requests")
         return self
 
 
