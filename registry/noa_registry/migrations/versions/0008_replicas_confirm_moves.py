@@ -13,7 +13,9 @@ down_revision = "0007"
 
 def upgrade() -> None:
     """Add a column to the leases, and the table of refusals."""
-    op.add_column("noa_replicas", sa.Column("move", sa.Integer()))
+    columns = {column["name"] for column in sa.inspect(op.get_bind()).get_columns("noa_replicas")}
+    if "move" not in columns:  # an upgrade that is run again finds what it made
+        op.add_column("noa_replicas", sa.Column("move", sa.Integer()))
     op.create_table(
         "noa_refusals",
         sa.Column("endpoint", byte_string(128), primary_key=True),
@@ -26,4 +28,5 @@ def upgrade() -> None:
         sa.Column("reason", byte_string(1000), nullable=False),
         sa.Column("refused_at", byte_string(40), nullable=False),
         sa.Column("expires_at", byte_string(40), nullable=False),
+        if_not_exists=True,
     )
