@@ -50,6 +50,7 @@ COMMANDS: dict[str, tuple[list[str] | None, list[str] | None]] = {
     "ledger anchor": ([], ["--output", "noa.toml"]),
     "endpoints list": ([], ["-C", "missing"]),
     "endpoints show": (None, ["nothing"]),
+    "endpoints traffic": (None, ["nothing"]),
     "endpoints watch": (None, ["-C", "missing"]),
     "api-keys new": (["shop", "--expires", "9d"], ["shop", "--verb", "write"]),
     "api-keys list": ([], ["-C", "missing"]),
