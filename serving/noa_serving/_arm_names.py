@@ -16,6 +16,11 @@ def inner_name(endpoint: str, arm: str) -> str:
     return f"{endpoint}~{arm}"
 
 
+def is_inner(name: str) -> bool:
+    """Tell whether a name is that of an arm inside, or of a fallback."""
+    return "~" in name
+
+
 def followed_names(rules: Mapping[str, EndpointSettings]) -> list[str]:
     """Return the names of all that follow the registry: endpoints, their arms and fallbacks."""
     return [name for endpoint, rule in rules.items() for name in _names(endpoint, rule)]

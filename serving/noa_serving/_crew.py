@@ -4,8 +4,8 @@ For each endpoint there is an agreement: the content that every worker serves. W
 a ballot for the new content; every worker that follows loads it beside the old one and votes. It becomes the agreement
 in the moment in which all live workers that serve the endpoint have it ready; one that cannot load it ends the ballot
 for all. A worker that dies, or whose event loop has stood still for `SILENT_S`, has no vote; one that comes back serves
-what is agreed before it takes connections. An agreement is written under a lock that a death releases, read without
-one.
+what is agreed before it takes connections. An arm begins when all workers that are up have it, so that a client is on
+it whichever of them answers. An agreement is written under a lock that a death releases, read without one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from noa_serving._arm_names import is_inner
 from noa_serving._board import Board, open_board, private_board
 
 SILENT_S = 10.0
@@ -349,7 +350,7 @@ class Crew:
                 if vote.reason:
                     return vote.reason if self.size == 1 else f"worker {slot}: {vote.reason}"
                 ready = True
-            elif name in worker.serving:
+            elif name in worker.serving or is_inner(name):
                 late.append(slot)
         if late and now - ballot.opened_at > self._timeout_s:
             names = ", ".join(f"worker {slot}" for slot in late)

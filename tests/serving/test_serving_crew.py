@@ -80,6 +80,22 @@ def test_what_is_withdrawn_is_agreed_no_more_unless_something_else_is(folder: Pa
     assert not a.others_serve("nothing")
 
 
+def test_an_arm_begins_when_all_workers_that_are_up_have_it(folder: Path) -> None:
+    place = folder / "arms"
+    place.mkdir()
+    create_board(place, size=3, endpoints=2)
+    a, b = (join_crew(place, ["digits", "digits~candidate"], size=3, timeout_s=60) for _ in range(2))
+    ballot, _ = a.open_ballot("digits~candidate", ONE, 0.0)
+    a.vote("digits~candidate", ballot.id)
+    assert a.decide("digits~candidate", 1.0).content is None, "the other one serves nothing yet, and is waited for"
+    b.vote("digits~candidate", ballot.id)
+    assert a.decide("digits~candidate", 1.0).content == ONE
+    late, _ = a.open_ballot("digits~candidate", TWO, 2.0)
+    a.vote("digits~candidate", late.id)
+    b.close()
+    assert a.decide("digits~candidate", 3.0).content == TWO, "one that has died is not"
+
+
 def test_a_worker_does_not_wait_for_an_arm_that_it_cannot_load(project: Project, folder: Path) -> None:
     names = ["digits", "digits~candidate"]
     place = folder / "arms"
@@ -87,7 +103,8 @@ def test_a_worker_does_not_wait_for_an_arm_that_it_cannot_load(project: Project,
     create_board(place, size=2, endpoints=2)
     other, mine = (join_crew(place, names, size=2, timeout_s=60) for _ in range(2))
     ballot, _ = other.open_ballot("digits~candidate", TWO, 0.0)
-    other.vote("digits~candidate", ballot.id)
+    for crew in (other, mine):
+        crew.vote("digits~candidate", ballot.id)
     other.decide("digits~candidate", 0.0)
     assert other.join("digits~candidate", TWO)
     project.publish("digits", affine_model(2.0))
