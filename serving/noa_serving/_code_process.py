@@ -75,6 +75,15 @@ class CodeRunnable:
 
         check_allowed(folder, model)
         self.signature = Signature.load(folder)
+        for spec in (*self.signature.inputs, *self.signature.outputs):
+            if spec.dtype in ("string", "bfloat16"):
+                raise InvalidInputError(
+                    f"tensor `{spec.name}` cannot be sent to the process of a model that runs its own code",
+                    where=str(folder),
+                    expected="numbers and booleans that NumPy knows",
+                    received=spec.dtype,
+                    remedy="Convert the model to `onnx`, which takes texts and bfloat16",
+                )
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"noa-code-{model}")
         self.runtime = f"MLflow pyfunc in a process of its own (at most {limits.memory_bytes >> 20} MiB)"
         order = _Order(folder=folder, model=model, limits=limits, threads=threads)
