@@ -7,6 +7,7 @@ import gc
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -14,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from tritonclient.utils import InferenceServerException
 
 from noa.errors import InvalidInputError
 from noa.settings import CodeSettings, EndpointSettings, Settings
+from noa.signatures import Signature
 from noa_conversion.imports.importer import import_model
 from noa_registry import Registry
 from noa_serving import Client, ServerProcess, check_endpoints, start_server
@@ -176,6 +179,20 @@ def test_a_model_computes_in_another_process_without_the_servers_environment(
     gc.collect()
     wait_until(lambda: not child.is_running(), what="the end of the process with its model")
     wait_until(lambda: not scratch.exists(), what="the end of its folder")
+
+
+def test_what_the_wire_does_not_carry_is_refused_by_name_before_anything_starts(
+    models: Project, tmp_path: Path
+) -> None:
+    with models.registry() as registry:
+        folder = registry.open_format(registry.resolve("odd/1"), "mlflow")
+    copy = Path(shutil.copytree(folder, tmp_path / "texts"))
+    signature = Signature.load(copy)
+    texts = replace(signature.inputs[0], dtype="string")
+    (copy / "signature.json").unlink()
+    replace(signature, inputs=(texts,)).save(copy)
+    with pytest.raises(InvalidInputError, match=r"tensor `input` cannot be sent .*received string"):
+        CodeRunnable(copy, model="odd", limits=LIMITS, threads=1)
 
 
 def test_an_error_of_the_model_is_of_this_input_and_the_process_goes_on(runnable: CodeRunnable) -> None:
