@@ -13,7 +13,7 @@ import pytest
 from noa.database_urls import MASK, mask_web_address
 from noa.errors import NotFoundError, SettingsError
 from noa.settings import Settings, explain, is_loopback, json_schema, list_values, load_settings
-from noa.settings.models import ServingSettings
+from noa.settings.serving import ServingSettings
 
 Write = Callable[[str], Path]
 

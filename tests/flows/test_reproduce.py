@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from noa.errors import ConflictError, IntegrityError, NoaError, NotFoundError
 from noa.settings import Settings, load_settings
-from noa.settings.models import SigningSettings
+from noa.settings.registry import SigningSettings
 from noa_flows import ReproduceOptions, Tolerance, reproduce_version, run_pipeline
 from noa_flows._private_files import private_files
 from noa_flows._source_checkout import check_out

@@ -21,37 +21,38 @@ from noa.settings._loader import (
     model_at,
     user_settings_file,
 )
-from noa.settings.models import (
+from noa.settings.endpoints import (
     FALLBACK_ARM,
     MAIN_ARM,
     ArmSettings,
     CacheSettings,
-    CodeSettings,
     CompareWay,
-    ConversionSettings,
     EndpointSettings,
-    FlowsSettings,
-    GateSettings,
-    PayloadLogSettings,
     PipelineSettings,
     PipelineStepSettings,
-    ProjectSettings,
-    RecipeSettings,
-    RegistrySettings,
-    RetentionSettings,
     RollbackSettings,
-    S3Settings,
-    Section,
-    ServingSettings,
-    Settings,
-    SigningSettings,
-    TrackingSettings,
-    TrainingSettings,
     VerdictSettings,
-    WebhookSettings,
-    is_loopback,
     mean_of,
 )
+from noa.settings.models import (
+    ConversionSettings,
+    FlowsSettings,
+    ProjectSettings,
+    RecipeSettings,
+    Settings,
+    TrackingSettings,
+    TrainingSettings,
+)
+from noa.settings.registry import (
+    GateSettings,
+    RegistrySettings,
+    RetentionSettings,
+    S3Settings,
+    SigningSettings,
+    WebhookSettings,
+)
+from noa.settings.section import Section, is_loopback
+from noa.settings.serving import CodeSettings, PayloadLogSettings, ServingSettings
 
 __all__ = [
     "FALLBACK_ARM",

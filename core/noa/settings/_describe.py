@@ -13,7 +13,8 @@ from pydantic import BaseModel, SecretStr
 from noa.database_urls import MASK, mask_password, mask_web_address
 from noa.errors import NotFoundError
 from noa.settings._loader import LoadedSettings, closest_key, is_for_files_only, model_at, table_around
-from noa.settings.models import Settings, WebhookSettings
+from noa.settings.models import Settings
+from noa.settings.registry import WebhookSettings
 
 _MOST_MEANT: Final = 4
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from noa.errors import SettingsError
 from noa.regular_files import special_kind
-from noa.settings.models import PUBLIC_KEY_PREFIX, Settings
+from noa.settings.models import Settings
+from noa.settings.registry import PUBLIC_KEY_PREFIX
 
 
 def refuse_special_files(settings: Settings, origins: Mapping[str, str]) -> None:

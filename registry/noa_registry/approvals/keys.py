@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from noa.atomic_write import sync_folder, translate_disk_errors
 from noa.errors import ConflictError, InvalidInputError, NotFoundError
-from noa.settings.models import PUBLIC_KEY_PREFIX
+from noa.settings.registry import PUBLIC_KEY_PREFIX
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
