@@ -260,10 +260,11 @@ def test_a_step_past_all_numbers_takes_the_first_element(target: str, step: int)
         ("MaxPool", {"kernel_shape": [2], "dilations": [2**63 - 1]}),
         ("MaxPool", {"kernel_shape": [2], "pads": [2**63 - 1, -(2**63) + 1]}),
         ("ConvTranspose", {"output_padding": [-(2**63)]}),
+        ("LRN", {"size": 2**63 - 1}),
     ],
 )
 def test_distances_that_no_axis_has_are_refused_by_name(target: str, kind: str, attributes: Mapping[str, Any]) -> None:
-    inputs = {"x": np.ones((1, 1, 5), F32)} | ({} if kind == "MaxPool" else {"w": np.ones((1, 1, 2), F32)})
+    inputs = {"x": np.ones((1, 1, 5), F32)} | ({} if kind in ("MaxPool", "LRN") else {"w": np.ones((1, 1, 2), F32)})
     with pytest.raises(ConversionError, match=rf"`{kind}` cannot .* holds -?9223372036854775\d+"):
         run(target, node_model(kind, inputs, attributes), inputs)
 

@@ -21,7 +21,19 @@ from noa_conversion.onnx_graph.limits import REMEDY, in_words
 
 _FARTHEST = (1 << 31) - 1
 # Attributes that are counts of elements along an axis.
-_DISTANCES = ("blocksize", "dilations", "kernel_shape", "output_padding", "output_shape", "paddings", "pads", "strides")
+_DISTANCES = (
+    *(
+        "blocksize",
+        "dilations",
+        "group",
+        "kernel_shape",
+        "num_groups",
+        "output_height",
+        "output_padding",
+        "output_shape",
+    ),
+    *("output_width", "paddings", "pads", "sample_size", "sampling_ratio", "size", "strides"),
+)
 # What a free axis is tried for: that it has at least so many elements, whatever its symbols are.
 _TRIED = (1 << 40, 1 << 31, 1 << 24, 1 << 16, 1 << 8)
 
