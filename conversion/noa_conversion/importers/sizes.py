@@ -55,12 +55,12 @@ class SizeJudge:
         Raises:
             ConversionError: names the node, the shape and the setting.
         """
-        self._check_windows(op, inputs)
         growths = growth_of(op.node, [self._operand(value) for value in inputs]) if op.domain == "" else ()
         for growth in growths:
             needed = growth.elements * self._item_bytes(inputs)
             if needed > self._allowed:
                 raise self._refusal(op, growth.what, growth.shape, needed)
+        self._check_windows(op, inputs)
 
     def _check_windows(self, op: Op, inputs: Sequence[Value]) -> None:
         """Refuse distances that no axis has: frameworks add to them without looking, and XLA ends the process."""
