@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 Allow: TypeAlias = Callable[[TensorSpec], Tolerance]
 """Gives the tolerance of an output in place of the one of its dtype."""
 _SEEDS_WITHOUT_FREE_AXIS = (0, 1)
+_FAR_DRAWS_WITHOUT_FREE_AXIS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,6 +399,7 @@ def _generated_draws(
     if batch_axis(signature) is None:
         for extra in _SEEDS_WITHOUT_FREE_AXIS:
             yield generate_inputs(signature, {}, ranges=ranges, seed=seed + extra)
+        yield from _far_draws(native, {}, ranges, seed, count=_FAR_DRAWS_WITHOUT_FREE_AXIS)
         return
     refusals: list[str] = []
     for rung in size_ladder(signature, fixed):
@@ -409,6 +411,7 @@ def _generated_draws(
             refusals.append(exc.what)
             continue
         yield from draws
+        yield from _far_draws(native, rung[-1], ranges, seed, count=1)
         return
     raise InvalidInputError(
         f"the source computes none of the inputs that were made up: {refusals[0]}",
@@ -416,6 +419,21 @@ def _generated_draws(
         received=f"{len(refusals)} pairs of sizes",
         remedy="Give real inputs with `--input FILE`, or sizes with `--size AXIS=NUMBER`",
     )
+
+
+def _far_draws(
+    native: Runnable, sizes: Mapping[str, int], ranges: Mapping[str, InputRange], seed: int, *, count: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield draws past the thresholds that the graph has, if it has some and the source computes them."""
+    if all(limits.beyond is None for limits in ranges.values()):
+        return
+    for extra in range(count):
+        far = generate_inputs(native.signature, sizes, ranges=ranges, seed=seed + extra, is_far=True)
+        try:
+            native.run(far)
+        except InvalidInputError:
+            continue
+        yield far
 
 
 def _in_words(sizes: Mapping[str, int]) -> str:

@@ -40,6 +40,9 @@ class InputRange:
     is_flag: bool = False
     """It may be used as an index in a way that is not understood, or is a mask: only 0 and 1 are safe."""
 
+    beyond: float | None = None
+    """A threshold of the model (a bound of `Clip`, the `clip` of an LSTM): far draws of floats go past it."""
+
     def meet(self, other: InputRange) -> InputRange:
         """Return what satisfies both."""
         highs = [high for high in (self.high, other.high) if high is not None]
@@ -50,6 +53,7 @@ class InputRange:
             reason=tighter.reason or self.reason or other.reason,
             decides_shape=self.decides_shape or other.decides_shape,
             is_flag=self.is_flag or other.is_flag,
+            beyond=max((far for far in (self.beyond, other.beyond) if far is not None), default=None),
         )
 
 
@@ -78,15 +82,27 @@ def size_ladder(signature: Signature, fixed: Mapping[str, int]) -> Iterator[tupl
 
 
 def generate_inputs(
-    signature: Signature, sizes: Mapping[str, int], *, ranges: Mapping[str, InputRange], seed: int
+    signature: Signature,
+    sizes: Mapping[str, int],
+    *,
+    ranges: Mapping[str, InputRange],
+    seed: int,
+    is_far: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Make up one batch of inputs; the same for the same arguments.
+    """Make up one batch of inputs; the same for the same arguments. `is_far` goes past the thresholds of the model.
 
     Raises:
         InvalidInputError: an input decides a shape, may hold nothing at all, or is too large to be made up.
     """
     generator = np.random.default_rng(seed)
-    return {spec.name: _draw(generator, spec, sizes, ranges.get(spec.name, InputRange())) for spec in signature.inputs}
+    rows = batch_axis(signature)
+    drawn: dict[str, np.ndarray] = {}
+    for spec in signature.inputs:
+        limits = ranges.get(spec.name, InputRange())
+        drawn[spec.name] = _draw(generator, spec, sizes, limits)
+        if is_far and limits.beyond is not None and not _wants_whole(spec, limits) and spec.dtype != "bool":
+            drawn[spec.name] = _far(generator, drawn[spec.name], spec.shape, rows, limits.beyond)
+    return drawn
 
 
 def poison_inputs(inputs: Mapping[str, np.ndarray], *, seed: int) -> dict[str, np.ndarray] | None:
@@ -116,7 +132,8 @@ def describe_ranges(signature: Signature, ranges: Mapping[str, InputRange]) -> d
             low, high = _limits(spec, limits)
             words[spec.name] = f"whole numbers {low} to {high - 1}" + (f" ({limits.reason})" if limits.reason else "")
         else:
-            words[spec.name] = "normal numbers" if is_float(spec.dtype) else "true and false"
+            far = "" if limits.beyond is None else f", and such that go beyond {limits.beyond:g}"
+            words[spec.name] = f"normal numbers{far}" if is_float(spec.dtype) else "true and false"
     return words
 
 
@@ -148,6 +165,21 @@ def _draw(generator: np.random.Generator, spec: TensorSpec, sizes: Mapping[str, 
         drawn.reshape(-1)[:1] = True  # a mask that hides all is a case of its own
         return drawn
     return np.asarray(generator.standard_normal(shape)).astype(numpy_dtype(spec.dtype))
+
+
+def _far(
+    generator: np.random.Generator, near: np.ndarray, shape: tuple[int | str, ...], rows: str | None, beyond: float
+) -> np.ndarray:
+    """Return numbers that push the same way all along a sequence: a state gathers what one step does not reach.
+
+    Each feature (the last axis) of each row has a number past the threshold, to which the normal ones are added.
+    """
+    kept = [
+        size if name == rows or at == near.ndim - 1 else 1
+        for at, (size, name) in enumerate(zip(near.shape, shape, strict=True))
+    ]
+    push = 4 * max(beyond, 1.0) * generator.standard_normal(kept)
+    return np.asarray(near + push).astype(near.dtype)
 
 
 def _wants_whole(spec: TensorSpec, limits: InputRange) -> bool:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from noa_conversion.files import read_bytes
 from noa_conversion.generated_inputs import InputRange
+from noa_conversion.onnx_thresholds import find_threshold
 
 if TYPE_CHECKING:
     import onnx
@@ -70,9 +72,12 @@ def find_input_ranges(model: onnx.ModelProto) -> dict[str, InputRange]:
             if name:
                 users.setdefault(name, []).append((node, index))
     dims, constants = _known_dims(model), _constants(model, nodes)
+    beyond = find_threshold(model, nodes)
     ranges: dict[str, InputRange] = {}
     for name in names:
         found = _follow(name, users, dims, constants)
+        if beyond is not None:
+            found = replace(found or InputRange(), beyond=beyond)
         if found is not None:
             ranges[name] = found
     return ranges

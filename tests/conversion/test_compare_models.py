@@ -268,3 +268,17 @@ def test_inputs_without_a_row_are_not_run(tmp_path: Path) -> None:
     report = compared(path, path, inputs={"ids": np.zeros((0, 4), np.int64)})
     assert report.is_vacuous and not report.runs
     assert report.problem == "nothing was compared: input `ids` is empty: (0, 4)"
+
+
+@pytest.mark.parametrize("rows", ["batch", 3])
+def test_a_difference_beyond_a_bound_of_the_graph_is_found(tmp_path: Path, rows: int | str) -> None:
+    def clipped(name: str, high: float) -> Path:
+        x, y = (graphs.value(label, FLOAT, [rows, 5]) for label in "xy")
+        weights = {"low": np.asarray(-9, np.float32), "high": np.asarray(high, np.float32)}
+        node = helper.make_node("Clip", ["x", "low", "high"], ["y"])
+        return saved(tmp_path, name, graphs.model([node], [x], [y], weights))
+
+    report = compared(clipped("a", 9.0), clipped("b", 30.0))
+    assert not report.passed
+    assert "beyond 9" in report.inputs
+    assert compared(clipped("a", 9.0), clipped("c", 9.0)).passed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import graph_kit as graphs
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper
 
 from noa.errors import InvalidInputError
 from noa.signatures import Signature, TensorSpec
-from noa_conversion.generated_inputs import InputRange, generate_inputs, poison_inputs, size_ladder
+from noa_conversion.generated_inputs import InputRange, describe_ranges, generate_inputs, poison_inputs, size_ladder
 from noa_conversion.onnx_input_ranges import find_input_ranges
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -156,3 +157,57 @@ def test_a_label_is_one_of_the_classes(kind: str) -> None:
     node = helper.make_node(kind, ["scores", "labels"], ["y"])
     found = find_input_ranges(graphs.model([node], inputs, [graphs.value("y", FLOAT, [])]))["labels"]
     assert (found.low, found.high) == (0, 4)
+
+
+def lstm(clip: float) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((1, 8, 3)), "r": rng.standard_normal((1, 8, 2))}
+    node = helper.make_node("LSTM", ["x", "w", "r"], ["", "", "c"], hidden_size=2, clip=clip)
+    initialisers = {name: array.astype(np.float32) for name, array in weights.items()}
+    return graphs.model(
+        [node], [graphs.value("x", FLOAT, [6, 1, 3])], [graphs.value("c", FLOAT, [1, 1, 2])], initialisers
+    )
+
+
+BOUNDS: dict[str, tuple[list[onnx.NodeProto], float | None]] = {
+    "constants": ([helper.make_node("Clip", ["x", "low", "high"], ["y"])], 6.0),
+    "attributes": ([helper.make_node("ThresholdedRelu", ["x"], ["y"], alpha=2.5)], 2.5),
+    "left out": ([helper.make_node("HardSigmoid", ["x"], ["y"], alpha=0.25)], 2.0),
+    "compared": ([helper.make_node("Greater", ["x", "high"], ["y"])], 6.0),
+    "so far that it bounds nothing": ([helper.make_node("Max", ["x", "least"], ["y"])], None),
+    "none": ([helper.make_node("Relu", ["x"], ["y"])], None),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_bound_that_the_graph_holds_is_seen(name: str) -> None:
+    nodes, expected = BOUNDS[name]
+    numbers = {"low": np.float32(-1), "high": np.float32(6), "least": np.finfo(np.float32).min}
+    result = TensorProto.BOOL if name == "compared" else FLOAT
+    outputs = [graphs.value("y", result, ["a", 4])]
+    proto = graphs.model(
+        nodes, [graphs.value("x", FLOAT, ["a", 4])], outputs, {key: np.asarray(n) for key, n in numbers.items()}
+    )
+    found = find_input_ranges(proto).get("x", InputRange())
+    assert found.beyond == expected
+    assert (found.high, found.decides_shape) == (None, False)
+
+
+def test_far_draws_take_the_cell_of_an_lstm_past_its_clip() -> None:
+    proto = lstm(0.5)
+    ranges = find_input_ranges(proto)
+    assert ranges["x"].beyond == 0.5
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=(6, 1, 3)),),
+        outputs=(TensorSpec(name="c", dtype="float32", shape=(1, 1, 2)),),
+    )
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+
+    def reach(*, is_far: bool) -> float:
+        draws = (generate_inputs(signature, {}, ranges=ranges, seed=seed, is_far=is_far) for seed in range(4))
+        return max(float(np.abs(np.asarray(session.run(None, draw)[0])).max()) for draw in draws)
+
+    assert reach(is_far=True) > 0.5
+    near = generate_inputs(signature, {}, ranges=ranges, seed=0)["x"]
+    np.testing.assert_array_equal(near, generate_inputs(signature, {}, ranges={}, seed=0)["x"])
+    assert "beyond 0.5" in describe_ranges(signature, ranges)["x"]

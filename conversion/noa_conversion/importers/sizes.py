@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,21 @@ from noa_conversion.importers.target import Size, Target, Value
 from noa_conversion.onnx_graph.growth import Operand, growth_of
 from noa_conversion.onnx_graph.limits import REMEDY, in_words
 
+_FARTHEST = (1 << 31) - 1
+# Attributes that are counts of elements along an axis.
+_DISTANCES = (
+    *(
+        "blocksize",
+        "dilations",
+        "group",
+        "kernel_shape",
+        "num_groups",
+        "output_height",
+        "output_padding",
+        "output_shape",
+    ),
+    *("output_width", "paddings", "pads", "sample_size", "sampling_ratio", "size", "strides"),
+)
 # What a free axis is tried for: that it has at least so many elements, whatever its symbols are.
 _TRIED = (1 << 40, 1 << 31, 1 << 24, 1 << 16, 1 << 8)
 
@@ -44,6 +60,18 @@ class SizeJudge:
             needed = growth.elements * self._item_bytes(inputs)
             if needed > self._allowed:
                 raise self._refusal(op, growth.what, growth.shape, needed)
+        self._check_windows(op, inputs)
+
+    def _check_windows(self, op: Op, inputs: Sequence[Value]) -> None:
+        """Refuse distances that no axis has: frameworks add to them without looking, and XLA ends the process."""
+        given: dict[str, Any] = {name: op.attribute(name, ()) for name in _DISTANCES}
+        if op.kind == "Pad" and len(inputs) > 1 and op.is_known(inputs[1]):
+            given["pads"] = inputs[1].ravel().tolist()
+        for name, numbers in given.items():
+            listed = numbers if isinstance(numbers, (list, tuple)) else (numbers,)
+            far = next((n for n in listed if isinstance(n, int) and abs(n) > _FARTHEST), None)
+            if far is not None:
+                raise op.refusal(f"its `{name}` holds {far}, and no axis is longer than {_FARTHEST}")
 
     def count_known(self, op: Op, results: Sequence[Value]) -> None:
         """Refuse a node with which all that was computed on numbers at the import takes more than one value may.

@@ -23,6 +23,8 @@ _Function: TypeAlias = Callable[..., "np.ndarray | tuple[np.ndarray, ...]"]
 
 _TABLE: dict[str, _Function] = {}
 # Their results are views or single elements, whatever their inputs' size.
+_GROWING = {"Add", "Sub", "Mul", "Cast", "CumSum", "Neg", "ReduceProd", "ReduceSum", "Sum"}
+_LARGEST_SIZE = 2**31
 _ANY_SIZE = {"Identity", "Constant", "Gather", "Slice", "Shape", "Size"}
 
 
@@ -62,7 +64,27 @@ def evaluate(
     several = tuple(map(_array, results if isinstance(results, tuple) else (results,)))
     if node.kind not in ("Constant", "Identity") and any(array.size > limit for array in several):
         return None
+    if node.kind in _GROWING and any(_leaves_its_type(array, at_least or _uncertain) for array in several):
+        return None
     return several
+
+
+def _leaves_its_type(array: np.ndarray, at_least: AtLeast) -> bool:
+    """Tell whether an element is not what its type holds: symbols do not wrap around, so the target computes it.
+
+    A symbol that is certain to be as large as no axis is has a number of the file in it that only a wrapped result
+    makes sense of.
+    """
+    if array.dtype != object:
+        return False
+    limits = np.iinfo(number_of(array))
+    for element in array.ravel():
+        if isinstance(element, (int, np.integer, np.bool_)):
+            if not limits.min <= element <= limits.max:
+                return True
+        elif at_least(element, _LARGEST_SIZE) or at_least(-_LARGEST_SIZE, element):
+            return True
+    return False
 
 
 def _array(value: Any) -> np.ndarray:
@@ -201,6 +223,8 @@ def _slice(call: Call, data: np.ndarray, *given: np.ndarray) -> np.ndarray:
         raise Left
     axes = axes if axes is not None else list(range(len(starts)))
     steps = steps if steps is not None else [1] * len(starts)
+    if len({call.axis(axis, data.ndim) for axis in axes}) != len(axes):
+        raise ValueError(f"its axes {axes} name one twice")
     result = data
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         result = result[(slice(None),) * call.axis(axis, data.ndim) + (_range_of(start, end, step),)]

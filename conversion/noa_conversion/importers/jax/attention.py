@@ -57,7 +57,7 @@ def attention(
         output = jnp.swapaxes(output, 1, 2).reshape(query.shape[0], query.shape[1], -1)
     if op.num_outputs == 1:
         return output
-    return output, k, v, _shown(op, capped, scores, probabilities).astype(q.dtype)
+    return output, k, v, _shown(op, (raw, capped, scores, probabilities)).astype(q.dtype)
 
 
 def _heads(op: Op, x: Tensor, count: str) -> Tensor:
@@ -144,11 +144,12 @@ def _softmax(op: Op, scores: Tensor, nothing: Tensor | None) -> Tensor:
     return jnp.where(nothing, 0, softmax(jnp.where(nothing, 0, scores), -1))
 
 
-def _shown(op: Op, capped: Tensor, scores: Tensor, probabilities: Tensor) -> Tensor:
+def _shown(op: Op, stages: tuple[Tensor, ...]) -> Tensor:
+    """Return what `qk_matmul_output_mode` asks for; 0: the bare products, as in onnxruntime."""
     mode = op.attribute("qk_matmul_output_mode", _RAW)
     if mode not in range(4):
         op.refuse(f"`qk_matmul_output_mode` is {mode}")
-    return (capped, capped, scores, probabilities)[mode]
+    return stages[mode]
 
 
 @register("FlexAttention", domain="ai.onnx.preview", tensors=True)

@@ -65,6 +65,15 @@ def convert(op: Op, x: Tensor, meant: Any) -> Tensor:
     return x.astype(dtype)
 
 
+def cut_to_whole(x: Tensor, dtype: Any) -> Tensor:
+    """Cut floats to whole numbers that wrap around the type, as in onnxruntime; JAX would saturate them."""
+    if np.dtype(dtype) == np.uint64:
+        is_large = x >= 2.0**63
+        whole = jnp.where(is_large, x - 2.0**63, x).astype(jnp.int64).astype(dtype)
+        return jnp.where(is_large, whole | np.uint64(1 << 63), whole)
+    return x.astype(jnp.int64).astype(dtype)
+
+
 def to_float8(x: Tensor, dtype: np.dtype, *, saturate: bool) -> Tensor:
     """Convert to an 8-bit float; out of range gives the largest value, or infinity or NaN without `saturate`."""
     wide = x.astype(jnp.float32)

@@ -11,7 +11,7 @@ from jax import lax
 
 from noa_conversion.importers.jax.handlers import Tensor, register
 from noa_conversion.importers.jax.sampling import sample_linearly
-from noa_conversion.importers.jax.sizes import Size
+from noa_conversion.importers.jax.sizes import Size, is_plain, larger
 from noa_conversion.importers.jax.windows import by_channel, read_windows
 
 if TYPE_CHECKING:
@@ -79,8 +79,15 @@ def _transposed_pads(
     pads: list[tuple[Size, Size]] = []
     for size, stride, wide, more, want in zip(sizes, strides, reach, added, wanted, strict=True):
         total = stride * (size - 1) + more + wide - want
-        less = total // 2
-        pads.append((less, total - less) if automatic == "SAME_UPPER" else (total - less, less))
+        # A shape that the input leaves room in, by less than a stride, is filled at its end, as in onnxruntime; it
+        # refuses any other, which is divided by the standard's formula.
+        missing: Size = 0
+        if op.has("output_shape") and (not is_plain(total) or more - total < stride):
+            missing = larger(-total, 0)
+        less = (total + missing) // 2
+        rest = total + missing - less
+        low, high = (less, rest) if automatic == "SAME_UPPER" else (rest, less)
+        pads.append((low, high - missing))
     return pads
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from noa_conversion.importers.jax.casting import cut_to_whole
 from noa_conversion.importers.jax.dtypes import is_float, is_unsigned
 from noa_conversion.importers.jax.handlers import Tensor, register
 
@@ -269,6 +270,8 @@ def thresholded_relu(op: Op, x: Tensor) -> Tensor:
 def shrink(op: Op, x: Tensor) -> Tensor:
     """Move towards zero by `bias` outside of +-`lambd`, else zero."""
     bias, threshold = op.attribute("bias", 0.0), op.attribute("lambd", 0.5)
-    lower, upper = (x + bias).astype(x.dtype), (x - bias).astype(x.dtype)
-    zero = jnp.zeros((), x.dtype)
-    return jnp.where(x < -threshold, lower, jnp.where(x > threshold, upper, zero))
+    wide = x if is_float(x) else x.astype(jnp.float64)
+    moved = jnp.where(
+        wide < -threshold, wide + bias, jnp.where(wide > threshold, wide - bias, jnp.zeros((), wide.dtype))
+    )
+    return moved if is_float(x) else cut_to_whole(moved, x.dtype)

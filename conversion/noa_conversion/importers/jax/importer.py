@@ -110,9 +110,18 @@ class ImportedJax:
 
         Raises:
             InvalidInputError: an input is missing, or JAX has no tensors of its type.
+            ConversionError: XLA does not take the program.
         """
         with jax.enable_x64(True):
-            results = self._compiled(self.params, *(_checked(value, inputs) for value in self.inputs))
+            given = [_checked(value, inputs) for value in self.inputs]
+            try:
+                results = self._compiled(self.params, *given)
+            except ValueError as exc:
+                if not str(exc).startswith("Cannot lower jaxpr"):
+                    raise
+                raise ConversionError(
+                    f"the model cannot be compiled in JAX: {' '.join(str(exc).split())[:300]}"
+                ) from exc
         results = (results,) if len(self.outputs) == 1 else results
         return {
             value.name: _to_arrays(result, value.dtype) for value, result in zip(self.outputs, results, strict=True)

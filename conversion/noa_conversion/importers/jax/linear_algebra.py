@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
+from noa_conversion.importers.jax.casting import cut_to_whole
 from noa_conversion.importers.jax.dtypes import is_float
 from noa_conversion.importers.jax.handlers import Tensor, register
 
@@ -25,14 +26,24 @@ def gemm(op: Op, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     alpha, beta = op.attribute("alpha", 1.0), op.attribute("beta", 1.0)
     a = a.T if op.attribute("transA", 0) else a
     b = b.T if op.attribute("transB", 0) else b
+    if not is_float(a):
+        return _integer_gemm(jnp.matmul(a, b), alpha, c, beta)
     result = _scaled(jnp.matmul(a, b), alpha)
     return result if c is None or beta == 0 else result + _scaled(c, beta)
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
-    if factor == 1:
-        return x
-    return x * factor if is_float(x) else (x * factor).astype(x.dtype)
+    return x if factor == 1 else x * factor
+
+
+def _integer_gemm(product: Tensor, alpha: float, c: Tensor | None, beta: float) -> Tensor:
+    """Scale a product that is wrapped to its type, in double precision; only the sum is cut to a whole number."""
+    if alpha == 1 and (c is None or beta == 1):
+        return product if c is None else product + c
+    total = product.astype(jnp.float64) * alpha
+    if c is not None and beta != 0:
+        total = total + c.astype(jnp.float64) * beta
+    return cut_to_whole(total, product.dtype)
 
 
 @register("Einsum", tensors=True)

@@ -45,13 +45,14 @@ def max_pool(op: Op, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
 
 
 def _places(op: Op, x: Tensor, windows: Windows) -> Tensor:
-    """Return the flat index of the first largest element, over the whole tensor."""
+    """Return the flat index of the first largest element, over the whole tensor.
+
+    First is by rows whatever `storage_order` says: 1 only counts the index by columns.
+    """
     sizes = tuple(x.shape[2:])
     if not all_plain(x.shape):
         op.refuse("indices over free axes")
-    flat = np.arange(int(np.prod(sizes)), dtype=np.int32).reshape(
-        sizes, order="F" if op.attribute("storage_order", 0) else "C"
-    )
+    flat = np.arange(int(np.prod(sizes)), dtype=np.int32).reshape(sizes)
     index = jnp.broadcast_to(jnp.asarray(flat), x.shape)
 
     def choose(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -67,8 +68,19 @@ def _places(op: Op, x: Tensor, windows: Windows) -> Tensor:
         ((0, 0), (0, 0), *windows.padding),
         window_dilation=(1, 1, *windows.dilations),
     )
+    if op.attribute("storage_order", 0):
+        found = _by_columns(found, sizes)
     planes = np.arange(x.shape[0] * x.shape[1], dtype=np.int32).reshape(*x.shape[:2], *(1,) * len(sizes))
     return found + jnp.asarray(planes * int(np.prod(sizes)))
+
+
+def _by_columns(index: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Turn indices that count the last axis first into such as count the first one first."""
+    moved, stride = jnp.zeros_like(index), int(np.prod(sizes))
+    for size in reversed(sizes):
+        stride //= size
+        moved, index = moved + index % size * stride, index // size
+    return moved
 
 
 @register("AveragePool", tensors=True)

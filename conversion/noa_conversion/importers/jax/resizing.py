@@ -219,7 +219,8 @@ def _source(op: Op, xp: Any, axis: _Axis, rule: _Rule) -> Any:
         case "pytorch_half_pixel":
             return xp.full_like(at, -0.5) if is_single else half_pixel
         case "half_pixel_symmetric":
-            return source / 2 * (1 - axis.target / length) + half_pixel
+            # One rounding; the standard's `source / 2 * (1 - target / length) + half_pixel` ends a hair beside a pixel.
+            return (at + 0.5 - resized / 2) / axis.scale + (source - 1) / 2
         case "asymmetric":
             return at / axis.scale
         case "align_corners":

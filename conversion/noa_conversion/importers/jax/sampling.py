@@ -10,7 +10,7 @@ import numpy as np
 
 from noa_conversion.importers.jax.handlers import Tensor, register
 from noa_conversion.importers.jax.indexing import check_range, from_front
-from noa_conversion.importers.jax.sizes import Size, product
+from noa_conversion.importers.jax.sizes import Size, larger, product
 
 if TYPE_CHECKING:
     from noa_conversion.importers.op import Op
@@ -133,8 +133,8 @@ def affine_grid(op: Op, theta: Any, size: Any) -> Tensor:
 
 def _regular(length: Size, aligned: bool, dtype: Any) -> Tensor:
     steps = jnp.arange(length, dtype=dtype)
-    if aligned:
-        return steps * 2 / (length - 1) - 1
+    if aligned:  # counted from the end, so that an axis of one pixel lies at 1, as in onnxruntime
+        return 1 - (length - 1 - steps) * 2 / larger(length - 1, 1)
     return (steps * 2 + 1) / length - 1
 
 

@@ -16,6 +16,7 @@ from noa_conversion.importers.jax.sizes import Size, ceil_divide, is_plain, larg
 if TYPE_CHECKING:
     from noa_conversion.importers.op import Op
 
+_LONGEST_STEP = np.iinfo(np.int32).max
 _PAD_MODES = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
 
 
@@ -155,12 +156,16 @@ def slice_(op: Op, data: Any, starts: Any = None, ends: Any = None, axes: Any = 
         strides = [1] * len(firsts) if steps is None else op.integers(steps, "steps")
     begin, end, stride = [0] * x.ndim, list(x.shape), [1] * x.ndim
     turned: list[int] = []
+    seen: set[int] = set()
     for first, last, axis, step in zip(firsts, lasts, named, strides, strict=True):
         axis, step = op.axis(int(axis), x.ndim), int(step)
         if step == 0:
             op.refuse("a step is zero")
+        if axis in seen:
+            op.refuse(f"its axes name axis {axis} twice")
+        seen.add(axis)
         begin[axis], end[axis] = _bounds(first, last, x.shape[axis], step)
-        stride[axis] = abs(step)
+        stride[axis] = min(abs(step), _LONGEST_STEP)  # XLA ends the process where an index overflows
         if step < 0:
             turned.append(axis)
     if turned:

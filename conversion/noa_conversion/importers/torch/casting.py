@@ -68,6 +68,8 @@ def cast_tensor(
             whole = torch.where(is_large, x - _SIGN, x).to(torch.int64)
             return torch.where(is_large, whole ^ -_SIGN, whole).to(target)
         return x.to(torch.int64).to(target)
+    if x.dtype == target:  # a held type is left for the one that holds it: the tensor itself is marked with the former
+        return x.clone()
     return x.to(target)
 
 

@@ -141,7 +141,7 @@ def conv_transpose(op: Op, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | N
     groups = op.attribute("group", 1)
     low, high = _cut_by_transposed(op, list(x.shape[2:]), kernel, strides, dilations, extra)
     can_pass = all(
-        isinstance(a, int) and a == b and extra[i] < max(strides[i], dilations[i])
+        isinstance(a, int) and 0 <= a == b and extra[i] < max(strides[i], dilations[i])
         for i, (a, b) in enumerate(zip(low, high, strict=True))
     )
     if can_pass:
@@ -161,15 +161,21 @@ def _cut_by_transposed(
     mode = op.attribute("auto_pad", "NOTSET")
     pads = list(op.attribute("pads", [0] * 2 * rank))
     if op.has("output_shape") or mode in ("SAME_UPPER", "SAME_LOWER"):
+        # A shape that the input leaves room in, by less than a stride, is filled at its end, as in onnxruntime; it
+        # refuses any other, which is divided by the standard's formula.
         wanted = op.attribute("output_shape", None)
         low: list[Size] = []
         high: list[Size] = []
         for i in range(rank):
             target = wanted[-rank:][i] if wanted is not None else sizes[i] * strides[i]
             total = strides[i] * (sizes[i] - 1) + extra[i] + (kernel[i] - 1) * dilations[i] + 1 - target
-            small = total // 2
-            low.append(small if mode == "SAME_UPPER" else total - small)
-            high.append(total - small if mode == "SAME_UPPER" else small)
+            missing: Size = 0
+            if wanted is not None and (not is_static(total) or extra[i] - total < strides[i]):
+                missing = torch.sym_max(-total, 0)
+            small = (total + missing) // 2
+            large = total + missing - small
+            low.append(small if mode == "SAME_UPPER" else large)
+            high.append((large if mode == "SAME_UPPER" else small) - missing)
         return low, high
     if mode == "VALID":
         return [0] * rank, [0] * rank

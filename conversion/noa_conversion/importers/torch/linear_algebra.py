@@ -7,6 +7,8 @@ from torch.nn import functional
 
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.target import Value
+from noa_conversion.importers.torch.casting import cast_tensor
+from noa_conversion.importers.torch.dtypes import dtype_of
 from noa_conversion.importers.torch.operands import in_wider, is_integer, is_static
 from noa_conversion.importers.torch.table import register
 
@@ -27,17 +29,29 @@ def gemm(op: Op, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor | None = None
         if c is None or (c.ndim == 1 and is_static(c.shape[0]) and c.shape[0] == weight.shape[0]):
             return functional.linear(a, weight, c)
     b = b.t() if op.attribute("transB", 0) else b
-    if c is None:
-        return in_wider(lambda x, y: _scaled(torch.matmul(x, y), alpha), a, b)
     if is_integer(a):
-        return in_wider(lambda x, y, z: _scaled(torch.matmul(x, y), alpha) + _scaled(z, beta), a, b, c)
+        return _integer_gemm(op, in_wider(torch.matmul, a, b), alpha, c, beta)
+    if c is None:
+        return _scaled(torch.matmul(a, b), alpha)
+    if alpha == 0.0:  # `addmm` would not look at A and B, whose infinities give NaN
+        product = _scaled(torch.matmul(a, b), alpha)
+        return product if beta == 0.0 else product + _scaled(c, beta)
     return torch.addmm(c, a, b, beta=beta, alpha=alpha)
 
 
 def _scaled(x: torch.Tensor, factor: float) -> torch.Tensor:
-    if factor == 1.0:
-        return x
-    return (x.to(torch.float64) * factor).to(x.dtype) if is_integer(x) else x * factor
+    return x if factor == 1.0 else x * factor
+
+
+def _integer_gemm(op: Op, product: torch.Tensor, alpha: float, c: torch.Tensor | None, beta: float) -> torch.Tensor:
+    """Scale a product that is wrapped to its type, in double precision; only the sum is cut to a whole number."""
+    dtype = dtype_of(product)
+    if alpha == 1.0 and (c is None or beta == 1.0):
+        return product if c is None else in_wider(torch.add, product, c)
+    total = product.to(torch.float64) * alpha
+    if c is not None and beta != 0.0:
+        total = total + c.to(torch.float64) * beta
+    return cast_tensor(op, total, dtype)
 
 
 @register("Einsum", tensors=True)

@@ -15,6 +15,8 @@ Activation: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 Step: TypeAlias = Callable[[torch.Tensor, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 """Takes the input of one moment and the states, and gives the new states; the first is the output."""
 
+_BOUND_ACTIVATIONS = 2
+"""So many activations of a direction take what `clip` bounds; an LSTM's third one takes the cell, which has none."""
 _DEFAULTS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 # Activations with one or two settings, and their defaults.
 _SETTINGS: dict[str, tuple[float, ...]] = {
@@ -52,11 +54,14 @@ def activations_of(op: Op, directions: int) -> list[list[Activation]]:
     if len(names) != len(own) * directions:
         op.refuse(f"it names {len(names)} activations and needs {len(own) * directions}")
     alphas, betas = iter(op.attribute("activation_alpha", [])), iter(op.attribute("activation_beta", []))
-    made = [_activation(op, str(name), alphas, betas) for name in names]
+    made = [
+        _activation(op, str(name), alphas, betas, is_bound=i % len(own) < _BOUND_ACTIVATIONS)
+        for i, name in enumerate(names)
+    ]
     return [made[i : i + len(own)] for i in range(0, len(made), len(own))]
 
 
-def _activation(op: Op, name: str, alphas: Iterator[float], betas: Iterator[float]) -> Activation:
+def _activation(op: Op, name: str, alphas: Iterator[float], betas: Iterator[float], *, is_bound: bool) -> Activation:
     key = next((known for known in (*_SETTINGS, *_PLAIN) if known.lower() == name.lower()), None)
     if key is None:
         op.refuse(f"its activation `{name}` is unknown")
@@ -68,7 +73,7 @@ def _activation(op: Op, name: str, alphas: Iterator[float], betas: Iterator[floa
         alpha = next(alphas, defaults[0])
         beta = next(betas, defaults[1]) if len(defaults) > 1 else 0.0
         function = _with_settings(key, alpha, beta)
-    if limit is None:
+    if limit is None or not is_bound:
         return function
     return lambda x: function(torch.clamp(x, -limit, limit))
 

@@ -45,7 +45,8 @@ def source_places(axis: AxisResize, coordinates: str) -> np.ndarray:
     """Return where each new pixel lies in the source.
 
     `length_resized` of the standard is the whole number of pixels there are, as in onnxruntime and PyTorch; its
-    reference takes the size times the scale, which only `half_pixel_symmetric` is defined by.
+    reference takes the size times the scale, which only `half_pixel_symmetric` is defined by. That one is written with
+    a single rounding; `size / 2 * (1 - new / (scale * size)) + (i + 0.5) / scale - 0.5` ends a hair beside a pixel.
 
     Raises:
         ValueError: the transformation is unknown.
@@ -65,7 +66,7 @@ def source_places(axis: AxisResize, coordinates: str) -> np.ndarray:
     if coordinates in ("half_pixel", "pytorch_half_pixel"):
         return (new + 0.5) / axis.scale - 0.5
     if coordinates == "half_pixel_symmetric":
-        return axis.size / 2 * (1 - axis.new_size / width) + (new + 0.5) / axis.scale - 0.5
+        return (new + 0.5 - axis.new_size / 2) / axis.scale + (axis.size - 1) / 2
     raise ValueError(f"the transformation of coordinates `{coordinates}` is unknown")
 
 
@@ -81,9 +82,8 @@ def resize_weights(axis: AxisResize, rule: ResizeRule) -> tuple[np.ndarray, np.n
     weights = np.stack([_coefficients(float(ratio), axis.scale, rule) for ratio in ratios])
     count = weights.shape[1]
     margin = math.ceil(count / 2)
-    padded = places + margin
-    whole = np.floor(padded)
-    rest = padded - whole
+    whole = floor + margin  # not the floor of the sum, which rounds a place a hair before a pixel up to it
+    rest = places - floor
     if count % 2 == 0:
         first = whole + np.where(rest == 0, -(count // 2), -(count // 2) + 1)
     else:

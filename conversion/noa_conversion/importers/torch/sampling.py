@@ -29,10 +29,25 @@ def grid_sample(op: Op, x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
 
 @register("AffineGrid")
 def affine_grid(op: Op, theta: Value, size: Value) -> torch.Tensor:
-    """The places that an affine map gives."""
-    return functional.affine_grid(
-        op.tensor(theta), list(op.integers(size, "size")), bool(op.attribute("align_corners", 0))
-    )
+    """The places that an affine map gives. An axis of one pixel, aligned, is at 1, as in onnxruntime, not at 0."""
+    matrix, sizes = op.tensor(theta), op.integers(size, "size")
+    if not op.attribute("align_corners", 0):
+        return functional.affine_grid(matrix, list(sizes), align_corners=False)
+    space = sizes[2:]
+    lines = [_aligned_places(length, matrix.dtype) for length in space]
+    spread = [
+        line.reshape([-1 if at == axis else 1 for at in range(len(space))]).expand(space)
+        for axis, line in enumerate(lines)
+    ]
+    points = torch.stack([*reversed(spread), torch.ones(space, dtype=matrix.dtype)], -1)
+    grid = torch.matmul(points.reshape(1, -1, len(space) + 1), matrix.transpose(1, 2))
+    return grid.reshape(matrix.shape[0], *space, len(space))
+
+
+def _aligned_places(length: Size, dtype: torch.dtype) -> torch.Tensor:
+    """Return places from -1 to 1, counted from the end: one alone is at 1."""
+    before_last = length - 1 - torch.arange(length, dtype=dtype)
+    return 1 - before_last * 2 / torch.sym_max(length - 1, 1)
 
 
 @register("RoiAlign", tensors=True)

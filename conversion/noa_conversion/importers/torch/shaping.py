@@ -17,6 +17,7 @@ from noa_conversion.importers.torch.operands import in_wider, is_static
 from noa_conversion.importers.torch.table import register
 
 _FAR = 2**62
+_LONGEST_STEP = 2**31 - 1
 _EXACT = 2**53
 
 
@@ -126,8 +127,11 @@ def slice_(
         begins, finishes = op.integers(starts, "starts"), op.integers(ends, "ends")
         listed = op.integers(axes, "axes") if axes is not None else list(range(len(begins)))
         strides = op.integers(steps, "steps") if steps is not None else [1] * len(begins)
-    for axis, begin, finish, step in zip(listed, begins, finishes, strides, strict=True):
-        tensor = _slice_axis(op, tensor, op.axis(int(axis), tensor.ndim), begin, finish, step)
+    named = [op.axis(int(axis), tensor.ndim) for axis in listed]
+    if len(set(named)) != len(named):
+        op.refuse(f"its axes {named} name one twice")
+    for axis, begin, finish, step in zip(named, begins, finishes, strides, strict=True):
+        tensor = _slice_axis(op, tensor, axis, begin, finish, step)
     return _keep_type(tensor, op.tensor(x)) if isinstance(x, torch.Tensor) else tensor
 
 
@@ -135,6 +139,7 @@ def _slice_axis(op: Op, x: torch.Tensor, axis: int, begin: Size, finish: Size, s
     if not isinstance(step, int) or step == 0:
         op.refuse(f"the step {step} is not a known number other than 0")
     size = x.shape[axis]
+    step = max(min(step, _LONGEST_STEP), -_LONGEST_STEP)  # what PyTorch adds to it must stay in 64 bits
     if step > 0:
         begin = max(min(begin, _FAR), -_FAR) if isinstance(begin, int) else begin
         finish = max(min(finish, _FAR), -_FAR) if isinstance(finish, int) else finish
