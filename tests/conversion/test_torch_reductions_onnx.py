@@ -10,6 +10,8 @@ import torch
 from torch.nn import functional
 from torch_export_kit import Function, check
 
+from noa.errors import ConversionError
+
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("default")]
 
 NAN, INF = np.nan, np.inf
@@ -75,3 +77,30 @@ def test_the_cross_entropy_of_large_logits_with_weights_is_finite(reduction: str
         )
 
     check(function, normal(scale=100), tmp_path)
+
+
+def test_a_divisor_of_a_pooling_is_kept(tmp_path: Path) -> None:
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        images = x.reshape(-1, 1, 6, 7)
+        pool = functional.avg_pool2d
+        return (
+            pool(images, 2, divisor_override=3),
+            pool(images, (3, 2), (2, 1), 1, count_include_pad=False, divisor_override=5),
+            functional.avg_pool3d(images[:, :, :, None], (2, 1, 3), divisor_override=4),
+            pool(images, 3, 2, 1),
+        )
+
+    check(function, [np.random.default_rng(0).standard_normal((size, 42)).astype("f") for size in (2, 1, 3)], tmp_path)
+
+
+def test_a_divisor_of_a_pooling_with_a_window_over_the_edge_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="avg_pool2d"):
+        check(
+            lambda x: (functional.avg_pool2d(x.reshape(-1, 1, 5, 5), 2, ceil_mode=True, divisor_override=3),),
+            [np.ones((size, 25), "f") for size in (2, 1, 3)],
+            tmp_path,
+        )
+
+
+def test_the_sign_of_nan_is_zero(tmp_path: Path) -> None:
+    check(lambda x: (x.sign(),), special(), tmp_path)

@@ -134,7 +134,7 @@ def _mean(x: Any, dim: Sequence[int] | None, keepdim: bool = False, dtype: int |
     return op.ReduceMean(wanted, op.Constant(value_ints=axes), keepdims=int(keepdim))
 
 
-def _variance(x: Any, dims: Sequence[int] | None, correction: float = 1, output_dtype: int | None = None) -> Any:
+def _variance(x: Any, dims: Sequence[int] | None, correction: float | None = 1, output_dtype: int | None = None) -> Any:
     op = _op()
     rank, kind = len(x.shape), int(x.dtype)
     if not rank or output_dtype not in (None, -1, kind):

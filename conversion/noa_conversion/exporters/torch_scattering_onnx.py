@@ -138,7 +138,7 @@ def _corner(op: Any, written: Any, index: Any, src: Any) -> Any:
     """Return of what is written the part that the indices cover: PyTorch lets them be smaller, ONNX does not."""
     if index.shape is not None and src.shape is not None and list(index.shape) == list(src.shape):
         return written
-    axes = list(range(max(len(index.shape), 1)))
+    axes = list(range(max(len(index.shape or ()), 1)))
     zeros = op.Constant(value_ints=[0 for _ in axes])
     return op.Slice(written, zeros, op.Shape(_line(op, index)), op.Constant(value_ints=axes))
 

@@ -25,6 +25,7 @@ from noa_conversion.exporters.onnx_ranges import count_in_whole_numbers
 from noa_conversion.exporters.torch_division_onnx import translations as divisions
 from noa_conversion.exporters.torch_doubles_onnx import keep_doubles
 from noa_conversion.exporters.torch_doubles_onnx import translations as infinities
+from noa_conversion.exporters.torch_edges_onnx import translations as edges
 from noa_conversion.exporters.torch_quantisation_onnx import translations as quantisers
 from noa_conversion.exporters.torch_reductions_onnx import translations as reductions
 from noa_conversion.exporters.torch_scattering_onnx import translations as scatterings
@@ -103,7 +104,7 @@ def _export_proto(model: TorchModel, settings: ConversionSettings) -> onnx.Model
 
 def _translations() -> dict[Any, Any]:
     """Return the operators that PyTorch's exporter has no rule for, or one that gives other numbers."""
-    return {**divisions(), **infinities(), **quantisers(), **reductions(), **scatterings()}
+    return {**divisions(), **edges(), **infinities(), **quantisers(), **reductions(), **scatterings()}
 
 
 def _place_outputs(graph: Any) -> None:
