@@ -104,3 +104,8 @@ def test_a_divisor_of_a_pooling_with_a_window_over_the_edge_is_refused(tmp_path:
 
 def test_the_sign_of_nan_is_zero(tmp_path: Path) -> None:
     check(lambda x: (x.sign(),), special(), tmp_path)
+
+
+def test_draws_without_replacement_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="multinomial"):
+        check(lambda x: (torch.multinomial(x.softmax(1), 2),), normal(), tmp_path)

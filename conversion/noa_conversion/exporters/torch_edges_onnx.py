@@ -14,7 +14,12 @@ def translations() -> dict[Any, Any]:
     import torch
 
     aten = torch.ops.aten
-    return {aten.avg_pool2d.default: _pool2d, aten.avg_pool3d.default: _pool3d, aten.sign.default: _sign}
+    return {
+        aten.avg_pool2d.default: _pool2d,
+        aten.avg_pool3d.default: _pool3d,
+        aten.sign.default: _sign,
+        aten.multinomial.default: _draw,
+    }
 
 
 def _pool2d(
@@ -67,6 +72,15 @@ def _divided(
     steps = list(stride) * (axes if len(stride) == 1 else 1) or kernel
     means = op.AveragePool(x, kernel_shape=kernel, strides=steps, pads=edge * 2, count_include_pad=1)
     return op.Mul(means, _number(op, math.prod(kernel) / divisor, int(x.dtype)))
+
+
+def _draw(x: Any, num_samples: int, replacement: bool = False) -> Any:
+    """ONNX puts back what it draws; one draw is the same either way."""
+    from onnxscript.function_libs.torch_lib.ops import core
+
+    if not replacement and num_samples != 1:
+        raise NotImplementedError("`multinomial` without replacement has no ONNX form")
+    return cast("Any", core).aten_multinomial(x, num_samples, replacement)
 
 
 def _sign(x: Any) -> Any:
