@@ -136,6 +136,16 @@ STRUCTURE_CASES: dict[str, Case] = {
         shapes=((B, 8),),
         draw=_special,
     ),
+    "signs of zero": Case(
+        function=lambda p, x: (
+            *(lax.top_k(jnp.round(x).astype(dtype), 3)[1] for dtype in ("float32", "float16", "bfloat16")),
+            *(function(jnp.round(x), axis=1) for function in (jnp.argsort, jnp.argmax, jnp.argmin)),
+            *(lax.approx_max_k(jnp.round(x), 3)[1], jnp.argsort(jnp.round(x), axis=1, descending=True)),
+            *lax.sort((jnp.round(x), jnp.abs(x)), dimension=1, num_keys=2),
+        ),
+        shapes=((B, 9),),
+        draw=lambda rng, batch: [rng.uniform(-0.8, 0.8, (batch, 9)).astype("f")],
+    ),
     "top of integers": Case(
         function=lambda p, x: (*lax.top_k(x, 3), *lax.approx_max_k(x * 1.5, 2)), shapes=((B, 6),), dtypes=("int32",)
     ),

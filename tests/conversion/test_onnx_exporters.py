@@ -260,3 +260,35 @@ def test_whole_numbers_are_divided_in_whole_numbers(dtype: Any, tmp_path: Path) 
     convert(TorchModel(module=Rounded(), signature=signature), tmp_path / "onnx", settings=ConversionSettings())
     given = load_format("onnx", tmp_path / "onnx").run({"x": x, "by": by})["y"]
     np.testing.assert_array_equal(given, Rounded()(torch.from_numpy(x), torch.from_numpy(by)).numpy())
+
+
+class _Giving(torch.nn.Module):
+    """Gives its input, one tensor twice, a parameter, a buffer and a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.arange(5.0))
+        self.register_buffer("counts", torch.arange(3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = x * self.weight
+        return x, y, y, self.weight, self.get_buffer("counts"), torch.tensor([1.0, 2.0])
+
+
+@pytest.mark.torch
+def test_an_output_may_be_an_input_a_weight_a_constant_or_another_output(tmp_path: Path) -> None:
+    module = _Giving()
+    shapes = [("float32", ("batch", 5))] * 3 + [("float32", (5,)), ("int64", (3,)), ("float32", (2,))]
+    outputs = tuple(
+        TensorSpec(name=f"y{at}", dtype=dtype, shape=shape)  # pyright: ignore[reportArgumentType]
+        for at, (dtype, shape) in enumerate(shapes)
+    )
+    signature = Signature(inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 5)),), outputs=outputs)
+    convert(TorchModel(module=module, signature=signature), tmp_path / "onnx", settings=ConversionSettings())
+    stored = load_format("onnx", tmp_path / "onnx")
+    for batch in (1, 3, 0):
+        x = np.arange(5.0 * batch, dtype="f").reshape(batch, 5)
+        received = stored.run({"x": x})
+        for at, expected in enumerate(module(torch.from_numpy(x))):
+            np.testing.assert_array_equal(received[f"y{at}"], expected.detach().numpy())
+    assert {"weight", "counts"} <= {tensor.name for tensor in onnx.load(tmp_path / "onnx/model.onnx").graph.initializer}

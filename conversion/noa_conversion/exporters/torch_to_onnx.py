@@ -25,7 +25,10 @@ from noa_conversion.exporters.onnx_ranges import count_in_whole_numbers
 from noa_conversion.exporters.torch_division_onnx import translations as divisions
 from noa_conversion.exporters.torch_doubles_onnx import keep_doubles
 from noa_conversion.exporters.torch_doubles_onnx import translations as infinities
+from noa_conversion.exporters.torch_edges_onnx import translations as edges
 from noa_conversion.exporters.torch_quantisation_onnx import translations as quantisers
+from noa_conversion.exporters.torch_reductions_onnx import translations as reductions
+from noa_conversion.exporters.torch_scattering_onnx import translations as scatterings
 from noa_conversion.formats.torch_format import (
     dynamic_axes,
     example_inputs,
@@ -85,10 +88,10 @@ def _export_proto(model: TorchModel, settings: ConversionSettings) -> onnx.Model
                 verbose=False,
                 opset_version=settings.opset,
                 input_names=[f"{_PLACE}input_{i}" for i in range(len(signature.inputs))],
-                output_names=[f"{_PLACE}output_{i}" for i in range(len(signature.outputs))],
                 dynamic_shapes=_per_argument(model),
-                custom_translation_table={**divisions(), **infinities(), **quantisers()},
+                custom_translation_table=_translations(),
             )
+            _place_outputs(program.model.graph)
             return program.model_proto
     except Exception as exc:  # tracing runs the user's forward, which may raise anything
         raise ConversionError(
@@ -97,6 +100,29 @@ def _export_proto(model: TorchModel, settings: ConversionSettings) -> onnx.Model
             expected=f"ONNX opset {settings.opset}",
             remedy="Replace the operation it names, or serve the format `torch`",
         ) from exc
+
+
+def _translations() -> dict[Any, Any]:
+    """Return the operators that PyTorch's exporter has no rule for, or one that gives other numbers."""
+    return {**divisions(), **edges(), **infinities(), **quantisers(), **reductions(), **scatterings()}
+
+
+def _place_outputs(graph: Any) -> None:
+    """Give each output a value of its own: the exporter would rename an input, a weight, or the first of two."""
+    import onnx_ir as ir
+
+    taken: set[int] = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
+    for at, value in enumerate(graph.outputs):
+        name = f"{_PLACE}output_{at}"
+        if id(value) in taken:
+            node = ir.node("Identity", [value], name=name)
+            (copy,) = node.outputs
+            copy.name, copy.type, copy.shape = name, value.type, value.shape
+            graph.append(node)
+            graph.outputs[at] = copy
+        else:
+            taken.add(id(value))
+            value.name = name
 
 
 def _per_argument(model: TorchModel) -> tuple[Any, ...]:
