@@ -89,7 +89,11 @@ def _bind(model: onnx.ModelProto, name: str, value: np.ndarray, source: Path) ->
 
 
 def _fix_axes(model: onnx.ModelProto, signature: Signature, sizes: Mapping[str, int], source: Path) -> None:
-    """Give free axes a size wherever their name stands among the inputs and outputs."""
+    """Give free axes a size wherever their name stands among the inputs, and where the file has it in the outputs.
+
+    An output's axis without a name in the file is another one, whatever it is called for want of a better name.
+    """
+    inputs = {value.name for value in model.graph.input}
     specs = {spec.name: spec for spec in (*signature.inputs, *signature.outputs)}
     known = {axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)}
     for axis in sizes:
@@ -103,5 +107,5 @@ def _fix_axes(model: onnx.ModelProto, signature: Signature, sizes: Mapping[str, 
     for value in (*model.graph.input, *model.graph.output):
         spec = specs.get(value.name)
         for dim, axis in zip(value.type.tensor_type.shape.dim, () if spec is None else spec.shape, strict=False):
-            if isinstance(axis, str) and axis in sizes:
+            if isinstance(axis, str) and axis in sizes and (value.name in inputs or dim.dim_param == axis):
                 dim.dim_value = sizes[axis]

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 
-def value(name: str, dtype: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
+def value(name: str, dtype: int, shape: Sequence[int | str | None]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, dtype, list(shape))
 
 

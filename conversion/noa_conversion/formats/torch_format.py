@@ -379,10 +379,21 @@ def _export_functional(model: TorchModel, weights: Mapping[str, torch.Tensor]) -
             return program.run_decompositions({})  # writes in place become values
     except Exception as exc:  # tracing runs the user's forward, which may raise anything
         raise ConversionError(
-            f"the module cannot be exported: {first_line(exc)}",
+            f"{NOT_EXPORTED}{first_line(exc)}",
             where=type(module).__name__,
             remedy="Make `forward` free of branches on values, and every free axis of the signature really free",
         ) from exc
+
+
+NOT_EXPORTED = "the module cannot be exported: "
+_CHOICE_REMEDY = (
+    "Keep the format `onnx`, which holds `If` and `Loop`; or import with the deciding input fixed: "
+    "import_onnx_to_torch(..., bind={name: array})"
+)
+_SCAN_REMEDY = (
+    "Keep the format `onnx`; or fix the number of steps of its `GRU` or `RNN`, or of a `LSTM` with options of its own: "
+    "`--size AXIS=NUMBER`, or import_onnx_to_torch(..., sizes={axis: number})"
+)
 
 
 def _refuse_control_flow(program: torch.export.ExportedProgram) -> None:
@@ -393,8 +404,7 @@ def _refuse_control_flow(program: torch.export.ExportedProgram) -> None:
                 f"the model decides at run time what to compute (`{node.target}`), which `torch` programs cannot",
                 where="torch export",
                 expected="one list of ATen calls",
-                remedy="Keep the format `onnx`, which holds `If` and `Loop`; or import with the deciding input fixed: "
-                "import_onnx_to_torch(..., bind={name: array})",
+                remedy=_SCAN_REMEDY if str(node.target) == "scan" else _CHOICE_REMEDY,
                 operator=str(node.target),
             )
 

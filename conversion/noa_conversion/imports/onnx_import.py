@@ -54,7 +54,8 @@ def prepare(source: Path, folder: Path) -> Prepared:
 def read_signature(model: onnx.ModelProto, path: Path) -> Signature:
     """Return what a graph takes and gives. Free axes keep their names; those without one get one.
 
-    The first axis of inputs is called `batch` where it is free and has no name; any other `NAME_INDEX`.
+    The first axis of inputs is called `batch` where it is free and has no name; any other `NAME_INDEX`. An output's
+    first one is taken for the batch only as long as an input has such an axis.
 
     Raises:
         InvalidInputError: an input or output is no tensor of numbers or texts, or has no rank.
@@ -71,13 +72,13 @@ def read_inputs(model: onnx.ModelProto, path: Path) -> tuple[TensorSpec, ...]:
         InvalidInputError: it takes nothing, or what `read_signature` refuses.
     """
     initialisers = {tensor.name for tensor in model.graph.initializer}
-    inputs = tuple(_spec(value, path, ()) for value in model.graph.input if value.name not in initialisers)
+    inputs = tuple(_spec(value, path, None) for value in model.graph.input if value.name not in initialisers)
     if not inputs:
         raise InvalidInputError(f"`{path.name}` takes no inputs", where=str(path))
     return inputs
 
 
-def _spec(value: onnx.ValueInfoProto, path: Path, known: tuple[str, ...]) -> TensorSpec:
+def _spec(value: onnx.ValueInfoProto, path: Path, known: tuple[str, ...] | None) -> TensorSpec:
     import onnx
 
     kind = value.type.WhichOneof("value")
@@ -116,12 +117,12 @@ def _without_guesses(model: onnx.ModelProto, signature: Signature) -> Signature:
     return replace(signature, outputs=outputs)
 
 
-def _axis(dim: onnx.TensorShapeProto.Dimension, index: int, name: str, known: tuple[str, ...]) -> Axis:
+def _axis(dim: onnx.TensorShapeProto.Dimension, index: int, name: str, known: tuple[str, ...] | None) -> Axis:
     if dim.HasField("dim_value") and dim.dim_value >= 0:
         return dim.dim_value
     if _AXIS.fullmatch(dim.dim_param):
         return dim.dim_param
-    if index == 0 and (not known or "batch" in known):
+    if index == 0 and (known is None or "batch" in known):
         return "batch"
     return _own_axis(name, index)
 

@@ -36,15 +36,18 @@ def if_(op: Op, condition: Tensor) -> tuple[Any, ...]:
         lambda graph=graph: _tensors(op, op.run(graph, []))
         for graph in (op.attribute("then_branch"), op.attribute("else_branch"))
     )
+    remedy = 'Bind the input that decides: bind={"NAME": array}'
     try:
         return tuple(lax.cond(condition.reshape(()).astype(bool), then_branch, else_branch))
     except ConversionError as exc:
-        reason = f"one of its branches cannot be computed: {exc.what}"
+        place = f" ({exc.where})" if exc.where else ""
+        reason = f"one of its branches cannot be computed: {exc.what}{place}"
+        remedy = exc.remedy or remedy
     except TypeError as exc:
         reason = f"its branches give different values: {_first_line(exc)}"
     return op.refuse(
         f"the condition is known only at run time, and {reason}",
-        remedy='Bind the input that decides: bind={"NAME": array}',
+        remedy=remedy,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -12,12 +11,11 @@ import jax.export
 
 from noa.errors import ConversionError
 from noa.signatures import Axis, DType, Signature, TensorSpec
+from noa_conversion.importers.axis_names import axis_name, identifier
 from noa_conversion.importers.jax.dtypes import held_as
 from noa_conversion.models import LARGEST_AXIS
 from noa_conversion.onnx_graph.model import OnnxValue
 from noa_conversion.signature_match import NARROWED
-
-_FOREIGN = re.compile(r"\W+", re.ASCII)
 
 
 def name_axes(values: tuple[OnnxValue, ...]) -> tuple[OnnxValue, ...]:
@@ -42,21 +40,14 @@ def name_axes(values: tuple[OnnxValue, ...]) -> tuple[OnnxValue, ...]:
 
 
 def _axis(size: int | str | None, axis: int, value: str, named: dict[str, str]) -> Axis:
-    if isinstance(size, int):
-        return size
-    if size is None:
-        return "batch" if axis == 0 else _identifier(f"{value}_{axis}")
+    if size is None or isinstance(size, int):
+        return axis_name(size, axis, value)
     if size not in named:
-        plain = _identifier(size)
+        plain = identifier(size)
         while plain in named.values():
             plain += "_"
         named[size] = plain
     return named[size]
-
-
-def _identifier(text: str) -> str:
-    plain = _FOREIGN.sub("_", text).strip("_") or "axis"
-    return plain if plain.isidentifier() else f"axis_{plain}"
 
 
 def describe_outputs(

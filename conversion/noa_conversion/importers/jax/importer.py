@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ import numpy as np
 
 from noa.errors import ConversionError, InvalidInputError
 from noa.signatures import Signature
+from noa_conversion.importers.axis_names import with_sizes
 from noa_conversion.importers.interpreter import run_graph
 from noa_conversion.importers.jax import operators
 from noa_conversion.importers.jax.described import describe_outputs, narrow_signature, signature_of
@@ -195,7 +196,7 @@ def import_onnx_to_jax(
         imported = ImportedJax(
             model=model,
             params=params,
-            inputs=_free_inputs(model, bound, sizes or {}),
+            inputs=with_sizes([value for value in model.graph.inputs if value.name not in bound], sizes or {}),
             bound=bound,
             numbers=frozenset(params) & (demanded_initialisers(model) | _settings(model.graph)),
             precision=precision,
@@ -220,24 +221,6 @@ def _checked_bind(model: OnnxModel, bind: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value if isinstance(value, list) or value is None else np.asarray(value) for name, value in bind.items()
     }
-
-
-def _free_inputs(model: OnnxModel, bound: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[OnnxValue, ...]:
-    """Return the inputs that are not bound, with free axes fixed by their names."""
-    inputs = [value for value in model.graph.inputs if value.name not in bound]
-    axes = {size for value in inputs for size in value.shape or () if isinstance(size, str)}
-    if unknown := sizes.keys() - axes:
-        raise InvalidInputError(
-            f"`sizes` names `{min(unknown)}`, which is no free axis",
-            expected=", ".join(f"`{axis}`" for axis in sorted(axes)),
-            received=min(unknown),
-        )
-    return tuple(
-        value
-        if value.shape is None
-        else replace(value, shape=tuple(sizes.get(n, n) if isinstance(n, str) else n for n in value.shape))
-        for value in inputs
-    )
 
 
 def _settings(graph: OnnxGraph) -> frozenset[str]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.jax.handlers import Tensor, register
 from noa_conversion.importers.recurrent_inputs import read_recurrent
 
@@ -59,6 +60,7 @@ def recurrent(op: Op, *inputs: Any) -> tuple[Tensor, ...]:
         None if part is None else op.tensor(part) for part in (given.b, given.lengths, given.peepholes)
     )
     initial = tuple(None if state is None else op.tensor(state) for state in given.states)
+    _check_batches(op, x, initial, 0 if given.is_batch_first else 1)
     count = w.shape[0]
     if count != given.directions:
         op.refuse(f"direction {given.direction!r} with {count} sets of weights")
@@ -92,6 +94,17 @@ def recurrent(op: Op, *inputs: Any) -> tuple[Tensor, ...]:
         sequences.append(sequence)
         finals.append(tuple(final))
     return _outputs(op, sequences, finals, given.is_batch_first)
+
+
+def _check_batches(op: Op, x: Tensor, initial: tuple[Tensor | None, ...], axis: int) -> None:
+    """Refuse two free axes where one size is needed: with one fixed to 1, JAX would spread it."""
+    for name, state in zip(("initial_h", "initial_c"), initial, strict=False):
+        if state is not None and state.shape[axis] != x.shape[axis]:
+            own, batch = state.shape[axis], x.shape[axis]
+            op.refuse(
+                f"axis {axis} of `X` has the size `{batch}`, of `{name}` `{own}`, and they must be one size",
+                remedy=fixing(f"{batch}, {own}"),
+            )
 
 
 def _outputs(

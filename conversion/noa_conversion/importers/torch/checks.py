@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -21,3 +21,20 @@ def checked(is_right: torch.Tensor, words: str, values: Sequence[torch.Tensor]) 
         tagged(torch.squeeze(torch.index_select(torch.unsqueeze(value, 0), 0, place), 0), dtype_of(value))
         for value in values
     )
+
+
+def words_of_checks(module: torch.nn.Module) -> tuple[str, ...]:
+    """Return what the checks on free axes within a module and its branches say."""
+    nodes = (node for node in _nodes(module) if node.target is torch.ops.aten._assert_async.msg)
+    return tuple(words for node in nodes if " two batch sizes" in (words := str(node.args[1])))
+
+
+def has_lstm(module: torch.nn.Module) -> bool:
+    """Tell whether a module or one of its branches calls `lstm`."""
+    return any(node.target is torch.ops.aten.lstm.input for node in _nodes(module))
+
+
+def _nodes(module: torch.nn.Module) -> Iterator[torch.fx.Node]:
+    for part in module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            yield from part.graph.nodes

@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.utils._sympy.functions import Mod
 
 from noa.errors import ConversionError
+from noa_conversion.importers.axis_names import axis_name, with_sizes
 from noa_conversion.importers.torch.dtypes import tagged, torch_dtype_of
 from noa_conversion.onnx_graph.model import OnnxNode, OnnxValue
 
@@ -103,11 +104,12 @@ def make_inputs(values: Sequence[OnnxValue], sizes: Mapping[str, int], *, dynami
 
     Raises:
         ConversionError: an input is no tensor, or nothing is said of its rank or type.
+        InvalidInputError: `sizes` names what is no free axis.
     """
     env = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     hints: dict[str, int] = {}
-    named = tuple(_with_names(value, sizes, dynamic=dynamic) for value in values)
+    named = tuple(_with_names(value, dynamic=dynamic) for value in with_sizes(values, sizes))
     tensors: list[torch.Tensor] = []
     axes: dict[str, str] = {}
     for value in named:
@@ -153,7 +155,7 @@ def _hint(hints: Mapping[str, int], values: Sequence[OnnxValue], choice: Sequenc
     return free[0] if free else 113 + 2 * len(hints) + max(fixed, default=0)
 
 
-def _with_names(value: OnnxValue, sizes: Mapping[str, int], *, dynamic: bool) -> OnnxValue:
+def _with_names(value: OnnxValue, *, dynamic: bool) -> OnnxValue:
     if value.kind != "tensor":
         raise ConversionError(
             f"input `{value.name}` is a {value.kind}, and a traced module takes tensors",
@@ -173,20 +175,5 @@ def _with_names(value: OnnxValue, sizes: Mapping[str, int], *, dynamic: bool) ->
     shape: list[int | str] = []
     for axis, size in enumerate(value.shape):
         name = axis_name(size, axis, value.name)
-        known = sizes.get(str(size), sizes.get(str(name)))
-        if isinstance(name, int):
-            shape.append(name)
-        elif known is not None:
-            shape.append(known)
-        else:
-            shape.append(name if dynamic else 1)
+        shape.append(name if dynamic or isinstance(name, int) else 1)
     return replace(value, shape=tuple(shape))
-
-
-def axis_name(size: int | str | None, axis: int, value: str) -> int | str:
-    """Return a size, or the identifier by which a free axis is called: an unnamed first one is the batch."""
-    if isinstance(size, int):
-        return size
-    text = size if size is not None else ("batch" if axis == 0 else f"{value}_{axis}")
-    plain = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_") or "axis"
-    return plain if plain.isidentifier() else f"axis_{plain}"

@@ -24,6 +24,7 @@ from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.interpreter import Watch, run_graph
 from noa_conversion.importers.target import Value
 from noa_conversion.importers.torch import handlers
+from noa_conversion.importers.torch.checks import has_lstm, words_of_checks
 from noa_conversion.importers.torch.dtypes import dtype_of, is_held, to_numpy, to_torch
 from noa_conversion.importers.torch.free_axes import FakeInputs, Fixers, make_inputs
 from noa_conversion.importers.torch.fusion import fuse
@@ -106,7 +107,7 @@ def import_onnx_to_torch(
             f"the free {'axis' if name.isidentifier() else 'size'} `{name}` can only be one number in this graph",
             where=fixers.place_of(name),
             expected="nodes that take any size of it",
-            received=f"one that was taken down for {size} only",
+            received=f"one into which PyTorch compiled the number {size}",
             remedy=fixing(name),
             axis=name,
         )
@@ -122,11 +123,51 @@ def convert_onnx_to_torch(source: Path, folder: Path, settings: ConversionSettin
         ConversionError: something in the model cannot be computed in PyTorch, or the module cannot be exported.
     """
     del settings
-    from noa_conversion.formats.torch_format import save
+    from noa_conversion.formats.torch_format import NOT_EXPORTED, save
 
     imported = import_onnx_to_torch(source / "model.onnx")
-    declared = Signature.load(source) if (source / "signature.json").is_file() else imported.signature
-    save(TorchModel(module=imported.module, signature=declared), folder)
+    has_own = (source / "signature.json").is_file()
+    declared = _completed(Signature.load(source), imported) if has_own else imported.signature
+    try:
+        save(TorchModel(module=imported.module, signature=declared), folder)
+    except ConversionError as error:
+        if not error.what.startswith(NOT_EXPORTED):
+            raise
+        raise _not_exported(imported, error.what.removeprefix(NOT_EXPORTED)) from error
+
+
+def _completed(declared: Signature, imported: ImportedTorch) -> Signature:
+    """Return a signature with what was computed in the place of outputs' axes that no input has: they say nothing."""
+    known = {axis for spec in declared.inputs for axis in spec.shape if isinstance(axis, str)}
+    outputs = tuple(
+        spec
+        if value.shape is None or len(value.shape) != len(spec.shape)
+        else replace(
+            spec,
+            shape=tuple(
+                found
+                if isinstance(axis, str) and axis not in known and (isinstance(found, int) or found in known)
+                else axis
+                for axis, found in zip(spec.shape, value.shape, strict=True)
+            ),
+        )
+        for spec, value in zip(declared.outputs, imported.outputs, strict=True)
+    )
+    return replace(declared, outputs=outputs)
+
+
+def _not_exported(imported: ImportedTorch, reason: str) -> ConversionError:
+    """Return the error in words of the file: which nodes need one size of two axes, or else which axes are free."""
+    axes = {size for value in imported.inputs for size in value.shape or () if isinstance(size, str)}
+    checks = sorted(set(words_of_checks(imported.module)))
+    named = [axis for axis in sorted(axes) if any(f"`{axis}`" in words for words in checks)]
+    if "Constraints violated" in reason and has_lstm(imported.module):
+        checks, named = ["PyTorch's export unrolls `LSTM`, so that its number of steps is compiled in"], sorted(axes)
+    return ConversionError(
+        "PyTorch cannot export the model with these free axes" + (f": {'; '.join(checks)}" if named else ""),
+        received=reason,
+        remedy=fixing(", ".join(named or sorted(axes))) + "; or keep the format `onnx`",
+    )
 
 
 def _checked_bind(model: OnnxModel, bind: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from noa_conversion.importers.free_sizes import fixing
 from noa_conversion.importers.op import Op
 from noa_conversion.importers.recurrent_inputs import RecurrentInputs, read_recurrent
 from noa_conversion.importers.target import Size, Value
 from noa_conversion.importers.torch.checks import checked
+from noa_conversion.importers.torch.free_time import scanned, whole_lstm
 from noa_conversion.importers.torch.operands import is_static
 from noa_conversion.importers.torch.recurrent_cells import (
     Activation,
@@ -83,19 +83,23 @@ def _layer(op: Op, given: RecurrentInputs) -> _Layer:
         else (op.tensor(value).transpose(0, 1) if given.is_batch_first else op.tensor(value))
         for value in given.states
     ]
-    states = [_of_batch(op, state, image.shape[1]) for state in states]
+    names = ("initial_h", "initial_c")
+    states = [_of_batch(op, name, state, image.shape[1]) for name, state in zip(names, states, strict=False)]
     return _Layer(
         x=image, weights=weights, states=states, lengths=_lengths(op, given, image.shape[0]), direction=given.direction
     )
 
 
-def _of_batch(op: Op, state: torch.Tensor, batch: Size) -> torch.Tensor:
+def _of_batch(op: Op, name: str, state: torch.Tensor, batch: Size) -> torch.Tensor:
     """Return a state that is checked at run time if it may have another batch: PyTorch would read past its end."""
     own = state.shape[1]
     if statically_known_true(own == batch):
         return state
     is_right = torch.scalar_tensor(own, dtype=torch.int64) == torch.scalar_tensor(batch, dtype=torch.int64)
-    (same,) = checked(is_right, f"`{op.kind}` `{op.name}` has sequences and initial states of two batch sizes", [state])
+    words = f"`{op.kind}` `{op.name}` has sequences and initial states of two batch sizes: "
+    words += f"`X` has `{batch}`, `{name}` `{own}`"
+    in_words: Callable[[str], str] = getattr(op.target, "in_words", str)
+    (same,) = checked(is_right, in_words(words), [state])
     return same
 
 
@@ -119,6 +123,8 @@ def _run(op: Op, layer: _Layer) -> tuple[torch.Tensor, ...]:
         is_native = is_native and bool(op.attribute("linear_before_reset", 0))
     if op.kind == "LSTM":
         is_native = is_native and not op.attribute("input_forget", 0)
+    else:
+        is_native = is_native and is_static(layer.x.shape[0])  # PyTorch unrolls its own when it is exported
     compute = _written_out if not is_native else _native if layer.lengths is None else _native_with_lengths
     y, states = compute(op, layer)
     return y, *states
@@ -137,7 +143,7 @@ def _native(op: Op, layer: _Layer) -> tuple[torch.Tensor, list[torch.Tensor]]:
     # A state that one element was spread to has no strides, and PyTorch's exporter makes loops that want them.
     initial = [state.clone(memory_format=torch.contiguous_format) for state in layer.states]
     if op.kind == "LSTM":
-        y, *states = torch.lstm(x, initial, flat, has_biases, 1, 0.0, False, is_both, False)
+        y, *states = whole_lstm(x, initial, flat, has_biases=has_biases, is_both=is_both)
     else:
         compute = torch.gru if op.kind == "GRU" else torch.rnn_tanh
         y, *states = compute(x, initial[0], flat, has_biases, 1, 0.0, False, is_both, False)
@@ -196,24 +202,25 @@ def _reordered(part: torch.Tensor, order: list[int]) -> torch.Tensor:
 
 
 def _written_out(op: Op, layer: _Layer) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    steps = layer.x.shape[0]
-    if not is_static(steps):
-        op.refuse(
-            f"with these options it is written out step by step, and its number of steps is a free axis: {steps}",
-            remedy=fixing(steps),
-        )
     functions = activations_of(op, len(layer.weights))
     outputs: list[torch.Tensor] = []
     finals: list[tuple[torch.Tensor, ...]] = []
     for i, weights in enumerate(layer.weights):
         is_backward = layer.direction == "reverse" or i == 1
-        step = _STEPS[op.kind](op, weights, functions[i])
         states = tuple(state[i] for state in layer.states)
         x = _reversed(layer.x, layer.lengths) if is_backward else layer.x
-        y, final = _unroll(step, x, states, layer.lengths)
+        make_step = _step_maker(op, functions[i])
+        if is_static(layer.x.shape[0]):
+            y, final = _unroll(make_step(weights), x, states, layer.lengths)
+        else:
+            y, final = scanned(make_step, weights, x, states, layer.lengths)
         outputs.append(_reversed(y, layer.lengths) if is_backward else y)
         finals.append(final if layer.lengths is None else _zero_where_empty(final, layer.lengths))
     return torch.stack(outputs, 1), [torch.stack(parts) for parts in zip(*finals, strict=True)]
+
+
+def _step_maker(op: Op, functions: list[Activation]) -> Callable[[CellWeights], Step]:
+    return lambda weights: _STEPS[op.kind](op, weights, functions)
 
 
 def _unroll(

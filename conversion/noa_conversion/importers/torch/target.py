@@ -6,7 +6,7 @@ A weight or constant becomes a `get_attr` node the first time it is used. Inside
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, track_tensor_tree
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _python_dispatch
+from torch.utils._pytree import tree_map
 
 from noa_conversion.importers.registry import Handlers
 from noa_conversion.importers.torch.dtypes import dtype_of, tagged, to_torch
@@ -134,6 +135,19 @@ class Weights(Mapping[str, Any]):
             yield
         finally:
             self._given.pop()
+
+
+def record_call(
+    function: Any, arguments: Sequence[Any], shapes: Sequence[Sequence[Any]], like: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Record a call whose results have these shapes and the type of `like`, without computing it on stand-ins."""
+    tracer = _tracer()
+    proxy = tracer.create_proxy("call_function", function, tree_map(tracer.unwrap_proxy, tuple(arguments)), {})
+    stand_in: Any = like
+    with outside_the_trace(), stand_in.fake_mode:
+        results = tuple(torch.empty(list(shape), dtype=like.dtype) for shape in shapes)
+    track_tensor_tree(results, proxy, constant=None, tracer=tracer)
+    return results
 
 
 def outside_the_trace() -> AbstractContextManager[None]:
