@@ -142,7 +142,8 @@ def compare_models(
 ) -> EquivalenceReport:
     """Compare two models on `inputs`, or on generated ones where none are given.
 
-    `sizes` fixes free axes by name, `rename` says which names of the target are which of the source. A difference is reported, never raised. `tell` hears what is being done.
+    `sizes` fixes free axes by name, `rename` says which names of the target are which of the source. A difference is
+    reported, never raised. `tell` hears what is being done.
 
     Raises:
         SignatureError: the inputs do not fit the source.
@@ -157,6 +158,8 @@ def compare_models(
     matched = match_signatures(native.signature, other.signature)
     empty = _without_rows(inputs or {})
     problem, notes, fixed = matched.problem or empty, matched.notes, matched.fixed
+    said_of = dict.fromkeys(f"{model.label}: {note}" for model in (source, target) for note in model.notes)
+    notes = (*said_of, *notes)
     coarsest = least_precise(source.folder, native.signature)
     found = _Comparison(native, other, settings, allow, computed_from=coarsest, dtypes=matched.dtypes, tell=tell)
     said = "given" if inputs is not None else f"generated with seed {seed}"
