@@ -53,7 +53,11 @@ def convert_file(
     check_output(output)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="noa-convert-")))
+        if library is not None:
+            _refuse_target(library, to)
         source, proof = _open(stack, path, scratch, library, bind, sizes, settings)
+        for note in source.notes:
+            console.note(f"{source.label}: {note}")
         folder = scratch / to
         chain, report = _convert(source, to, folder, inputs, settings, is_new=library is not None)
         if report is not None and not report.passed:
@@ -71,6 +75,14 @@ def convert_file(
         reference=None,
         evidence=evidence,
     )
+
+
+def _refuse_target(library: str, to: str) -> None:
+    """Refuse what cannot be made of any file of a library before it is read."""
+    from noa_conversion import conversion_chain
+    from noa_conversion.from_others import refuse_targets
+
+    refuse_targets(library, [converter.target for converter in conversion_chain("onnx", to)])
 
 
 def _open(

@@ -29,6 +29,25 @@ def parse_sizes(texts: Sequence[str] | None) -> dict[str, int]:
     return sizes
 
 
+def parse_names(texts: Sequence[str] | None) -> dict[str, str]:
+    """Return the source's names by the target's.
+
+    Raises:
+        InvalidInputError: one is no TARGET=SOURCE, or a name stands twice on one side.
+    """
+    from noa.errors import InvalidInputError
+
+    names: dict[str, str] = {}
+    for text in texts or ():
+        theirs, mark, mine = text.partition("=")
+        if not mark or not theirs or not mine:
+            raise InvalidInputError("a rename is not readable", expected="TARGET=SOURCE, e.g. mul_7=y", received=text)
+        if theirs in names:
+            raise InvalidInputError(f"`{theirs}` is renamed twice", expected="one name for each", received=text)
+        names[theirs] = mine
+    return names
+
+
 def parse_bindings(texts: Sequence[str] | None) -> dict[str, np.ndarray]:
     """Return values by input: numbers with commas between them, one number alone, or `@FILE.npy`.
 

@@ -127,22 +127,35 @@ def compare_models(
     seed: int = 0,
     settings: ConversionSettings,
     allow: Allow | None = None,
+    rename: Mapping[str, str] | None = None,
     tell: Callable[[str], None] = lambda _text: None,
 ) -> EquivalenceReport:
     """Compare two models on `inputs`, or on generated ones where none are given. A difference is reported, not raised.
 
     `sizes` fixes free axes by name, `allow` replaces the tolerance of a dtype, `tell` hears what is being done.
+    `rename` gives inputs and outputs of the target the source's names: `{"mul_7": "y"}`.
 
     Raises:
         SignatureError: the inputs do not fit the source.
-        InvalidInputError: a folder does not hold its format, the source cannot compute, or inputs cannot be made up.
+        InvalidInputError: a folder does not hold its format, the source cannot compute, inputs cannot be made up, or
+            `rename` names what is not there.
         DependencyMissingError: a framework is not installed.
         ConversionError: the source used up the time or memory of `conversion.max_work_s` and `max_work_bytes`.
     """
     from noa_conversion.equivalence import compare_models as compare
 
     with work_limit(settings.max_work_s, settings.max_work_bytes):
-        return compare(source, target, inputs=inputs, sizes=sizes, seed=seed, settings=settings, allow=allow, tell=tell)
+        return compare(
+            source,
+            target,
+            inputs=inputs,
+            sizes=sizes,
+            seed=seed,
+            settings=settings,
+            allow=allow,
+            rename=rename,
+            tell=tell,
+        )
 
 
 def _run_chain(

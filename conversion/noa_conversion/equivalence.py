@@ -32,6 +32,7 @@ from noa_conversion.generated_inputs import (
     size_ladder,
 )
 from noa_conversion.model_files import ModelFiles
+from noa_conversion.renaming import renamed_model
 from noa_conversion.signature_match import match_signatures, signature_problem
 from noa_conversion.stored_precision import least_precise
 
@@ -140,11 +141,13 @@ def compare_models(
     seed: int = 0,
     settings: ConversionSettings,
     allow: Allow | None = None,
+    rename: Mapping[str, str] | None = None,
     tell: Callable[[str], None] = lambda _text: None,
 ) -> EquivalenceReport:
     """Compare two models on `inputs`, or on generated ones where none are given.
 
-    `sizes` fixes free axes by name. A difference is reported, never raised. `tell` hears what is being done.
+    `sizes` fixes free axes by name, `rename` says which names of the target are which of the source. A difference is
+    reported, never raised. `tell` hears what is being done.
 
     Raises:
         SignatureError: the inputs do not fit the source.
@@ -154,10 +157,13 @@ def compare_models(
     tell(f"loading {source.label}")
     native = _loaded(source)
     tell(f"loading {target.label}")
-    other = _loaded(target)
+    names = dict(rename or {})
+    other = renamed_model(_loaded(target), names)
     matched = match_signatures(native.signature, other.signature)
     empty = _without_rows(inputs or {})
     problem, notes, fixed = matched.problem or empty, matched.notes, matched.fixed
+    said_of = dict.fromkeys(f"{model.label}: {note}" for model in (source, target) for note in model.notes)
+    notes = (*said_of, *notes)
     coarsest = least_precise(source.folder, native.signature)
     found = _Comparison(native, other, settings, allow, computed_from=coarsest, dtypes=matched.dtypes, tell=tell)
     said = "given" if inputs is not None else f"generated with seed {seed}"
@@ -177,7 +183,7 @@ def compare_models(
     first = None
     if found.differs_in_values:
         tell("looking for the first node that differs")
-        first = find_first_difference(source, target, found.worst_inputs, settings=settings)
+        first = find_first_difference(source, target, found.worst_inputs, settings=settings, rename=names)
     return EquivalenceReport(
         source=source,
         target=target,

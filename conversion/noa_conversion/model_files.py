@@ -32,6 +32,8 @@ class ModelFiles:
     format: str
     folder: Path
     label: str
+    notes: tuple[str, ...] = ()
+    """What the folder gives in another form than the file that it was laid out from, in words."""
 
 
 def detect_format(folder: Path) -> str:
@@ -92,5 +94,6 @@ def open_model(
     with tempfile.TemporaryDirectory(prefix="noa-model-") as scratch:
         folder = Path(scratch) / "onnx"
         folder.mkdir()
-        stage_onnx(path / "model.onnx" if path.is_dir() else path, folder, bind=bind or {}, sizes=sizes)
-        yield ModelFiles(format="onnx", folder=folder, label=str(path))
+        file = path / "model.onnx" if path.is_dir() else path
+        notes = stage_onnx(file, folder, bind=bind or {}, sizes=sizes)
+        yield ModelFiles(format="onnx", folder=folder, label=str(path), notes=notes)

@@ -12,6 +12,7 @@ from noa.signatures import Signature
 from noa_conversion.files import MAX_GRAPH_BYTES, read_bytes
 from noa_conversion.formats.onnx_check import has_external_data, parse_model
 from noa_conversion.formats.onnx_format import MODEL_FILE
+from noa_conversion.zip_maps import leave_out_zip_maps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
 def stage_onnx(
     source: Path, folder: Path, *, bind: Mapping[str, np.ndarray], sizes: Mapping[str, int] | None = None
-) -> None:
+) -> tuple[str, ...]:
     """Write `model.onnx` and `signature.json` into `folder`. Weights beside the file are brought into it.
 
-    `sizes` fixes free axes by the names that the signature gives them.
+    `sizes` fixes free axes by the names that the signature gives them. What the folder's graph gives in another form
+    than the file is returned, in words.
 
     Raises:
         InvalidInputError: not safe to load, larger than one file may be, an input or output that is no tensor of
@@ -39,6 +41,7 @@ def stage_onnx(
         onnx.load_external_data_for_model(model, str(source.parent))
     for name, value in bind.items():
         _bind(model, name, value, source)
+    notes = leave_out_zip_maps(model)
     complete_outputs(model, read_inputs(model, source))
     signature = read_signature(model, source)
     if sizes:
@@ -53,6 +56,7 @@ def stage_onnx(
         )
     write_file(folder / MODEL_FILE, model.SerializeToString(deterministic=True))
     signature.save(folder)
+    return notes
 
 
 def _bind(model: onnx.ModelProto, name: str, value: np.ndarray, source: Path) -> None:

@@ -6,6 +6,7 @@ floats of 64 bits in 32, as JAX does: both are told, and the comparison is made 
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -47,7 +48,8 @@ def match_signatures(native: Signature, other: Signature) -> SignatureMatch:
     for side, left, right in (("input", native.inputs, other.inputs), ("output", native.outputs, other.outputs)):
         names = [[spec.name for spec in specs] for specs in (left, right)]
         if sorted(names[0]) != sorted(names[1]):
-            return SignatureMatch(problem=f"the {side}s differ: source {names[0]}, target {names[1]}")
+            text = f"the {side}s differ: source {names[0]}, target {names[1]}"
+            return SignatureMatch(problem=text + _other_names(native, other))
     notes: list[str] = []
     fixed: dict[str, int] = {}
     dtypes: dict[str, DType] = {}
@@ -64,6 +66,22 @@ def match_signatures(native: Signature, other: Signature) -> SignatureMatch:
         if problem is not None:
             return SignatureMatch(problem=problem)
     return SignatureMatch(notes=tuple(dict.fromkeys(notes)), fixed=fixed, dtypes=dtypes)
+
+
+def _other_names(native: Signature, other: Signature) -> str:
+    """Say what to do where only the names differ, as they do in what an exporter wrote; empty where more does."""
+    pairs: list[tuple[str, str]] = []
+    for left, right in ((native.inputs, other.inputs), (native.outputs, other.outputs)):
+        if len(left) != len(right):
+            return ""
+        kept = {spec.name for spec in left} & {spec.name for spec in right}
+        mine, theirs = ([spec for spec in specs if spec.name not in kept] for specs in (left, right))
+        for one, two in zip(mine, theirs, strict=True):
+            if len(one.shape) != len(two.shape) or two.dtype not in (one.dtype, NARROWED.get(one.dtype)):
+                return ". Say which of the target is which of the source: --rename TARGET=SOURCE"
+            pairs.append((two.name, one.name))
+    options = " ".join("--rename " + shlex.quote(f"{theirs}={mine}") for theirs, mine in pairs)
+    return f". If they are the same in this order, say so: {options}"
 
 
 def _match_sizes(

@@ -18,7 +18,7 @@ from noa.settings import Settings
 from noa_conversion import convert_folder, find_converters, load_format, measure_equivalence
 from noa_conversion.latency import describe_hardware
 from noa_conversion.latency import measure_performance as measure_speed
-from noa_conversion.optimise.pareto import Measured, mark_front, metric_drop
+from noa_conversion.optimise.pareto import LATENCY_NOISE, Measured, mark_front, metric_drop
 from noa_flows.training_job import JOB_FOLDER_TAG
 from noa_registry import Registry
 from noa_registry.evidence import LATENCY, LatencyEvidence
@@ -84,6 +84,7 @@ class Optimisation:
             "rows": self.rows,
             "dataset_digest": self.dataset_digest,
             "hardware": self.hardware,
+            "latency_noise": LATENCY_NOISE,
             "formats": [one.to_dict() for one in self.measured],
         }
 

@@ -64,6 +64,76 @@ def test_different_files_end_with_one_and_name_the_node(here: Path, capsys: pyte
     assert answer["inputs"] == "given" and answer["first_difference"]["node"] == "linear"
 
 
+def test_other_names_are_told_apart_on_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load("a.onnx")
+    model.graph.node[-1].output[0] = model.graph.output[0].name = "relu_1"
+    onnx.save(model, "again.onnx")
+    answer = _json(["verify", "a.onnx", "again.onnx"], capsys, code=1)
+    assert "--rename relu_1=y" in answer["problem"] and not answer["outputs"]
+    answer = _json(["verify", "a.onnx", "again.onnx", "--rename", "relu_1=y"], capsys)
+    assert answer["passed"] and {output["output"] for output in answer["outputs"]} == {"y"}
+    assert run(["verify", "a.onnx", "again.onnx", "--rename", "relu_1"]) == 1
+    assert "TARGET=SOURCE" in capsys.readouterr().err
+
+
+def _classifier(path: Path, *, zipped: bool = True) -> Path:
+    """A classifier as skl2onnx writes it: a matrix product, and a dictionary per row."""
+    value = helper.make_tensor_value_info
+    scores = "scores" if zipped else "probabilities"
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["s"], name="dot"), helper.make_node("Softmax", ["s"], [scores])]
+    outputs = [value("probabilities", TensorProto.FLOAT, ["batch", 3])]
+    if zipped:
+        labels = {"classlabels_int64s": [4, 5, 9]}
+        nodes.append(
+            helper.make_node("ZipMap", ["scores"], ["probabilities"], name="zip", domain="ai.onnx.ml", **labels)
+        )
+        rows = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+        outputs = [helper.make_value_info("probabilities", helper.make_sequence_type_proto(rows))]
+    weights = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    inputs = [value("x", TensorProto.FLOAT, ["batch", 4])]
+    body = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(weights, "w")])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(body, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_dictionary_per_row_at_the_end_becomes_a_plain_tensor_and_is_told(
+    here: Path, capsys: pytest.CaptureFixture[str], framework: str
+) -> None:
+    _classifier(here / "zip.onnx")
+    plain = _classifier(here / "plain.onnx", zipped=False)
+    assert run(["convert", "zip.onnx", "--to", framework, "-o", "out"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "`ZipMap` at its end" in told and "classes 4, 5, 9" in told
+    answer = _json(["verify", "out", plain.name], capsys)
+    assert answer["passed"] and [entry["batch"] for entry in answer["runs"]] == [1, 7]
+
+
+def test_a_dictionary_that_goes_on_is_refused_by_its_operator(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load(_classifier(here / "zip.onnx"))
+    model.graph.node.append(helper.make_node("Identity", ["probabilities"], ["again"]))
+    onnx.save(model, "used.onnx")
+    assert run(["convert", "used.onnx", "--to", "torch", "-o", "out"]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "`ZipMap` (node `zip`, ai.onnx.ml opset 3) makes it" in told and "zipmap=False" in told
+
+
+@pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
+def test_trees_to_a_framework_are_refused_before_the_file_is_read(
+    here: Path, capsys: pytest.CaptureFixture[str], library: str
+) -> None:
+    name = {"xgboost": "trees.json", "lightgbm": "trees.txt"}[library]
+    Path(name).write_text("no model, which reading would find")
+    assert run(["convert", name, "--from", library, "--to", "jax", "-o", "out"]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"`{library}` cannot become `jax`" in told and "`--to onnx`" in told and "Reading" not in told
+    assert run(["convert", name, "--from", library, "--to", "onnx", "-o", "out"]) == 1
+    assert "cannot become" not in capsys.readouterr().err
+    table = {entry["name"]: entry["not_to"] for entry in _json(["formats"], capsys)["from_others"]}
+    assert table[library] == ["torch", "jax"] and table["keras"] == []
+
+
 def test_inputs_that_compare_nothing_are_refused_by_their_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with np.load(_kept_inputs()) as kept:
         x = kept["x"]

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from noa.errors import InvalidInputError, NotFoundError
 from noa.settings import ConversionSettings
-from noa_conversion import ModelFiles, compare_models, open_model
+from noa_conversion import ModelFiles, compare_models, convert_folder, open_model
 from noa_conversion.comparison import Tolerance
 from noa_conversion.equivalence import EquivalenceReport
 
@@ -282,3 +282,79 @@ def test_a_difference_beyond_a_bound_of_the_graph_is_found(tmp_path: Path, rows:
     assert not report.passed
     assert "beyond 9" in report.inputs
     assert compared(clipped("a", 9.0), clipped("c", 9.0)).passed
+
+
+def renamed(proto: onnx.ModelProto, names: dict[str, str]) -> onnx.ModelProto:
+    """The same graph under other names; what had one of the new names gets another."""
+    names = {**{new: f"{new}_inner" for new in names.values()}, **names}
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in proto.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    return proto
+
+
+def two_steps(*, slope: float = 2.0) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Mul", ["x", "k"], ["m"], name="scale"),
+        helper.make_node("Sub", ["m", "z"], ["y"], name="less"),
+    ]
+    inputs = [graphs.value(name, FLOAT, ["n", 3]) for name in "xz"]
+    weights = {"k": np.array(slope, np.float32)}
+    return graphs.model(nodes, inputs, [graphs.value("y", FLOAT, ["n", 3])], weights)
+
+
+def test_models_that_differ_in_names_only_are_compared_once_it_is_said_which_is_which(tmp_path: Path) -> None:
+    first = saved(tmp_path, "a", two_steps())
+    second = saved(tmp_path, "b", renamed(two_steps(), {"x": "args_0", "y": "sub_7", "m": "y"}))
+    report = compared(first, second)
+    assert not report.passed and not report.runs
+    assert report.problem is not None and "--rename args_0=x --rename sub_7=y" in report.problem
+    report = compared(first, second, rename={"args_0": "x", "sub_7": "y"})
+    assert report.passed and len(report.runs) == 2
+
+
+def test_inputs_that_change_places_are_told_apart_by_name(tmp_path: Path) -> None:
+    """`x` and `z` have one shape: by position they would be swapped without a word."""
+    first = saved(tmp_path, "a", two_steps())
+    second = saved(tmp_path, "b", renamed(two_steps(), {"x": "p", "z": "q"}))
+    assert compared(first, second, rename={"p": "x", "q": "z"}).passed
+    report = compared(first, second, rename={"p": "z", "q": "x"})
+    assert not report.passed and report.runs
+
+
+def test_the_first_node_that_differs_is_found_under_other_names(tmp_path: Path) -> None:
+    """An inner value of the target that has the name of the source's output is not taken for it."""
+    first = saved(tmp_path, "a", two_steps())
+    second = saved(tmp_path, "b", renamed(two_steps(slope=2.5), {"x": "args_0", "y": "out", "m": "y"}))
+    report = compared(first, second, rename={"args_0": "x", "out": "y"})
+    assert report.first_difference is not None and report.first_difference.node == "less"
+    second = saved(tmp_path, "c", renamed(two_steps(slope=2.5), {"x": "args_0", "y": "out"}))
+    report = compared(first, second, rename={"args_0": "x", "out": "y"})
+    assert report.first_difference is not None and report.first_difference.node == "scale"
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_program_under_other_names_is_compared_with_its_graph_both_ways(tmp_path: Path, framework: str) -> None:
+    first = saved(tmp_path, "a", two_steps())
+    second = saved(tmp_path, "b", renamed(two_steps(), {"x": "args_0", "y": "out"}))
+    third = saved(tmp_path, "c", renamed(two_steps(slope=2.5), {"x": "args_0", "y": "out"}))
+    with open_model(second) as source:
+        convert_folder("onnx", source.folder, framework, tmp_path / framework, settings=SETTINGS)
+    program = tmp_path / framework
+    assert compared(first, program, rename={"args_0": "x", "out": "y"}).passed
+    assert compared(program, first, rename={"x": "args_0", "y": "out"}).passed
+    report = compared(program, saved(tmp_path, "d", two_steps(slope=2.5)), rename={"x": "args_0", "y": "out"})
+    assert not report.passed and report.first_difference is not None
+    assert compared(third, program).first_difference is not None
+
+
+@pytest.mark.parametrize(
+    ("rename", "said"),
+    [({"nothing": "y"}, "no input or output of that name"), ({"x": "z"}, "two tensors of the target")],
+)
+def test_a_rename_that_fits_nothing_is_refused(tmp_path: Path, rename: dict[str, str], said: str) -> None:
+    first = saved(tmp_path, "a", two_steps())
+    with pytest.raises(InvalidInputError, match=said):
+        compared(first, first, rename=rename)

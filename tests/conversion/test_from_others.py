@@ -80,6 +80,49 @@ def test_scikit_learn_on_its_own_data(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_columns_by_name_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    import pandas as pd
+    from sklearn.compose import ColumnTransformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    from noa_conversion.from_others.sklearn_to_onnx import convert_sklearn
+
+    table = pd.DataFrame({"a": [1.0, 2, 3, 4], "b": [0.0, 1, 2, 0], "c": ["u", "v", "u", "w"]})
+    by_name = ColumnTransformer([("n", StandardScaler(), ["a", "b"]), ("c", OneHotEncoder(), ["c"])])
+    model = make_pipeline(by_name, LogisticRegression()).fit(table, [0, 1, 0, 1])
+    with pytest.raises(ConversionError, match=r"by their names.*ColumnTransformer\(.*`a`, `b`, `c`.*to_numpy"):
+        convert_sklearn(model, tmp_path / "onnx")
+    numbers = table[["a", "b"]].to_numpy(dtype="float32")
+    by_place = ColumnTransformer([("n", StandardScaler(), [0, 1])])
+    model = make_pipeline(by_place, LogisticRegression()).fit(numbers, [0, 1, 0, 1])
+    assert convert_sklearn(model, tmp_path / "onnx", samples=numbers)["problem"] is None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sparse_bins_are_refused_with_the_encoding_that_works(tmp_path: Path) -> None:
+    from sklearn.compose import ColumnTransformer
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import KBinsDiscretizer, StandardScaler
+
+    from noa_conversion.from_others.sklearn_to_onnx import convert_sklearn
+
+    x, y = load_breast_cancer(return_X_y=True)
+    x = x.astype(np.float32)
+
+    def binned(encode: str) -> Any:
+        bins = KBinsDiscretizer(4, encode=encode)
+        columns = ColumnTransformer([("a", StandardScaler(), [0, 1]), ("b", bins, [3, 4])])
+        return make_pipeline(columns, RidgeClassifier()).fit(x, y)
+
+    with pytest.raises(ConversionError, match=r"`KBinsDiscretizer` gives a sparse matrix.*encode='onehot-dense'"):
+        convert_sklearn(binned("onehot"), tmp_path / "onnx", samples=x)
+    assert convert_sklearn(binned("onehot-dense"), tmp_path / "onnx", samples=x)["problem"] is None
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_labels_that_are_texts_stay_texts(tmp_path: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 

@@ -206,6 +206,47 @@ def test_a_latency_within_the_noise_beats_nobody() -> None:
     assert all(one.on_front for one in found)
 
 
+def test_of_a_format_that_is_beaten_is_said_by_which_and_in_what() -> None:
+    """`b` is slower in the table, by less than the noise, and smaller: it beats `a`, which only the rule explains."""
+    found = mark_front(
+        [
+            _measured("a", 1100, 1.00, 0.9),
+            _measured("b", 1000, 1.02, 0.9),
+            _measured("c", 1000, 2.00, 0.8),
+            _measured("refused", 1, 0.1, 0.99, problem="outside its stated tolerance"),
+        ],
+        larger_is_better=True,
+    )
+    assert [one.format for one in found if one.on_front] == ["b"]
+    assert (found[0].beaten_by, found[0].beaten_in) == ("b", ("100 bytes smaller",))
+    assert found[2].beaten_by == "b"
+    assert found[2].beaten_in == ("the metric better by 0.1", "49% faster at batch 1")
+    assert (found[1].beaten_by, found[3].beaten_by) == (None, None)
+    assert found[0].to_dict()["beaten_by"] == "b"
+
+
+def test_names_in_the_picture_do_not_cover_each_other() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Annotation, Text
+
+    from noa_conversion.optimise.pareto_plot import PlotTitle, draw_figure
+
+    names = ("onnx", "onnx-slim", "onnx-fp16", "onnx-bf16", "onnx-int8", "onnx-int8-static", "onnx-int4")
+    shown = mark_front(
+        [_measured(name, 100_000 + i, 0.1 + i / 1e4, 0.99) for i, name in enumerate(names)], larger_is_better=True
+    )
+    title = PlotTitle(reference="m/1", metric="accuracy", larger_is_better=True, hardware="a machine", least=0.985)
+    figure = draw_figure(shown, title)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = [item for axes in figure.axes for item in axes.get_children() if isinstance(item, Annotation)]
+    labels = [text for text in texts if text.get_text().startswith("onnx")]
+    assert len(labels) == len(names)
+    boxes = [Text.get_window_extent(label, canvas.get_renderer()) for label in labels]
+    for index, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+
+
 def test_a_drop_is_in_the_direction_of_the_metric() -> None:
     assert metric_drop(0.9, 0.8, larger_is_better=True) == pytest.approx(0.1)
     assert metric_drop(0.2, 0.3, larger_is_better=False) == pytest.approx(0.1)

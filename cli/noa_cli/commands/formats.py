@@ -49,9 +49,15 @@ def formats(as_json: JsonOption = False) -> None:
         ],
     )
     console.print_table(
-        ["from other libraries", "needs", "installed", "reads"],
+        ["from other libraries", "needs", "installed", "reads", "not to"],
         [
-            [source.name, ", ".join(source.packages), _installed(source.missing, source.extra), source.reads]
+            [
+                source.name,
+                ", ".join(source.packages),
+                _installed(source.missing, source.extra),
+                source.reads,
+                ", ".join(source.not_to) or None,
+            ]
             for source in others
         ],
     )

@@ -103,6 +103,8 @@ def _draw(found: Optimisation, plot: Path | None, settings: Settings) -> Path | 
 
 
 def _print(found: Optimisation, added: list[str], *, dry_run: bool) -> None:
+    from noa_conversion.optimise.pareto import describe_rule
+
     batches = sorted({batch for one in found.measured for batch in one.latency_ms})
     console.print_table(
         ["format", "size", *(f"p50 of {batch}" for batch in batches), found.metric, "max error", "verdict"],
@@ -111,6 +113,7 @@ def _print(found: Optimisation, added: list[str], *, dry_run: bool) -> None:
         f"{console.short_digest(found.dataset_digest)}",
     )
     console.print_line(f"measured on {found.hardware}")
+    console.print_line(describe_rule(found.metric))
     if added:
         console.print_line(f"added to {found.reference}: {', '.join(added)}", "green")
     else:
@@ -126,7 +129,7 @@ def _row(one: Measured, batches: list[int], added: list[str], dry_run: bool) -> 
     elif one.on_front:
         verdict = "on the front" + (", would be added" if one.is_chosen and dry_run else "")
     else:
-        verdict = "beaten by another"
+        verdict = f"beaten by {one.beaten_by}: {', '.join(one.beaten_in)}"
     metric = None if one.metric is None else f"{one.metric:.4f}"
     error = None if one.max_abs_error is None else f"{one.max_abs_error:.3g}"
     return [one.format, f"{one.size_bytes:,}" if one.size_bytes else None, *speeds, metric, error, verdict]

@@ -11,7 +11,7 @@ from noa_cli import _console as console
 from noa_cli._equivalence_report import print_report, refuse_vacuous
 from noa_cli._invocation import current
 from noa_cli._model_sources import open_models
-from noa_cli._named_values import parse_bindings, parse_sizes, read_given_inputs
+from noa_cli._named_values import parse_bindings, parse_names, parse_sizes, read_given_inputs
 from noa_cli._options import JsonOption
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ def verify(
         list[str] | None,
         typer.Option("--bind", metavar="NAME=VALUES", help="Fix an input of both ONNX files, e.g. shape=2,3."),
     ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rename", metavar="B=A", help="An input or output of B under the name that A gives it, e.g. mul_7=y."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of made-up inputs.")] = 0,
     keep: Annotated[
         Path | None,
@@ -47,17 +53,19 @@ def verify(
 
     Inputs are real ones of `--input`, or of the version, or made up: seeded, at batch 1 and an odd one, every free axis
     varied, whole numbers within the tables that they index. Where values differ, the first node that does is named.
+    Where only names differ, as after an export, `--rename` says which is which.
     """
     from noa.signatures import Signature
     from noa_cli._quiet_stdout import stdout_to_stderr
     from noa_conversion import compare_models
 
-    sizes, bound = parse_sizes(size), parse_bindings(bind)
+    sizes, bound, names = parse_sizes(size), parse_bindings(bind), parse_names(rename)
     _check_new(keep)
     with open_models([source, target], bind=bound) as (first, second):
         given = read_given_inputs(inputs, Signature.load(first.files.folder))
         if given is None and not generate and not sizes:
-            given = first.example or second.example
+            kept = second.example or {}
+            given = first.example or {names.get(name, name): array for name, array in kept.items()} or None
         with console.step(f"Comparing {source} with {target}") as tell, stdout_to_stderr():
             report = compare_models(
                 first.files,
@@ -65,6 +73,7 @@ def verify(
                 inputs=given,
                 sizes=sizes,
                 seed=seed,
+                rename=names,
                 settings=current().load().settings.conversion,
                 tell=tell,
             )

@@ -17,6 +17,7 @@ from noa.settings import ConversionSettings
 from noa_conversion.comparison import finite_or_text, tolerance_for
 from noa_conversion.model_files import ModelFiles
 from noa_conversion.onnx_graph.limits import value_limit
+from noa_conversion.renaming import renamed_model, renamed_values
 from noa_conversion.work_limits import check_time
 
 _CHUNK: Final = 48
@@ -82,11 +83,19 @@ class InnerValues(Protocol):
 
 
 def find_first_difference(
-    source: ModelFiles, target: ModelFiles, inputs: Mapping[str, np.ndarray], *, settings: ConversionSettings
+    source: ModelFiles,
+    target: ModelFiles,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    settings: ConversionSettings,
+    rename: Mapping[str, str] | None = None,
 ) -> FirstDifference:
-    """Return the first node that differs between two models that gave different outputs for `inputs`."""
+    """Return the first node that differs between two models that gave different outputs for `inputs`.
+
+    `rename` gives inputs and outputs of the target the source's names, by which `inputs` are given.
+    """
     with value_limit(settings.max_value_bytes):
-        return _search(source, target, inputs, settings)
+        return _search(source, target, inputs, settings, rename or {})
 
 
 def compare_inside(
@@ -114,10 +123,14 @@ def compare_inside(
 
 
 def _search(
-    source: ModelFiles, target: ModelFiles, inputs: Mapping[str, np.ndarray], settings: ConversionSettings
+    source: ModelFiles,
+    target: ModelFiles,
+    inputs: Mapping[str, np.ndarray],
+    settings: ConversionSettings,
+    names: Mapping[str, str],
 ) -> FirstDifference:
     try:
-        pairs = list(_views(source, target, inputs, settings))
+        pairs = list(_views(source, target, inputs, settings, names))
     except NoaError as exc:
         return _nothing(f"no node can be named: {exc}")
     if not pairs:
@@ -173,7 +186,11 @@ def _difference(
 
 
 def _views(
-    source: ModelFiles, target: ModelFiles, inputs: Mapping[str, np.ndarray], settings: ConversionSettings
+    source: ModelFiles,
+    target: ModelFiles,
+    inputs: Mapping[str, np.ndarray],
+    settings: ConversionSettings,
+    names: Mapping[str, str],
 ) -> Iterator[tuple[InnerValues, InnerValues, str]]:
     """Yield pairs of views on the two models, those that tell most first."""
     graphs = [model for model in (source, target) if (model.folder / "model.onnx").is_file()]
@@ -182,22 +199,30 @@ def _views(
     from noa_conversion.bisection.onnx_values import OnnxValues
 
     if len(graphs) == 2:
-        yield OnnxValues(source.folder), OnnxValues(target.folder), "both graphs run by onnxruntime without fusing"
+        right = renamed_values(OnnxValues(target.folder), names)
+        yield OnnxValues(source.folder), right, "both graphs run by onnxruntime without fusing"
         return
     graph, other = graphs[0], target if graphs[0] is source else source
-    imported = _imported(graph, other, inputs, settings)
+    of_graph, of_other = ({}, names) if graph is source else (names, {})
+    inside = renamed_values(OnnxValues(graph.folder), of_graph)
+    imported = _imported(graph, other, inputs, settings, of_graph, of_other)
     if imported is not None:
-        yield OnnxValues(graph.folder), imported, f"onnxruntime against what noa's `{other.format}` importer computes"
+        yield inside, imported, f"onnxruntime against what noa's `{other.format}` importer computes"
     elif other.format == "torch":
         from noa_conversion.bisection.torch_values import TorchValues
 
-        inside, program = OnnxValues(graph.folder), TorchValues(other.folder)
+        program = renamed_values(TorchValues(other.folder), of_other)
         how = "onnxruntime without fusing against the PyTorch program, by the names of its nodes"
         yield (inside, program, how) if graph is source else (program, inside, how)
 
 
 def _imported(
-    graph: ModelFiles, other: ModelFiles, inputs: Mapping[str, np.ndarray], settings: ConversionSettings
+    graph: ModelFiles,
+    other: ModelFiles,
+    inputs: Mapping[str, np.ndarray],
+    settings: ConversionSettings,
+    of_graph: Mapping[str, str],
+    of_other: Mapping[str, str],
 ) -> InnerValues | None:
     """Return the values of our importer, if `other` computes what it makes of the graph."""
     if other.format == "torch":
@@ -209,8 +234,8 @@ def _imported(
     from noa.formats import find_adapter
 
     try:
-        values = Imported(graph.folder)
-        outputs = find_adapter(other.format).load(other.folder).run(inputs)
+        values = renamed_values(Imported(graph.folder), of_graph)
+        outputs = renamed_model(find_adapter(other.format).load(other.folder), of_other).run(inputs)
         inner = values.compute(inputs, list(outputs))
     except NoaError:
         return None  # what the importer refuses was not made by it

@@ -5,6 +5,6 @@ the modules: `from noa_conversion.from_others.sklearn_to_onnx import convert_skl
 result is compared with the library's own predictions before it is kept.
 """
 
-from noa_conversion.from_others.sources import OtherLibrary, convert_library_file, list_sources
+from noa_conversion.from_others.sources import OtherLibrary, convert_library_file, list_sources, refuse_targets
 
-__all__ = ["OtherLibrary", "convert_library_file", "list_sources"]
+__all__ = ["OtherLibrary", "convert_library_file", "list_sources", "refuse_targets"]

@@ -10,6 +10,7 @@ for a detector of outliers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -63,10 +64,7 @@ def convert_sklearn(
             target_opset={"": chosen.opset, "ai.onnx.ml": _ML_OPSET},
         )
     except Exception as exc:  # skl2onnx raises errors of many kinds for what it cannot express
-        raise ConversionError(
-            f"skl2onnx cannot express `{type(model).__name__}`: {_first_line(exc)}",
-            expected=f"an estimator that it has a converter for, at opset {chosen.opset}",
-        ) from exc
+        raise _not_expressed(model, exc, chosen.opset) from exc
     proto = cast("onnx.ModelProto", made)
     _choose_locale(proto)
     names = _rename_outputs(proto, model)
@@ -83,6 +81,45 @@ def convert_sklearn(
             library="scikit-learn",
             samples=rows,
         )
+
+
+def _not_expressed(model: Any, error: Exception, opset: int) -> ConversionError:
+    """Say what skl2onnx could not express, and what to do where the cause is known."""
+    what = f"skl2onnx cannot express `{type(model).__name__}`"
+    columns = getattr(model, "feature_names_in_", None)
+    if columns is not None and "Unable to find column name" in str(error):
+        names = ", ".join(f"`{name}`" for name in list(columns)[:10])
+        return ConversionError(
+            f"{what}: it was fitted on a table and picks columns by their names, and the graph takes one matrix of "
+            "numbers without names",
+            expected="columns picked by their places, e.g. ColumnTransformer([('scaled', StandardScaler(), [0, 1])])",
+            received=f"columns by name, of {names}",
+            remedy="Fit it on an array (`table.to_numpy(dtype='float32')`) with columns by place; texts must be "
+            "numbers before (sklearn.preprocessing.OrdinalEncoder), with their names kept beside the model",
+        )
+    for step in _steps(model):
+        if type(step).__name__ == "KBinsDiscretizer" and getattr(step, "encode", None) == "onehot":
+            return ConversionError(
+                f"{what}: its `KBinsDiscretizer` gives a sparse matrix (encode='onehot'), which ONNX does not have",
+                expected="encode='onehot-dense' or encode='ordinal'",
+                received="encode='onehot'",
+                remedy="Fit it with encode='onehot-dense': the same columns, not sparse",
+            )
+    return ConversionError(
+        f"{what}: {_first_line(error)}", expected=f"estimators that it has a converter for, at opset {opset}"
+    )
+
+
+def _steps(model: Any) -> Iterator[Any]:
+    """Yield an estimator and all inside it."""
+    yield model
+    inner = [part for part in vars(model).values() if hasattr(part, "get_params")]
+    for holder in ("steps", "transformers_", "transformer_list", "estimators"):
+        found: Any = getattr(model, holder, ())
+        inner += [part[1] for part in found if isinstance(part, tuple) and hasattr(part[1], "get_params")]
+    for part in inner:
+        if not isinstance(part, type):
+            yield from _steps(part)
 
 
 def _predict(model: Any, names: list[str], rows: np.ndarray) -> dict[str, np.ndarray]:

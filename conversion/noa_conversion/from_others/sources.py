@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, cast
 
-from noa.errors import DependencyMissingError, InvalidInputError, NotFoundError
+from noa.errors import ConversionError, DependencyMissingError, InvalidInputError, NotFoundError
 from noa.settings import ConversionSettings
 from noa_conversion.files import staged_folder
 
@@ -27,6 +27,8 @@ class OtherLibrary:
     module: str | None
     refusal: str | None = None
     """Why its files are not taken, where they are not."""
+    not_to: tuple[str, ...] = ()
+    """Formats that no model of it becomes."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -42,10 +44,13 @@ class OtherLibrary:
             "missing": list(self.missing),
             "extra": self.extra,
             "reads": self.reads,
+            "not_to": list(self.not_to),
         }
 
 
 _MODULES: Final = "noa_conversion.from_others"
+_NO_TREES: Final = ("torch", "jax")
+"""Trees are operators of `ai.onnx.ml` (`TreeEnsembleRegressor`, `TreeEnsembleClassifier`), which no importer has."""
 _LIBRARIES: Final[Mapping[str, OtherLibrary]] = MappingProxyType(
     {
         library.name: library
@@ -65,6 +70,7 @@ _LIBRARIES: Final[Mapping[str, OtherLibrary]] = MappingProxyType(
                 reads="a .txt file of Booster.save_model; live boosters in Python",
                 suffixes=(".txt",),
                 module=f"{_MODULES}.lightgbm_to_onnx",
+                not_to=_NO_TREES,
             ),
             OtherLibrary(
                 name="sklearn",
@@ -90,6 +96,7 @@ _LIBRARIES: Final[Mapping[str, OtherLibrary]] = MappingProxyType(
                 reads="a .json or .ubj file of Booster.save_model; live boosters in Python",
                 suffixes=(".json", ".ubj"),
                 module=f"{_MODULES}.xgboost_to_onnx",
+                not_to=_NO_TREES,
             ),
         )
     }
@@ -99,6 +106,24 @@ _LIBRARIES: Final[Mapping[str, OtherLibrary]] = MappingProxyType(
 def list_sources() -> list[OtherLibrary]:
     """Return all libraries by name."""
     return list(_LIBRARIES.values())
+
+
+def refuse_targets(name: str, targets: Sequence[str]) -> None:
+    """Check, before a file is read, that its graph can become all of `targets`.
+
+    Raises:
+        ConversionError: no model of the library can.
+    """
+    library = _LIBRARIES.get(name)
+    refused = next((target for target in targets if library is not None and target in library.not_to), None)
+    if refused is not None:
+        raise ConversionError(
+            f"a model of `{name}` cannot become `{refused}`: its trees are operators of `ai.onnx.ml` "
+            "(TreeEnsembleRegressor, TreeEnsembleClassifier), which onnxruntime computes and noa has for no framework",
+            expected="--to onnx",
+            received=f"--to {targets[-1]}",
+            remedy="Convert it with `--to onnx`; that is served and compared as it is",
+        )
 
 
 def convert_library_file(name: str, path: Path, folder: Path, *, settings: ConversionSettings) -> dict[str, object]:

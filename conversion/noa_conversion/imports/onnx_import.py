@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from noa.atomic_write import write_file
 from noa.errors import InvalidInputError
@@ -15,10 +15,17 @@ from noa_conversion.formats.onnx_check import has_external_data, parse_model
 from noa_conversion.formats.onnx_format import MODEL_FILE
 from noa_conversion.imports.kept_signature import Prepared
 from noa_conversion.imports.onnx_outputs import complete_outputs
+from noa_conversion.zip_maps import maker_of
 
 if TYPE_CHECKING:
     import onnx
 
+_NO_TENSORS: Final = {
+    "sequence_type": "a sequence",
+    "map_type": "a dictionary",
+    "optional_type": "an optional value",
+    "sparse_tensor_type": "a sparse tensor",
+}
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
 
 
@@ -62,7 +69,7 @@ def read_signature(model: onnx.ModelProto, path: Path) -> Signature:
     """
     inputs = read_inputs(model, path)
     known = tuple(axis for spec in inputs for axis in spec.shape if isinstance(axis, str))
-    return Signature(inputs=inputs, outputs=tuple(_spec(value, path, known) for value in model.graph.output))
+    return Signature(inputs=inputs, outputs=tuple(_spec(value, path, known, model) for value in model.graph.output))
 
 
 def read_inputs(model: onnx.ModelProto, path: Path) -> tuple[TensorSpec, ...]:
@@ -72,16 +79,29 @@ def read_inputs(model: onnx.ModelProto, path: Path) -> tuple[TensorSpec, ...]:
         InvalidInputError: it takes nothing, or what `read_signature` refuses.
     """
     initialisers = {tensor.name for tensor in model.graph.initializer}
-    inputs = tuple(_spec(value, path, None) for value in model.graph.input if value.name not in initialisers)
+    inputs = tuple(_spec(value, path, None, model) for value in model.graph.input if value.name not in initialisers)
     if not inputs:
         raise InvalidInputError(f"`{path.name}` takes no inputs", where=str(path))
     return inputs
 
 
-def _spec(value: onnx.ValueInfoProto, path: Path, known: tuple[str, ...] | None) -> TensorSpec:
+def _spec(value: onnx.ValueInfoProto, path: Path, known: tuple[str, ...] | None, model: onnx.ModelProto) -> TensorSpec:
     import onnx
 
     kind = value.type.WhichOneof("value")
+    if kind in _NO_TENSORS:
+        maker = maker_of(model, value.name)
+        made = "" if maker is None else f": {maker} makes it"
+        raise InvalidInputError(
+            f"`{value.name!a}` of `{path.name}` is {_NO_TENSORS[kind]}, and noa has tensors only{made}",
+            where=str(path),
+            expected="a tensor",
+            received=kind,
+            remedy="Convert it without: `options={'zipmap': False}` in skl2onnx, `zipmap=False` in onnxmltools"
+            if maker is not None and maker.startswith("`ZipMap`")
+            else "Cut the graph before it (onnx.utils.extract_model), so that it takes and gives tensors",
+            field=value.name,
+        )
     if kind != "tensor_type" or not value.name.isprintable() or not value.name:
         raise InvalidInputError(
             f"`{value.name!a}` of `{path.name}` is no tensor with a plain name", where=str(path), received=str(kind)

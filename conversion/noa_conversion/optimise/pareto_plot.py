@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 from noa.atomic_write import write_file
 from noa.errors import DependencyMissingError, InvalidInputError
-from noa_conversion.optimise.pareto import Measured
+from noa_conversion.optimise.pareto import Measured, describe_rule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMATS: Final = ("png", "svg")
+_LOWER_ROW, _UPPER_ROW = 1.02, 1.13  # heights of the names, as shares of the axes
 _FRONT, _BEHIND = "#d9822b", "#5b6f8f"  # told apart also by those who do not see red or green
 
 
@@ -42,25 +44,39 @@ def save_plot(measured: Sequence[Measured], path: Path, title: PlotTitle) -> Non
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise InvalidInputError("a plot is written as a picture", expected="a name in .png or .svg", received=path)
+    try:
+        import matplotlib as mpl
+    except ImportError as exc:
+        raise DependencyMissingError("matplotlib", extra="plots", purpose="drawing an optimisation") from exc
+    figure = draw_figure(measured, title)
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "noa"}):
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    write_file(path, buffer.getvalue())
+
+
+def draw_figure(measured: Sequence[Measured], title: PlotTitle) -> Figure:
+    """Draw what was measured, one picture per batch size.
+
+    Raises:
+        InvalidInputError: nothing was measured.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     shown = [one for one in measured if one.metric is not None and one.latency_ms]
     if not shown:
         raise InvalidInputError("nothing was measured that could be drawn")
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise DependencyMissingError("matplotlib", extra="plots", purpose="drawing an optimisation") from exc
     batches = sorted({batch for one in shown for batch in one.latency_ms})
-    with mpl.rc_context({"svg.hashsalt": "noa", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(6.2 * len(batches), 4.8), layout="constrained")
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(6.2 * len(batches), 5.2), layout="constrained")
         for index, batch in enumerate(batches):
             _draw(figure.add_subplot(1, len(batches), index + 1), shown, batch, title)
         heading = f"{title.reference}: {title.metric}, latency and size of its formats\n{title.hardware}"
         figure.suptitle(heading, fontsize=10)
-        buffer = io.BytesIO()
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-    write_file(path, buffer.getvalue())
+        figure.supxlabel(describe_rule(title.metric), fontsize=8, color="#444444")
+    return figure
 
 
 def _draw(axes: Axes, shown: Sequence[Measured], batch: int, title: PlotTitle) -> None:
@@ -79,27 +95,31 @@ def _draw(axes: Axes, shown: Sequence[Measured], batch: int, title: PlotTitle) -
         axes.axhline(title.least, color="#b03a3a", linestyle="--", linewidth=1)
         place = ("axes fraction", "data")
         axes.annotate("allowed", (1, title.least), xycoords=place, ha="right", va="bottom", color="#b03a3a")
-    axes.margins(x=0.2, y=0.6)
-    axes.set_title(f"batch {batch}", fontsize=9, pad=34)
+    axes.margins(x=0.1, y=0.6)
+    axes.set_title(f"batch {batch}", fontsize=9, pad=58)
     axes.set_xlabel("median latency, ms  (← faster)")
     axes.set_ylabel(f"{title.metric}  ({'↑' if title.larger_is_better else '↓'} better)")
 
 
 def _label(axes: Axes, points: Sequence[Measured], batch: int) -> None:
-    """Write the names in turns above and below, at three heights, so that neighbours do not cover each other."""
+    """Write the names in two rows above the picture, evenly spaced in the order of their latency.
+
+    So no two cover each other, however close their points are, and no two lines of a row cross.
+    """
     for index, one in enumerate(points):
-        side = 1 if index % 2 == 0 else -1
-        height = 16 + 30 * (index // 2 % 3)
+        height = _LOWER_ROW if index % 2 == 0 else _UPPER_ROW
         color = _FRONT if one.on_front else "#444444"
         axes.annotate(
             f"{one.format}\n{_size(one.size_bytes)}",
             (one.latency_ms[batch], one.metric or 0.0),
-            xytext=(0, side * height),
-            textcoords="offset points",
+            xytext=((index + 0.5) / len(points), height),
+            textcoords="axes fraction",
             ha="center",
-            va="bottom" if side > 0 else "top",
+            va="bottom",
             fontsize=7.5,
             color=color,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},  # a line from the row above passes behind
+            zorder=5 if height == _LOWER_ROW else 4,
             arrowprops={"arrowstyle": "-", "color": color, "alpha": 0.5, "linewidth": 0.6},
         )
 
