@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noa.errors import DependencyMissingError, InvalidInputError
+from noa.signatures import is_float, numpy_dtype
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,17 +51,19 @@ def read_image(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarra
         raise InvalidInputError("not a readable image", where=str(path)) from exc
     spec = specs[0]
     pixels = np.asarray(scaled, np.uint8).reshape(height, width, channels)
-    if spec.dtype.startswith("float"):
-        pixels = (pixels / 255.0).astype(spec.dtype)
+    if is_float(spec.dtype):
+        pixels = (pixels / 255.0).astype(numpy_dtype(spec.dtype))
     arranged = pixels.transpose(2, 0, 1) if is_first else pixels
     sizes = [1, *(size for size in spec.shape[1:] if isinstance(size, int))]
-    return {spec.name: np.ascontiguousarray(arranged).astype(spec.dtype, copy=False).reshape(sizes)}
+    return {spec.name: np.ascontiguousarray(arranged).astype(numpy_dtype(spec.dtype), copy=False).reshape(sizes)}
 
 
 def _layout(specs: tuple[TensorSpec, ...]) -> tuple[int, int, int, bool]:
     """Return channels, height, width, and whether the channels come first."""
     sizes = [size for size in specs[0].shape[1:] if isinstance(size, int)]
-    is_whole = len(specs) == 1 and len(sizes) == len(specs[0].shape) - 1 and specs[0].dtype not in ("bool", "int8")
+    is_whole = (
+        len(specs) == 1 and len(sizes) == len(specs[0].shape) - 1 and specs[0].dtype not in ("bool", "int8", "string")
+    )
     if is_whole and len(sizes) == 2:
         return 1, sizes[0], sizes[1], False
     if is_whole and len(sizes) == 3 and (sizes[0] in (1, 3) or (sizes[0] in _MODES and sizes[2] not in _MODES)):

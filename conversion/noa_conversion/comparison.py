@@ -1,8 +1,9 @@
 """How one output of two models is compared, and what difference is allowed by its dtype.
 
-- integers and booleans are exact: they are counts, indices and decisions.
+- integers, booleans and texts are exact: they are counts, indices, decisions and names.
 - float32 uses the settings: the same sums in another order differ by a few units in the last place per term.
 - float16 has 10 bits of mantissa (2**-10 = 1e-3), so that sums of a layer agree to about 1e-2.
+- bfloat16 has 7 bits of mantissa (2**-7 = 8e-3), so that sums of a layer agree to about 8e-2.
 - float64 keeps 52 bits; what differs by more than 1e-8 was computed in fewer somewhere.
 
 float64 that comes from a model with less precise weights or inputs was brought to it at the end (`.double()`), and is
@@ -23,7 +24,9 @@ from typing import Final
 import numpy as np
 
 from noa.settings import ConversionSettings
-from noa.signatures import TensorSpec, fits_shape
+from noa.signatures import TensorSpec, dtype_name, fits_shape
+from noa.signatures import is_float as is_float_name
+from noa.text_tensors import is_text
 
 MANTISSA_BITS: Final[Mapping[str, int]] = MappingProxyType({"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7})
 
@@ -102,6 +105,10 @@ def tolerance_for(dtype: str, settings: ConversionSettings, *, computed_from: st
         reason = "float16: 10 bits of mantissa"
         absolute = max(settings.absolute_tolerance, 1e-2)
         return Tolerance(absolute=absolute, relative=max(settings.relative_tolerance, 1e-2), reason=reason)
+    if dtype == "bfloat16":
+        reason = "bfloat16: 7 bits of mantissa"
+        absolute = max(settings.absolute_tolerance, 8e-2)
+        return Tolerance(absolute=absolute, relative=max(settings.relative_tolerance, 8e-2), reason=reason)
     if dtype == "float64":
         reason = "float64: 52 bits of mantissa"
         absolute = min(settings.absolute_tolerance, 1e-8)
@@ -172,7 +179,9 @@ def _compare_values(
     sizes: Mapping[str, int],
     tolerance: Tolerance,
 ) -> OutputDifference:
-    is_float = np.issubdtype(native.dtype, np.floating)
+    is_float = is_float_name(native.dtype.name)
+    if is_text(native.dtype):  # equal is 0, anything else is 1
+        native, other = np.zeros(native.shape, np.int64), (native != other).astype(np.int64)
     left, right = (array.astype(np.float64) for array in (native, other)) if is_float else (native, other)
     same_kind = _same_kind(left, right) if is_float else np.ones(native.shape, bool)
     error = _absolute_error(left, right, is_float)
@@ -235,8 +244,9 @@ def _argmax_agreement(left: np.ndarray, right: np.ndarray) -> float | None:
 
 
 def _form_problem(spec: TensorSpec, native: np.ndarray, other: np.ndarray, sizes: Mapping[str, int]) -> str | None:
-    if native.dtype != other.dtype or native.dtype.name != spec.dtype:
-        return f"dtypes differ: expected {spec.dtype}, native {native.dtype.name}, target {other.dtype.name}"
+    names = dtype_name(native.dtype), dtype_name(other.dtype)
+    if names != (spec.dtype, spec.dtype):
+        return f"dtypes differ: expected {spec.dtype}, native {names[0]}, target {names[1]}"
     if native.shape != other.shape:
         return f"shapes differ: native {native.shape}, target {other.shape}"
     if not fits_shape(spec, native.shape, dict(sizes)):

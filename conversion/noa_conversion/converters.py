@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from noa.errors import ConversionError, InvalidInputError
 from noa.settings import ConversionSettings
+from noa.signatures import SIGNATURE_FILE, Signature
 
 if TYPE_CHECKING:
     from noa.signatures import TensorSpec
@@ -168,6 +169,7 @@ def _onnx_folder_to_torch(source: Path, folder: Path, settings: ConversionSettin
     from noa_conversion.onnx_graph.limits import value_limit
     from noa_conversion.work_limits import work_limit
 
+    _refuse_texts(source, "PyTorch")
     with value_limit(settings.max_value_bytes), work_limit(settings.max_work_s, settings.max_work_bytes):
         convert_onnx_to_torch(source, folder, settings)
 
@@ -177,8 +179,16 @@ def _onnx_folder_to_jax(source: Path, folder: Path, settings: ConversionSettings
     from noa_conversion.onnx_graph.limits import value_limit
     from noa_conversion.work_limits import work_limit
 
+    _refuse_texts(source, "JAX")
     with value_limit(settings.max_value_bytes), work_limit(settings.max_work_s, settings.max_work_bytes):
         convert_onnx_to_jax(source, folder, settings)
+
+
+def _refuse_texts(source: Path, library: str) -> None:
+    from noa_conversion.models import refuse_texts
+
+    if (source / SIGNATURE_FILE).is_file():
+        refuse_texts(Signature.load(source), library)
 
 
 _TORCH: Final = ("torch", "safetensors")

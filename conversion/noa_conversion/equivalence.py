@@ -19,7 +19,7 @@ from noa.digests import build_manifest
 from noa.errors import InvalidInputError, NoaError
 from noa.formats import Runnable, find_adapter
 from noa.settings import ConversionSettings
-from noa.signatures import DType, Signature, TensorSpec
+from noa.signatures import DType, Signature, TensorSpec, is_float
 from noa_conversion.batches import batch_axis, batch_sizes, sizes_of, take_batch
 from noa_conversion.bisection import FirstDifference, find_first_difference
 from noa_conversion.bounded_runs import bound_runs
@@ -265,7 +265,7 @@ class _Comparison:
             return (f"with NaN and infinities in the inputs: {exc.what}",)
         for name, left in expected.items():
             right = received[name]
-            if not np.issubdtype(left.dtype, np.floating) or left.shape != right.shape:
+            if not is_float(left.dtype.name) or left.shape != right.shape:
                 continue
             places = int(((np.isnan(left) != np.isnan(right)) | (np.isinf(left) != np.isinf(right))).sum())
             if places:

@@ -1,8 +1,8 @@
 """Inputs that are made up to compare two models: seeded, by dtype, and by what whole numbers are used for.
 
-Floats are normal numbers. Whole numbers that index a table stay inside it (`InputRange`, read from a graph); those that
-decide a shape cannot be made up and are refused by name. Every free axis gets a size that the others do not have, so
-that two axes that were swapped show.
+Floats are normal numbers, texts are words. Whole numbers that index a table stay inside it (`InputRange`, read from a
+graph); those that decide a shape cannot be made up and are refused by name. Every free axis gets a size that the others
+do not have, so that two axes that were swapped show.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Final
 import numpy as np
 
 from noa.errors import InvalidInputError
-from noa.signatures import Signature, TensorSpec
+from noa.signatures import Signature, TensorSpec, is_float, numpy_dtype
 from noa_conversion.batches import batch_axis
+from noa_conversion.made_up_texts import draw_texts
 from noa_conversion.models import free_axes
 
 MOST_ELEMENTS: Final = 1 << 26
@@ -95,7 +96,7 @@ def poison_inputs(inputs: Mapping[str, np.ndarray], *, seed: int) -> dict[str, n
     found = False
     for name, array in inputs.items():
         poisoned[name] = array
-        if np.issubdtype(array.dtype, np.floating) and array.size:
+        if is_float(array.dtype.name) and array.size:
             found = True
             poisoned[name] = array.copy()
             places = generator.choice(array.size, size=min(3, array.size), replace=False)
@@ -109,11 +110,13 @@ def describe_ranges(signature: Signature, ranges: Mapping[str, InputRange]) -> d
     words: dict[str, str] = {}
     for spec in signature.inputs:
         limits = ranges.get(spec.name, InputRange())
-        if _wants_whole(spec, limits):
+        if spec.dtype == "string":
+            words[spec.name] = "words"
+        elif _wants_whole(spec, limits):
             low, high = _limits(spec, limits)
             words[spec.name] = f"whole numbers {low} to {high - 1}" + (f" ({limits.reason})" if limits.reason else "")
         else:
-            words[spec.name] = "normal numbers" if spec.dtype.startswith("float") else "true and false"
+            words[spec.name] = "normal numbers" if is_float(spec.dtype) else "true and false"
     return words
 
 
@@ -135,18 +138,20 @@ def _draw(generator: np.random.Generator, spec: TensorSpec, sizes: Mapping[str, 
             remedy=f"Give them with `--input FILE`, or fix them with `--bind {spec.name}=...` when converting",
             field=spec.name,
         )
+    if spec.dtype == "string":
+        return draw_texts(generator, shape)
     if _wants_whole(spec, limits):
         low, high = _limits(spec, limits)
-        return generator.integers(low, high, shape).astype(spec.dtype)
+        return generator.integers(low, high, shape).astype(numpy_dtype(spec.dtype))
     if spec.dtype == "bool":
         drawn = generator.integers(0, 2, shape).astype(bool)
         drawn.reshape(-1)[:1] = True  # a mask that hides all is a case of its own
         return drawn
-    return np.asarray(generator.standard_normal(shape)).astype(spec.dtype)
+    return np.asarray(generator.standard_normal(shape)).astype(numpy_dtype(spec.dtype))
 
 
 def _wants_whole(spec: TensorSpec, limits: InputRange) -> bool:
-    return spec.dtype != "bool" and (not spec.dtype.startswith("float") or limits.high is not None)
+    return spec.dtype != "bool" and (not is_float(spec.dtype) or limits.high is not None)
 
 
 def _limits(spec: TensorSpec, limits: InputRange) -> tuple[int, int]:

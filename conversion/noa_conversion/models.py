@@ -24,10 +24,17 @@ _JAX_REFUSED = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchModel:
-    """A PyTorch module. `forward` takes the inputs positionally and gives one tensor or a tuple, in signature order."""
+    """A PyTorch module. `forward` takes the inputs positionally and gives one tensor or a tuple, in signature order.
+
+    Raises:
+        ConversionError: the signature has a tensor of texts.
+    """
 
     module: torch.nn.Module
     signature: Signature
+
+    def __post_init__(self) -> None:
+        refuse_texts(self.signature, "PyTorch")
 
     @property
     def format(self) -> NativeFormat:
@@ -41,7 +48,7 @@ class JaxModel:
 
     Raises:
         ConversionError: the signature has a 64-bit tensor. JAX computes it in 32 bits unless a process-wide switch is
-            on, so that values would change without a word.
+            on, so that values would change without a word; or it has a tensor of texts.
     """
 
     apply: Callable[..., Any]
@@ -49,6 +56,7 @@ class JaxModel:
     signature: Signature
 
     def __post_init__(self) -> None:
+        refuse_texts(self.signature, "JAX")
         for spec in (*self.signature.inputs, *self.signature.outputs):
             if spec.dtype in _JAX_REFUSED:
                 raise ConversionError(
@@ -97,6 +105,23 @@ class JaxModel:
 def free_axes(specs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
     """Return the names of all free axes of `specs`, in order of appearance."""
     return tuple(dict.fromkeys(axis for spec in specs for axis in spec.shape if isinstance(axis, str)))
+
+
+def refuse_texts(signature: Signature, library: str) -> None:
+    """Check that no tensor is one of texts, which only ONNX computes with.
+
+    Raises:
+        ConversionError: one is; names it.
+    """
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.dtype == "string":
+            raise ConversionError(
+                f"tensor `{spec.name}` holds texts, and {library} has no tensors of them",
+                expected="numbers or booleans",
+                received=spec.describe(),
+                remedy="Keep such a model in ONNX, or number its texts before it",
+                field=spec.name,
+            )
 
 
 def refuse_unbound_axes(signature: Signature, where: str) -> None:

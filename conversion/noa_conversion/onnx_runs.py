@@ -17,6 +17,8 @@ from noa_conversion.work_limits import WorkLimit, check_time, current_limit
 if TYPE_CHECKING:
     import onnxruntime
 
+    from noa_conversion.onnx_bfloat import BfloatSession
+
 _LOOK_EVERY_S: Final = 0.05
 _SHARE_OF_FREE: Final = 0.9
 _STATUS: Final = Path("/proc/self/status")
@@ -24,7 +26,11 @@ _MEMORY: Final = Path("/proc/meminfo")
 
 
 def run_session(
-    session: onnxruntime.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, Any], *, where: str
+    session: onnxruntime.InferenceSession | BfloatSession,
+    outputs: Sequence[str],
+    inputs: Mapping[str, Any],
+    *,
+    where: str,
 ) -> list[Any]:
     """Run onnxruntime; within a `work_limit` it is stopped when its time or memory is used up.
 

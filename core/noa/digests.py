@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, cast
 
 from noa.errors import IntegrityError, InvalidInputError
 from noa.regular_files import open_regular
+from noa.text_tensors import check_texts, pack_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,14 +147,25 @@ def digest_json(value: object) -> str:
 
 
 def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return one digest of named arrays: names, dtypes, shapes and values (C order, little-endian)."""
+    """Return one digest of named arrays: names, dtypes, shapes and values (C order, little-endian; texts packed).
+
+    Raises:
+        SignatureError, InvalidInputError: an array holds Python objects other than texts.
+    """
     import numpy as np
 
     hasher = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
+        if array.dtype == object:
+            if not all(isinstance(value, str) for value in array.reshape(-1).tolist()):
+                raise InvalidInputError(f"array `{name}` holds Python objects", expected="numbers, booleans or texts")
+            check_texts(array, field=name, name=f"array `{name}`")
+            hasher.update(canonical_json([name, "string", list(array.shape)]))
+            hasher.update(pack_texts(array))
+            continue
         if array.dtype.hasobject:
-            raise InvalidInputError(f"array `{name}` holds Python objects", expected="numbers, booleans or fixed text")
+            raise InvalidInputError(f"array `{name}` holds Python objects", expected="numbers, booleans or texts")
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         hasher.update(canonical_json([name, array.dtype.str, list(array.shape)]))
         hasher.update(array.reshape(-1).view(np.uint8).data if array.size else b"")

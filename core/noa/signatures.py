@@ -2,7 +2,7 @@
 
 A `TensorSpec` has a name, a dtype and a shape whose entries are sizes or names of free axes (`"batch"`). A free axis
 takes any size, but the same size wherever its name appears in one request. `Signature.validate` is the one check that
-every room uses before a model sees an input.
+every room uses before a model sees an input. Tensors of texts have the dtype `string` (`noa.text_tensors`).
 """
 
 from __future__ import annotations
@@ -10,25 +10,39 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
-from noa.errors import InvalidInputError, SignatureError
+from noa.errors import DependencyMissingError, InvalidInputError, SignatureError
 from noa.regular_files import open_regular
+from noa.text_tensors import check_texts, is_text
 from noa.texts import check_text
 
 if TYPE_CHECKING:
     import numpy as np
 
 DType: TypeAlias = Literal[
-    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+    "bfloat16",
+    "string",
 ]
 Axis: TypeAlias = int | str
 SIGNATURE_FILE = "signature.json"
-_OTHER_NAMES = {"object": "texts (string)"}
+_FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
 _REMEDIES = {
-    "bfloat16": "Take and give float32, and cast to bfloat16 inside of the model; weights may be bfloat16",
-    "object": "Number the texts before the model, and take the numbers",
+    "object": "Texts are `string`",
 }
 
 
@@ -49,7 +63,7 @@ class TensorSpec:
             raise InvalidInputError(
                 f"tensor `{self.name}` has a dtype that signatures do not know",
                 expected=", ".join(get_args(DType)),
-                received=_OTHER_NAMES.get(str(self.dtype), repr(self.dtype)),
+                received=repr(self.dtype),
                 remedy=_REMEDIES.get(str(self.dtype), "Cast it inside of the model, or declare one of these"),
                 field=self.name,
             )
@@ -111,11 +125,11 @@ class Signature:
         free = dict(sizes)
         for spec in self.outputs:
             array = outputs.get(spec.name)
-            if array is None or array.dtype.name != spec.dtype or not fits_shape(spec, array.shape, free):
+            if array is None or dtype_name(array.dtype) != spec.dtype or not fits_shape(spec, array.shape, free):
                 raise SignatureError(
                     f"output `{spec.name}` is not what the signature says",
                     expected=f"{spec.dtype}({_axes_in_words(spec, free)})",
-                    received="nothing" if array is None else f"{array.dtype.name}{tuple(array.shape)}",
+                    received="nothing" if array is None else f"{dtype_name(array.dtype)}{tuple(array.shape)}",
                     field=spec.name,
                 )
 
@@ -157,6 +171,34 @@ class Signature:
             raise InvalidInputError("a format has no readable signature", where=str(path)) from exc
 
 
+def dtype_name(dtype: np.dtype) -> str:
+    """Return the name that signatures have for a dtype of NumPy's; it may be one that they do not know."""
+    return "string" if is_text(dtype) else dtype.name
+
+
+@cache
+def numpy_dtype(name: str) -> np.dtype:
+    """Return the dtype in which a tensor of a signature is held; texts are Python's, in `object`.
+
+    Raises:
+        DependencyMissingError: bfloat16, and `ml_dtypes`, which NumPy has it from, is not installed.
+    """
+    import numpy as np
+
+    if name == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError as exc:
+            raise DependencyMissingError("ml_dtypes", extra="onnx", purpose="a tensor of bfloat16") from exc
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(object if name == "string" else name)
+
+
+def is_float(name: str) -> bool:
+    """Tell whether a dtype of a signature is one of floating-point numbers; NumPy does not count bfloat16 to them."""
+    return name in _FLOATS
+
+
 def fits_shape(spec: TensorSpec, shape: tuple[int, ...], free: dict[str, int]) -> bool:
     """Tell whether a tensor of this shape fits; `free` holds the sizes of free axes and takes up those it lacks."""
     fits = len(shape) == len(spec.shape)
@@ -170,9 +212,10 @@ def _axes_in_words(spec: TensorSpec, free: Mapping[str, int]) -> str:
 
 
 def _check_tensor(spec: TensorSpec, array: np.ndarray, free: dict[str, int]) -> None:
-    if array.dtype.name != spec.dtype:
+    name = dtype_name(array.dtype)
+    if name != spec.dtype:
         raise SignatureError(
-            f"input `{spec.name}` has the wrong dtype", expected=spec.dtype, received=array.dtype.name, field=spec.name
+            f"input `{spec.name}` has the wrong dtype", expected=spec.dtype, received=name, field=spec.name
         )
     if not fits_shape(spec, array.shape, free):
         raise SignatureError(
@@ -181,6 +224,8 @@ def _check_tensor(spec: TensorSpec, array: np.ndarray, free: dict[str, int]) -> 
             received=str(tuple(array.shape)),
             field=spec.name,
         )
+    if name == "string":
+        check_texts(array, field=spec.name, name=f"input `{spec.name}`")
 
 
 def _spec_from_dict(row: dict[str, object]) -> TensorSpec:

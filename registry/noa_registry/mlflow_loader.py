@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from noa.errors import SignatureError
 from noa.formats import Runnable, find_adapter
+from noa.signatures import numpy_dtype
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +38,10 @@ class PyfuncModel:
                 expected=", ".join(f"`{spec.name}`" for spec in signature.inputs),
                 received=type(data).__name__,
             )
+        for spec in signature.inputs:
+            array = data.get(spec.name)
+            if spec.dtype == "bfloat16" and isinstance(array, np.ndarray) and array.dtype == np.float32:
+                data = {**data, spec.name: array.astype(numpy_dtype(spec.dtype))}  # MLflow's signatures say float32
         signature.validate(data)
         return self._runnable.run(data)
 

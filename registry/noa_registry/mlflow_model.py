@@ -24,6 +24,7 @@ import yaml
 from noa.digests import FileDigest, Manifest, sha256_bytes
 from noa.errors import IntegrityError, InvalidInputError
 from noa.signatures import SIGNATURE_FILE, Signature, TensorSpec
+from noa.tensor_files import load_tensors, save_tensors
 from noa_registry.artifacts import FORMATS_FOLDER, LOADED_MARK
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _WRAPPER_FILES = {
     _SERVING_EXAMPLE_FILE,
 }
 _ONNX_PACKAGES = ("mlflow", "numpy", "onnx", "onnxruntime")
+_MLFLOW_DTYPES = {"string": "str", "bfloat16": "float32"}  # where NumPy's name is another, or NumPy has no such dtype
 _NATIVE_PACKAGES = {"torch": ("torch", "safetensors"), "jax": ("jax", "safetensors")}
 
 
@@ -111,12 +113,10 @@ def parse_example(path: Path, file: FileDigest) -> dict[str, np.ndarray]:
     Raises:
         IntegrityError: it is not what was sealed.
     """
-    from safetensors.numpy import load
-
     data = path.read_bytes() if path.is_file() else b""
     if sha256_bytes(data) != file.digest:
         raise IntegrityError(f"`{file.path}` was changed", where=str(path.parent), file=file.path)
-    return load(data)
+    return load_tensors(data)
 
 
 def mlflow_signature(signature: Signature) -> dict[str, object]:
@@ -131,7 +131,8 @@ def mlflow_signature(signature: Signature) -> dict[str, object]:
 
 def _mlflow_spec(spec: TensorSpec, *, named: bool) -> dict[str, object]:
     shape = [axis if isinstance(axis, int) else -1 for axis in spec.shape]
-    tensor: dict[str, object] = {"type": "tensor", "tensor-spec": {"dtype": spec.dtype, "shape": shape}}
+    dtype = _MLFLOW_DTYPES.get(spec.dtype, spec.dtype)
+    tensor: dict[str, object] = {"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": shape}}
     return {"name": spec.name, **tensor} if named else tensor
 
 
@@ -170,10 +171,9 @@ def _noa_flavors(native: str, python: str) -> dict[str, object]:
 
 def _write_examples(folder: Path, signature: Signature, example: Mapping[str, np.ndarray]) -> None:
     import numpy as np
-    from safetensors.numpy import save_file
 
     arrays = {spec.name: np.ascontiguousarray(example[spec.name]) for spec in signature.inputs}
-    save_file(arrays, folder / INPUT_EXAMPLE_FILE)
+    save_tensors(arrays, folder / INPUT_EXAMPLE_FILE)
     plain: dict[str, Any] = {name: array.tolist() for name, array in arrays.items()}
     value = plain if len(plain) > 1 else next(iter(plain.values()))
     (folder / _MLFLOW_EXAMPLE_FILE).write_text(json.dumps(value))

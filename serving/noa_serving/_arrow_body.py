@@ -1,8 +1,9 @@
 """Arrow IPC streams as bodies: a column per input, in any number of record batches.
 
-A column holds numbers for a tensor of one axis, and fixed-size lists (one in another) for one of more. A model with one
-input of two axes also takes a column per feature, in order. Compressed batches, dictionaries and nulls are refused:
-what arrives has the size that it says, and every value is there. pyarrow has no types: what it makes is `Any` here.
+A column holds numbers or texts for a tensor of one axis, and fixed-size lists (one in another) for one of more. A model
+with one input of two axes also takes a column per feature, in order. Compressed batches, dictionaries and nulls are
+refused: what arrives has the size that it says, and every value is there. pyarrow has no types: what it makes is `Any`
+here.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from noa.errors import InvalidInputError, SignatureError
+from noa.signatures import dtype_name
 from noa_serving._http import RequestRefusedError
+from noa_serving._npy_body import without_bfloat
 from noa_serving._oip import must_be_writable, read_shape
 from noa_serving._prepared import too_many_items
+from noa_serving._tensors import check_count
 
 if TYPE_CHECKING:
     from noa.signatures import TensorSpec
@@ -67,7 +71,7 @@ def write_arrow(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Return arrays as an Arrow IPC stream of one record batch.
 
     Raises:
-        RequestRefusedError: 406, they are not rows: without a first axis, or of different lengths.
+        RequestRefusedError: 406, they are not rows (without a first axis, or of different lengths), or are bfloat16.
     """
     sizes = {array.shape[0] if array.ndim else -1 for array in arrays.values()}
     if len(sizes) != 1 or -1 in sizes:
@@ -78,6 +82,9 @@ def write_arrow(arrays: Mapping[str, np.ndarray]) -> bytes:
             received=", ".join(f"{name}{array.shape}" for name, array in arrays.items()),
             remedy="Accept `application/json` or `application/x-npy`",
         )
+    for name, array in arrays.items():
+        if array.dtype.kind == "V":
+            raise without_bfloat(name, "Arrow has")
     batch = pa.record_batch({name: _to_column(array) for name, array in arrays.items()})
     sink = pa.BufferOutputStream()
     with ipc.new_stream(sink, batch.schema) as writer:
@@ -111,10 +118,11 @@ def _check_type(name: str, kind: Any) -> None:
         if not pa.types.is_fixed_size_list(leaf):
             break
         leaf = leaf.value_type
-    if not (pa.types.is_integer(leaf) or pa.types.is_floating(leaf) or pa.types.is_boolean(leaf)):
+    is_number = pa.types.is_integer(leaf) or pa.types.is_floating(leaf) or pa.types.is_boolean(leaf)
+    if not (is_number or pa.types.is_string(leaf) or pa.types.is_large_string(leaf)):
         raise SignatureError(
             f"column `{name[:80]}` holds no tensors",
-            expected="numbers, or fixed-size lists of them",
+            expected="numbers or texts, or fixed-size lists of them",
             received=str(kind)[:80],
             field=name[:80],
         )
@@ -157,19 +165,23 @@ def _read_column(spec: TensorSpec, column: Any, tail: tuple[int, ...] | None) ->
             break
         sizes.append(values.type.list_size)
         values = values.flatten()
+    if spec.dtype == "string":
+        check_count(spec, len(values))
     array = values.to_numpy(zero_copy_only=False)
-    if array.dtype.name != spec.dtype or (tail is not None and tuple(sizes[1:]) != tail):
+    name = dtype_name(array.dtype)
+    if name != spec.dtype or (tail is not None and tuple(sizes[1:]) != tail):
         raise SignatureError(
             f"input `{spec.name}` has the wrong dtype or shape",
             expected=spec.describe() if tail != () else spec.dtype,
-            received=f"{array.dtype.name}{tuple(sizes)}",
+            received=f"{name}{tuple(sizes)}",
             field=spec.name,
         )
     return array.reshape(sizes)
 
 
 def _to_column(array: np.ndarray) -> Any:
-    column = pa.array(np.ascontiguousarray(array).reshape(-1))
+    flat = np.ascontiguousarray(array).reshape(-1)
+    column = pa.array(flat, pa.large_string() if flat.dtype == object else None)
     for size in reversed(array.shape[1:]):
         column = pa.FixedSizeListArray.from_arrays(column, size)
     return column

@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from noa.text_tensors import size_bytes
 from noa_serving._http import RequestRefusedError
 from noa_serving._prepared import Prepared, compute
 
@@ -290,7 +291,7 @@ class QueueBatcher:
             RequestRefusedError: 503 with `Retry-After`; the queue is full, or what is in it takes until the deadline.
         """
         lane = self._lane(job.prepared)
-        job.num_bytes = sum(array.nbytes for array in job.prepared.inputs.values())
+        job.num_bytes = sum(map(size_bytes, job.prepared.inputs.values()))
         self._refuse_hopeless(lane, job)
         loop = asyncio.get_running_loop()
         self._lanes[lane.key] = lane

@@ -60,7 +60,7 @@ def remember(
     if (
         len(header) > MAX_HEADER_BYTES
         or total != num_bytes
-        or any(one.dtype.kind not in "fiu" for one in inputs.values())
+        or any(one.dtype.kind not in "fiuV" for one in inputs.values())
     ):
         return
     tensors = tuple((name, one.dtype, one.shape, one.size, one.nbytes) for name, one in inputs.items())

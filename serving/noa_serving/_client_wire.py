@@ -13,8 +13,9 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 
-from noa.errors import InvalidInputError, NotFoundError, ServiceError
-from noa.signatures import DType, TensorSpec
+from noa.errors import InvalidInputError, NotFoundError, ServiceError, SignatureError
+from noa.signatures import DType, TensorSpec, dtype_name, is_float, numpy_dtype
+from noa.text_tensors import check_texts, is_text, pack_texts, unpack_texts
 
 DTYPES = {
     "BOOL": "bool",
@@ -29,6 +30,8 @@ DTYPES = {
     "FP16": "float16",
     "FP32": "float32",
     "FP64": "float64",
+    "BF16": "bfloat16",
+    "BYTES": "string",
 }
 _DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 _HEADER_LENGTH = "inference-header-content-length"
@@ -128,11 +131,11 @@ def infer_request(endpoint: str, inputs: Inputs, *, specs: Mapping[str, Row], ou
     chunks: list[bytes] = []
     for name, array in arrays.items():
         array = _contiguous(name, np.asarray(array), specs.get(name))
-        chunks.append(array.tobytes())
+        chunks.append(pack_texts(array) if is_text(array.dtype) else array.tobytes())
         rows.append(
             {
                 "name": name,
-                "datatype": _DATATYPES[array.dtype.name],
+                "datatype": _DATATYPES[dtype_name(array.dtype)],
                 "shape": list(array.shape),
                 "parameters": {"binary_data_size": len(chunks[-1])},
             }
@@ -193,7 +196,7 @@ def read_prediction(answer: Answer, url: str) -> Prediction:
     """
     try:
         return _parse_prediction(answer)
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, SignatureError) as exc:
         raise _stranger(url, "tensors as they were asked for", f"status {answer.status}{_first_words(answer)}") from exc
 
 
@@ -253,11 +256,17 @@ def _parse_prediction(answer: Answer) -> Prediction:
     outputs: dict[str, np.ndarray] = {}
     start = length
     for row in cast("list[dict[str, object]]", table["outputs"]):
-        dtype = np.dtype(DTYPES[str(row["datatype"])]).newbyteorder("<")
-        shape = cast("list[int]", row["shape"])
+        name, shape = str(row["name"]), cast("list[int]", row["shape"])
+        if row["datatype"] == "BYTES":
+            end = start + cast("dict[str, int]", row["parameters"])["binary_data_size"]
+            packed = memoryview(answer.body)[start:end]
+            outputs[name] = unpack_texts(packed, shape, field=name, name=f"output `{name}`")
+            start = end
+            continue
+        dtype = numpy_dtype(DTYPES[str(row["datatype"])]).newbyteorder("<")
         size = math.prod(shape)
         array = np.frombuffer(answer.body, dtype=dtype, count=size, offset=start).reshape(shape)
-        outputs[str(row["name"])] = array.astype(dtype.newbyteorder("="))
+        outputs[name] = array.astype(dtype.newbyteorder("="))
         start += size * dtype.itemsize
     return Prediction(
         outputs=outputs,
@@ -286,23 +295,32 @@ def _name_single(specs: Mapping[str, Row], array: np.ndarray) -> dict[str, np.nd
 
 def _contiguous(name: str, array: np.ndarray, spec: Row | None) -> np.ndarray:
     wanted = DTYPES.get(str(spec["datatype"])) if spec is not None else None
+    if is_text(array.dtype) and wanted in (None, "string"):
+        check_texts(array, field=name, name=f"input `{name}`")
+        return array
+    if wanted == "string":
+        raise InvalidInputError(f"input `{name}` holds no texts", expected="str", received=array.dtype.name)
     if wanted is not None and array.dtype.name != wanted:
+        if is_text(array.dtype):
+            raise InvalidInputError(f"input `{name}` holds no numbers", expected=wanted, received="texts")
         with np.errstate(all="ignore"):
-            cast_array = array.astype(wanted)
+            cast_array = array.astype(numpy_dtype(wanted))
         if not _is_same(array, cast_array):
             raise InvalidInputError(
                 f"input `{name}` loses values as {wanted}", expected=wanted, received=array.dtype.name
             )
         array = cast_array
     if array.dtype.name not in _DATATYPES:
-        raise InvalidInputError(f"input `{name}` has no tensor dtype", expected="numbers", received=array.dtype.name)
+        raise InvalidInputError(
+            f"input `{name}` has no tensor dtype", expected="numbers or texts", received=array.dtype.name
+        )
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
 
 
 def _is_same(before: np.ndarray, after: np.ndarray) -> bool:
-    if before.dtype.kind not in "biuf":
+    if before.dtype.kind not in "biuf" and before.dtype.name != "bfloat16":
         return False
-    if after.dtype.kind == "f" and before.dtype.kind == "f":
+    if is_float(after.dtype.name) and is_float(before.dtype.name):
         return bool((np.isfinite(after) == np.isfinite(before)).all())  # precision may go, magnitude may not
     if after.dtype.kind == "b":
         return before.dtype.kind == "b"

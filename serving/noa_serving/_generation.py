@@ -14,7 +14,10 @@ import numpy as np
 
 from noa.errors import IntegrityError
 from noa.formats import find_adapter
+from noa.signatures import numpy_dtype
+from noa.text_tensors import blank_like
 from noa_serving._statistics import ModelStatistics
+from noa_serving._tensors import know_datatypes
 from noa_serving._warm_up import WARM_BATCH, Batching, Cost, batch_axis, resize, warm
 
 if TYPE_CHECKING:
@@ -32,8 +35,9 @@ INLINE_LIMIT_S = 0.001
 class Generation:
     """A version that is ready to compute.
 
-    `example` is one item of zeros with the shape of a real input. `plain_inputs` holds name, dtype and item shape of
-    each input, and nothing for a signature with more free axes than the batch. `binary_plans` is a memo, not state.
+    `example` is one item of zeros (empty texts) with the shape of a real input. `plain_inputs` holds name, dtype and
+    item shape of each input, and nothing for a signature with more free axes than the batch. `binary_plans` is a memo,
+    not state.
     """
 
     endpoint: str
@@ -46,6 +50,7 @@ class Generation:
     specs: Mapping[str, TensorSpec]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    text_outputs: frozenset[str]
     headers: HeaderList
     cost: Cost
     inline_items: int
@@ -136,6 +141,7 @@ def build_generation(
     """Warm a loaded model with `example` and wrap it with everything a request needs, computed once."""
     signature = runnable.signature
     signature.validate(example)
+    know_datatypes((*signature.inputs, *signature.outputs))
     cost, batching = warm(runnable, example)
     statistics = ModelStatistics()
     return Generation(
@@ -149,6 +155,7 @@ def build_generation(
         specs={spec.name: spec for spec in signature.inputs},
         input_names=tuple(spec.name for spec in signature.inputs),
         output_names=tuple(spec.name for spec in signature.outputs),
+        text_outputs=frozenset(spec.name for spec in signature.outputs if spec.dtype == "string"),
         headers=(
             (b"noa-model", model.encode()),
             (b"noa-version", str(number).encode()),
@@ -157,7 +164,7 @@ def build_generation(
         cost=cost,
         inline_items=_inline_items(cost),
         batching=batching,
-        example={name: np.zeros_like(array) for name, array in resize(signature, example, batch=1).items()},
+        example={name: blank_like(array) for name, array in resize(signature, example, batch=1).items()},
         plain_inputs=_plain_inputs(signature),
         statistics=statistics,
     )
@@ -171,7 +178,7 @@ def _plain_inputs(signature: Signature) -> tuple[tuple[str, np.dtype, tuple[int,
         tail = tuple(size for size in spec.shape[1:] if isinstance(size, int))
         if axis is None or spec.shape[:1] != (axis,) or len(tail) != len(spec.shape) - 1:
             return ()
-        rows.append((spec.name, np.dtype(spec.dtype), tail))
+        rows.append((spec.name, numpy_dtype(spec.dtype), tail))
     return tuple(rows)
 
 

@@ -28,7 +28,14 @@ from noa_serving._oip import (
 )
 from noa_serving._prepared import Prepared, check_inputs, choose_outputs
 from noa_serving._shared_memory import SharedRegions, Slice, slice_of
-from noa_serving._tensors import DATATYPE_OF, array_from_bytes, array_from_numbers, contiguous
+from noa_serving._tensors import (
+    DATATYPE_OF,
+    array_from_bytes,
+    array_from_numbers,
+    array_from_texts,
+    contiguous,
+    raw_array,
+)
 
 if TYPE_CHECKING:
     from noa.signatures import TensorSpec
@@ -51,6 +58,7 @@ _TYPED_FIELDS = {
     "UINT64": "uint64_contents",
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
 }
 
 
@@ -95,7 +103,7 @@ def prepare(
         arrays = {name: contiguous(outputs[name]) for name in names}
         for name, part in parts.items():
             if part is not None:
-                regions.write(part, arrays[name])
+                regions.write(part, raw_array(arrays[name]))
         return Response(200, _encode(generation, arrays, parts, request_id=request_id, is_raw=is_raw), ())
 
     return Prepared(generation, inputs, batch, encode, asked_timeout_s(_values(message.parameters)))
@@ -169,7 +177,8 @@ def _typed_array(spec: TensorSpec, row: Any, shape: Sequence[int]) -> np.ndarray
             received=f"{len(values)} elements in `{field}`",
             field=spec.name,
         )
-    return array_from_numbers(spec, values).reshape(shape)
+    read = array_from_texts if spec.dtype == "string" else array_from_numbers
+    return read(spec, values).reshape(shape)
 
 
 def _encode(
@@ -188,15 +197,17 @@ def _encode(
     for name, array in arrays.items():
         datatype = DATATYPE_OF[array.dtype]
         row = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
-        part = parts.get(name)
+        part, raw = parts.get(name), raw_array(array) if is_raw else array
         if part is not None:
             row.parameters["shared_memory_region"].string_param = part.region
-            row.parameters["shared_memory_byte_size"].int64_param = array.nbytes
+            row.parameters["shared_memory_byte_size"].int64_param = raw.nbytes
             response.raw_output_contents.append(b"")  # Triton's client counts them by output
         elif is_raw:
-            response.raw_output_contents.append(array.tobytes())
+            response.raw_output_contents.append(raw.tobytes())
         else:
-            getattr(row.contents, _TYPED_FIELDS[datatype]).extend(array.reshape(-1).tolist())
+            values = array.reshape(-1).tolist()
+            sent = [text.encode() for text in values] if datatype == "BYTES" else values
+            getattr(row.contents, _TYPED_FIELDS[datatype]).extend(sent)
     return response.SerializeToString()
 
 

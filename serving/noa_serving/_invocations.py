@@ -20,7 +20,7 @@ from noa_serving._http import Headers, Response, json_response
 from noa_serving._json_body import JsonObject, check_content_type, json_kind, parse_object
 from noa_serving._plain import read_columns, read_rows
 from noa_serving._prepared import Prepared, check_inputs, too_many_items
-from noa_serving._tensors import contiguous
+from noa_serving._tensors import contiguous, json_value
 
 if TYPE_CHECKING:
     from noa_serving._generation import Generation
@@ -42,9 +42,9 @@ def prepare(generation: Generation, headers: Headers, body: bytes, *, max_batch_
 
     def encode(outputs: Mapping[str, np.ndarray]) -> Response:
         arrays = {
-            name: contiguous(outputs[name][0] if is_single else outputs[name]) for name in generation.output_names
+            name: contiguous(outputs[name][0, ...] if is_single else outputs[name]) for name in generation.output_names
         }
-        plain = {name: array.item() if array.ndim == 0 else array for name, array in arrays.items()}
+        plain = {name: json_value(array) for name, array in arrays.items()}
         return json_response(
             {"predictions": plain if len(plain) > 1 else next(iter(plain.values()))}, headers=generation.headers
         )

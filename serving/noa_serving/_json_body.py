@@ -105,9 +105,16 @@ def _count_in_texts(value: Any, depth: int = 2 * _DEPTH) -> int:
         return 0
     if kind is dict:
         return sum([key.count(":") + _count_in_texts(child, depth - 1) for key, child in value.items()])
-    if kind is list and type(value[0]) in _TEXTS:  # not through lists of numbers
+    if kind is list and (type(value[0]) in _TEXTS or _is_nested_texts(value[0])):  # not through lists of numbers
         return sum([_count_in_texts(child, depth - 1) for child in value])
     return 0
+
+
+def _is_nested_texts(value: Any) -> bool:
+    """Tell whether lists within lists begin with a text: a tensor of texts."""
+    while type(value) is list and value:
+        value = value[0]
+    return type(value) is str
 
 
 def _refuse_twins(body: bytes) -> None:

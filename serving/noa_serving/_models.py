@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from noa_serving._generation import Generation
 
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "torch": "pytorch_exported_program", "jax": "jax_stablehlo"}
+_CONFIG_TYPES = {"string": "STRING"}  # Triton's configuration has other words than its protocol
 _MAX_DIGITS = 9
 
 
@@ -174,7 +175,11 @@ def _tensor_metadata(spec: TensorSpec) -> JsonObject:
 
 def _config_tensor(spec: TensorSpec, *, is_batched: bool) -> JsonObject:
     shape = spec.shape[1:] if is_batched else spec.shape
-    return {"name": spec.name, "data_type": f"TYPE_{DATATYPES[spec.dtype]}", "dims": _sizes(shape)}
+    return {
+        "name": spec.name,
+        "data_type": f"TYPE_{_CONFIG_TYPES.get(spec.dtype, DATATYPES[spec.dtype])}",
+        "dims": _sizes(shape),
+    }
 
 
 def _sizes(shape: tuple[int | str, ...]) -> list[int]:

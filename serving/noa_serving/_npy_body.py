@@ -1,7 +1,7 @@
 """NumPy's own file formats as bodies: `.npy` for one array, `.npz` (uncompressed) for several by name.
 
 Read here, not by `np.load`: an array is a view of the body, and nothing is made before dtype and shape fit the model.
-Object arrays are pickles and are never read.
+Object arrays are pickles and are never read. Texts come and go as NumPy's own text of fixed width (`<U`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import io
 import math
+import sys
 import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
@@ -16,6 +17,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from noa.errors import InvalidInputError, SignatureError
+from noa.signatures import dtype_name
+from noa.text_tensors import check_texts, text_array
+from noa_serving._http import RequestRefusedError
 from noa_serving._oip import must_be_writable, read_shape
 from noa_serving._tensors import array_from_bytes
 
@@ -28,6 +32,8 @@ NPZ_TYPE = b"application/x-npz"
 
 _MAGIC = b"\x93NUMPY"
 _MOST_HEADER_BYTES = 4096
+_MOST_TEXT_BYTES = 64 << 20  # of an answer, where each text takes the room of the longest
+_CODE_POINT_BYTES = 4
 
 
 def read_npy(generation: Generation, body: bytes, *, max_batch_items: int) -> dict[str, np.ndarray]:
@@ -61,7 +67,15 @@ def read_npz(generation: Generation, body: bytes, *, max_batch_items: int) -> di
 
 
 def write_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, bytes]:
-    """Return media type and body: `.npy` of a single array, `.npz` of several."""
+    """Return media type and body: `.npy` of a single array, `.npz` of several.
+
+    Raises:
+        RequestRefusedError: 406, texts do not go into NumPy's, or there are numbers of bfloat16.
+    """
+    for name, one in arrays.items():
+        if one.dtype.kind == "V":
+            raise without_bfloat(name, "NumPy's files have")
+    arrays = {name: _fixed_width(name, one) if one.dtype == object else one for name, one in arrays.items()}
     file = io.BytesIO()
     if len(arrays) == 1:
         np.lib.format.write_array(file, next(iter(arrays.values())), allow_pickle=False)
@@ -73,11 +87,24 @@ def write_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, bytes]:
     return NPZ_TYPE, file.getvalue()
 
 
+def without_bfloat(name: str, who: str) -> RequestRefusedError:
+    """Return the refusal of an output that a media type has no numbers for."""
+    return RequestRefusedError(
+        f"output `{name}` is bfloat16, which {who} no numbers for",
+        status=406,
+        expected="another media type, or other outputs",
+        remedy="Accept `application/json`, or use the Open Inference Protocol with raw tensors",
+    )
+
+
 def _read_array(generation: Generation, spec: TensorSpec, data: memoryview, *, max_batch_items: int) -> np.ndarray:
     dtype, is_fortran, sizes, start = _read_header(spec, data)
-    if dtype.newbyteorder("=") != np.dtype(spec.dtype):
+    if dtype_name(dtype) != spec.dtype:
         raise SignatureError(
-            f"input `{spec.name}` has the wrong dtype", expected=spec.dtype, received=dtype.name, field=spec.name
+            f"input `{spec.name}` has the wrong dtype",
+            expected=spec.dtype,
+            received=dtype_name(dtype),
+            field=spec.name,
         )
     shape = read_shape(spec, sizes, max_batch_items=max_batch_items)
     raw = data[start:]
@@ -88,12 +115,44 @@ def _read_array(generation: Generation, spec: TensorSpec, data: memoryview, *, m
             received=f"{len(raw)} bytes",
             field=spec.name,
         )
+    if spec.dtype == "string":
+        return _read_texts(spec, raw, dtype, shape, is_fortran=is_fortran)
     if dtype.byteorder == ">":
         raw = memoryview(np.frombuffer(raw, dtype).astype(dtype.newbyteorder("<")).tobytes())
     if not is_fortran:
         return array_from_bytes(spec, raw, shape, writable=must_be_writable(generation))
     turned = array_from_bytes(spec, raw, shape[::-1], writable=False).transpose()
     return np.ascontiguousarray(turned).reshape(shape)
+
+
+def _read_texts(
+    spec: TensorSpec, raw: memoryview, dtype: np.dtype, shape: tuple[int, ...], *, is_fortran: bool
+) -> np.ndarray:
+    """Return texts of fixed width, whose size fits the shape; NumPy takes NULs at their ends for filling."""
+    if not dtype.itemsize:
+        return text_array([""] * math.prod(shape), shape)
+    points = np.frombuffer(raw, dtype.byteorder + "u4" if dtype.byteorder in "<>" else "u4")
+    if points.size and int(points.max()) > sys.maxunicode:
+        raise SignatureError(
+            f"input `{spec.name}` holds something that is no text", expected="Unicode", field=spec.name
+        )
+    found = np.frombuffer(raw, dtype).reshape(shape, order="F" if is_fortran else "C").astype(object)
+    check_texts(found, field=spec.name, name=f"input `{spec.name}`")
+    return np.ascontiguousarray(found).reshape(shape)
+
+
+def _fixed_width(name: str, array: np.ndarray) -> np.ndarray:
+    texts = cast("list[str]", array.reshape(-1).tolist())
+    width = max(map(len, texts), default=0)
+    if len(texts) * width * _CODE_POINT_BYTES > _MOST_TEXT_BYTES or any(text.endswith("\0") for text in texts):
+        raise RequestRefusedError(
+            f"the texts of output `{name}` do not go into NumPy's text of fixed width",
+            status=406,
+            expected=f"at most {_MOST_TEXT_BYTES} bytes where each takes the room of the longest, and no NUL at an end",
+            received=f"{len(texts)} texts, the longest of {width} characters",
+            remedy="Accept `application/json` or `application/vnd.apache.arrow.stream`",
+        )
+    return array.astype(f"<U{max(width, 1)}")
 
 
 def _read_header(spec: TensorSpec, data: memoryview) -> tuple[np.dtype, bool, list[object], int]:
@@ -121,7 +180,9 @@ def _read_header(spec: TensorSpec, data: memoryview) -> tuple[np.dtype, bool, li
         raise _unreadable(spec) from exc
     if dtype.hasobject:
         raise InvalidInputError(
-            f"input `{spec.name}` is a pickle", expected="an array of numbers", received="an array of Python objects"
+            f"input `{spec.name}` is a pickle",
+            expected="an array of numbers, or of text (`<U`)",
+            received="an array of Python objects",
         )
     return dtype, is_fortran, list(cast("tuple[object, ...]", sizes)), start + length
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from noa.text_tensors import size_bytes
 from noa_serving._access_log import AccessLog
 from noa_serving._off_loop import OffLoop
 from noa_serving._otlp import OtlpExporter
@@ -76,7 +77,7 @@ class PayloadRow(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(array.nbytes for array in (*self.inputs.values(), *self.outputs.values()))
+        return sum(map(size_bytes, (*self.inputs.values(), *self.outputs.values())))
 
 
 class Watch:

@@ -6,6 +6,7 @@ inputs. Both directions may mix the two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -24,9 +25,12 @@ from noa_serving._tensors import (
     DATATYPES,
     array_from_bytes,
     array_from_json,
+    check_count,
     check_shape,
     check_size,
     contiguous,
+    json_value,
+    raw_array,
     reshape_flat,
 )
 
@@ -159,6 +163,8 @@ def read_shape(spec: TensorSpec, value: object, *, max_batch_items: int) -> tupl
     shape = check_shape(spec, value)
     if shape and isinstance(spec.shape[0], str) and shape[0] > max_batch_items:
         raise too_many_items(shape[0], max_batch_items)
+    if spec.dtype == "string":
+        check_count(spec, math.prod(shape))
     return shape
 
 
@@ -297,7 +303,8 @@ def _flag(parameters: JsonObject, name: str, default: bool = False) -> bool:
 def _encoder(
     generation: Generation, wanted: _Wanted, regions: SharedRegions
 ) -> Callable[[Mapping[str, np.ndarray]], Response]:
-    if wanted.request_id is None and all(way is True for _, way in wanted.outputs):
+    texts = generation.text_outputs
+    if wanted.request_id is None and all(way is True and name not in texts for name, way in wanted.outputs):
         return _raw_encoder(generation, wanted)
     return lambda outputs: _encode(generation, wanted, outputs, regions)
 
@@ -329,6 +336,9 @@ def _encode(
     for name, way in wanted.outputs:
         array = contiguous(outputs[name])
         row = _row(name, array)
+        if way and name in generation.text_outputs:
+            array = raw_array(array)
+            row["parameters"] = {"binary_data_size": array.nbytes}
         if isinstance(way, Slice):
             regions.write(way, array)
             row["parameters"] = {"shared_memory_region": way.region, "shared_memory_byte_size": array.nbytes}
@@ -336,7 +346,7 @@ def _encode(
             chunks.append(array.tobytes())
         else:
             del row["parameters"]
-            row["data"] = array.reshape(-1)
+            row["data"] = json_value(array.reshape(-1))
         rows.append(row)
     head = _head(generation, rows, wanted.request_id)
     if not chunks:

@@ -11,6 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from noa import __version__
+from noa.signatures import is_float
 from noa_serving._client_stub import client_stub, curl_examples
 from noa_serving._http import Response
 from noa_serving._media import ARROW_TYPE
@@ -127,7 +128,7 @@ def page(endpoints: Sequence[Endpoint]) -> Response:
 
 
 def example_body(generation: Generation) -> Json | None:
-    """Return a request that the model accepts: one item of zeros; None if it would be very large."""
+    """Return a request that the model accepts: one item of zeros (empty texts); None if it would be very large."""
     arrays = generation.example
     if sum(array.size for array in arrays.values()) > _MAX_EXAMPLE_ELEMENTS:
         return None
@@ -249,7 +250,9 @@ def _nested(dtype: str, shape: Sequence[int | str]) -> Json:
 def _element(dtype: str) -> Json:
     if dtype == "bool":
         return {"type": "boolean"}
-    if dtype.startswith("float"):
+    if dtype == "string":
+        return {"type": "string"}
+    if is_float(dtype):
         return {"type": "number"}
     is_unsigned = dtype.startswith("u")
     bits = int(dtype.lstrip("uint"))

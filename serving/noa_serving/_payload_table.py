@@ -17,6 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from noa.signatures import dtype_name
+from noa_serving._tensors import raw_array
+
 if TYPE_CHECKING:
     from noa_serving._observer import PayloadRow, Record
 
@@ -47,7 +50,7 @@ class Redactor:
         return pa.array(rows, pa.list_(pa.string()))
 
     def _hash(self, item: np.ndarray) -> str:
-        data = np.ascontiguousarray(item).tobytes()
+        data = raw_array(np.ascontiguousarray(item)).tobytes()
         return hashlib.blake2b(data, key=self.key, digest_size=_HASH_BYTES).hexdigest()
 
 
@@ -96,9 +99,11 @@ def write_table(rows: Sequence[PayloadRow], redactor: Redactor) -> Any:
 def nested_lists(arrays: Sequence[np.ndarray]) -> Any:
     """Return arrays of one dtype and number of axes as a column: one row each, a list in another for each axis."""
     flat = np.concatenate([array.reshape(-1) for array in arrays])
+    if flat.dtype.kind == "V":  # Arrow has no bfloat16
+        flat = flat.astype(np.float32)
     if len(flat) > _MAX_OFFSET:
-        raise OverflowError("a column of the payload log has too many numbers")
-    column: Any = pa.array(flat)
+        raise OverflowError("a column of the payload log has too many values")
+    column: Any = pa.array(flat, pa.large_string() if flat.dtype == object else None)
     for axis in reversed(range(arrays[0].ndim)):
         counts = [int(np.prod(array.shape[:axis], dtype=np.int64)) for array in arrays]
         lengths = np.repeat([array.shape[axis] for array in arrays], counts)
@@ -112,6 +117,6 @@ def _struct(tensors: Sequence[Mapping[str, np.ndarray]], redactor: Redactor) -> 
     fields: list[Any] = []
     for name, first in tensors[0].items():
         columns.append(redactor.column(name, [one[name] for one in tensors]))
-        facts = {"dtype": first.dtype.name, "axes": str(first.ndim)}
+        facts = {"dtype": dtype_name(first.dtype), "axes": str(first.ndim)}
         fields.append(pa.field(name, columns[-1].type, metadata=facts))
     return pa.StructArray.from_arrays(columns, fields=fields)

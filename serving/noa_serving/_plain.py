@@ -21,7 +21,7 @@ from noa_serving._http import Headers, Response, json_response
 from noa_serving._json_body import JsonObject, json_kind, parse_object
 from noa_serving._media import media_of_answer, media_of_body, output_names, read_inputs, write_answer
 from noa_serving._prepared import Prepared, check_inputs, choose_outputs, too_many_items
-from noa_serving._tensors import array_from_json, contiguous
+from noa_serving._tensors import array_from_json, contiguous, json_value
 
 if TYPE_CHECKING:
     from noa_serving._generation import Generation
@@ -47,12 +47,12 @@ def prepare(generation: Generation, headers: Headers, body: bytes, *, max_batch_
     batch = check_inputs(generation, inputs, max_batch_items=max_batch_items)
 
     def encode(outputs: Mapping[str, np.ndarray]) -> Response:
-        arrays = {name: contiguous(outputs[name][0] if is_single else outputs[name]) for name in wanted}
+        arrays = {name: contiguous(outputs[name][0, ...] if is_single else outputs[name]) for name in wanted}
         if answer_media != "json":
             return write_answer(answer_media, generation, arrays)
         return json_response(
             {
-                "outputs": {name: array.item() if array.ndim == 0 else array for name, array in arrays.items()},
+                "outputs": {name: json_value(array) for name, array in arrays.items()},
                 "model": generation.model,
                 "version": generation.number,
                 "digest": generation.digest,

@@ -2,6 +2,8 @@
 
 Nothing is guessed: a whole number fits a float field, but a fraction never fits an integer field, and text, `null` and
 `true` are not numbers. Sizes are computed with Python's integers before anything is allocated.
+
+Texts (dtype `string`, datatype BYTES) are Python's strings in arrays of `object`; what is not UTF-8 is refused.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from noa.errors import SignatureError
+from noa.signatures import numpy_dtype
+from noa.text_tensors import LENGTH_BYTES, decode_text, pack_texts, text_array, unpack_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from noa.signatures import DType, TensorSpec
 
@@ -31,14 +35,29 @@ DATATYPES: dict[DType, str] = {
     "float16": "FP16",
     "float32": "FP32",
     "float64": "FP64",
+    "bfloat16": "BF16",
+    "string": "BYTES",
 }
 """Names of the dtypes in the Open Inference Protocol."""
 
-DATATYPE_OF: dict[np.dtype, str] = {np.dtype(name): datatype for name, datatype in DATATYPES.items()}
-"""The same by numpy's dtype, whose `name` is slow to ask for."""
+
+DATATYPE_OF: dict[np.dtype, str] = {}
+"""The same by numpy's dtype, whose `name` is slow to ask for, for what is served: bfloat16 is another package's."""
 
 MAX_RANK = 32
+MAX_TEXTS = 1 << 20
+"""Most texts in one tensor of a request: each is an object of at least 50 bytes, however short."""
+_WHOLE: frozenset[type] = frozenset({int})
 _NUMBERS: frozenset[type] = frozenset({int, float})
+_ALLOWED: dict[str, frozenset[type]] = {
+    "bool": frozenset({bool}),
+    "float16": _NUMBERS,
+    "float32": _NUMBERS,
+    "float64": _NUMBERS,
+    "bfloat16": _NUMBERS,
+    "string": frozenset({str}),
+}
+"""Which JSON values a dtype takes; all others take whole numbers."""
 _KIND_WORDS: dict[type, str] = {
     str: "text",
     bool: "true/false",
@@ -50,6 +69,12 @@ _KIND_WORDS: dict[type, str] = {
 }
 
 
+def know_datatypes(specs: Iterable[TensorSpec]) -> None:
+    """Let `DATATYPE_OF` have the dtypes of a model that will be served."""
+    for spec in specs:
+        DATATYPE_OF[numpy_dtype(spec.dtype)] = DATATYPES[spec.dtype]
+
+
 def array_from_json(spec: TensorSpec, value: object) -> np.ndarray:
     """Return the array that a nested JSON list (or a bare number, for rank 0) writes down, in the dtype of `spec`.
 
@@ -58,10 +83,12 @@ def array_from_json(spec: TensorSpec, value: object) -> np.ndarray:
     """
     kinds = _leaf_kinds(spec, cast("list[object]", value), MAX_RANK) if isinstance(value, list) else {type(value)}
     _check_kinds(spec, kinds)
+    if spec.dtype == "string":
+        return _texts_from_json(spec, value)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            array = np.array(value, dtype=spec.dtype)
-            is_finite = array.dtype.kind != "f" or _is_finite(array)
+            array = np.array(value, dtype=numpy_dtype(spec.dtype))
+            is_finite = array.dtype.kind not in "fV" or _is_finite(array)
     except OverflowError as exc:
         raise _does_not_fit(spec) from exc
     except ValueError as exc:
@@ -73,6 +100,8 @@ def array_from_json(spec: TensorSpec, value: object) -> np.ndarray:
 
 def _is_finite(array: np.ndarray) -> bool:
     """Tell whether all numbers are finite; that the sum of their squares is so is quicker to see, and enough."""
+    if array.dtype.kind == "V":  # bfloat16
+        return bool(np.isfinite(array).all())
     flat = array.reshape(-1)
     return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
 
@@ -96,15 +125,18 @@ def array_from_bytes(spec: TensorSpec, data: memoryview, shape: Sequence[int], *
     """Return the array over raw little-endian bytes; a copy only if they are unaligned or `writable` is asked for.
 
     Raises:
-        SignatureError: the number of bytes is not what `shape` needs, or a boolean byte is neither 0 nor 1.
+        SignatureError: the number of bytes is not what `shape` needs, a boolean byte is neither 0 nor 1, or a text is
+            no UTF-8.
     """
     check_size(spec, len(data), shape)
-    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    if spec.dtype == "string":
+        return unpack_texts(data, shape, field=spec.name, name=f"input `{spec.name}`")
+    dtype = numpy_dtype(spec.dtype).newbyteorder("<")
     if spec.dtype == "bool" and len(data) and int(np.frombuffer(data, dtype=np.uint8).max()) > 1:
         raise _misfit(spec, "holds a byte that is no boolean", "0 or 1", "another byte")
     array = np.frombuffer(data, dtype=dtype).reshape(shape)
     if writable or not array.flags.aligned or not array.dtype.isnative:
-        return array.astype(spec.dtype, copy=True)
+        return array.astype(dtype.newbyteorder("="), copy=True)
     return array
 
 
@@ -123,15 +155,42 @@ def array_from_numbers(spec: TensorSpec, values: Sequence[float]) -> np.ndarray:
     return narrow
 
 
+def array_from_texts(spec: TensorSpec, values: Sequence[bytes]) -> np.ndarray:
+    """Return a flat array of texts, e.g. of a protobuf field of bytes.
+
+    Raises:
+        SignatureError: one is no UTF-8.
+    """
+    name = f"input `{spec.name}`"
+    texts = [decode_text(value, index, field=spec.name, name=name) for index, value in enumerate(values)]
+    return text_array(texts, (len(texts),))
+
+
+def raw_array(array: np.ndarray) -> np.ndarray:
+    """Return an array whose memory is what goes out raw: texts are packed, numbers are as they are."""
+    return np.frombuffer(pack_texts(array), np.uint8) if array.dtype.kind in "OU" else array
+
+
+def json_value(array: np.ndarray) -> object:
+    """Return what orjson writes an array from."""
+    if not array.ndim:
+        return array.item()
+    kind = array.dtype.kind
+    if kind == "V":  # each bfloat16 is a float32
+        return array.astype(np.float32)
+    return array.tolist() if kind == "O" else array
+
+
 def check_size(spec: TensorSpec, size: int, shape: Sequence[int]) -> None:
-    """Check that `size` bytes are what `shape` needs.
+    """Check that `size` bytes are what `shape` needs; texts need at least their lengths.
 
     Raises:
         SignatureError: they are not.
     """
-    needed = math.prod(shape) * np.dtype(spec.dtype).itemsize
-    if size != needed:
-        expected = f"{needed} bytes for {spec.dtype}{tuple(shape)}"
+    is_text = spec.dtype == "string"
+    needed = math.prod(shape) * (LENGTH_BYTES if is_text else numpy_dtype(spec.dtype).itemsize)
+    if size < needed if is_text else size != needed:
+        expected = f"{'at least ' if is_text else ''}{needed} bytes for {spec.dtype}{tuple(shape)}"
         raise _misfit(spec, "has the wrong number of bytes", expected, f"{size} bytes")
 
 
@@ -153,10 +212,34 @@ def check_shape(spec: TensorSpec, value: object) -> tuple[int, ...]:
     return shape
 
 
+def check_count(spec: TensorSpec, count: int) -> None:
+    """Check how many texts a tensor has.
+
+    Raises:
+        SignatureError: more than `MAX_TEXTS`.
+    """
+    if count > MAX_TEXTS:
+        raise _misfit(spec, "has too many texts", f"at most {MAX_TEXTS}", str(count))
+
+
 def contiguous(array: np.ndarray) -> np.ndarray:
     """Return `array` in C order and native bytes, as the encoders need it."""
     array = np.asarray(array, order="C")  # not ascontiguousarray, which gives a scalar an axis
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _texts_from_json(spec: TensorSpec, value: object) -> np.ndarray:
+    """Return texts, which may be nested; all leaves are known to be texts, but not that they are equally deep."""
+    level, shape = [value], list[int]()
+    while level and any(type(one) is list for one in level):
+        lists = cast("list[list[object]]", level)
+        size = len(lists[0]) if type(level[0]) is list else -1
+        if any(type(one) is not list or len(one) != size for one in lists):
+            raise _misfit(spec, "is ragged", "lists of equal length", "lists of different lengths")
+        level = [leaf for one in lists for leaf in one]
+        check_count(spec, len(level))
+        shape.append(size)
+    return text_array(cast("list[str]", level), shape)
 
 
 def _leaf_kinds(spec: TensorSpec, values: list[object], depth: int) -> set[type]:
@@ -174,23 +257,20 @@ def _leaf_kinds(spec: TensorSpec, values: list[object], depth: int) -> set[type]
 
 
 def _check_kinds(spec: TensorSpec, kinds: set[type]) -> None:
-    if spec.dtype == "bool":
-        allowed = kinds <= {bool}
-    elif spec.dtype.startswith("float"):
-        allowed = kinds <= _NUMBERS
-    else:
-        allowed = kinds <= {int}
-    if not allowed:
-        strangers = kinds - ({bool} if spec.dtype == "bool" else _NUMBERS if spec.dtype[0] == "f" else {int})
+    allowed = _ALLOWED.get(spec.dtype, _WHOLE)
+    if not kinds <= allowed:
+        strangers = kinds - allowed
         words = sorted(_KIND_WORDS.get(kind, kind.__name__) for kind in strangers)
         raise _misfit(spec, "has values of the wrong dtype", spec.dtype, " and ".join(words))
 
 
 def _does_not_fit(spec: TensorSpec) -> SignatureError:
-    limits = np.finfo(spec.dtype) if spec.dtype[0] == "f" else np.iinfo(spec.dtype)
-    return _misfit(
-        spec, "holds a number out of range", f"{spec.dtype}, {limits.min} to {limits.max}", "a number beyond it"
-    )
+    if spec.dtype == "bfloat16":
+        low, high = "-3.39e+38", "3.39e+38"
+    else:
+        limits = np.finfo(spec.dtype) if spec.dtype[0] == "f" else np.iinfo(spec.dtype)
+        low, high = str(limits.min), str(limits.max)
+    return _misfit(spec, "holds a number out of range", f"{spec.dtype}, {low} to {high}", "a number beyond it")
 
 
 def _misfit(spec: TensorSpec, what: str, expected: str, received: str) -> SignatureError:

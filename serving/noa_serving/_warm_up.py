@@ -18,6 +18,7 @@ import numpy as np
 
 from noa.errors import InvalidInputError
 from noa.settings import ConversionSettings
+from noa.text_tensors import is_text, text_array
 
 if TYPE_CHECKING:
     from noa.formats import Runnable
@@ -131,11 +132,14 @@ def _dependence(runnable: Runnable, example: Mapping[str, np.ndarray], count: in
 
 
 def _vary(array: np.ndarray, *, integers: bool) -> np.ndarray:
-    """Make the items of a batch differ: numbers are scaled; whole numbers trade places within their item."""
-    varied = array.copy()
+    """Make the items of a batch differ: numbers are scaled, whole ones trade places within their item, texts grow."""
+    varied = array.astype(object) if is_text(array.dtype) else array.copy()
     for index in range(1, len(array)):
-        if array.dtype.kind == "f":
+        if array.dtype.kind in "fV":
             varied[index] = array[index] * array.dtype.type(1.0 + index / len(array))
+        elif is_text(array.dtype):
+            texts = [f"{text}{index}" for text in array[index, ...].reshape(-1).tolist()]
+            varied[index, ...] = text_array(texts, array.shape[1:])
         elif integers:
             varied[index] = np.roll(array[index].reshape(-1), index).reshape(array[index].shape)
     return varied

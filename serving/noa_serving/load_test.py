@@ -7,6 +7,7 @@ client in Python sends some thousands of requests per second at most; for what a
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from noa.errors import DependencyMissingError
+from noa.signatures import is_float, numpy_dtype
+from noa.text_tensors import text_array
 from noa_serving._client_wire import Inputs, infer_request, read_inputs
 from noa_serving.async_client import AsyncClient
 
@@ -66,13 +69,17 @@ async def run_load(
 
 
 def example_inputs(specs: Sequence[TensorSpec], *, batch: int, seed: int) -> dict[str, np.ndarray]:
-    """Return random inputs that fit `specs`: small numbers, and zeros for integers, which may be indices."""
+    """Return random inputs that fit `specs`: small numbers, words, and zeros for integers, which may be indices."""
     generator = np.random.default_rng(seed)
     inputs: dict[str, np.ndarray] = {}
     for spec in specs:
         shape = tuple(batch if isinstance(size, str) else size for size in spec.shape)
-        is_float = spec.dtype.startswith("float")
-        inputs[spec.name] = (generator.random(shape) if is_float else np.zeros(shape)).astype(spec.dtype)
+        if spec.dtype == "string":
+            inputs[spec.name] = text_array([f"text {index % 10}" for index in range(math.prod(shape))], shape)
+            continue
+        inputs[spec.name] = (generator.random(shape) if is_float(spec.dtype) else np.zeros(shape)).astype(
+            numpy_dtype(spec.dtype)
+        )
     return inputs
 
 

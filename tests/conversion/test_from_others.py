@@ -80,16 +80,57 @@ def test_scikit_learn_on_its_own_data(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_labels_that_are_texts_are_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_labels_that_are_texts_stay_texts(tmp_path: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 
     from noa_conversion.from_others.sklearn_to_onnx import convert_sklearn
 
     x, y = load_iris(return_X_y=True)
-    model = LogisticRegression(max_iter=500).fit(x, np.array(["a", "b", "c"])[y])
-    with pytest.raises(ConversionError, match=r"labels that are texts.*LabelEncoder"):
-        convert_sklearn(model, tmp_path / "onnx")
-    assert not (tmp_path / "onnx").exists()
+    names = np.array(["a", "b", "ü"])[y]
+    model = LogisticRegression(max_iter=500).fit(x, names)
+    convert_sklearn(model, tmp_path / "onnx", samples=x)
+    runnable = load_format("onnx", tmp_path / "onnx")
+    assert runnable.signature.outputs[0].describe() == "string(batch)"
+    given = runnable.run({"x": x.astype(np.float32)})["label"]
+    assert given.tolist() == model.predict(x).tolist()
+
+
+DOCUMENTS = ["good film", "bad film", "VERY good evening", "sad, bad day", "good", "awful", "fine day", "bad bad"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pipelines_of_texts_become_graphs_of_texts(tmp_path: Path) -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    from noa_conversion.from_others.sklearn_to_onnx import convert_sklearn
+
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(DOCUMENTS, ["good", "bad"] * 4)
+    with pytest.raises(ConversionError, match=r"how many features.*if it takes texts, give some as `samples`"):
+        convert_sklearn(model, tmp_path / "none")
+    with pytest.raises(ConversionError, match="something else than scikit-learn"):
+        convert_sklearn(model, tmp_path / "other", samples=np.array(["éevening"]))  # its tokenizer knows ASCII only
+    convert_sklearn(model, tmp_path / "onnx", samples=np.array(DOCUMENTS))
+    runnable = load_format("onnx", tmp_path / "onnx")
+    assert runnable.signature.inputs[0].describe() == "string(batch, 1)"
+    unseen = ["GOOD", "nobody knows", ""]
+    given = runnable.run({"x": np.array(unseen, dtype=object).reshape(-1, 1)})
+    assert given["label"].tolist() == model.predict(unseen).tolist()
+    np.testing.assert_allclose(given["probabilities"], model.predict_proba(unseen), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_categories_are_encoded_from_texts(tmp_path: Path) -> None:
+    from sklearn.preprocessing import OneHotEncoder
+
+    from noa_conversion.from_others.sklearn_to_onnx import convert_sklearn
+
+    rows = np.array([["red", "S"], ["blue", "L"], ["red", "M"], ["green", "S"]], dtype=object)
+    model = OneHotEncoder(handle_unknown="ignore").fit(rows)
+    convert_sklearn(model, tmp_path / "onnx", samples=rows)
+    given = load_format("onnx", tmp_path / "onnx").run({"x": rows[::-1]})["transformed"]
+    assert np.array_equal(given, model.transform(rows[::-1]).toarray())
 
 
 def _xgboost(objective: str, folder: Path) -> tuple[Path, Any, np.ndarray]:

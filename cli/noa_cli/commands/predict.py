@@ -219,9 +219,10 @@ def _from_json(text: str, source: str, specs: tuple[TensorSpec, ...]) -> dict[st
     if not isinstance(value, dict) and len(specs) > 1:
         raise InvalidInputError("the input names no tensors", where=source, expected=", ".join(s.name for s in specs))
     arrays: dict[str, np.ndarray] = {}
+    texts = {spec.name for spec in specs if spec.dtype == "string"}
     for name, values in table.items():
         try:
-            arrays[name] = np.asarray(values)
+            arrays[name] = np.array(values, dtype=object) if name in texts else np.asarray(values)
         except ValueError as exc:
             raise InvalidInputError(f"the values of `{name}` are ragged", where=source) from exc
     return _cast_all(arrays, source, specs)
@@ -250,28 +251,32 @@ def _cast_all(arrays: dict[str, np.ndarray], source: str, specs: tuple[TensorSpe
     import numpy as np
 
     from noa.errors import InvalidInputError
+    from noa.signatures import dtype_name, is_float, numpy_dtype
+    from noa.text_tensors import check_texts, is_text
 
     wanted = {spec.name: spec.dtype for spec in specs}
     cast_arrays: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
-        dtype = np.dtype(wanted.get(name, array.dtype))
-        if array.dtype == dtype:
+        if wanted.get(name, dtype_name(array.dtype)) == dtype_name(array.dtype):
+            if is_text(array.dtype):
+                check_texts(array, field=name, name=f"input `{name}`")
             cast_arrays[name] = array
             continue
-        kinds_fit = array.dtype.kind in {"f": "iuf", "i": "iu", "u": "iu", "b": "b"}[dtype.kind]
+        dtype = numpy_dtype(wanted[name])
+        kinds_fit = array.dtype.kind in {"f": "iuf", "i": "iu", "u": "iu", "b": "b", "O": "", "V": "iuf"}[dtype.kind]
         with np.errstate(over="ignore", invalid="ignore"):
             changed = array.astype(dtype) if kinds_fit else array
-        is_whole = dtype.kind == "f" or bool((changed == array).all())
+        is_whole = is_float(dtype.name) or bool((changed == array).all())
         if (
             not kinds_fit
             or not is_whole
-            or bool((np.isinf(changed) & ~np.isinf(array)).any() if dtype.kind == "f" else False)
+            or bool((np.isinf(changed) & ~np.isinf(array)).any() if is_float(dtype.name) else False)
         ):
             raise InvalidInputError(
                 f"the values of `{name}` do not fit its dtype",
                 where=source,
-                expected=dtype.name,
-                received=array.dtype.name,
+                expected=wanted[name],
+                received=dtype_name(array.dtype),
             )
         cast_arrays[name] = changed
     return cast_arrays
@@ -294,6 +299,8 @@ def _plain(array: np.ndarray) -> object:
     """Return nested lists; JSON has no NaN or infinity, so these become null."""
     import numpy as np
 
+    if array.dtype.kind == "V":  # each bfloat16 is a float32
+        array = array.astype(np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         plain = array.astype(object)
         plain[~np.isfinite(array)] = None

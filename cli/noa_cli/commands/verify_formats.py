@@ -94,8 +94,11 @@ def _keep(report: EquivalenceReport, path: Path) -> None:
     import numpy as np
 
     from noa.atomic_write import write_file
+    from noa.text_tensors import is_text
 
     buffer = io.BytesIO()
-    np.savez(buffer, **report.worst_inputs)  # pyright: ignore[reportArgumentType]  # the stub takes arrays for flags
+    worst = report.worst_inputs
+    arrays = {name: one.astype(str) if is_text(one.dtype) else one for name, one in worst.items()}  # never a pickle
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]  # the stub takes arrays for flags
     write_file(path, buffer.getvalue())
     console.note(f"The inputs that differ most are in {path}")

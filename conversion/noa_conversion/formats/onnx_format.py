@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
-from noa.signatures import Signature, TensorSpec
+from noa.signatures import Signature, TensorSpec, dtype_name
 from noa_conversion.files import read_bytes
+from noa_conversion.onnx_bfloat import BfloatSession
 from noa_conversion.onnx_runs import run_session
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 MODEL_FILE = "model.onnx"
+_LOCALE_REMEDY = "Install it (Debian: package `locales`), or give the `StringNormalizer` the locale `C.UTF-8`"
 
 
 class OnnxRunnable:
@@ -28,7 +30,9 @@ class OnnxRunnable:
 
     __slots__ = ("_errors", "_inputs", "_outputs", "_session", "_where", "signature")
 
-    def __init__(self, session: onnxruntime.InferenceSession, signature: Signature, where: Path) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession | BfloatSession, signature: Signature, where: Path
+    ) -> None:
         self.signature = signature
         self._session = session
         self._where = where
@@ -91,7 +95,13 @@ class OnnxAdapter:
         try:
             session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except runtime_errors() as exc:
-            raise InvalidInputError(f"onnxruntime refuses `{MODEL_FILE}`: {_first_line(exc)}", where=str(path)) from exc
+            raise InvalidInputError(
+                f"onnxruntime refuses `{MODEL_FILE}`: {_first_line(exc)}",
+                where=str(path),
+                remedy=_LOCALE_REMEDY if "construct locale" in str(exc) else None,
+            ) from exc
+        if any(spec.dtype == "bfloat16" for spec in (*signature.inputs, *signature.outputs)):
+            return OnnxRunnable(BfloatSession(session), signature, path)
         return OnnxRunnable(session, signature, path)
 
     def check_signature(self, folder: Path, signature: Signature) -> None:
@@ -164,7 +174,7 @@ def _check_side(values: list[onnx.ValueInfoProto], specs: tuple[TensorSpec, ...]
     for spec in specs:
         tensor = found[spec.name]
         try:
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+            dtype = dtype_name(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         except (KeyError, ValueError):
             dtype = f"type {tensor.elem_type}"
         sizes = _sizes(tensor)

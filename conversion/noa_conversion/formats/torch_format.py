@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 from noa.atomic_write import write_file
 from noa.digests import canonical_json
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
-from noa.signatures import Signature, TensorSpec
+from noa.signatures import Signature, TensorSpec, numpy_dtype
 from noa_conversion.files import WEIGHTS_FILE, check_weight_names, read_bytes, read_json, unwritable_weights
 from noa_conversion.formats.torch_archive import PROGRAM_FILE, canonical_archive
 from noa_conversion.models import LARGEST_AXIS, TorchModel, free_axes
@@ -63,7 +63,7 @@ class TorchRunnable:
             with torch.inference_mode():
                 tensors = [_to_tensor(torch, inputs[name]) for name in self._inputs]
                 outputs = self._graph(*self._weights, *tensors)
-                return {name: output.numpy() for name, output in zip(self._outputs, outputs, strict=True)}
+                return {name: _to_array(torch, output) for name, output in zip(self._outputs, outputs, strict=True)}
         except (RuntimeError, IndexError, TypeError, ValueError) as exc:
             raise InvalidInputError(f"PyTorch could not compute: {first_line(exc)}", where=str(self._where)) from exc
 
@@ -445,4 +445,12 @@ def _to_tensor(torch: Any, array: np.ndarray) -> torch.Tensor:
     """Share the array's memory where PyTorch can read it without a warning: aligned and writeable. It never writes."""
     if not (array.flags.writeable and array.flags.aligned) or array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("="), copy=True)
+    if array.dtype.kind == "V":  # bfloat16, which PyTorch takes from NumPy as bits
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
     return torch.from_numpy(array)
+
+
+def _to_array(torch: Any, tensor: torch.Tensor) -> np.ndarray:
+    if tensor.dtype is torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
+    return tensor.numpy()

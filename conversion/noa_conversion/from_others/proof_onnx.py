@@ -45,7 +45,7 @@ def write_proven(
 
     Raises:
         ConversionError: it computes something else than the library.
-        InvalidInputError: the graph takes or gives what noa has no tensors for, as texts.
+        InvalidInputError: the graph takes or gives what noa has no tensors for.
     """
     name_batch_axis(model)
     with tempfile.TemporaryDirectory(prefix="noa-from-") as scratch:

@@ -3,13 +3,13 @@
     from noa_conversion.from_others.sklearn_to_onnx import convert_sklearn
     convert_sklearn(pipeline, Path("model"), samples=x_test)
 
-The graph takes one matrix `x` of float32 and gives `label` and `probabilities` for a classifier, `prediction` for a
-regressor, `transformed` for a transformer, `label` and `scores` for a detector of outliers.
+The graph takes one matrix `x`, of texts if the samples are texts and of float32 otherwise, and gives `label` and
+`probabilities` for a classifier, `prediction` for a regressor, `transformed` for a transformer, `label` and `scores`
+for a detector of outliers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 INPUT: Final = "x"
 _ML_OPSET: Final = 3
+_LOCALE: Final = "C.UTF-8"
 
 
 def convert_sklearn(
@@ -36,29 +37,28 @@ def convert_sklearn(
 ) -> dict[str, object]:
     """Write a fitted estimator or pipeline as the format `onnx`, and return how it compares with scikit-learn.
 
-    `samples` are real rows, (rows, features), to compare on; without them rows are made up.
+    `samples` are real rows, (rows, features), to compare on; without them rows are made up. A model that takes texts
+    needs them: (rows,) for a pipeline that begins with a vectorizer, which takes `x` in one column.
 
     Raises:
-        ConversionError: a step has no converter, the labels are texts, or the graph computes something else.
+        ConversionError: a step has no converter, or the graph computes something else.
         DependencyMissingError: skl2onnx is not installed.
         InvalidInputError: `folder` exists and holds something.
     """
     try:
         import skl2onnx
-        from skl2onnx.common.data_types import FloatTensorType
+        from skl2onnx.common.data_types import FloatTensorType, StringTensorType
     except ImportError as exc:
         raise DependencyMissingError(exc.name or "skl2onnx", extra="sklearn", purpose="scikit-learn to ONNX") from exc
     chosen = settings or ConversionSettings()  # pyright: ignore[reportCallIssue]  # pydantic fills the defaults
-    features = getattr(model, "n_features_in_", None)
-    if features is None:
-        raise ConversionError(
-            f"`{type(model).__name__}` does not say how many features it takes", remedy="Fit it before it is converted"
-        )
-    _refuse_texts(model)
+    given = None if samples is None else np.asarray(samples)
+    features = _features(model, given)
+    is_text = given is not None and given.dtype.kind in "OU"
+    kind = StringTensorType if is_text else FloatTensorType
     try:
         made: object = skl2onnx.to_onnx(
             model,
-            initial_types=[(INPUT, cast("Any", FloatTensorType([None, int(features)])))],
+            initial_types=[(INPUT, cast("Any", kind([None, features])))],
             options={"zipmap": False} if hasattr(model, "predict_proba") else None,
             target_opset={"": chosen.opset, "ai.onnx.ml": _ML_OPSET},
         )
@@ -68,26 +68,30 @@ def convert_sklearn(
             expected=f"an estimator that it has a converter for, at opset {chosen.opset}",
         ) from exc
     proto = cast("onnx.ModelProto", made)
+    _choose_locale(proto)
     names = _rename_outputs(proto, model)
-    rows = None if samples is None else {INPUT: np.ascontiguousarray(samples, dtype=np.float32)}
+    rows = None
+    if given is not None:
+        rows = {INPUT: np.ascontiguousarray(given, object if is_text else np.float32).reshape(-1, features)}
+    takes_documents = given is not None and given.ndim == 1
     with staged_folder(folder) as staged:
         return write_proven(
             proto,
             staged,
-            predict=lambda inputs: _predict(model, names, inputs),
+            predict=lambda inputs: _predict(model, names, inputs[INPUT][:, 0] if takes_documents else inputs[INPUT]),
             settings=chosen,
             library="scikit-learn",
             samples=rows,
         )
 
 
-def _predict(model: Any, names: list[str], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _predict(model: Any, names: list[str], rows: np.ndarray) -> dict[str, np.ndarray]:
     """Ask the estimator itself, in the forms that the graph gives."""
-    rows = inputs[INPUT]
     answers: dict[str, np.ndarray] = {}
     for name in names:
         if name == "label":
-            answers[name] = np.asarray(model.predict(rows)).astype(np.int64)
+            labels = np.asarray(model.predict(rows))
+            answers[name] = labels.astype(object if labels.dtype.kind in "OU" else np.int64)
         elif name == "probabilities":
             answers[name] = np.asarray(model.predict_proba(rows)).astype(np.float32)
         elif name == "prediction":
@@ -118,15 +122,26 @@ def _rename_outputs(proto: onnx.ModelProto, model: Any) -> list[str]:
     return [name for name in names if name in table.values()]
 
 
-def _refuse_texts(model: Any) -> None:
-    classes = getattr(model, "classes_", None)
-    if classes is not None and np.asarray(classes).dtype.kind not in "iub":
+def _features(model: Any, samples: np.ndarray | None) -> int:
+    """Return how many columns `x` has: a vectorizer takes one, of whole texts."""
+    if samples is not None:
+        return samples.shape[1] if samples.ndim > 1 else 1
+    features = getattr(model, "n_features_in_", None)
+    if features is None:
         raise ConversionError(
-            f"`{type(model).__name__}` gives labels that are texts, and noa's tensors hold numbers",
-            expected="whole numbers as classes",
-            received=", ".join(map(str, list(classes)[:4])),
-            remedy="Fit it on encoded labels (sklearn.preprocessing.LabelEncoder) and keep the names beside the model",
+            f"`{type(model).__name__}` does not say how many features it takes",
+            remedy="Fit it before it is converted; if it takes texts, give some as `samples`",
         )
+    return int(features)
+
+
+def _choose_locale(proto: onnx.ModelProto) -> None:
+    """Have onnxruntime change the case of texts by a locale that every system has; its own is often missing."""
+    from onnx import helper
+
+    for node in proto.graph.node:
+        if node.op_type == "StringNormalizer" and all(entry.name != "locale" for entry in node.attribute):
+            node.attribute.append(helper.make_attribute("locale", _LOCALE))
 
 
 def _first_line(error: Exception) -> str:

@@ -73,10 +73,8 @@ def prepare(request: Mapping[str, Any]) -> Signature:
 
 def _try_out(request: Mapping[str, Any], prepared: Prepared, folder: Path) -> Signature:
     """Run the prepared format, keep the inputs it ran on, and return the signature that it keeps."""
-    import numpy as np
-    from safetensors.numpy import save_file
-
     from noa.formats import find_adapter
+    from noa.tensor_files import save_tensors
     from noa_conversion.imports.examples import make_example, read_example
 
     given = request.get("example")
@@ -94,8 +92,7 @@ def _try_out(request: Mapping[str, Any], prepared: Prepared, folder: Path) -> Si
         ) from exc
     kept = kept_signature(model, prepared, example, outputs)
     kept.save(folder)
-    arrays = {name: np.ascontiguousarray(array) for name, array in example.items()}
-    save_file(arrays, Path(request["example_target"]))
+    save_tensors(example, Path(request["example_target"]))
     return kept
 
 

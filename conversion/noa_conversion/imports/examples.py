@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from noa.digests import digest_json
 from noa.errors import InvalidInputError, SignatureError
-from noa.signatures import Signature, TensorSpec
+from noa.signatures import Signature, TensorSpec, is_float, numpy_dtype
+from noa_conversion.made_up_texts import draw_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,10 @@ _MOST_ELEMENTS: Final = 1 << 24
 
 
 def make_example(signature: Signature) -> dict[str, np.ndarray]:
-    """Return made-up inputs: normal numbers, and 0 and 1 where whole numbers are wanted. The same for one signature.
+    """Return made-up inputs: normal numbers, 0 and 1 where whole numbers are wanted, and words.
+
+    The same for one signature.
+
 
     Raises:
         InvalidInputError: the signature wants more than can be made up.
@@ -39,9 +43,11 @@ def make_example(signature: Signature) -> dict[str, np.ndarray]:
                 received=spec.describe(),
                 remedy="Give a real one with --example FILE",
             )
-        is_float = spec.dtype.startswith("float")
-        values = generator.standard_normal(shape) if is_float else generator.integers(0, 2, shape)
-        example[spec.name] = np.asarray(values).astype(spec.dtype)
+        if spec.dtype == "string":
+            example[spec.name] = draw_texts(generator, shape)
+            continue
+        values = generator.standard_normal(shape) if is_float(spec.dtype) else generator.integers(0, 2, shape)
+        example[spec.name] = np.asarray(values).astype(numpy_dtype(spec.dtype))
     return example
 
 
@@ -102,7 +108,9 @@ def _by_name(found: object, signature: Signature) -> dict[str, np.ndarray]:
 def _array(value: Any, spec: TensorSpec | None) -> np.ndarray:
     import numpy as np
 
-    array = np.asarray(value)
-    if array.dtype.hasobject:
+    array = np.array(value, dtype=object) if spec is not None and spec.dtype == "string" else np.asarray(value)
+    if array.dtype.hasobject and (spec is None or spec.dtype != "string"):
         raise InvalidInputError("an example holds Python objects or lists of unequal length", expected="numbers")
-    return array if spec is None or hasattr(value, "dtype") else array.astype(spec.dtype)
+    if spec is None or hasattr(value, "dtype") or spec.dtype == "string":
+        return array
+    return array.astype(numpy_dtype(spec.dtype))

@@ -132,8 +132,7 @@ def _prepare(
     plan: ImportPlan, staged: Staged, folder: Path, scratch: Path, example: Path | None, limits: ChildLimits
 ) -> dict[str, np.ndarray]:
     """Write the format's folder and return an input example."""
-    from safetensors.numpy import load_file
-
+    from noa.tensor_files import load_tensors
     from noa_conversion.imports import plain_import
     from noa_conversion.imports.examples import make_example, read_example
 
@@ -149,7 +148,7 @@ def _prepare(
             "example_target": str(target),
         }
         run_child(request, limits)
-        return load_file(target)
+        return load_tensors(target.read_bytes())
     signature = _keep(plain_import, source, staged.path, file, folder)
     return make_example(signature) if example is None else read_example(example, signature)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from noa.errors import ConversionError, InvalidInputError, SignatureError
 from noa.signatures import Signature
+from noa.text_tensors import blank_like
 from noa_conversion.batches import batch_axis, sizes_of
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _resized(signature: Signature, inputs: Mapping[str, np.ndarray], sizes: Mapp
             if isinstance(name, str) and array.shape[axis]:
                 array = np.take(array, np.arange(sizes[name]) % array.shape[axis], axis=axis)
             elif isinstance(name, str):
-                array = np.zeros((*array.shape[:axis], sizes[name], *array.shape[axis + 1 :]), array.dtype)
+                array = blank_like(array, (*array.shape[:axis], sizes[name], *array.shape[axis + 1 :]))
         given[spec.name] = np.ascontiguousarray(array).reshape(array.shape)
     return given
 

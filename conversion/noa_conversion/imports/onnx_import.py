@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from noa.atomic_write import write_file
 from noa.errors import InvalidInputError
-from noa.signatures import Axis, DType, Signature, TensorSpec
+from noa.signatures import Axis, DType, Signature, TensorSpec, dtype_name
 from noa_conversion.files import MAX_GRAPH_BYTES, read_bytes
 from noa_conversion.formats.onnx_check import has_external_data, parse_model
 from noa_conversion.formats.onnx_format import MODEL_FILE
@@ -57,7 +57,7 @@ def read_signature(model: onnx.ModelProto, path: Path) -> Signature:
     The first axis of inputs is called `batch` where it is free and has no name; any other `NAME_INDEX`.
 
     Raises:
-        InvalidInputError: an input or output is no tensor of numbers, or has no rank.
+        InvalidInputError: an input or output is no tensor of numbers or texts, or has no rank.
     """
     inputs = read_inputs(model, path)
     known = tuple(axis for spec in inputs for axis in spec.shape if isinstance(axis, str))
@@ -87,7 +87,7 @@ def _spec(value: onnx.ValueInfoProto, path: Path, known: tuple[str, ...]) -> Ten
         )
     tensor = value.type.tensor_type
     try:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        dtype = dtype_name(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         if not tensor.HasField("shape"):
             raise InvalidInputError(
                 f"tensor `{value.name}` of `{path.name}` does not say how many axes it has",

@@ -18,7 +18,7 @@ from noa_conversion.formats.weights_format import NOTHING
 
 _SAFETENSORS: dict[str, DType] = {
     "BOOL": "bool", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "U8": "uint8", "U16": "uint16",
-    "U32": "uint32", "U64": "uint64", "F16": "float16", "F32": "float32", "F64": "float64",
+    "U32": "uint32", "U64": "uint64", "F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16",
 }  # fmt: skip
 _COLUMNS: dict[str, DType] = {
     "boolean": "bool", "integer": "int32", "long": "int64", "float": "float32", "double": "float64",

@@ -54,9 +54,9 @@ def run_step(
             "folder": str(folder),
         }
         if samples is not None:
-            from safetensors.numpy import save_file
+            from noa.tensor_files import save_tensors
 
-            save_file(dict(samples), Path(scratch) / "samples.safetensors")
+            save_tensors(samples, Path(scratch) / "samples.safetensors")
             request["samples"] = f"{scratch}/samples.safetensors"
         ask(
             "noa_conversion.optimise.child",
@@ -86,9 +86,9 @@ def _run(request: dict[str, Any]) -> dict[str, object]:
     warnings.simplefilter("ignore")
     arguments: list[Any] = [Path(request["source"]), Path(request["folder"])]
     if "samples" in request:
-        from safetensors.numpy import load_file
+        from noa.tensor_files import load_tensors
 
-        arguments.append(load_file(request["samples"]))
+        arguments.append(load_tensors(Path(request["samples"]).read_bytes()))
     _steps()[request["step"]](*arguments)
     return {}
 

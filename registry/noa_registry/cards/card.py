@@ -166,9 +166,10 @@ def _signature(version: ModelVersion) -> Block:
 
 def _usage(version: ModelVersion, server: str) -> list[Block]:
     reference, inputs = version.reference, version.signature.inputs
+    numpy = "import ml_dtypes\n" * any(spec.dtype == "bfloat16" for spec in inputs) + "import numpy as np\n"
     arguments = ", ".join(f"{json.dumps(spec.name)}: {_zeros(spec.dtype, spec.shape)}" for spec in inputs)
     python = (
-        "from pathlib import Path\n\nimport numpy as np\nfrom noa.settings import load_settings\n"
+        f"from pathlib import Path\n\n{numpy}from noa.settings import load_settings\n"
         "from noa_registry import Registry\n\n"
         'with Registry.open(load_settings(Path(".")).settings) as registry:\n'
         f"    model = registry.load({json.dumps(reference)})\n"
@@ -176,7 +177,7 @@ def _usage(version: ModelVersion, server: str) -> list[Block]:
     )
     given = _zeros(inputs[0].dtype, inputs[0].shape) if len(inputs) == 1 else f"{{{arguments}}}"
     mlflow = (
-        "from pathlib import Path\n\nimport mlflow\nimport numpy as np\nfrom noa.settings import load_settings\n\n"
+        f"from pathlib import Path\n\nimport mlflow\n{numpy}from noa.settings import load_settings\n\n"
         'mlflow.set_tracking_uri(load_settings(Path(".")).settings.registry.database_url)\n'
         f"model = mlflow.pyfunc.load_model({json.dumps('models:/' + reference)})\n"
         f"outputs = model.predict({given})\n"
@@ -202,7 +203,10 @@ def _usage(version: ModelVersion, server: str) -> list[Block]:
 
 def _zeros(dtype: str, shape: Sequence[str | int]) -> str:
     sizes = ", ".join("1" if isinstance(axis, str) else str(axis) for axis in shape)
-    return f"np.zeros(({sizes}{',' if len(shape) == 1 else ''}), dtype={json.dumps(dtype)})"
+    numpy_name = "object" if dtype == "string" else json.dumps(dtype)
+    make, fill = ("full", ', ""') if dtype == "string" else ("zeros", "")
+    numpy_name = "ml_dtypes.bfloat16" if dtype == "bfloat16" else numpy_name
+    return f"np.{make}(({sizes}{',' if len(shape) == 1 else ''}){fill}, dtype={numpy_name})"
 
 
 def _data(facts: CardFacts) -> list[Block]:

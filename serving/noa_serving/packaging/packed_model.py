@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 from noa.digests import FileDigest, Manifest, canonical_json, sha256_bytes, sha256_file, verify_folder
 from noa.errors import IntegrityError, NoaError, NotFoundError
 from noa.signatures import Signature
+from noa.tensor_files import load_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -156,12 +157,10 @@ class PackedModel:
         Raises:
             IntegrityError: it is not what was sealed.
         """
-        from safetensors.numpy import load
-
         path = self._folder / version.example.path
         if not path.is_file() or sha256_file(path) != version.example.digest:
             raise IntegrityError(f"`{version.example.path}` was changed", where=str(path), file=version.example.path)
-        return load(path.read_bytes())
+        return load_tensors(path.read_bytes())
 
     def close(self) -> None:
         """Do nothing; a registry would close its database."""

@@ -25,6 +25,7 @@ _SERVING: Final = (
 )  # fmt: skip
 _GRPC: Final = ("grpcio", "grpcio-reflection", "protobuf")
 _FOR_FORMATS: Final = {"onnx": ("ml-dtypes",)}
+_IF_INSTALLED: Final = {"torch": ("ml-dtypes",)}  # for tensors of bfloat16
 _TRACE: Final = ("opentelemetry-proto", "protobuf", "urllib3")
 EXTRAS: Final = {"arrow": ("pyarrow",), "jwt": ("pyjwt", "cryptography"), "grpc": _GRPC, "trace": _TRACE}
 """What a package may hold besides, by name: Arrow bodies and the payload log, tokens, gRPC, traces."""
@@ -52,6 +53,7 @@ def lean_set(format: str, serving: ServingSettings, *, extras: Iterable[str] = (
     installed = {_normal(one.name): one for one in reversed(list(distributions()))}  # the first found is imported
     wanted = list(_SERVING) + [_distribution_of(module, format, installed) for module in _modules_of(format)]
     wanted += _FOR_FORMATS.get(format.partition("-")[0], ())
+    wanted += (name for name in _IF_INSTALLED.get(format, ()) if name in installed)
     chosen = set(extras)
     if serving.grpc_port is not None:
         chosen.add("grpc")
