@@ -56,6 +56,7 @@ def judge(
     overloads: Sequence[Overload],
     memory: Memory | None,
     package_start_s: float | None = None,
+    swaps: Memory | None = None,
 ) -> list[Goal]:
     """Return every goal with what the run found."""
     return [
@@ -66,6 +67,7 @@ def judge(
         *_half(half),
         *_overload(overloads),
         *_memory(memory),
+        *_swaps(swaps),
         _package_start(package_start_s),
     ]
 
@@ -251,8 +253,30 @@ def _memory(found: Memory | None) -> Iterator[Goal]:
         bound=1.0,
         at_least=False,
     )
+    yield _while_it_swaps(ours)
+
+
+def _swaps(found: Memory | None) -> Iterator[Goal]:
+    """The version is swapped again and again while 16 connections have all of the server's core."""
+    if found is None:
+        return
+    ours = None if found.fault else found
+    yield _while_it_swaps(ours, f", {found.swaps} swaps under full load")
     yield Goal(
-        case="p99 while it swaps",
+        case=f"requests that failed, of {found.requests:,}",
+        against="none",
+        unit="requests",
+        ours=0.0 if ours else None,
+        theirs=0.0,
+        ratio=0.0 if ours else None,
+        bound=0.0,
+        at_least=False,
+    )
+
+
+def _while_it_swaps(ours: Memory | None, told: str = "") -> Goal:
+    return Goal(
+        case=f"p99 while it swaps{told}",
         against="before",
         unit="ms",
         ours=ours and ours.p99_swapping_s * 1e3,

@@ -33,11 +33,12 @@ class Record:
     half: list[HalfLoad] = field(default_factory=list["HalfLoad"])
     overloads: list[Overload] = field(default_factory=list["Overload"])
     memory: Memory | None = None
+    swaps: Memory | None = None
     package_start_s: float | None = None
 
     def goals(self) -> list[Goal]:
         """Return every goal with what this run found."""
-        return judge(self.figures, self.half, self.overloads, self.memory, self.package_start_s)
+        return judge(self.figures, self.half, self.overloads, self.memory, self.package_start_s, self.swaps)
 
 
 def write_json(record: Record, path: Path) -> None:
@@ -53,6 +54,7 @@ def write_json(record: Record, path: Path) -> None:
         "half_load": [asdict(one) for one in record.half],
         "overload": [asdict(one) for one in record.overloads],
         "memory": asdict(record.memory) if record.memory else None,
+        "swaps": asdict(record.swaps) if record.swaps else None,
         "start_s": record.starts,
         "package_start_s": record.package_start_s,
         "absent": record.absent,

@@ -36,7 +36,7 @@ from benchmarks.serving.served_models import ServedModel, make_model
 from benchmarks.serving.stress import BEYOND_PLACES, OVERLOAD_CONNECTIONS, half_load, memory, overload
 from benchmarks.serving.wire import Way
 
-CASES = ("mlp", "grpc", "cnn", "minilm", "tensor", "memory", "start")
+CASES = ("mlp", "grpc", "cnn", "minilm", "tensor", "swaps", "memory", "start")
 """`mlp` and `cnn` bring half of saturation and overload with them."""
 
 QUICK_PEERS = (FASTAPI, BENTOML, TRITON)
@@ -53,6 +53,7 @@ class Plan:
     peers: tuple[str, ...] | None = None
     memory_requests: int = 1_000_000
     memory_swaps: int = 200
+    full_load_swaps: int = 100
 
     @property
     def seconds(self) -> float:
@@ -214,6 +215,17 @@ def _memory(place: Bench, plan: Plan, record: Record) -> None:
         server.stop()
 
 
+def _swaps(place: Bench, plan: Plan, record: Record) -> None:
+    model = model_of(place, "mlp")
+    project = make_project(place.folder / "project-swaps", [model], poll_interval_s=0.05)
+    server = start_noa(project, model, place.folder / "noa-swaps", cores=place.server_cores)
+    try:
+        count = max(1, round(plan.full_load_swaps * (0.1 if plan.quick else 1.0)))
+        record.swaps = memory(place, server, project, model, noa_ways(model)[0], requests=0, swaps=count)
+    finally:
+        server.stop()
+
+
 def _start(place: Bench, plan: Plan, record: Record) -> None:
     say("mlp: starting it from a package")
     record.package_start_s = package_start(place, model_of(place, "mlp"), rounds=3 if plan.quick else 5)
@@ -225,6 +237,7 @@ _CASE: dict[str, Callable[[Bench, Plan, Record], None]] = {
     "cnn": _cnn,
     "minilm": _minilm,
     "tensor": _tensor,
+    "swaps": _swaps,
     "memory": _memory,
     "start": _start,
 }

@@ -37,6 +37,7 @@ from noa_conversion.stored_precision import least_precise
 
 if TYPE_CHECKING:
     from noa_registry import Evidence
+    from noa_registry.evidence import GoldenRequest, GoldenRequests
 
 Allow: TypeAlias = Callable[[TensorSpec], Tolerance]
 """Gives the tolerance of an output in place of the one of its dtype."""
@@ -89,6 +90,7 @@ def measure(
 ) -> Evidence:
     """See `noa_conversion.measure_equivalence`. `allow` states another tolerance, for reduced precision."""
     from noa_registry import equivalence_evidence
+    from noa_registry.evidence import with_golden
 
     folders = (source_folder, target_folder)
     digests = [build_manifest(folder).digest for folder in folders]
@@ -101,7 +103,7 @@ def measure(
     draws = (take_batch(native.signature, samples, batch=batch, count=count) for batch in batches)
     problem = signature_problem(native.signature, other.signature)
     coarsest = least_precise(source_folder, native.signature)
-    found = _Comparison(native, other, settings, allow, computed_from=coarsest)
+    found = _Comparison(native, other, settings, allow, computed_from=coarsest, keeps_answers=True)
     if problem is None:
         problem = found.run(draws) or found.vacuous
     first = None
@@ -117,7 +119,7 @@ def measure(
     values = {"batches": list(batches), "samples": count, **summarise(found.differences, problem=problem)}
     if first is not None:
         values["first_difference"] = first.to_dict()
-    return equivalence_evidence(
+    evidence = equivalence_evidence(
         source=source,
         source_digest=digests[0],
         target=target,
@@ -125,6 +127,7 @@ def measure(
         passed=problem is None and found.passed,
         values=values,
     )
+    return with_golden(evidence, found.golden(source)) if evidence.passed else evidence
 
 
 def compare_models(
@@ -211,8 +214,11 @@ class _Comparison:
         *,
         computed_from: str | None,
         dtypes: Mapping[str, DType] | None = None,
+        keeps_answers: bool = False,
         tell: Callable[[str], None] = lambda _text: None,
     ) -> None:
+        self._keeps_answers = keeps_answers
+        self._answers: tuple[GoldenRequest, ...] = ()
         self._native, self._other = native, other
         self._settings, self._allow, self._tell = settings, allow, tell
         self._computed_from = computed_from
@@ -251,8 +257,26 @@ class _Comparison:
                     self.worst_inputs = inputs
                 return f"the target could not compute a batch of {batch}: {exc}"
             self.runs.append(sizes)
+            if self._keeps_answers:
+                self._answers = _kept_answers(self._answers, inputs, expected)
             self._compare(inputs, expected, received, batch, sizes)
         return None
+
+    def golden(self, source: str) -> GoldenRequests:
+        """Return what the native model answered, as far as it was kept, and what another's answers may differ by."""
+        from noa_registry.evidence import AllowedDifference, GoldenRequests
+
+        allowed = {
+            one.output: AllowedDifference(
+                absolute=one.tolerance.absolute,
+                relative=one.tolerance.relative,
+                of_largest=one.tolerance.of_largest,
+                disagreement=one.tolerance.disagreement,
+                reason=one.tolerance.reason,
+            )
+            for one in self.differences
+        }
+        return GoldenRequests(source=source, requests=self._answers, allowed=allowed)
 
     def special_values(self, seed: int) -> tuple[str, ...]:
         """Return how both treat NaN and infinities in their inputs. It is told, and decides nothing: ONNX leaves it."""
@@ -308,6 +332,15 @@ class _Comparison:
             self.differences.append(difference)
             if difference.excess > self._worst:
                 self._worst, self.worst_inputs = difference.excess, inputs
+
+
+def _kept_answers(
+    kept: tuple[GoldenRequest, ...], inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+) -> tuple[GoldenRequest, ...]:
+    """Return what was kept with one more request, if there is room for it."""
+    from noa_registry.evidence import GoldenRequest, golden_that_fit
+
+    return golden_that_fit((*kept, GoldenRequest(inputs=dict(inputs), outputs=dict(outputs))))
 
 
 def summarise(differences: Sequence[OutputDifference], *, problem: str | None) -> dict[str, object]:

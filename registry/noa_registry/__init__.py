@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from noa_registry.archives import WrittenArchive
     from noa_registry.cards import Card
     from noa_registry.comparison import Comparison
-    from noa_registry.endpoints import EndpointGeneration, Endpoints, Replica
+    from noa_registry.endpoints import EndpointGeneration, Endpoints, Refusal, Replica
     from noa_registry.events.delivery_state import DeadLetter, DeadLetters
     from noa_registry.events.heartbeat import heartbeat_file
     from noa_registry.events.log import Consumer, Event, EventLog, EventPage
@@ -96,6 +96,7 @@ _LAZY = {
     "MetricRow": "noa_registry.mlflow_runs",
     "Proposal": "noa_registry.retention.policy",
     "Registry": "noa_registry.registry",
+    "Refusal": "noa_registry.endpoints",
     "Replica": "noa_registry.endpoints",
     "Retention": "noa_registry.retention.keeper",
     "RetentionPolicy": "noa_registry.retention.policy",
@@ -159,6 +160,7 @@ __all__ = [
     "Proposal",
     "Registry",
     "ReliabilityBin",
+    "Refusal",
     "Replica",
     "Retention",
     "RetentionPolicy",

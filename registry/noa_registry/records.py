@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Integer, Row, and_, bindparam, case, exists, func, insert, or_, select
 
@@ -139,8 +139,16 @@ def _moved_to(connection: Connection, name: str, sequence: object) -> int | None
     return number if type(number) is int else None
 
 
-def load_holder(connection: Connection, name: str, alias: str) -> tuple[int, str] | None:
-    """Return number and digest of the version that an alias points to, None if the alias does not exist.
+class Holder(NamedTuple):
+    """The version that an alias points to, and the row of the ledger that put it there."""
+
+    number: int
+    digest: str
+    move: int
+
+
+def load_holder(connection: Connection, name: str, alias: str) -> Holder | None:
+    """Return the version that an alias points to, None if the alias does not exist.
 
     Raises:
         IntegrityError: the ledger's row of that move says something else: the alias was moved behind noa's back.
@@ -158,7 +166,7 @@ def load_holder(connection: Connection, name: str, alias: str) -> tuple[int, str
             remedy="Somebody wrote into the database directly; see it with: noa ledger verify",
             file="noa_aliases",
         )
-    return int(row.number), str(row.digest)
+    return Holder(int(row.number), str(row.digest), int(row.sequence))
 
 
 def load_version(

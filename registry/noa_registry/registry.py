@@ -33,7 +33,15 @@ from noa_registry.database import Database, now
 from noa_registry.digest_prefix import DIGEST, find_version, is_bare
 from noa_registry.endpoints import Endpoints
 from noa_registry.events.log import DEFAULT_KEEP, EventLog
-from noa_registry.evidence import Attachment, Evidence, Way, refuse_reserved
+from noa_registry.evidence import (
+    Attachment,
+    Evidence,
+    GoldenRequests,
+    Way,
+    decode_golden,
+    find_golden,
+    refuse_reserved,
+)
 from noa_registry.faults import Checkpoint, no_checkpoint
 from noa_registry.file_repair import FileRepair, repair_files
 from noa_registry.foreign_cells import find_foreign_cells
@@ -48,6 +56,7 @@ from noa_registry.mirror_findings import Discrepancy
 from noa_registry.mirror_repair import repair_mirror
 from noa_registry.promotion import EXPECT_ANY, Expectation, Promoter
 from noa_registry.records import (
+    Holder,
     find_record_problems,
     load_aliases,
     load_evidence,
@@ -309,6 +318,15 @@ class Registry:
         Raises:
             IntegrityError: the alias is not where the ledger says.
         """
+        holder = self.holder(name, alias)
+        return None if holder is None else (holder.number, holder.digest)
+
+    def holder(self, name: str, alias: str) -> Holder | None:
+        """Return what `resolve_digest` does, with the row of the ledger that put it there.
+
+        Raises:
+            IntegrityError: the alias is not where the ledger says.
+        """
         with self._database.read() as connection:
             return load_holder(connection, name, alias)
 
@@ -460,6 +478,18 @@ class Registry:
     def input_example(self, version: ModelVersion) -> dict[str, np.ndarray]:
         """Return the real inputs that were sealed with a version, by name."""
         return self._files.input_example(version)
+
+    def golden_requests(self, version: ModelVersion, format: str) -> GoldenRequests | None:  # our word
+        """Return requests with the answers of the format that was proven equivalent, or whose equivalent was; or None.
+
+        Raises:
+            NotFoundError: the version has no such format, or the attachment is gone.
+            IntegrityError: they are not what was recorded.
+        """
+        fact = find_golden(
+            self.evidence(version.name, version.number), format=format, digest=version.sealed(format).digest
+        )
+        return None if fact is None else decode_golden(self.attachment(str(fact.values["attachment"])).content, fact)
 
     def attachment(self, digest: str) -> Attachment:
         """Return bytes that evidence names under `attachment`, after hashing them again.

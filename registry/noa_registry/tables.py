@@ -25,7 +25,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 metadata = MetaData()
 mlflow_metadata = MetaData()
@@ -301,6 +301,23 @@ replicas = Table(
     Column("replica", String(128), primary_key=True),
     Column("generation", Integer, nullable=False),
     Column("acknowledged_at", String(40), nullable=False),
+    Column("expires_at", String(40), nullable=False),
+    # The newest move of the alias that it has followed, by its row of the ledger; 0: none yet.
+    Column("move", Integer),
+)
+
+refusals = Table(
+    "noa_refusals",
+    metadata,
+    Column("endpoint", String(128), primary_key=True),
+    Column("replica", String(128), primary_key=True),
+    Column("name", String(128), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("alias", String(64)),
+    Column("digest", String(71), nullable=False),
+    Column("move", Integer, nullable=False),
+    Column("reason", String(1000), nullable=False),
+    Column("refused_at", String(40), nullable=False),
     Column("expires_at", String(40), nullable=False),
 )
 

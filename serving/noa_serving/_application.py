@@ -308,10 +308,20 @@ def describe(endpoint: Endpoint) -> dict[str, object]:
         row |= {"version": now.number, "digest": now.digest, "format": now.format, "swaps": endpoint.swaps}
         row["run_ms"] = round(now.cost.estimate_s(1) * 1000, 4)
         row["batch_items"] = now.batching.best_items
+        row["golden_requests"] = now.golden_requests
         if now.batching.refusal is not None:
             row["not_batched"] = now.batching.refusal
     if endpoint.waiting_for is not None:
         row["waiting_for"] = endpoint.waiting_for
+    if endpoint.probation is not None:
+        row["on_probation"] = {"instead_of": endpoint.probation.before.number}
+    if (rejected := endpoint.rejected) is not None:
+        row["rolled_back"] = {
+            "version": rejected.content.number,
+            "digest": rejected.content.digest,
+            "reason": rejected.reason,
+            "registry_knows": not endpoint.is_rejection_pending,
+        }
     if failure is not None:
         row["refused"] = {
             "version": failure.number,

@@ -79,6 +79,8 @@ class Job:
 
     def expire(self) -> None:
         """Tell the caller that its deadline has passed."""
+        if self.is_wanted:
+            self.prepared.generation.statistics.count_failed()
         self.tell(self.deadline.missed())
 
 
@@ -429,6 +431,7 @@ def _compute(jobs: Sequence[Job], begun: int) -> list[Outcome]:
         try:
             outputs = compute(prepared)
         except Exception as exc:  # noqa: BLE001  # it becomes the answer of this one request
+            prepared.generation.statistics.count_failed()
             return [exc]
         if prepared.passage is not None:
             prepared.passage.run = (begun, start, time.perf_counter_ns())

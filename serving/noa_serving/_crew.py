@@ -52,12 +52,28 @@ class Ballot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A version that the workers went back from by themselves, and the move of the alias that had put it there.
+
+    The alias may still point to it: nobody follows that move again.
+    """
+
+    content: Content
+    move: int
+    reason: str
+    back_to: int
+    """The number of the version that they went back to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """What all workers serve for one endpoint (None: nothing yet), and the attempt to serve something else."""
+    """What all workers serve for one endpoint (None: nothing yet), the attempt to serve something else, and what they
+    went back from last."""
 
     content: Content | None = None
     ballot: Ballot | None = None
     ballots: int = 0
+    rejected: Rejection | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,9 +168,23 @@ class Crew:
                 refused = replace(agreement.ballot, reason=verdict, attempts=attempts, retry_at=now + pause_s)
                 agreement = replace(agreement, ballot=refused)
             else:
-                agreement = replace(agreement, content=agreement.ballot.content, ballot=None)
+                agreement = replace(agreement, content=agreement.ballot.content, ballot=None, rejected=None)
             self._agree({**table, name: agreement})
             return agreement
+
+    def go_back(self, name: str, content: Content, rejection: Rejection) -> bool:
+        """Agree on `content` in place of the rejected version, if that is still what all serve; whether it was.
+
+        No vote is asked for: who serves the rejected version has `content` still loaded.
+        """
+        with self._board.locked():
+            table = self._agreements()
+            agreement = table.get(name, Agreement())
+            if agreement.content != rejection.content:
+                return False
+            rejection = replace(rejection, reason=_short(rejection.reason))
+            self._agree({**table, name: replace(agreement, content=content, ballot=None, rejected=rejection)})
+            return True
 
     def join(self, name: str, content: Content) -> bool:
         """Say that this worker serves `content`, if that is still what is agreed; whether it is."""
@@ -319,11 +349,12 @@ def _short(reason: str) -> str:
 
 
 def _agreement(row: dict[str, Any]) -> Agreement:
-    content, ballot = row["content"], row["ballot"]
+    content, ballot, rejected = row["content"], row["ballot"], row["rejected"]
     return Agreement(
         content=None if content is None else Content(*content),
         ballot=None if ballot is None else Ballot(**dict(ballot, content=Content(*ballot["content"]))),
         ballots=row["ballots"],
+        rejected=None if rejected is None else Rejection(**dict(rejected, content=Content(*rejected["content"]))),
     )
 
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from noa.errors import NoaError, NotFoundError
 from noa.references import parse_reference
-from noa_serving._crew import Ballot, Content, Crew, lone_crew
+from noa_serving._crew import Ballot, Content, Crew, Rejection, lone_crew
 from noa_serving._generation import Generation, load_generation
 from noa_serving._http import RequestRefusedError, public_text
 from noa_serving._memory import require_memory
+from noa_serving._probation import Probation
 
 if TYPE_CHECKING:
     from noa.settings import EndpointSettings
@@ -43,6 +44,35 @@ class Served(NamedTuple):
     format: str
 
 
+class Announced(NamedTuple):
+    """What the registry is told: the version that answers, and the move of the alias that was followed to it.
+
+    `move` is a row of the ledger; 0 while no move was followed to it, as by a worker that takes over what others serve.
+    """
+
+    model: str
+    number: int
+    digest: str
+    format: str
+    move: int
+
+
+class Followed(NamedTuple):
+    """Where an alias pointed when it was looked up, and the row of the ledger that put it there; a number has none."""
+
+    content: Content
+    move: int
+
+
+class _Prepared(NamedTuple):
+    """A version that is ready to be swapped in. `came_from` is what the alias was promoted from, if it was promoted."""
+
+    ballot: Ballot
+    generation: Generation
+    move: int
+    came_from: Content | None
+
+
 class Counted(NamedTuple):
     """A version that answers now or did not long ago, and the times of what it answered."""
 
@@ -59,6 +89,8 @@ class SwapFailure:
     reason: str
     attempts: int
     retry_at: float
+    move: int = 0
+    """The row of the ledger that put it there; 0 where the other workers serve it and this one cannot."""
 
 
 class Endpoint:
@@ -71,14 +103,18 @@ class Endpoint:
         self.threads = threads
         self.crew = lone_crew([name]) if crew is None else crew
         self.current: Generation | None = None
-        self.announced: Served | None = None
+        self.announced: Announced | None = None
         self.waiting_for: str | None = None
         self.failure: SwapFailure | None = None
         self.swaps = 0
         self.refusals = 0
+        self.rollbacks = 0
+        self.probation: Probation | None = None
         self.recent: tuple[Counted, ...] = ()
         """The versions whose times `/metrics` shows, the present one last."""
-        self._prepared: tuple[Ballot, Generation] | None = None
+        self._prepared: _Prepared | None = None
+        self._wanted: Followed | None = None
+        self._followed: Followed | None = None
         self._swapped_at = 0.0
 
     @property
@@ -92,6 +128,17 @@ class Endpoint:
     def is_unsettled(self) -> bool:
         """Whether the other workers are waited for: `settle` is to be called soon."""
         return self._prepared is not None or (self.current is not None and not self._is_announced(self.current))
+
+    @property
+    def rejected(self) -> Rejection | None:
+        """The version that the workers went back from by themselves; None if the alias was followed since."""
+        return self.crew.agreement(self.name).rejected
+
+    @property
+    def is_rejection_pending(self) -> bool:
+        """Whether the alias still points to the version that the workers went back from."""
+        rejected, wanted = self.rejected, self._wanted
+        return rejected is not None and (wanted is None or wanted == (rejected.content, rejected.move))
 
     @property
     def state(self) -> str:
@@ -127,21 +174,30 @@ class Endpoint:
         Raises:
             NoaError: the registry itself cannot be read; what is served stays.
         """
+        self._judge(clock())
         was_swapped = self._catch_up(registry, clock)
-        wanted = self._look_up(registry)
-        if wanted is None:
+        found = self._look_up(registry)
+        if found is None:
             return was_swapped
         self.waiting_for = None
-        if wanted == self.crew.agreement(self.name).content:
+        wanted = found.content
+        agreement = self.crew.agreement(self.name)
+        rejected = agreement.rejected
+        if rejected is not None and found == (rejected.content, rejected.move):
+            self._announce(clock())  # the registry does not know yet that this one was left
+            return was_swapped
+        if wanted == agreement.content:
             if self.current is not None and wanted == (self.current.number, self.current.digest):
                 self.failure, self._prepared = None, None
                 self.crew.drop_ballot(self.name)
+                if self.crew.agreement(self.name).content == wanted:
+                    self._followed = found  # nothing older can be swapped in now: no ballot is left, none has passed
                 self._announce(clock())
             return was_swapped
         ballot, is_new = self.crew.open_ballot(self.name, wanted, clock())
         if ballot.reason:
             self._note_refusal(ballot)
-        elif self._prepared is None or self._prepared[0].id != ballot.id:
+        elif self._prepared is None or self._prepared.ballot.id != ballot.id:
             self._prepare(registry, ballot, is_new=is_new)
         return self.settle(clock=clock) or was_swapped
 
@@ -150,10 +206,13 @@ class Endpoint:
         was_swapped = False
         agreement = self.crew.decide(self.name, clock())
         if self._prepared is not None:
-            ballot, generation = self._prepared
+            ballot, generation = self._prepared.ballot, self._prepared.generation
             now = agreement.ballot
             if agreement.content == ballot.content:
-                was_swapped = self._swap(generation, ballot.content, clock())
+                before, came_from, move = self.current, self._prepared.came_from, self._prepared.move
+                was_swapped = self._swap(generation, ballot.content, clock(), move=move)
+                if was_swapped and before is not None and came_from == (before.number, before.digest):
+                    self._begin_probation(ballot.content, before, move, clock())
                 self._prepared = None
             elif now is None or now.id != ballot.id or now.reason:
                 self._prepared = None
@@ -168,7 +227,7 @@ class Endpoint:
         current, failure = self.current, self.failure
         if agreed is None or (current is not None and (current.number, current.digest) == agreed):
             return False
-        if self._prepared is not None and self._prepared[0].content == agreed:
+        if self._prepared is not None and self._prepared.ballot.content == agreed:
             return self.settle(clock=clock)
         if failure is not None and (failure.number, failure.digest) == agreed and clock() < failure.retry_at:
             return False
@@ -190,24 +249,72 @@ class Endpoint:
             self.crew.vote(self.name, ballot.id, public_text(exc) or type(exc).__name__)
             return
         # Loading takes long: who moved the alias on meanwhile, and waited for that, must not see this version.
-        if self._look_up(registry) == ballot.content:
-            self._prepared = ballot, generation
+        found = self._look_up(registry)
+        if found is not None and found.content == ballot.content:
+            came_from = self._came_from(registry, found.move)
+            self._prepared = _Prepared(ballot, generation, found.move, came_from)
             self.crew.vote(self.name, ballot.id)
 
-    def _swap(self, generation: Generation, content: Content, now: float) -> bool:
+    def _swap(self, generation: Generation, content: Content, now: float, *, move: int = 0) -> bool:
         """Let `generation` answer from now on, unless the workers have agreed on something else meanwhile."""
         before, self.current = self.current, generation
         if not self.crew.join(self.name, content):
             self.current = before
             return False
         self._count_from_now(generation)
+        self.probation = None
+        self._followed = Followed(content, move)
         self.failure = None
         self.swaps += before is not None
         self._swapped_at = now
         name = "nothing" if before is None else before.reference
-        log.info("endpoint %s: %s -> %s %s", self.name, name, generation.reference, generation.digest)
+        asked = generation.golden_requests
+        checked = f"{asked} golden requests answered" if asked else "no golden requests in its evidence"
+        log.info("endpoint %s: %s -> %s %s, %s", self.name, name, generation.reference, generation.digest, checked)
         self._announce(now)
         return True
+
+    def _came_from(self, registry: Registry, move: int) -> Content | None:
+        """Return from which version the alias was promoted by a move, where a rule may lead back to it.
+
+        After a rollback there is no probation: the way back from there leads to yet another version.
+        """
+        if not self.settings.rollback.is_on or not move:
+            return None
+        entry = next(iter(registry.ledger.entries(name=self.reference.name, limit=1, before=move + 1)), None)
+        if entry is None or entry.sequence != move or entry.action != "promote":
+            return None
+        number, digest = entry.from_number, entry.from_digest
+        return None if number is None or digest is None else Content(number, digest)
+
+    def _begin_probation(self, content: Content, before: Generation, move: int, now: float) -> None:
+        rule = self.settings.rollback
+        if rule.is_on:
+            self.probation = Probation(rule=rule, content=content, move=move, before=before, began_at=now)
+
+    def _judge(self, now: float) -> None:
+        """Have all workers go back if the version on probation breaks the rule; end it when its time is up."""
+        probation, current = self.probation, self.current
+        if probation is None or current is None:
+            return
+        before = probation.before
+        reason = probation.judge(current.statistics)
+        if reason is not None:
+            rejection = Rejection(content=probation.content, move=probation.move, reason=reason, back_to=before.number)
+            if self.crew.go_back(self.name, Content(before.number, before.digest), rejection):
+                self.rollbacks += 1
+                log.error(
+                    "endpoint %s: %s goes back to %s by itself: %s",
+                    self.name,
+                    current.reference,
+                    before.reference,
+                    reason,
+                )
+        elif probation.is_over(now):
+            self.probation = None
+            asked, fewest = current.statistics.requests, probation.rule.min_requests
+            how = "has passed" if asked >= fewest else f"had too few requests to be judged (of {fewest})"
+            log.info("endpoint %s: %s %s, %d requests", self.name, current.reference, how, asked)
 
     def _count_from_now(self, generation: Generation) -> None:
         """Show the times of `generation` from now on; a version that comes back counts from zero, as after a start."""
@@ -217,28 +324,40 @@ class Endpoint:
 
     def _announce(self, now: float) -> None:
         """Let the lease of what is served be written once all workers serve it; the registry learns of laggards."""
-        current = self.current
-        if current is None or self._is_announced(current):
+        current, told, followed = self.current, self.announced, self._followed
+        if current is None or followed is None:
+            return
+        move = followed.move if followed.content == (current.number, current.digest) else 0
+        if told is not None and self._is_announced(current):
+            if told.move != move:
+                self.announced = told._replace(move=move)
             return
         if self.crew.all_serve(self.name) or now - self._swapped_at > _ANNOUNCE_PATIENCE_S:
-            self.announced = Served(current.model, current.number, current.digest, current.format)
+            self.announced = Announced(current.model, current.number, current.digest, current.format, move)
 
     def _is_announced(self, current: Generation) -> bool:
         return self.announced is not None and self.announced[:3] == (current.model, current.number, current.digest)
 
-    def _look_up(self, registry: Registry) -> Content | None:
+    def _look_up(self, registry: Registry) -> Followed | None:
         reference = self.reference
         if reference.alias is not None:
-            found = registry.resolve_digest(reference.name, reference.alias)
-        elif self.current is not None:
-            return Content(self.current.number, self.current.digest)  # a pinned version never moves
-        else:
-            found = _pinned(registry, str(reference))
+            found = registry.holder(reference.name, reference.alias)
+            self._wanted = None if found is None else Followed(Content(*found[:2]), found.move)
+            if found is None:
+                self.waiting_for = f"`{reference}` points to no version yet; promote one"
+            return self._wanted
+        if self.current is not None:  # a pinned version never moves
+            return Followed(Content(self.current.number, self.current.digest), 0)
+        found = _pinned(registry, str(reference))
         if found is None:
             self.waiting_for = f"`{reference}` points to no version yet; promote one"
-        return None if found is None else Content(*found)
+            return None
+        return Followed(found, 0)
 
     def _load(self, registry: Registry, content: Content, *, workers: int) -> Generation:
+        kept = None if self.probation is None else self.probation.before
+        if kept is not None and (kept.number, kept.digest) == content:
+            return kept
         version = registry.resolve(f"{self.reference.name}/{content.number}")
         if version.digest != content.digest:
             raise NoaError(
@@ -247,7 +366,12 @@ class Endpoint:
         if self.settings.format in version.formats:
             size = version.formats[self.settings.format].manifest.size_bytes
             require_memory(size, workers=workers, reference=version.reference)
-        return load_generation(registry, version, endpoint=self.name, format=self.settings.format, threads=self.threads)
+        generation = load_generation(
+            registry, version, endpoint=self.name, format=self.settings.format, threads=self.threads
+        )
+        if self.settings.rollback.is_on:
+            generation.statistics.stages.keep_totals()
+        return generation
 
     def _record(self, error: Exception, content: Content, now: float) -> None:
         """Note that this worker alone cannot serve what the others serve."""
@@ -267,12 +391,14 @@ class Endpoint:
 
     def _note_refusal(self, ballot: Ballot) -> None:
         """Note that the workers could not agree on a version."""
+        wanted = self._wanted
         found = SwapFailure(
             number=ballot.content.number,
             digest=ballot.content.digest,
             reason=ballot.reason,
             attempts=ballot.attempts,
             retry_at=ballot.retry_at,
+            move=wanted.move if wanted is not None and wanted.content == ballot.content else 0,
         )
         if found == self.failure:
             return
@@ -287,9 +413,9 @@ class Endpoint:
         log.error("endpoint %s: refused %s/%d: %s; %s", self.name, name, number, reason, kept)
 
 
-def _pinned(registry: Registry, reference: str) -> tuple[int, str] | None:
+def _pinned(registry: Registry, reference: str) -> Content | None:
     try:
         version = registry.resolve(reference)
     except NotFoundError:
         return None
-    return version.number, version.digest
+    return Content(version.number, version.digest)

@@ -18,8 +18,11 @@ from noa_serving._endpoint import Endpoint
 
 if TYPE_CHECKING:
     from noa_registry import Registry
-    from noa_serving._endpoint import Served
+    from noa_serving._crew import Rejection
+    from noa_serving._endpoint import Announced, SwapFailure
     from noa_serving._leases import LeaseKeeper
+
+    _Reported = tuple[Announced | None, SwapFailure | None, Rejection | None]
 
 log = logging.getLogger("noa.serving")
 
@@ -82,7 +85,7 @@ class Follower:
     def poll(self) -> None:
         """Bring every endpoint up to date once."""
         for endpoint in self._endpoints:
-            before = endpoint.announced
+            before = _reported(endpoint)
             try:
                 if self._registry is None:
                     self._registry = self._open_registry()
@@ -107,13 +110,18 @@ class Follower:
         for endpoint in self._endpoints:
             if not endpoint.is_unsettled:
                 continue
-            before = endpoint.announced
+            before = _reported(endpoint)
             try:
                 endpoint.settle()
             except Exception as exc:  # noqa: BLE001  # whatever it is, the old generation must go on
                 log.warning("endpoint %s: the other workers cannot be told what is ready here: %s", endpoint.name, exc)
             self._wake_leases(endpoint, before)
 
-    def _wake_leases(self, endpoint: Endpoint, before: Served | None) -> None:
-        if self._leases is not None and endpoint.announced != before:
+    def _wake_leases(self, endpoint: Endpoint, before: _Reported) -> None:
+        if self._leases is not None and _reported(endpoint) != before:
             self._leases.wake()
+
+
+def _reported(endpoint: Endpoint) -> _Reported:
+    """Return what the registry is told of an endpoint."""
+    return endpoint.announced, endpoint.failure, endpoint.rejected

@@ -1,13 +1,14 @@
 """One loaded version behind an endpoint: immutable, so that a request keeps the one with which it began.
 
-`Generation.load` verifies the bytes, loads them and warms the model; only what has computed an answer may be swapped
-in. The old generation is freed by reference counting when the last request that holds it ends.
+`load_generation` verifies the bytes, loads them, warms the model and asks it the golden requests of its evidence; only
+what has answered them as they were answered then may be swapped in. The old generation is freed by reference counting
+when the last request that holds it ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from noa.errors import IntegrityError
 from noa.formats import find_adapter
 from noa.signatures import numpy_dtype
 from noa.text_tensors import blank_like
+from noa_serving._golden import require_golden_answers
 from noa_serving._statistics import ModelStatistics
 from noa_serving._tensors import know_datatypes
 from noa_serving._warm_up import WARM_BATCH, Batching, Cost, batch_axis, resize, warm
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from noa.formats import Runnable
     from noa.signatures import Signature, TensorSpec
     from noa_registry import ModelVersion, Registry
+    from noa_registry.evidence import GoldenRequests
     from noa_serving._binary_plan import BinaryPlan
     from noa_serving._http import HeaderList
 
@@ -36,8 +39,8 @@ class Generation:
     """A version that is ready to compute.
 
     `example` is one item of zeros (empty texts) with the shape of a real input. `plain_inputs` holds name, dtype and
-    item shape of each input, and nothing for a signature with more free axes than the batch. `binary_plans` is a memo,
-    not state.
+    item shape of each input, and nothing for a signature with more free axes than the batch. `golden_requests` is how
+    many it has answered; 0: its evidence has none. `binary_plans` is a memo, not state.
     """
 
     endpoint: str
@@ -58,6 +61,7 @@ class Generation:
     example: Mapping[str, np.ndarray]
     plain_inputs: tuple[tuple[str, np.dtype, tuple[int, ...]], ...]
     statistics: ModelStatistics
+    golden_requests: int = 0
     binary_plans: dict[bytes, BinaryPlan] = field(default_factory=dict["bytes", "BinaryPlan"])
 
     @property
@@ -109,7 +113,7 @@ def load_generation(
     """Verify, load and warm one format of `version`.
 
     Raises:
-        IntegrityError: the bytes are not what was sealed.
+        IntegrityError: the bytes are not what was sealed, or golden requests are not answered as they were.
         NotFoundError: the version has no such format.
         NoaError: the adapter cannot load it. Errors of the framework pass as they are.
     """
@@ -125,6 +129,7 @@ def load_generation(
         digest=version.digest,
         format=format,
         example=registry.input_example(version),
+        golden=registry.golden_requests(version, format),
     )
 
 
@@ -137,14 +142,19 @@ def build_generation(
     digest: str,
     format: str,  # our word
     example: Mapping[str, np.ndarray],
+    golden: GoldenRequests | None = None,
 ) -> Generation:
-    """Warm a loaded model with `example` and wrap it with everything a request needs, computed once."""
+    """Warm a loaded model with `example`, ask it what is `golden`, and wrap it with everything a request needs.
+
+    Raises:
+        IntegrityError: a golden request is answered differently.
+    """
     signature = runnable.signature
     signature.validate(example)
     know_datatypes((*signature.inputs, *signature.outputs))
     cost, batching = warm(runnable, example)
     statistics = ModelStatistics()
-    return Generation(
+    generation = Generation(
         endpoint=endpoint,
         model=model,
         number=number,
@@ -167,7 +177,11 @@ def build_generation(
         example={name: blank_like(array) for name, array in resize(signature, example, batch=1).items()},
         plain_inputs=_plain_inputs(signature),
         statistics=statistics,
+        golden_requests=0 if golden is None else len(golden.requests),
     )
+    if golden is not None:
+        require_golden_answers(replace(generation, run=runnable.run), golden)  # not counted: nobody asked
+    return generation
 
 
 def _plain_inputs(signature: Signature) -> tuple[tuple[str, np.dtype, tuple[int, ...]], ...]:

@@ -156,6 +156,10 @@ def _endpoints(endpoints: list[Endpoint], worker: int) -> Iterator[str]:
     yield "# TYPE noa_endpoint_swaps_total counter"
     for one in endpoints:
         yield f'noa_endpoint_swaps_total{{endpoint="{one.name}",worker="{worker}"}} {one.swaps}'
+    yield "# HELP noa_endpoint_rollbacks_total Versions that this worker had all workers go back from."
+    yield "# TYPE noa_endpoint_rollbacks_total counter"
+    for one in endpoints:
+        yield f'noa_endpoint_rollbacks_total{{endpoint="{one.name}",worker="{worker}"}} {one.rollbacks}'
     yield "# HELP noa_endpoint_refused_versions_total Versions that could not be loaded."
     yield "# TYPE noa_endpoint_refused_versions_total counter"
     for one in endpoints:

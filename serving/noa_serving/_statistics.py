@@ -42,6 +42,8 @@ class ModelStatistics:
     fail: Duration = field(default_factory=Duration)
     run: Duration = field(default_factory=Duration)
     stages: StageTimes = field(default_factory=StageTimes)
+    failed_requests: int = 0
+    """Requests that fitted the signature and that the model could not compute, or not in time."""
     runs_by_batch: dict[int, Duration] = field(default_factory=dict[int, Duration])
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -64,6 +66,21 @@ class ModelStatistics:
             return outputs
 
         return timed_run
+
+    @property
+    def requests(self) -> int:
+        """Requests that were understood and came to an end, answered or failed."""
+        return self.stages.count + self.failed_requests
+
+    @property
+    def failed_share(self) -> float:
+        """Which share of them failed, 0 to 1."""
+        return self.failed_requests / max(self.requests, 1)
+
+    def count_failed(self) -> None:
+        """Count a request that the model did not compute."""
+        with self._lock:
+            self.failed_requests += 1
 
     def count_refused(self, ns: int) -> None:
         """Count a request that was not understood."""

@@ -67,7 +67,9 @@ class LiveEndpoint:
     """One endpoint of one server. What nobody asked for between the looks has no percentiles, stages and versions.
 
     `workers_ready` of `workers` serve it. `refused` tells of a version that could not be loaded, `degraded` which
-    workers do not answer. Refused requests are among `errors_per_s`, not among the versions.
+    workers do not answer, `golden_requests` how many the version answered before it was served (0: there were none),
+    `rolled_back` of a version that the server went back from by itself. Refused requests are among `errors_per_s`, not
+    among the versions.
     """
 
     name: str
@@ -90,6 +92,8 @@ class LiveEndpoint:
     waiting_for: str | None = None
     refused: Mapping[str, Any] | None = None
     degraded: str | None = None
+    golden_requests: int | None = None
+    rolled_back: Mapping[str, Any] | None = None
 
 
 def look(server: RunningServer) -> Look:
@@ -202,6 +206,8 @@ def _endpoint(name: str, row: Mapping[str, Any], after: Look, difference: _Diffe
         waiting_for=row.get("waiting_for"),
         refused=row.get("refused"),
         degraded=after.status.get("degraded"),
+        golden_requests=row.get("golden_requests"),
+        rolled_back=row.get("rolled_back"),
     )
 
 

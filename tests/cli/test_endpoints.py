@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -12,14 +13,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from noa_cli.__main__ import run
+from noa_cli.commands.endpoints import problems_of
 from noa_serve import serving
 from noa_serving import Client
+from noa_serving.live import LiveEndpoint
 
 pytestmark = pytest.mark.bentoml
 
@@ -66,6 +70,7 @@ def test_the_list_has_version_rate_and_latencies(loaded: Path, capfd: pytest.Cap
 
 def test_one_endpoint_shows_where_the_time_goes(loaded: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text = look(loaded, "show", "digits", capfd=capfd)
+    assert re.search(r"golden requests  (none|[1-9]\d*)", text)
     assert "digits/2" in text
     assert "100.0%" in text
     for stage in ("parse", "queue", "batch", "run", "encode"):
@@ -135,3 +140,12 @@ def test_watching_on_a_terminal_draws_a_table_and_ctrl_c_ends_it_cleanly(loaded:
     os.close(ours)
     assert b"Traceback" not in seen + rest
     assert (seen + rest).rstrip().endswith(b"\x1b[?25h"), "the cursor is shown again"
+
+
+def test_what_a_server_left_by_itself_is_among_the_problems() -> None:
+    left = {"version": 2, "digest": "sha256:0", "reason": "p99 is 9 ms", "registry_knows": False}
+    row = LiveEndpoint(name="digits", model="digits@champion", state="ready", address="", pid=1, rolled_back=left)
+    told = "digits: went back from version 2 by itself: p99 is 9 ms"
+    assert problems_of([row]) == [f"{told}; the alias still points to it"]
+    known = replace(row, rolled_back={**left, "registry_knows": True})
+    assert problems_of([known]) == [told]

@@ -16,9 +16,10 @@ from noa.digests import build_manifest
 from noa.errors import InvalidInputError, SignatureError
 from noa.settings import ConversionSettings
 from noa.signatures import Signature, TensorSpec
-from noa_conversion import measure_equivalence
+from noa_conversion import load_format, measure_equivalence
 from noa_conversion.comparison import compare_output, tolerance_for
 from noa_registry import Evidence
+from noa_registry.evidence import decode_golden
 
 SCORES = TensorSpec(name="scores", dtype="float32", shape=("batch", 3))
 
@@ -203,3 +204,30 @@ def _tamper_embedding(model: onnx.ModelProto) -> None:
 def _poison(model: onnx.ModelProto) -> None:
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "out.bias")
     tensor.CopyFrom(numpy_helper.from_array(np.full(3, np.nan, np.float32), tensor.name))
+
+
+def test_equivalence_keeps_what_the_source_answered_as_golden_requests(zoo: Any) -> None:
+    source, target = zoo.folder("torch", "rows", "torch"), zoo.folder("torch", "rows", "onnx")
+    samples = zoo.draw_inputs(Signature.load(source), 40)
+    evidence = _measure(zoo, "torch", "rows", target, samples)
+    (attachment,) = evidence.attachments
+    golden = decode_golden(attachment.content, evidence)
+    assert golden.source == "torch"
+    native = load_format("torch", source)
+    batches: list[int] = []
+    for request in golden.requests:
+        batches.append(native.signature.validate(request.inputs))
+        answers = native.run(request.inputs)
+        for name, expected in request.outputs.items():
+            np.testing.assert_allclose(answers[name], expected, rtol=1e-6)
+            wanted = tolerance_for(expected.dtype.name, zoo.settings)
+            assert (golden.allowed[name].absolute, golden.allowed[name].relative) == (wanted.absolute, wanted.relative)
+    assert batches == [1, 7, 40]
+
+
+def test_formats_that_differ_leave_no_golden_requests(zoo: Any, tmp_path: Path) -> None:
+    folder = _edit(zoo, tmp_path, _poison)
+    evidence = _measure(zoo, "torch", "rows", folder, zoo.draw_inputs(Signature.load(folder), 8))
+    assert evidence.passed is False
+    assert evidence.attachments == ()
+    assert "golden" not in evidence.values

@@ -141,3 +141,61 @@ def test_waiting_for_an_alias_that_moves_on_ends_with_a_conflict(
 ) -> None:
     with pytest.raises(ConflictError, match="moved on while we waited"):
         registry.endpoints.wait_until_served("digits", 2, alias="champion", timeout_s=30)
+
+
+def test_a_replica_counts_once_it_has_followed_the_very_move(registry: Registry, promoted: list[ModelVersion]) -> None:
+    endpoints = registry.endpoints
+    endpoints.acknowledge("digits", "a", announce(endpoints, 2), lease_s=60, move=2)
+    move = registry.rollback("digits", reason="r", actor="ada").sequence
+    with pytest.raises(
+        ServiceError, match=rf"serves digits/2, and has not confirmed the move yet \(ledger row {move}\)"
+    ):
+        endpoints.wait_until_served("digits", 2, alias="champion", timeout_s=0)
+    endpoints.acknowledge("digits", "a", announce(endpoints, 2), lease_s=60, move=move)
+    (replica,) = endpoints.wait_until_served("digits", 2, alias="champion", timeout_s=0)
+    assert replica.move == move
+
+
+def refuse(endpoints: Endpoints, replica: str, *, move: int, lease_s: float = 60) -> None:
+    endpoints.refuse(
+        "digits",
+        replica,
+        name="digits",
+        number=3,
+        digest="sha256:" + "0" * 64,
+        alias="champion",
+        move=move,
+        reason="it computes something else " * 99,
+        lease_s=lease_s,
+    )
+
+
+def test_a_refusal_ends_the_wait_for_its_move_and_no_other(
+    registry: Registry, promoted: list[ModelVersion], execute: Callable[..., list[Any]]
+) -> None:
+    endpoints = registry.endpoints
+    endpoints.acknowledge("digits", "a", announce(endpoints, 2), lease_s=60, move=2)
+    refuse(endpoints, "a", move=2)
+    with pytest.raises(ServiceError, match="not every server follows"):
+        endpoints.wait_until_served("digits", 3, alias="champion", timeout_s=0)
+    refuse(endpoints, "a", move=3)
+    refuse(endpoints, "b", move=3)
+    with pytest.raises(ServiceError, match=r"a server refuses it.*it computes something else"):
+        endpoints.wait_until_served("digits", 3, alias="champion", timeout_s=30)
+    assert [(one.replica, len(one.reason)) for one in endpoints.live_refusals(name="digits")] == [
+        ("a", 1000),
+        ("b", 1000),
+    ]
+    assert len(execute("SELECT id FROM noa_outbox WHERE kind = 'generation.refused'")) == 2, "one for each move"
+    endpoints.accept("digits", "a")
+    endpoints.release("digits", "b")
+    assert endpoints.live_refusals() == []
+
+
+def test_a_refusal_of_a_server_that_is_gone_ends_by_itself(endpoints: Endpoints, promoted: list[ModelVersion]) -> None:
+    refuse(endpoints, "gone", move=3, lease_s=1)
+    later = Endpoints(database=endpoints.database, clock=lambda: datetime.now(UTC) + timedelta(seconds=5))
+    assert len(endpoints.live_refusals()) == 1
+    assert later.live_refusals() == []
+    refuse(later, "other", move=3)
+    assert [one.replica for one in endpoints.live_refusals()] == ["other"]

@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 
 from noa.settings import EndpointSettings, Settings
 from noa.signatures import Signature, TensorSpec
-from noa_registry import ModelVersion, Registry, VersionDraft
+from noa_registry import Evidence, ModelVersion, Registry, VersionDraft
 from noa_serving._application import Application
 from noa_serving._asgi import AsgiApplication
 from noa_serving._endpoint import Endpoint
@@ -40,13 +40,23 @@ class Project:
         return Registry.open(self.settings.registry)
 
     def publish(
-        self, name: str, build: Callable[[Path], Mapping[str, np.ndarray]], *, alias: str | None = "champion"
+        self,
+        name: str,
+        build: Callable[[Path], Mapping[str, np.ndarray]],
+        *,
+        alias: str | None = "champion",
+        evidence: Callable[[Path], Sequence[Evidence]] = lambda _folder: (),
     ) -> ModelVersion:
         folder = Path(self.settings.root) / "drafts" / f"{name}-{np.random.default_rng().integers(1 << 60)}"
         folder.mkdir(parents=True)
         example = build(folder)
         draft = VersionDraft(
-            name=name, formats={"onnx": folder}, native="onnx", input_example=example, dataset_digest=DATASET
+            name=name,
+            formats={"onnx": folder},
+            native="onnx",
+            input_example=example,
+            dataset_digest=DATASET,
+            evidence=tuple(evidence(folder)),
         )
         with self.registry() as registry:
             version = registry.register(draft, actor="tests")
@@ -129,6 +139,11 @@ def mixed_model(folder: Path) -> Mapping[str, np.ndarray]:
         "index": np.array([0, 2], dtype=np.int64),
         "flag": np.array([True, False]),
     }
+
+
+def failing_model(folder: Path) -> Mapping[str, np.ndarray]:
+    """A model that loads, and fails on its own example."""
+    return {**mixed_model(folder), "index": np.array([0, 9], dtype=np.int64)}
 
 
 def slow_model(folder: Path, *, steps: int = 1200, size: int = 384) -> Mapping[str, np.ndarray]:

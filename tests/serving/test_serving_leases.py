@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from serving_kit import Project, affine_model, endpoint
+import pytest
+from serving_kit import Project, affine_model, endpoint, failing_model
 
+from noa.errors import ServiceError
 from noa_registry import Registry
 from noa_serving import start_server
 from noa_serving._endpoint import Endpoint
@@ -116,3 +118,68 @@ def test_a_running_server_holds_its_version_until_it_stops(project: Project, tmp
             assert "replica" in kinds
     with project.registry() as registry:
         assert registry.endpoints.live_replicas() == []
+
+
+def test_a_rollback_between_a_swap_and_its_lease_is_waited_for_until_it_is_undone(project: Project) -> None:
+    first = project.publish("digits", affine_model(2.0))
+    one = followed(project)
+    keeper = keeper_of(project, one)
+    keeper.write(0.0)
+    project.publish("digits", affine_model(3.0))
+    with project.registry() as registry:
+        assert one.follow(registry), "it answers with version 2; its lease is not written yet and says version 1"
+        registry.rollback("digits", reason="r", actor="ada")
+        with pytest.raises(ServiceError, match=r"serves digits/1, and has not confirmed the move yet \(ledger row 3\)"):
+            registry.endpoints.wait_until_served("digits", 1, alias="champion", timeout_s=0)
+        keeper.write(0.1)
+        with pytest.raises(ServiceError, match="serves digits/2"):
+            registry.endpoints.wait_until_served("digits", 1, alias="champion", timeout_s=0)
+        assert one.follow(registry)
+        keeper.write(0.2)
+        (served,) = registry.endpoints.wait_until_served("digits", 1, alias="champion", timeout_s=0)
+        assert (served.generation.digest, served.move) == (first.digest, 3)
+
+
+def test_moves_that_lead_back_before_anybody_looked_are_confirmed_too(project: Project) -> None:
+    project.publish("digits", affine_model(2.0))
+    one = followed(project)
+    keeper = keeper_of(project, one)
+    keeper.write(0.0)
+    project.publish("digits", affine_model(3.0))
+    with project.registry() as registry:
+        registry.rollback("digits", reason="r", actor="ada")
+        with pytest.raises(ServiceError, match="has not confirmed the move"):
+            registry.endpoints.wait_until_served("digits", 1, alias="champion", timeout_s=0)
+        assert not one.follow(registry)
+        keeper.write(0.1)
+        assert len(registry.endpoints.wait_until_served("digits", 1, alias="champion", timeout_s=0)) == 1
+
+
+def test_a_refusal_is_known_to_the_registry_until_it_is_over(project: Project) -> None:
+    project.publish("digits", affine_model(2.0))
+    one = followed(project)
+    keeper = keeper_of(project, one)
+    keeper.write(0.0)
+    bad = project.publish("digits", failing_model)
+    with project.registry() as registry:
+        one.follow(registry)
+        keeper.write(0.1)
+        keeper.write(0.2)
+        (refusal,) = registry.endpoints.live_refusals(name="digits")
+        assert (refusal.number, refusal.digest, refusal.alias) == (2, bad.digest, "champion")
+        assert one.failure is not None
+        assert refusal.reason == one.failure.reason
+        events = [
+            event for event in registry.events.newest(name="digits", limit=50) if event.kind == "generation.refused"
+        ]
+        assert [(event.payload["endpoint"], event.payload["reason"]) for event in events] == [
+            ("digits", refusal.reason)
+        ], "told once"
+        with pytest.raises(ServiceError, match="a server refuses it") as caught:
+            registry.endpoints.wait_until_served("digits", 2, alias="champion", timeout_s=60)
+        assert refusal.reason in str(caught.value)
+        registry.rollback("digits", reason="r", actor="ada")
+        one.follow(registry)
+        keeper.write(0.3)
+        assert registry.endpoints.live_refusals() == []
+        assert len(registry.endpoints.wait_until_served("digits", 1, alias="champion", timeout_s=0)) == 1

@@ -165,12 +165,16 @@ def _number(value: float | None) -> str | None:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _problems(rows: Sequence[LiveEndpoint]) -> list[str]:
+def problems_of(rows: Sequence[LiveEndpoint]) -> list[str]:
     """Return what is wrong with endpoints, a line each."""
     texts: list[str] = []
     for row in rows:
         if row.refused is not None:
             texts.append(f"{row.name}: version {row.refused['version']} is refused: {row.refused['reason']}")
+        if row.rolled_back is not None:
+            unknown = "" if row.rolled_back["registry_knows"] else "; the alias still points to it"
+            left = row.rolled_back["version"]
+            texts.append(f"{row.name}: went back from version {left} by itself: {row.rolled_back['reason']}{unknown}")
         if row.waiting_for is not None and row.version is None:
             texts.append(f"{row.name}: {row.waiting_for}")
         if row.degraded is not None:
@@ -179,13 +183,15 @@ def _problems(rows: Sequence[LiveEndpoint]) -> list[str]:
 
 
 def _tell_problems(rows: Sequence[LiveEndpoint]) -> None:
-    for text in _problems(rows):
+    for text in problems_of(rows):
         console.note(text, style="yellow")
 
 
 def _print_one(row: LiveEndpoint) -> None:
     console.print_table(_COLUMNS, [_cells(row)])
     console.print_line(f"digest  {row.digest or '-'}  format {row.format or '-'}  swaps {row.swaps}")
+    if row.golden_requests is not None:
+        console.print_line(_golden_text(row.golden_requests))
     if row.versions:
         console.print_table(
             ["version", "digest", "share", "requests"],
@@ -205,6 +211,12 @@ def _print_one(row: LiveEndpoint) -> None:
     _tell_problems([row])
 
 
+def _golden_text(count: int) -> str:
+    if not count:
+        return "golden requests  none: its evidence has no answers of another format to compare with"
+    return f"golden requests  {count}, answered as in its evidence before it was served"
+
+
 def _print_lines(rows: Sequence[LiveEndpoint]) -> None:
     now = datetime.now().astimezone().strftime("%H:%M:%S")
     if not rows:
@@ -217,7 +229,7 @@ def _print_lines(rows: Sequence[LiveEndpoint]) -> None:
             f"{_number(row.requests_per_s)} requests/s  {_number(row.errors_per_s)} errors/s  "
             f"p50 {p50} ms  p99 {p99} ms"
         )
-    for text in _problems(rows):
+    for text in problems_of(rows):
         console.print_line(f"{now}  {text}")
 
 
@@ -238,5 +250,5 @@ def _drawing(rows: Sequence[LiveEndpoint]) -> RenderableType:
         table.add_column(column, overflow="fold", justify="right" if column.endswith(("/s", "ms")) else "left")
     for row in rows:
         table.add_row(*[Text("-" if cell is None else console.visible(str(cell))) for cell in _cells(row)])
-    problems = [Text(console.visible(text), style="yellow") for text in _problems(rows)]
+    problems = [Text(console.visible(text), style="yellow") for text in problems_of(rows)]
     return Group(table if rows else Text(_NOBODY), *problems, Text("Ctrl-C ends this", style="dim"))

@@ -277,11 +277,43 @@ class ConversionSettings(Section):
     )
 
 
+class RollbackSettings(Section):
+    """When an endpoint goes back by itself to the version before. Off unless one of the limits is set."""
+
+    max_error_rate: StrictFloat | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Share of the requests that may fail in the model beyond the share of the version before.",
+    )
+    max_latency_ratio: StrictFloat | None = Field(
+        default=None,
+        gt=1,
+        le=1000,
+        description="How many times the p99 of the version before the p99 of the new one may be.",
+    )
+    within_s: StrictFloat = Field(
+        default=300.0,
+        gt=0,
+        le=86_400,
+        description="How long after a swap the new version is judged, and the one before it kept in memory, seconds.",
+    )
+    min_requests: StrictInt = Field(
+        default=200, ge=1, description="Requests of one worker that are enough to judge a version by."
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a limit."""
+        return self.max_error_rate is not None or self.max_latency_ratio is not None
+
+
 class EndpointSettings(Section):
     """A name that clients call, and what answers."""
 
     model: str = Field(description="Which model answers: `name@alias` or `name/number`.")
     format: str = Field(default="onnx", description="Which format of the version computes.")
+    rollback: RollbackSettings = Field(default_factory=RollbackSettings)
 
     @model_validator(mode="after")
     def _names_a_version(self) -> Self:
@@ -291,6 +323,10 @@ class EndpointSettings(Section):
             raise ValueError(str(exc)) from exc
         if reference.alias is None and reference.number is None:
             raise ValueError(f"`{self.model}` names no version; write `{self.model}@champion` or `{self.model}/1`")
+        if self.rollback.is_on and reference.alias is None:
+            raise ValueError(
+                f"`{self.model}` never moves, so nothing rolls it back; name an alias, or leave out `rollback`"
+            )
         return self
 
 

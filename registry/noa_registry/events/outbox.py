@@ -34,6 +34,7 @@ EventKind: TypeAlias = Literal[
     "files.repaired",
     "store.adopted",
     "generation.announced",
+    "generation.refused",
 ]
 WHOLE_REGISTRY: Final = "*"
 """The model name of events that concern no single model."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from noa_registry.evidence.facts import EQUIVALENCE, Evidence, plain_json
+from noa_registry.evidence.golden import check_golden
 from noa_registry.evidence.plain_fact import plain_judgement
 from noa_registry.evidence.reading import Reader
 
@@ -31,7 +32,8 @@ def equivalence_evidence(
 
 
 def check_equivalence(evidence: Evidence) -> None:
-    """Raise `InvalidInputError` if the fact does not say which bytes were compared."""
+    """Raise `InvalidInputError` if the fact does not say which bytes were compared, or has wrong golden requests."""
     reader = Reader.of(evidence, EQUIVALENCE)
     reader.text("source")
     reader.text("source_digest")
+    check_golden(evidence)

@@ -151,6 +151,9 @@ class PackedModel:
         verify_folder(folder, version.format.manifest)
         return folder
 
+    def golden_requests(self, version: PackedVersion, format: str) -> None:  # our word
+        """Return None: a package has the files of a version and its example, and none of its evidence."""
+
     def input_example(self, version: PackedVersion) -> dict[str, np.ndarray]:
         """Return the input example by input name.
 
