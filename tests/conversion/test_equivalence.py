@@ -17,7 +17,7 @@ from noa.errors import InvalidInputError, SignatureError
 from noa.settings import ConversionSettings
 from noa.signatures import DType, Signature, TensorSpec
 from noa_conversion import load_format, measure_equivalence
-from noa_conversion.comparison import compare_output, tolerance_for
+from noa_conversion.comparison import compare_output, largest_finite, scaled_to, tolerance_for
 from noa_registry import Evidence
 from noa_registry.evidence import decode_golden
 
@@ -261,7 +261,8 @@ def test_equivalence_keeps_what_the_source_answered_as_golden_requests(zoo: Any)
         answers = native.run(request.inputs)
         for name, expected in request.outputs.items():
             np.testing.assert_allclose(answers[name], expected, rtol=1e-6)
-            wanted = tolerance_for(expected.dtype.name, zoo.settings)
+            largest = largest_finite(*(one.outputs[name] for one in golden.requests))
+            wanted = scaled_to(tolerance_for(expected.dtype.name, zoo.settings), largest)
             assert (golden.allowed[name].absolute, golden.allowed[name].relative) == (wanted.absolute, wanted.relative)
     assert batches == [1, 7, 40]
 
