@@ -114,11 +114,10 @@ def _convert(
     source: ModelFiles, to: str, folder: Path, inputs: Path | None, settings: ConversionSettings, *, is_new: bool
 ) -> tuple[tuple[str, ...], EquivalenceReport | None]:
     """Return the formats on the way and the comparison; None where the source, just made, is the target already."""
-    import shutil
-
     from noa.errors import InvalidInputError
     from noa.signatures import Signature
     from noa_conversion import compare_models, conversion_chain, convert_folder
+    from noa_conversion.files import copy_folder
 
     chain = conversion_chain(source.format, to)
     if not chain:
@@ -126,7 +125,7 @@ def _convert(
             raise InvalidInputError(
                 f"`{source.label}` already is of the format `{to}`", remedy="Choose another format: noa formats"
             )
-        shutil.copytree(source.folder, folder)
+        copy_folder(source.folder, folder)
         return (to,), None
     given = read_given_inputs(inputs, Signature.load(source.folder))
     with console.step(f"Converting {source.label} to {to}") as tell, stdout_to_stderr():

@@ -58,12 +58,10 @@ def keep_folder(folder: Path, output: Path) -> None:
         ConflictError: something is there meanwhile.
         StorageError: the disk refused.
     """
-    import shutil
-
-    from noa_conversion.files import staged_folder
+    from noa_conversion.files import copy_folder, staged_folder
 
     with staged_folder(output) as staged:
-        shutil.copytree(folder, staged, dirs_exist_ok=True)
+        copy_folder(folder, staged, told=output)
 
 
 def check_output(output: Path) -> None:

@@ -24,6 +24,7 @@ def print_report(report: EquivalenceReport) -> None:
     if reasons:
         console.print_line(f"tolerance: {'; '.join(reasons)}")
     console.print_line(f"inputs: {report.inputs}")
+    console.print_line(f"tried: {report.tried}")
     for note in report.notes:
         console.print_line(f"note: {note}")
     if report.first_difference is not None:
@@ -64,7 +65,7 @@ def problem_of(report: EquivalenceReport) -> str:
 
 def _row(difference: OutputDifference) -> list[object]:
     tolerance = difference.tolerance
-    parts = [f"{tolerance.absolute:g}"] if tolerance.absolute or not tolerance.of_largest else []
+    parts = [f"{tolerance.absolute:.3g}"] if tolerance.absolute or not tolerance.of_largest else []
     parts += [f"{tolerance.relative:g}·|x|"] if tolerance.relative else []
     parts += [f"{tolerance.of_largest:g}·max|x|"] if tolerance.of_largest else []
     agreement = difference.argmax_agreement

@@ -23,7 +23,14 @@ from noa.signatures import DType, Signature, TensorSpec, is_float
 from noa_conversion.batches import batch_axis, batch_sizes, sizes_of, take_batch
 from noa_conversion.bisection import FirstDifference, find_first_difference
 from noa_conversion.bounded_runs import bound_runs
-from noa_conversion.comparison import OutputDifference, Tolerance, compare_output, find_vacuous, finite_or_text
+from noa_conversion.comparison import (
+    OutputDifference,
+    Tolerance,
+    compare_output,
+    find_vacuous,
+    finite_or_text,
+    largest_finite,
+)
 from noa_conversion.generated_inputs import (
     InputRange,
     describe_ranges,
@@ -35,6 +42,7 @@ from noa_conversion.model_files import ModelFiles
 from noa_conversion.renaming import renamed_model
 from noa_conversion.signature_match import match_signatures, signature_problem
 from noa_conversion.stored_precision import least_precise
+from noa_conversion.tried_inputs import SeenValues, Tried
 
 if TYPE_CHECKING:
     from noa_registry import Evidence
@@ -60,6 +68,10 @@ class EquivalenceReport:
     runs: tuple[Mapping[str, int], ...]
     """The sizes of the free axes of each run."""
     differences: tuple[OutputDifference, ...]
+    tried: Tried
+    """What was run: equality is shown for that and no more."""
+    constant_outputs: tuple[str, ...] = ()
+    """Outputs that were the same for all inputs: they say nothing about how they are computed."""
     first_difference: FirstDifference | None = None
     worst_inputs: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     """The inputs of the run with the largest difference."""
@@ -73,6 +85,8 @@ class EquivalenceReport:
             "target": {"format": self.target.format, "model": self.target.label},
             "passed": self.passed,
             "inputs": self.inputs,
+            "tried": self.tried.to_dict(),
+            "constant_outputs": list(self.constant_outputs),
             "notes": list(self.notes),
             "runs": [dict(sizes) for sizes in self.runs],
             **summarise(self.differences, problem=self.problem),
@@ -119,6 +133,8 @@ def measure(
     if [build_manifest(folder).digest for folder in folders] != digests:
         problem = "a folder changed while it was measured"
     values = {"batches": list(batches), "samples": count, **summarise(found.differences, problem=problem)}
+    if constant := found.seen.constant_outputs():
+        values["constant_outputs"] = list(constant)
     if first is not None:
         values["first_difference"] = first.to_dict()
     evidence = equivalence_evidence(
@@ -178,6 +194,15 @@ def compare_models(
         problem = found.run(draws) or found.vacuous
         if problem is None and found.passed:
             notes += found.special_values(seed)
+            notes += tuple(
+                f"output `{name}` was the same for all inputs: that shows nothing of how it is computed"
+                for name in found.seen.constant_outputs()
+            )
+            notes += tuple(
+                f"output `{spec.name}` is empty by its signature: nothing of it was compared"
+                for spec in native.signature.outputs
+                if 0 in spec.shape
+            )
     if batch_axis(native.signature) is None:
         notes += ("no axis is free: there is one shape only",)
     first = None
@@ -193,6 +218,8 @@ def compare_models(
         notes=notes,
         runs=tuple(found.runs),
         differences=tuple(found.differences),
+        tried=found.seen.tried(is_made_up=inputs is None),
+        constant_outputs=found.seen.constant_outputs(),
         first_difference=first,
         worst_inputs=found.worst_inputs,
         is_vacuous=problem is not None and problem in (empty, found.vacuous),
@@ -207,6 +234,17 @@ def _without_rows(inputs: Mapping[str, np.ndarray]) -> str | None:
 
 def _loaded(model: ModelFiles) -> Runnable:
     return bound_runs(find_adapter(model.format).load(model.folder), format=model.format, where=f"`{model.label}`")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answers:
+    """What both models gave for one draw."""
+
+    inputs: Mapping[str, np.ndarray]
+    expected: Mapping[str, np.ndarray]
+    received: Mapping[str, np.ndarray]
+    batch: int
+    sizes: Mapping[str, int]
 
 
 class _Comparison:
@@ -231,6 +269,8 @@ class _Comparison:
         self._computed_from = computed_from
         self._dtypes = dtypes or {}
         self._worst = -1.0
+        self._waiting: list[_Answers] = []
+        self.seen = SeenValues(native.signature)
         self.runs: list[Mapping[str, int]] = []
         self.differences: list[OutputDifference] = []
         self.worst_inputs: Mapping[str, np.ndarray] = {}
@@ -249,7 +289,21 @@ class _Comparison:
         return find_vacuous(self._native.signature.outputs, self.differences) if self.passed else None
 
     def run(self, draws: Iterator[dict[str, np.ndarray]]) -> str | None:
-        """Compare on all draws; return a problem that ends the comparison."""
+        """Compare on all draws; return a problem that ends the comparison.
+
+        Answers wait until all are there: what is allowed depends on the largest of them.
+        """
+        problem = self._ask(draws)
+        largest = {
+            spec.name: largest_finite(*(answers.expected[spec.name] for answers in self._waiting))
+            for spec in self._native.signature.outputs
+        }
+        for answers in self._waiting:
+            self._compare(answers, largest)
+        self._waiting.clear()
+        return problem
+
+    def _ask(self, draws: Iterator[dict[str, np.ndarray]]) -> str | None:
         signature = self._native.signature
         for inputs in draws:
             sizes = sizes_of(signature, inputs)
@@ -260,13 +314,15 @@ class _Comparison:
             try:
                 received = self._run_other(inputs)
             except NoaError as exc:
-                if not self.worst_inputs:
-                    self.worst_inputs = inputs
+                self.worst_inputs = inputs
                 return f"the target could not compute a batch of {batch}: {exc}"
             self.runs.append(sizes)
+            self.seen.add(inputs, expected, batch=batch)
             if self._keeps_answers:
                 self._answers = _kept_answers(self._answers, inputs, expected)
-            self._compare(inputs, expected, received, batch, sizes)
+            self._waiting.append(
+                _Answers(inputs=inputs, expected=expected, received=received, batch=batch, sizes=sizes)
+            )
         return None
 
     def golden(self, source: str) -> GoldenRequests:
@@ -317,28 +373,22 @@ class _Comparison:
             for name, array in outputs.items()
         }
 
-    def _compare(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        expected: Mapping[str, np.ndarray],
-        received: Mapping[str, np.ndarray],
-        batch: int,
-        sizes: Mapping[str, int],
-    ) -> None:
+    def _compare(self, answers: _Answers, largest: Mapping[str, float]) -> None:
         for spec in self._native.signature.outputs:
             difference = compare_output(
                 spec,
-                expected[spec.name],
-                received[spec.name],
-                batch=batch,
-                sizes=sizes,
+                answers.expected[spec.name],
+                answers.received[spec.name],
+                batch=answers.batch,
+                sizes=answers.sizes,
                 settings=self._settings,
                 tolerance=None if self._allow is None else self._allow(spec),
                 computed_from=self._computed_from,
+                largest=largest[spec.name],
             )
             self.differences.append(difference)
             if difference.excess > self._worst:
-                self._worst, self.worst_inputs = difference.excess, inputs
+                self._worst, self.worst_inputs = difference.excess, answers.inputs
 
 
 def _kept_answers(

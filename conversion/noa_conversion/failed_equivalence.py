@@ -30,7 +30,7 @@ def describe_failure(values: Mapping[str, object]) -> str:
 def _allowed(run: Mapping[str, object]) -> str:
     parts = [(run["absolute_tolerance"], ""), (run["relative_tolerance"], "·|x|")]
     parts.append((run["tolerance_of_largest"], "·max|x|"))
-    return " + ".join(f"{number:g}{of}" for number, of in parts if number) or "0"
+    return " + ".join(f"{number:.3g}{of}" for number, of in parts if number) or "0"
 
 
 def _size_of(error: object) -> float:

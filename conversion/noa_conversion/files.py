@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from noa.atomic_write import publish_folder, translate_disk_errors
+from noa.atomic_write import publish_folder, set_usual_mode, translate_disk_errors
 from noa.errors import InvalidInputError, StorageError
 
 if TYPE_CHECKING:
@@ -51,6 +51,22 @@ def staged_folder(folder: Path) -> Generator[Path]:
             publish_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def copy_folder(source: Path, target: Path, *, told: Path | None = None) -> None:
+    """Copy all files of a folder. `told` is where they will be, for errors, where `target` is a temporary name.
+
+    Raises:
+        StorageError: the disk refused; names the file.
+    """
+
+    def copy(
+        path: str, copied: str
+    ) -> None:  # `copytree` would gather errors of the system into a list without a cause
+        with translate_disk_errors((told or target) / Path(copied).relative_to(target)):
+            shutil.copy2(path, copied)
+
+    shutil.copytree(source, target, dirs_exist_ok=True, copy_function=copy)
 
 
 def read_bytes(folder: Path, name: str, *, limit: int = MAX_GRAPH_BYTES) -> bytes:
@@ -106,6 +122,7 @@ def write_weights(folder: Path, weights: Mapping[str, np.ndarray]) -> None:
     ordered = {name: np.ascontiguousarray(weights[name]).reshape(weights[name].shape) for name in sorted(weights)}
     try:
         save_file(ordered, folder / WEIGHTS_FILE)
+        set_usual_mode(folder / WEIGHTS_FILE)
     except SafetensorError as exc:
         raise unwritable_weights(folder, exc) from exc
 

@@ -10,7 +10,7 @@ from noa.atomic_write import write_file
 from noa.errors import InvalidInputError
 from noa.signatures import Signature
 from noa_conversion.files import MAX_GRAPH_BYTES, read_bytes
-from noa_conversion.formats.onnx_check import has_external_data, parse_model
+from noa_conversion.formats.onnx_check import has_external_data, parse_model, read_external_data
 from noa_conversion.formats.onnx_format import MODEL_FILE
 from noa_conversion.zip_maps import leave_out_zip_maps
 
@@ -31,14 +31,12 @@ def stage_onnx(
         InvalidInputError: not safe to load, larger than one file may be, an input or output that is no tensor of
             numbers, or a value in `bind` that does not fit its input.
     """
-    import onnx
-
     from noa_conversion.imports.onnx_import import read_inputs, read_signature
     from noa_conversion.imports.onnx_outputs import complete_outputs
 
     model = parse_model(read_bytes(source.parent, source.name), source)
     if has_external_data(model, source):
-        onnx.load_external_data_for_model(model, str(source.parent))
+        read_external_data(model, source)
     for name, value in bind.items():
         _bind(model, name, value, source)
     notes = leave_out_zip_maps(model)

@@ -69,6 +69,11 @@ def write_file(path: Path, data: bytes | str, *, private: bool = False) -> None:
         sync_folder(path.parent)
 
 
+def set_usual_mode(path: Path) -> None:
+    """Let those read a file that may read any new one of this process: safetensors writes for the owner alone."""
+    path.chmod(0o666 & ~_umask())
+
+
 def publish_folder(temporary: Path, final: Path) -> None:
     """Fsync every file below `temporary`, then rename it to `final`, which must not exist.
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
+from noa.atomic_write import set_usual_mode
 from noa.digests import canonical_json
 from noa.errors import InvalidInputError
 from noa.signatures import numpy_dtype
@@ -39,6 +40,7 @@ def save_tensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         for name, array in arrays.items()
     }
     save_file(stored, path, metadata={_TEXTS: canonical_json(texts).decode()} if texts else None)
+    set_usual_mode(path)
 
 
 def load_tensors(data: bytes) -> dict[str, np.ndarray]:

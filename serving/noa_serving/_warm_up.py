@@ -111,7 +111,7 @@ def axis_refusal(signature: Signature) -> str | None:
 
 def _dependence(runnable: Runnable, example: Mapping[str, np.ndarray], count: int) -> str | None:
     """Return why items may not be computed together, None if each comes out as it does alone."""
-    from noa_conversion.comparison import compare_output
+    from noa_conversion.comparison import compare_output, largest_finite
 
     signature = runnable.signature
     repeated = resize(signature, example, batch=count)
@@ -121,11 +121,16 @@ def _dependence(runnable: Runnable, example: Mapping[str, np.ndarray], count: in
     except InvalidInputError:  # a whole number out of its range, e.g. an index
         items = {name: _vary(array, integers=False) for name, array in repeated.items()}
         together = runnable.run(items)
-    for index in range(count):
-        alone = runnable.run({name: array[index : index + 1] for name, array in items.items()})
+    each = [runnable.run({name: array[index : index + 1] for name, array in items.items()}) for index in range(count)]
+    for index, alone in enumerate(each):
         for spec in signature.outputs:
             found = compare_output(
-                spec, alone[spec.name], together[spec.name][index : index + 1], batch=1, settings=ConversionSettings()
+                spec,
+                alone[spec.name],
+                together[spec.name][index : index + 1],
+                batch=1,
+                settings=ConversionSettings(),
+                largest=largest_finite(*(one[spec.name] for one in each)),
             )
             if not found.passed:
                 return f"output `{spec.name}` of an item depends on the items beside it"

@@ -358,3 +358,71 @@ def test_a_rename_that_fits_nothing_is_refused(tmp_path: Path, rename: dict[str,
     first = saved(tmp_path, "a", two_steps())
     with pytest.raises(InvalidInputError, match=said):
         compared(first, first, rename=rename)
+
+
+def scaled(factor: float) -> onnx.ModelProto:
+    nodes = [helper.make_node("Mul", ["x", "factor"], ["y"], name="scale")]
+    sides = [graphs.value("x", FLOAT, ["batch", 3])], [graphs.value("y", FLOAT, ["batch", 3])]
+    return graphs.model(nodes, *sides, {"factor": np.array(factor, np.float32)})
+
+
+def test_small_outputs_of_opposite_signs_are_different_and_the_node_is_found(tmp_path: Path) -> None:
+    report = compared(saved(tmp_path, "a", scaled(1e-7)), saved(tmp_path, "b", scaled(-1e-7)))
+    assert not report.passed
+    assert report.first_difference is not None and report.first_difference.node == "scale"
+
+
+def test_unrelated_probabilities_of_many_classes_are_different(tmp_path: Path) -> None:
+    def classes(seed: int) -> onnx.ModelProto:
+        weights = {"w": np.random.default_rng(seed).normal(size=(8, 50_000)).astype(np.float32)}
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["s"]), helper.make_node("Softmax", ["s"], ["y"])]
+        sides = [graphs.value("x", FLOAT, ["batch", 8])], [graphs.value("y", FLOAT, ["batch", 50_000])]
+        return graphs.model(nodes, *sides, weights)
+
+    first = saved(tmp_path, "a", classes(1))
+    assert not compared(first, saved(tmp_path, "b", classes(2))).passed
+    assert compared(first, first).passed
+
+
+def test_outputs_that_are_always_empty_prove_nothing(tmp_path: Path) -> None:
+    def sliced(kind: str, *, keeps_whole: bool = False) -> onnx.ModelProto:
+        nodes = [helper.make_node(kind, ["x"], ["t"]), helper.make_node("Slice", ["t", "zero", "zero"], ["y"])]
+        outputs = [graphs.value("y", FLOAT, [0, 3])] + ([graphs.value("t", FLOAT, [2, 3])] if keeps_whole else [])
+        return graphs.model(nodes, [graphs.value("x", FLOAT, [2, 3])], outputs, {"zero": np.zeros(1, np.int64)})
+
+    report = compared(saved(tmp_path, "a", sliced("Neg")), saved(tmp_path, "b", sliced("Abs")))
+    assert not report.passed and report.is_vacuous
+    assert report.problem == "nothing was compared: output `y` is empty in every run"
+    both = saved(tmp_path, "c", sliced("Neg", keeps_whole=True))
+    report = compared(both, both)
+    assert report.passed and any("`y` is empty by its signature" in note for note in report.notes)
+
+
+def test_an_output_that_never_changes_is_told(tmp_path: Path) -> None:
+    report = compared(saved(tmp_path, "a", scaled(0.0)), saved(tmp_path, "b", scaled(0.0)))
+    assert report.passed and report.constant_outputs == ("y",)
+    assert any("`y` was the same for all inputs" in note for note in report.notes)
+    report = compared(tmp_path / "a.onnx", tmp_path / "b.onnx", inputs={"x": np.ones((3, 3), np.float32)})
+    assert report.constant_outputs == ()  # the inputs were the same too
+    assert compared(saved(tmp_path, "c", scaled(2.0)), tmp_path / "c.onnx").constant_outputs == ()
+
+
+def test_what_was_tried_is_told(tmp_path: Path) -> None:
+    first = saved(tmp_path, "a", scaled(2.0))
+    tried = compared(first, first).tried
+    low, high = tried.ranges["x"]
+    assert tried.is_made_up and tried.batches == (1, 7) and -5 < low < 0 < high < 5
+    assert str(tried).startswith("made-up inputs, batches: 1, 7; `x` -")
+    given = compared(first, first, inputs={"x": np.arange(6, dtype=np.float32).reshape(2, 3)})
+    assert given.to_dict()["tried"] == {"made_up": False, "batches": [1, 2, 7], "ranges": {"x": [0.0, 5.0]}}
+
+
+def test_data_under_a_second_name_are_refused_as_a_link_is(tmp_path: Path) -> None:
+    proto = scaled(2.0)
+    path = tmp_path / "linked.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="data.bin", size_threshold=0)
+    (tmp_path / "other.bin").hardlink_to(tmp_path / "data.bin")
+    with pytest.raises(InvalidInputError, match=r"`factor` keeps its data in `data.bin`, a hard link: it has 2 names"):
+        compared(path, path)
+    (tmp_path / "other.bin").unlink()
+    assert compared(path, path).passed

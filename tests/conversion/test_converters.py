@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,37 @@ def test_a_full_disk_leaves_no_half_folder(tmp_path: Path) -> None:
         with Path("/dev/full").open("wb", buffering=0) as full:
             full.write(b"more")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_copied_names_the_file_and_where_it_was_to_be(tmp_path: Path) -> None:
+    """A limit on file size stands in for the disk."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "weights.bin").write_bytes(b"\0" * 8192)
+    code = (
+        "import pathlib, resource, signal, sys\n"
+        "from noa.errors import StorageError\n"
+        "from noa_conversion.files import copy_folder, staged_folder\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        f"output = pathlib.Path({str(tmp_path / 'out')!r})\n"
+        "try:\n"
+        "    with staged_folder(output) as staged:\n"
+        f"        copy_folder(pathlib.Path({str(source)!r}), staged, told=output)\n"
+        "except StorageError as exc:\n"
+        "    sys.exit(0 if 'cannot write `weights.bin`' in str(exc) and 'out/weights.bin' in str(exc) else str(exc))\n"
+        "sys.exit('no error')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("target", ["torch", "jax"])
+def test_all_files_of_a_format_may_be_read_by_the_same_people(target: str, zoo: Any) -> None:
+    folder = zoo.folder(target, "rows", target)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert set(modes.values()) == {modes["signature.json"]}, modes
 
 
 def test_an_output_axis_that_no_input_has_is_refused(zoo: Any, tmp_path: Path) -> None:

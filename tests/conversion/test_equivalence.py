@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -15,9 +15,9 @@ from onnx import numpy_helper
 from noa.digests import build_manifest
 from noa.errors import InvalidInputError, SignatureError
 from noa.settings import ConversionSettings
-from noa.signatures import Signature, TensorSpec
+from noa.signatures import DType, Signature, TensorSpec
 from noa_conversion import load_format, measure_equivalence
-from noa_conversion.comparison import compare_output, tolerance_for
+from noa_conversion.comparison import compare_output, largest_finite, scaled_to, tolerance_for
 from noa_registry import Evidence
 from noa_registry.evidence import decode_golden
 
@@ -142,6 +142,47 @@ def test_the_tolerance_is_absolute_plus_relative_to_the_native_value() -> None:
         assert not _compare(native, other).passed
 
 
+@pytest.mark.parametrize("factor", [1e-2, 1e-7, 1e-20])
+def test_small_outputs_are_compared_by_their_own_size(factor: float) -> None:
+    native = np.array([[0.5, 1.0, -0.25]], np.float32) * np.float32(factor)
+    for wrong in (-native, native[:, ::-1], native * np.float32(1.01), np.zeros_like(native)):
+        assert not _compare(native, np.ascontiguousarray(wrong)).passed
+    rounded = native * np.float32(1 + 1e-6) + np.float32(1e-5 * factor)
+    difference = _compare(native, rounded)
+    assert difference.passed and difference.tolerance.absolute == pytest.approx(1e-4 * factor)
+    assert "largest value" in difference.tolerance.reason
+
+
+def test_a_row_that_cancels_is_judged_by_the_largest_value_of_all_runs() -> None:
+    spec, settings = TensorSpec(name="logits", dtype="float32", shape=("batch", 3)), ConversionSettings()
+    native = np.array([[1e-6, -1e-6, 0]], np.float32)
+    other = native + np.float32(5e-6)
+    assert compare_output(spec, native, other, batch=1, settings=settings, largest=1.0).passed
+    assert not compare_output(spec, native, other, batch=1, settings=settings).passed
+
+
+@pytest.mark.parametrize(("dtype", "absolute"), [("float16", 1e-2), ("float64", 1e-8)])
+def test_the_absolute_part_of_every_dtype_is_scaled(dtype: str, absolute: float) -> None:
+    spec = TensorSpec(name="scores", dtype=cast("DType", dtype), shape=("batch",))
+    native = np.array([0.25, 0.0], dtype)
+    found = compare_output(spec, native, native.copy(), batch=2, settings=ConversionSettings())
+    assert found.passed and found.tolerance.absolute == pytest.approx(absolute / 4)
+
+
+def test_numbers_that_a_framework_flushes_to_zero_are_zero() -> None:
+    native = np.array([[1e-39, 0.0, -1e-39]], np.float32)
+    assert _compare(native, np.zeros_like(native)).passed
+
+
+def test_another_largest_score_is_a_difference_where_the_two_are_further_apart_than_the_tolerance() -> None:
+    native = np.array([[1000.0, 998.5, 0.0], [1000.0, 999.5, 0.0]], np.float32)
+    other = np.array([[999.2, 999.3, 0.0], [999.7, 999.8, 0.0]], np.float32)  # each within 1e-3 of its value
+    difference = _compare(native, other)
+    assert not difference.passed and difference.worst_sample == 0
+    assert difference.problem is not None and "in 1 of 2 rows another score is the largest" in difference.problem
+    assert _compare(native[1:], other[1:]).passed
+
+
 def test_integers_are_exact() -> None:
     spec = TensorSpec(name="choice", dtype="int64", shape=("batch",))
     native = np.array([1, 2, 2**62], np.int64)
@@ -220,7 +261,8 @@ def test_equivalence_keeps_what_the_source_answered_as_golden_requests(zoo: Any)
         answers = native.run(request.inputs)
         for name, expected in request.outputs.items():
             np.testing.assert_allclose(answers[name], expected, rtol=1e-6)
-            wanted = tolerance_for(expected.dtype.name, zoo.settings)
+            largest = largest_finite(*(one.outputs[name] for one in golden.requests))
+            wanted = scaled_to(tolerance_for(expected.dtype.name, zoo.settings), largest)
             assert (golden.allowed[name].absolute, golden.allowed[name].relative) == (wanted.absolute, wanted.relative)
     assert batches == [1, 7, 40]
 

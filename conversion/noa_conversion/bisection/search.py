@@ -14,7 +14,7 @@ import numpy as np
 
 from noa.errors import NoaError
 from noa.settings import ConversionSettings
-from noa_conversion.comparison import finite_or_text, tolerance_for
+from noa_conversion.comparison import finite_or_text, largest_finite, scaled_to, tolerance_for
 from noa_conversion.model_files import ModelFiles
 from noa_conversion.onnx_graph.limits import value_limit
 from noa_conversion.renaming import renamed_model, renamed_values
@@ -164,11 +164,11 @@ def _difference(
     left, right = expected.astype(np.float64), received.astype(np.float64)
     narrow = _NARROW & {expected.dtype.name, received.dtype.name}
     is_float = expected.dtype.kind == "f" or bool(narrow)
-    tolerance = tolerance_for("float16" if narrow else expected.dtype.name, settings)
+    largest = largest_finite(left)
+    tolerance = scaled_to(tolerance_for("float16" if narrow else expected.dtype.name, settings), largest)
     with np.errstate(invalid="ignore"):
         error = np.abs(left - right)
     finite = np.isfinite(left) & np.isfinite(right)
-    largest = float(np.abs(left[np.isfinite(left)]).max(initial=0.0))
     share = (_OF_LARGEST_NARROW if narrow else _OF_LARGEST) if is_float else 0.0
     allowed = tolerance.absolute + tolerance.relative * np.abs(np.where(np.isfinite(left), left, 0.0)) + share * largest
     same_kind = finite | (np.isnan(left) & np.isnan(right)) | (np.isinf(left) & (left == right))

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     import onnx
 
 MAX_TENSOR_BYTES = 1 << 36
-"""Largest constant tensor a file may claim, 64 GiB: above any model this room converts, below what harms a server."""
+"""Largest constant tensor a file may claim, 64 GiB: above any model this room converts, below what harms a server.
+
+It is for reading a file, whatever the settings, and so for what is stored already; what a conversion computes is
+bounded by `conversion.max_value_bytes` besides (`onnx_graph/limits.py`).
+"""
 EMBEDDED = f"embedded:{secrets.token_hex(16)}"
 """The "other file" of tensors that a reader left in the bytes it read. No file can name it: it differs per process."""
 _MAX_DEPTH = 16
@@ -79,6 +83,38 @@ def has_external_data(model: onnx.ModelProto, path: Path) -> bool:
         and all(entry.value != EMBEDDED for entry in tensor.external_data if entry.key == "location")
         for tensor in _all_tensors(model, path)
     )
+
+
+def read_external_data(model: onnx.ModelProto, path: Path) -> None:
+    """Put the bytes that lie in other files into a model that was parsed and checked.
+
+    Raises:
+        InvalidInputError: such a file is a hard link (it may be any file of this machine, as with a symbolic one), or
+            onnx refuses it; names the tensor.
+    """
+    import onnx
+
+    for tensor in _all_tensors(model, path):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _refuse_hard_link(tensor, path)
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (onnx.checker.ValidationError, ValueError) as exc:
+        reason = str(exc).partition("\n")[0][:300]
+        raise InvalidInputError(f"the data beside `{path.name}` are not read: {reason}", where=str(path)) from exc
+
+
+def _refuse_hard_link(tensor: onnx.TensorProto, path: Path) -> None:
+    location = next(entry.value for entry in tensor.external_data if entry.key == "location")
+    names = (path.parent / location).stat().st_nlink
+    if names > 1:
+        raise _refuse(
+            tensor,
+            path,
+            f"keeps its data in `{location}`, a hard link: it has {names} names, maybe outside the folder too",
+            expected="a file with one name",
+            remedy="Copy it (`cp` makes a file of its own) and give the copy this name",
+        )
 
 
 def _check_operators(model: onnx.ModelProto, path: Path) -> None:
@@ -253,7 +289,13 @@ def packed_bits(data_type: int) -> int:
     return 2 if data_type in (getattr(tensor, "INT2", -1), getattr(tensor, "UINT2", -1)) else 8
 
 
-def _refuse(tensor: onnx.TensorProto, path: Path, claim: str, *, expected: str) -> InvalidInputError:
+def _refuse(
+    tensor: onnx.TensorProto, path: Path, claim: str, *, expected: str, remedy: str | None = None
+) -> InvalidInputError:
     return InvalidInputError(
-        f"tensor `{tensor.name}` {claim}", where=str(path), expected=expected, received=str(tuple(tensor.dims))
+        f"tensor `{tensor.name}` {claim}",
+        where=str(path),
+        expected=expected,
+        received=str(tuple(tensor.dims)),
+        remedy=remedy,
     )

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from noa.atomic_write import write_file
+from noa.atomic_write import set_usual_mode, write_file
 from noa.digests import canonical_json
 from noa.errors import ConversionError, DependencyMissingError, InvalidInputError
 from noa.formats import RuntimeOptions
@@ -481,6 +481,7 @@ def _write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
 
     try:
         save_file(weights, folder / WEIGHTS_FILE)
+        set_usual_mode(folder / WEIGHTS_FILE)
     except SafetensorError as exc:
         raise unwritable_weights(folder, exc) from exc
 

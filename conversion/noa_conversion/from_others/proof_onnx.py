@@ -15,7 +15,7 @@ from noa.formats import find_adapter
 from noa.settings import ConversionSettings
 from noa.signatures import Signature
 from noa_conversion.batches import batch_axis, sizes_of
-from noa_conversion.comparison import compare_output, find_vacuous
+from noa_conversion.comparison import compare_output, find_vacuous, largest_finite
 from noa_conversion.equivalence import summarise
 from noa_conversion.generated_inputs import generate_inputs
 from noa_conversion.onnx_input_ranges import read_input_ranges
@@ -70,6 +70,7 @@ def prove(
     """
     runnable = find_adapter("onnx").load(folder)
     signature = runnable.signature
+    answers = [(inputs, predict(inputs), runnable.run(inputs)) for inputs in _draws(signature, folder, samples)]
     differences = [
         compare_output(
             spec,
@@ -78,9 +79,9 @@ def prove(
             batch=next(iter(sizes_of(signature, inputs).values()), 1),
             sizes=sizes_of(signature, inputs),
             settings=settings,
+            largest=largest_finite(*(np.asarray(one[spec.name]) for _, one, _ in answers if spec.name in one)),
         )
-        for inputs in _draws(signature, folder, samples)
-        for expected, received in [(predict(inputs), runnable.run(inputs))]
+        for inputs, expected, received in answers
         for spec in signature.outputs
         if spec.name in expected
     ]

@@ -11,7 +11,7 @@ from noa.atomic_write import write_file
 from noa.errors import InvalidInputError
 from noa.signatures import Axis, DType, Signature, TensorSpec, dtype_name
 from noa_conversion.files import MAX_GRAPH_BYTES, read_bytes
-from noa_conversion.formats.onnx_check import has_external_data, parse_model
+from noa_conversion.formats.onnx_check import has_external_data, parse_model, read_external_data
 from noa_conversion.formats.onnx_format import MODEL_FILE
 from noa_conversion.imports.kept_signature import Prepared
 from noa_conversion.imports.onnx_outputs import complete_outputs
@@ -35,13 +35,11 @@ def prepare(source: Path, folder: Path) -> Prepared:
     Raises:
         InvalidInputError: the graph is not safe, larger than one file may be, or takes what noa has no tensors for.
     """
-    import onnx
-
     data = read_bytes(source.parent, source.name)
     model = parse_model(data, source)
     is_split = has_external_data(model, source)
     if is_split:
-        onnx.load_external_data_for_model(model, str(source.parent))
+        read_external_data(model, source)
         if model.ByteSize() > MAX_GRAPH_BYTES:
             raise InvalidInputError(
                 "the graph and its weights do not fit into one ONNX file",

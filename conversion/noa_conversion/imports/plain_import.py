@@ -11,7 +11,7 @@ from noa.atomic_write import write_file
 from noa.digests import canonical_json
 from noa.errors import InvalidInputError
 from noa.signatures import Axis, DType, Signature, TensorSpec
-from noa_conversion.files import WEIGHTS_FILE
+from noa_conversion.files import WEIGHTS_FILE, copy_folder
 from noa_conversion.formats.mlflow_format import LAYOUT_FILE, MODEL_FOLDER, InputLayout
 from noa_conversion.formats.pickle_format import CONTENT_FOLDER
 from noa_conversion.formats.weights_format import NOTHING
@@ -58,7 +58,7 @@ def prepare_mlflow(source: Path, mlmodel: dict[str, Any], folder: Path) -> Signa
         InvalidInputError: the model has no signature, or one that is not made of numbers.
     """
     signature, layout = mlflow_signature(mlmodel)
-    shutil.copytree(source, folder / MODEL_FOLDER)
+    copy_folder(source, folder / MODEL_FOLDER)
     write_file(folder / LAYOUT_FILE, canonical_json({"inputs": layout}))
     signature.save(folder)
     return signature
