@@ -126,7 +126,21 @@ def convert_onnx_to_torch(source: Path, folder: Path, settings: ConversionSettin
 
     imported = import_onnx_to_torch(source / "model.onnx")
     declared = Signature.load(source) if (source / "signature.json").is_file() else imported.signature
-    save(TorchModel(module=imported.module, signature=declared), folder)
+    save(TorchModel(module=imported.module, signature=_with_known_sizes(declared, imported.outputs)), folder)
+
+
+def _with_known_sizes(declared: Signature, computed: Sequence[OnnxValue]) -> Signature:
+    """Fix what the file leaves free in outputs, that no input has, and that the graph computes as one number."""
+    free = {size for spec in declared.inputs for size in spec.shape if isinstance(size, str)}
+    outputs: list[TensorSpec] = []
+    for spec, value in zip(declared.outputs, computed, strict=True):
+        known = value.shape if value.shape is not None and len(value.shape) == len(spec.shape) else spec.shape
+        shape = tuple(
+            size if not isinstance(size, str) or size in free or not isinstance(found, int) else found
+            for size, found in zip(spec.shape, known, strict=True)
+        )
+        outputs.append(replace(spec, shape=shape))
+    return replace(declared, outputs=tuple(outputs))
 
 
 def _checked_bind(model: OnnxModel, bind: Mapping[str, Any]) -> dict[str, Any]:
