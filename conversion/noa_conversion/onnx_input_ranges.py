@@ -93,12 +93,16 @@ def _follow(
     queue = deque([(name, 0, False)])
     seen = {(name, 0, False)}
     result: InputRange | None = None
+    nothing: InputRange | None = None  # a table that no value from zero on indexes: the branch for negative ones
     steps = 0
     while queue and steps < _MOST_STEPS:
         value, shift, is_computed = queue.popleft()
         for node, index in users.get(value, ()):
             steps += 1
             found = _sink(node, index, shift, is_computed, dims, constants)
+            if found is not None and found.high is not None and found.high <= found.low:
+                nothing = found
+                continue
             if found is not None:
                 result = found if result is None else result.meet(found)
                 continue
@@ -110,7 +114,7 @@ def _follow(
                 if output and state not in seen:
                     seen.add(state)
                     queue.append(state)
-    return result
+    return nothing if result is None else result
 
 
 def _sink(

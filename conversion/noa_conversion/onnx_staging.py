@@ -12,7 +12,7 @@ from noa.signatures import Signature
 from noa_conversion.files import MAX_GRAPH_BYTES, read_bytes
 from noa_conversion.formats.onnx_check import has_external_data, parse_model, read_external_data
 from noa_conversion.formats.onnx_format import MODEL_FILE
-from noa_conversion.zip_maps import leave_out_zip_maps
+from noa_conversion.onnx_zip_maps import leave_out_zip_maps
 
 if TYPE_CHECKING:
     import numpy as np

@@ -83,10 +83,9 @@ def _classifier(path: Path, *, zipped: bool = True) -> Path:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["s"], name="dot"), helper.make_node("Softmax", ["s"], [scores])]
     outputs = [value("probabilities", TensorProto.FLOAT, ["batch", 3])]
     if zipped:
-        labels = {"classlabels_int64s": [4, 5, 9]}
-        nodes.append(
-            helper.make_node("ZipMap", ["scores"], ["probabilities"], name="zip", domain="ai.onnx.ml", **labels)
-        )
+        node = helper.make_node("ZipMap", ["scores"], ["probabilities"], name="zip", domain="ai.onnx.ml")
+        node.attribute.append(helper.make_attribute("classlabels_int64s", [4, 5, 9]))
+        nodes.append(node)
         rows = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
         outputs = [helper.make_value_info("probabilities", helper.make_sequence_type_proto(rows))]
     weights = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
@@ -291,3 +290,39 @@ def test_a_trained_version_is_optimised_and_converted_to_the_other_framework(
     answer = noa("convert", "small/1", "--to", "jax", "--json")
     assert answer["chain"] == ["onnx", "jax"] and answer["evidence"]["problem"] is None
     assert "equal" in noa("verify", "small/1:torch", "small/1:jax")
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_rounds_of_a_loop_are_bound_and_its_slices_counted(
+    here: Path, capsys: pytest.CaptureFixture[str], framework: str
+) -> None:
+    """The file leaves the number of slices free; once the rounds are bound it is known."""
+    value = helper.make_tensor_value_info
+    bodied = [
+        helper.make_node("Identity", ["c"], ["c_out"]),
+        helper.make_node("Mul", ["a", "w"], ["a_out"]),
+        helper.make_node("ReduceSum", ["a_out"], ["total"], keepdims=0),
+    ]
+    rows, flag = value("a", TensorProto.FLOAT, ["n", 3]), value("c", TensorProto.BOOL, [])
+    body = helper.make_graph(
+        bodied,
+        "body",
+        [value("i", TensorProto.INT64, []), flag, rows],
+        [
+            value("c_out", TensorProto.BOOL, []),
+            value("a_out", TensorProto.FLOAT, ["n", 3]),
+            value("total", TensorProto.FLOAT, []),
+        ],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["trips", "go", "x"], ["y", "sums"], body=body)],
+        "g",
+        [value("x", TensorProto.FLOAT, ["n", 3]), value("trips", TensorProto.INT64, [])],
+        [value("y", TensorProto.FLOAT, ["n", 3]), value("sums", TensorProto.FLOAT, ["t"])],
+        [numpy_helper.from_array(np.array(True), "go"), numpy_helper.from_array(np.full(3, 0.5, np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), "loop.onnx")
+    assert run(["convert", "loop.onnx", "--to", framework, "-o", "free"]) == 1
+    assert "operator `Loop` cannot be imported" in capsys.readouterr().err
+    answer = _json(["convert", "loop.onnx", "--to", framework, "--bind", "trips=3", "-o", "out"], capsys)
+    assert answer["evidence"]["passed"] and {one["output"] for one in answer["evidence"]["outputs"]} == {"y", "sums"}

@@ -109,8 +109,8 @@ def test_sparse_bins_are_refused_with_the_encoding_that_works(tmp_path: Path) ->
 
     from noa_conversion.from_others.sklearn_to_onnx import convert_sklearn
 
-    x, y = load_breast_cancer(return_X_y=True)
-    x = x.astype(np.float32)
+    data: Any = load_breast_cancer(return_X_y=True)
+    x, y = data[0].astype(np.float32), data[1]
 
     def binned(encode: str) -> Any:
         bins = KBinsDiscretizer(4, encode=encode)

@@ -60,6 +60,18 @@ def test_a_constant_that_is_added_moves_the_range() -> None:
     assert (found.low, found.high) == (2, 11)
 
 
+def test_a_branch_for_negative_indices_leaves_the_range_as_it_is() -> None:
+    """`Where(x < 0, x + 9, x)`, as exporters write indices that count from the end."""
+    nodes = [
+        helper.make_node("Less", ["x", "zero"], ["is_negative"]),
+        helper.make_node("Add", ["x", "rows"], ["from_the_end"]),
+        helper.make_node("Where", ["is_negative", "from_the_end", "x"], ["index"]),
+        helper.make_node("Gather", ["table", "index"], ["y"]),
+    ]
+    found = ranges_of(nodes, {**TABLE, "zero": np.array(0, np.int64), "rows": np.array(9, np.int64)})["x"]
+    assert (found.low, found.high) == (0, 9)
+
+
 def test_the_smaller_of_two_tables_counts() -> None:
     nodes = [
         helper.make_node("Gather", ["table", "x"], ["left"]),

@@ -292,3 +292,31 @@ def test_an_output_may_be_an_input_a_weight_a_constant_or_another_output(tmp_pat
         for at, expected in enumerate(module(torch.from_numpy(x))):
             np.testing.assert_array_equal(received[f"y{at}"], expected.detach().numpy())
     assert {"weight", "counts"} <= {tensor.name for tensor in onnx.load(tmp_path / "onnx/model.onnx").graph.initializer}
+
+
+def test_weights_may_be_called_as_the_exporter_calls_values_between_nodes(tmp_path: Path) -> None:
+    """A graph that the exporter wrote has weights `val_0`, ..., which it counts again on the way back."""
+
+    class Counted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for index in range(12):
+                self.register_parameter(f"val_{index}", torch.nn.Parameter(torch.full((3,), index + 1.0)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for index in range(12):
+                x = torch.nn.functional.gelu(x * getattr(self, f"val_{index}")) + x.shape[0]
+            return x.reshape(x.shape[0], -1, 3).mean(1)
+
+    module = Counted().eval()
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 3)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", 3)),),
+    )
+    convert(TorchModel(module=module, signature=signature), tmp_path / "onnx", settings=ConversionSettings())
+    assert {f"val_{index}" for index in range(12)} <= _initialisers(tmp_path / "onnx").keys()
+    for batch in (1, 5):
+        x = np.random.default_rng(0).normal(size=(batch, 3)).astype(np.float32) / 1e6
+        expected = module(torch.from_numpy(x)).detach().numpy()
+        answer = load_format("onnx", tmp_path / "onnx").run({"x": x})["y"]
+        np.testing.assert_allclose(answer, expected, rtol=1e-3)

@@ -92,6 +92,7 @@ def _export_proto(model: TorchModel, settings: ConversionSettings) -> onnx.Model
                 custom_translation_table=_translations(),
             )
             _place_outputs(program.model.graph)
+            _keep_apart(program.model)
             return program.model_proto
     except Exception as exc:  # tracing runs the user's forward, which may raise anything
         raise ConversionError(
@@ -123,6 +124,25 @@ def _place_outputs(graph: Any) -> None:
         else:
             taken.add(id(value))
             value.name = name
+
+
+def _keep_apart(model: Any) -> None:
+    """Give values between the nodes names that no weight and no other value has, while they are still objects.
+
+    The exporter counts its own (`val_6`) and looks for no clash with a weight of that name, which a graph that it once
+    wrote itself has. In the file the two would be one.
+    """
+    taken = {*model.graph.initializers, *(value.name for value in model.graph.inputs)}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if not value.name:
+                continue
+            name, count = value.name, 2
+            while name in taken:
+                name, count = f"{value.name}_{count}", count + 1
+            if name != value.name:
+                value.name = name
+            taken.add(name)
 
 
 def _per_argument(model: TorchModel) -> tuple[Any, ...]:

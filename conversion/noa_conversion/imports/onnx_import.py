@@ -15,7 +15,7 @@ from noa_conversion.formats.onnx_check import has_external_data, parse_model, re
 from noa_conversion.formats.onnx_format import MODEL_FILE
 from noa_conversion.imports.kept_signature import Prepared
 from noa_conversion.imports.onnx_outputs import complete_outputs
-from noa_conversion.zip_maps import maker_of
+from noa_conversion.onnx_zip_maps import maker_of
 
 if TYPE_CHECKING:
     import onnx
