@@ -162,14 +162,18 @@ def layer_with_states(shapes: dict[str, list[Any]]) -> bytes:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
 
 
-def test_steps_that_are_written_out_ask_for_their_axis_by_its_name() -> None:
-    inputs = [value("x", FLOAT, ["time", 2, 3])]
+def test_rounds_that_are_written_out_ask_for_their_axis_by_its_name() -> None:
+    body = helper.make_graph(
+        [helper.make_node("Relu", ["each"], ["made"])],
+        "body",
+        [value("each", FLOAT, [2, 3])],
+        [value("made", FLOAT, [2, 3])],
+    )
+    node = helper.make_node("Scan", ["x"], ["y0"], body=body, num_scan_inputs=1)
     outputs = [helper.make_tensor_value_info("y0", FLOAT, None)]
-    initialisers = [numpy_helper.from_array(array, name) for name, array in cell_weights(3, 1).items()]
-    node = helper.make_node("GRU", ["x", "w", "r", "b"], ["y0"], hidden_size=4)
-    graph = helper.make_graph([node], "test", inputs, outputs, initialisers)
+    graph = helper.make_graph([node], "test", [value("x", FLOAT, ["time", 2, 3])], outputs)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    with pytest.raises(ConversionError, match=r"number of steps is a free axis: time.*sizes=\{'time': NUMBER\}"):
+    with pytest.raises(ConversionError, match=r"number of rounds is a free axis: time.*sizes=\{'time': NUMBER\}"):
         import_onnx_to_torch(proto.SerializeToString())
 
 
