@@ -86,6 +86,7 @@ class Database:
         self.lock_timeout_s = lock_timeout_s
         self._backend = _open_backend(self.url, lock_timeout_s)
         self._write_turn = threading.Lock()
+        self._identity = _identity(self.url)
 
     @property
     def dialect(self) -> Dialect:
@@ -193,6 +194,27 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self._backend.engine.dispose()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the file of a SQLite database is not there any more; what is open reads on in what was removed."""
+        return self.dialect == "sqlite" and _identity(self.url) is None
+
+    @property
+    def was_replaced(self) -> bool:
+        """Whether another file lies in the place of the one that was opened, e.g. a backup that was put back."""
+        return self.dialect == "sqlite" and _identity(self.url) not in (None, self._identity)
+
+
+def _identity(url: DatabaseUrl) -> tuple[int, int] | None:
+    """Return which file a SQLite database is, None if there is none."""
+    if url.dialect != "sqlite":
+        return None
+    try:
+        found = url.file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def locked_error(url: DatabaseUrl) -> StorageError:

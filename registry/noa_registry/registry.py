@@ -17,7 +17,7 @@ from sqlalchemy import Connection, select
 
 from noa.current_user import current_user
 from noa.digests import FileProblem
-from noa.errors import IntegrityError, InvalidInputError, NoaError, NotFoundError
+from noa.errors import IntegrityError, InvalidInputError, NoaError, NotFoundError, StorageError
 from noa.formats import CheckedRunnable, Runnable, find_adapter
 from noa.references import ModelReference, check_name, parse_reference
 from noa.texts import check_text
@@ -690,6 +690,21 @@ class Registry:
         """
         version = self.resolve(ModelReference(name=check_name(name), number=number))
         return repair_files(self._database, self._artifacts, version)
+
+    @property
+    def was_replaced(self) -> bool:
+        """Whether another file lies in the place of the database that was opened: it is to be opened again.
+
+        Raises:
+            StorageError: there is no file any more.
+        """
+        if self._database.is_gone:
+            raise StorageError(
+                "the registry's database is not there any more",
+                where=str(self._database.url),
+                remedy="Put it back, e.g. from a backup; who has it open goes on with what it knew",
+            )
+        return self._database.was_replaced
 
     def close(self) -> None:
         """Close all connections, and let go of the local copies of files."""

@@ -431,7 +431,7 @@ def _compute(jobs: Sequence[Job], begun: int) -> list[Outcome]:
         try:
             outputs = compute(prepared)
         except Exception as exc:  # noqa: BLE001  # it becomes the answer of this one request
-            prepared.generation.statistics.count_failed()
+            prepared.generation.statistics.count_failed(exc)
             return [exc]
         if prepared.passage is not None:
             prepared.passage.run = (begun, start, time.perf_counter_ns())

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +31,7 @@ from noa_serving._runtimes import Runtimes
 
 if TYPE_CHECKING:
     from noa.settings import EndpointSettings
-    from noa_registry import ModelVersion, Registry
+    from noa_registry import LedgerEntry, ModelVersion, Registry
     from noa_serving._stages import StageTimes
     from noa_serving._traffic import Traffic
 
@@ -289,7 +290,10 @@ class Endpoint:
         except Exception as exc:  # noqa: BLE001  # whatever a broken model raises, the old one must go on
             self._record(exc, agreed, clock())
             return False
-        return self._swap(generation, agreed, clock())
+        was_swapped = self._swap(generation, agreed, clock())
+        if was_swapped and self.settings.rollback.is_on:
+            self._go_on_with_probation(registry, agreed, clock())
+        return was_swapped
 
     def _prepare(self, registry: Registry, ballot: Ballot, *, is_new: bool) -> None:
         """Have the version of a ballot ready beside what is served, or vote against it."""
@@ -347,13 +351,39 @@ class Endpoint:
 
         After a rollback there is no probation: the way back from there leads to yet another version.
         """
+        entry = self._promotion(registry, move)
+        if entry is None or entry.from_number is None or entry.from_digest is None:
+            return None
+        return Content(entry.from_number, entry.from_digest)
+
+    def _promotion(self, registry: Registry, move: int) -> LedgerEntry | None:
+        """Return a move of the alias if it was a promotion, and there is a rule that looks at it."""
         if not self.settings.rollback.is_on or not move:
             return None
         entry = next(iter(registry.ledger.entries(name=self.reference.name, limit=1, before=move + 1)), None)
-        if entry is None or entry.sequence != move or entry.action != "promote":
-            return None
-        number, digest = entry.from_number, entry.from_digest
-        return None if number is None or digest is None else Content(number, digest)
+        return entry if entry is not None and entry.sequence == move and entry.action == "promote" else None
+
+    def _go_on_with_probation(self, registry: Registry, content: Content, now: float) -> None:
+        """Judge what the other workers serve on probation, or served so when they died: this worker is new.
+
+        The version before is loaded as well. How long it lasts is counted from the promotion.
+        """
+        found = self._look_up(registry)
+        entry = None if found is None or found.content != content else self._promotion(registry, found.move)
+        if entry is None or found is None or entry.from_number is None or entry.from_digest is None:
+            return
+        age_s = max((datetime.now(UTC) - entry.created_at).total_seconds(), 0.0)
+        if age_s >= self.settings.rollback.within_s:
+            return
+        try:
+            before = self._load(registry, Content(entry.from_number, entry.from_digest), None, workers=1)
+        except Exception as exc:  # noqa: BLE001  # whatever it is, what is served goes on
+            log.warning(
+                "endpoint %s: nothing judges %s/%d here, as the version before cannot be loaded: %s",
+                *(self.name, self.reference.name, content.number, public_text(exc)),
+            )
+            return
+        self._begin_probation(content, before, found.move, now - age_s)
 
     def _begin_probation(self, content: Content, before: Generation, move: int, now: float) -> None:
         rule = self.settings.rollback

@@ -90,6 +90,9 @@ class Follower:
         for endpoint in self._endpoints:
             before = _reported(endpoint)
             try:
+                if self._registry is not None and self._registry.was_replaced:
+                    self._registry.close()
+                    self._registry = None
                 if self._registry is None:
                     self._registry = self._open_registry()
                 endpoint.follow(self._registry)

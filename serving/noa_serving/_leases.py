@@ -96,6 +96,10 @@ class LeaseKeeper:
     def write(self, moment: float) -> float:
         """Write what is due, and return after how many seconds to come again unless something changes before."""
         try:
+            if self._registry is not None and self._registry.was_replaced:
+                self._registry.close()
+                self._registry = None
+                self._held.clear()  # another database knows nothing of them
             if self._registry is None:
                 self._registry = self._open_registry()
             for endpoint in self._endpoints:

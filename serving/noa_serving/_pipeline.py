@@ -116,7 +116,7 @@ def compose(name: str, settings: PipelineSettings, generations: Mapping[str, Gen
     example = _example(graph, settings, generations)
     graph.run(example)
     steps = ", ".join(one.reference for one in generations.values())
-    return wrap_runnable(
+    made = wrap_runnable(
         graph,
         endpoint=name,
         model=name,
@@ -129,6 +129,10 @@ def compose(name: str, settings: PipelineSettings, generations: Mapping[str, Gen
         headers=((b"noa-steps", steps.encode()),),
         runs_inline=all(one.pool is None for one in parts),  # what runs its own code may hang
     )
+    made.statistics.parts = {step: one.statistics for step, one in generations.items()}
+    for one in {id(one): one for one in parts}.values():
+        one.statistics.join_pipeline(name, made.statistics.stages)
+    return made
 
 
 def _example(graph: Graph, settings: PipelineSettings, generations: Mapping[str, Generation]) -> dict[str, np.ndarray]:

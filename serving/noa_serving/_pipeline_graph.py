@@ -19,6 +19,7 @@ import numpy as np
 from noa.errors import SignatureError
 from noa.settings import mean_of
 from noa.signatures import Signature, TensorSpec
+from noa_serving._statistics import FAILED_STEP
 from noa_serving._warm_up import batch_axis
 
 if TYPE_CHECKING:
@@ -64,8 +65,12 @@ class Graph:
         batch = self._batch_of(inputs)
         for step in self._steps:
             taken = {name: known[source] for name, source in step.sources.items()}
-            for name, array in step.generation.compute(taken, batch).items():
-                known[step.name, name] = array
+            try:
+                given = step.generation.compute(taken, batch)
+            except Exception as exc:
+                setattr(exc, FAILED_STEP, step.name)
+                raise
+            known |= {(step.name, name): array for name, array in given.items()}
         return {name: _mean([known[one] for one in sources]) for name, sources in self._outputs.items()}
 
     def _batch_of(self, inputs: Mapping[str, np.ndarray]) -> int:

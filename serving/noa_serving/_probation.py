@@ -47,12 +47,12 @@ class Probation:
     def _judge_latency(self, now: ModelStatistics) -> str | None:
         limit, was = self.rule.max_latency_ratio, self.before.statistics.stages
         fewest = self.rule.min_requests
-        if limit is None or now.stages.count < fewest or was.count < fewest:
+        if limit is None or now.stages.total_count < fewest or was.total_count < fewest:
             return None
         p99_ns, was_ns = now.stages.total_percentile_ns(0.99), was.total_percentile_ns(0.99)
         if p99_ns is None or was_ns is None or p99_ns <= limit * was_ns:
             return None
         return (
-            f"p99 is {p99_ns / 1e6:.3g} ms in {now.stages.count} requests, {was_ns / 1e6:.3g} ms before; "
+            f"p99 is {p99_ns / 1e6:.3g} ms in {now.stages.total_count} requests, {was_ns / 1e6:.3g} ms before; "
             f"the rule allows {limit:g} times that"
         )

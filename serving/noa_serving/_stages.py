@@ -86,7 +86,7 @@ class StageTimes:
         self._totals = np.zeros(_TOTAL_BUCKETS, dtype=np.int64)
 
     def total_percentile_ns(self, share: float) -> float | None:
-        """Return within which time a share of the latest requests were answered; None where nothing was counted.
+        """Return within which time a share of the latest requests were computed; None where nothing was counted.
 
         Right to 9%, over the last 50,000 to 100,000 requests. May be called from any thread.
         """
@@ -96,6 +96,12 @@ class StageTimes:
             return None
         place = int(np.searchsorted(np.cumsum(counts), share * total))
         return 2.0 ** (_TOTALS_FROM + (min(place, _TOTAL_BUCKETS - 1) + 1) / _PER_DOUBLING)
+
+    @property
+    def total_count(self) -> int:
+        """How many of the latest requests `total_percentile_ns` is over. May be called from any thread."""
+        counts = self._count_totals()
+        return 0 if counts is None else int(counts.sum())
 
     def _count_totals(self) -> np.ndarray | None:
         if self._totals is None:
@@ -134,8 +140,12 @@ class StageTimes:
 
 
 def _totals_of(table: np.ndarray) -> np.ndarray:
-    """Return how many rows took how long in all, in buckets that grow by an eighth of a doubling."""
-    totals = np.maximum(table[:, : len(STAGES)].sum(axis=1), 1)
+    """Return how many requests took how long in all, in buckets that grow by an eighth of a doubling.
+
+    Answers that were kept are left out: for them no model ran, and how many there are says nothing of the version.
+    """
+    computed = table[table[:, STAGES.index("run")] > 0]
+    totals = np.maximum(computed[:, : len(STAGES)].sum(axis=1), 1)
     places = ((np.log2(totals) - _TOTALS_FROM) * _PER_DOUBLING).astype(np.int64)
     return np.bincount(np.clip(places, 0, _TOTAL_BUCKETS - 1), minlength=_TOTAL_BUCKETS)
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from noa_serving._generation import Generation
 
+FAILED_STEP = "noa_failed_step"
+"""The attribute by which an error tells in which step of a pipeline it was raised."""
+
 _MOST_BATCH_SIZES = 64  # rows of one answer; further sizes are counted in the totals only
 
 
@@ -47,6 +50,11 @@ class ModelStatistics:
     failed_requests: int = 0
     """Requests that fitted the signature and that the model could not compute, or not in time."""
     runs_by_batch: dict[int, Duration] = field(default_factory=dict[int, Duration])
+    parts: Mapping[str, ModelStatistics] = field(default_factory=dict[str, "ModelStatistics"])
+    """Of a pipeline: those of the versions that it is made of, by step."""
+    through: dict[str, StageTimes] = field(default_factory=dict[str, StageTimes])
+    """Of a version in pipelines: what each of them, as it is now, has answered with it."""
+    _through_before: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def timed(
@@ -73,17 +81,30 @@ class ModelStatistics:
     @property
     def requests(self) -> int:
         """Requests that were understood and came to an end, answered or failed."""
-        return self.stages.count + self.failed_requests
+        through = self._through_before + sum(times.count for times in list(self.through.values()))
+        return self.stages.count + through + self.failed_requests
+
+    def join_pipeline(self, name: str, times: StageTimes) -> None:
+        """Count what a pipeline answers from now on as requests of this version too."""
+        last = self.through.get(name)
+        self._through_before += 0 if last is None else last.count
+        self.through[name] = times
 
     @property
     def failed_share(self) -> float:
         """Which share of them failed, 0 to 1."""
         return self.failed_requests / max(self.requests, 1)
 
-    def count_failed(self) -> None:
-        """Count a request that the model did not compute."""
+    def count_failed(self, error: BaseException | None = None) -> None:
+        """Count a request that the model did not compute; of a pipeline, also for the step that raised `error`."""
         with self._lock:
             self.failed_requests += 1
+        while error is not None:
+            part = self.parts.get(str(getattr(error, FAILED_STEP, "")))
+            if part is not None:
+                part.count_failed()
+                return
+            error = error.__cause__
 
     def count_refused(self, ns: int) -> None:
         """Count a request that was not understood."""

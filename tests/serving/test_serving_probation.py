@@ -13,18 +13,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
-from serving_kit import Project, affine_model, make_project, save_onnx, slow_model, wait_until
+from serving_kit import Project, affine_model, ask, make_project, save_onnx, slow_model, wait_until
 
 from noa.errors import NoaError
-from noa.settings import EndpointSettings
+from noa.settings import EndpointSettings, PipelineSettings
 from noa.signatures import Signature, TensorSpec
 from noa_registry import Registry
 from noa_serving import Client, start_server
-from noa_serving._application import describe
+from noa_serving._application import Application, describe
+from noa_serving._asgi import AsgiApplication
+from noa_serving._board import create_board
+from noa_serving._crew import join_crew
 from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
 from noa_serving._generation import Generation
 from noa_serving._leases import LeaseKeeper
+from noa_serving._pipeline import make_pipelines
 from noa_serving._stages import StageTimes
 
 ENOUGH = 20
@@ -361,3 +365,94 @@ def test_a_slow_version_is_left_by_a_server(project: Project, tmp_path: Path) ->
             return "rolled_back" in row["digits"] and row["digits"]["version"] == 1
 
         wait_until(is_left, timeout_s=60, what="the rollback")
+
+
+# --- what a rule must see, and must not -------------------------------------------------------------------------------
+
+
+def test_kept_answers_are_no_measure_of_a_version(project: Project) -> None:
+    """A cache that was warm made the version before look a hundred times quicker than any new one."""
+    kept = EndpointSettings.model_validate(
+        {
+            "model": "digits@champion",
+            "cache": {},
+            "rollback": {"max_latency_ratio": 2.0, "min_requests": ENOUGH},
+        }
+    )
+    one = swapped(project, kept, requests=ENOUGH, total_ms=1.0)
+    assert one.probation is not None
+    hit = (1000, 0, 0, 0, 1000, 1)  # no model ran
+    for _ in range(1000):
+        one.probation.before.statistics.stages.add(hit, 1)
+        one.require().statistics.stages.add(hit, 1)
+    answer(one.require(), requests=ENOUGH - 1, total_ms=1.5)
+    assert one.require().statistics.stages.total_count == ENOUGH - 1
+    assert not follow(project, one)
+    answer(one.require(), requests=ENOUGH, total_ms=1.5)
+    assert not follow(project, one), "1.5 times is within the rule"
+    answer(one.require(), requests=ENOUGH, total_ms=50.0)
+    assert follow(project, one), "and what really is slow is still found"
+
+
+def test_what_comes_through_a_pipeline_counts_for_its_parts(project: Project) -> None:
+    project.publish("picker", table_model(8))
+    settings = rule("picker@champion", max_error_rate=0.1)
+    part = Endpoint("picker", settings, threads=1)
+    steps = [{"name": "pick", "endpoint": "picker"}]
+    table = {"steps": steps, "outputs": {"picked": "pick.picked"}}
+    (pipeline,) = make_pipelines({"through": PipelineSettings.model_validate(table)}, [part], crew=part.crew)
+    follower = Follower([part], project.registry, poll_interval_s=0.05, pipelines=[pipeline])
+    follower.poll()
+    app = AsgiApplication(Application(project.settings.serving, [part, pipeline], follower))
+
+    def call(index: int) -> int:
+        return ask(app, "POST", "/predict/through", {"inputs": {"index": [index]}}).status
+
+    assert [call(5) for _ in range(ENOUGH)] == [200] * ENOUGH
+    assert part.require().statistics.requests == ENOUGH
+    project.publish("picker", table_model(4))
+    follower.poll()
+    assert part.require().number == 2
+    assert [call(5) for _ in range(ENOUGH)] == [400] * ENOUGH
+    assert (part.require().statistics.failed_requests, part.require().statistics.requests) == (ENOUGH, ENOUGH)
+    follower.poll()
+    assert part.require().number == 1, "the part went back"
+    assert call(5) == 200, "and the pipeline with it"
+    assert part.require().statistics.requests == ENOUGH + 1, "counted once, though the pipeline was put together anew"
+
+
+def test_a_worker_that_takes_a_dead_ones_place_goes_on_with_probation(tmp_path: Path, project: Project) -> None:
+    """A version that takes its workers down must not abolish the rule that would lead back from it."""
+    folder = tmp_path / "board"
+    folder.mkdir()
+    create_board(folder, size=1, endpoints=1)
+    settings = rule(max_error_rate=0.1, within_s=600.0)
+    crew = join_crew(folder, ["digits"], size=1, timeout_s=10.0)
+    one = Endpoint("digits", settings, threads=1, crew=crew)
+    project.publish("digits", affine_model(2.0))
+    follow(project, one)
+    project.publish("digits", affine_model(3.0))
+    assert follow(project, one) and one.probation is not None
+    crew.close()  # it is gone, and the board stays
+
+    second = Endpoint("digits", settings, threads=1, crew=join_crew(folder, ["digits"], size=1, timeout_s=10.0))
+    assert follow(project, second, now=1000.0)
+    assert second.require().number == 2
+    assert second.probation is not None
+    assert (second.probation.before.number, second.probation.content.number) == (1, 2)
+    assert 900.0 < second.probation.began_at <= 1000.0, "it is counted from the promotion"
+    answer(second.require(), failed=ENOUGH)
+    assert follow(project, second, now=1001.0)
+    assert second.require().number == 1
+    second.crew.close()
+
+    project.promote("digits", 1)
+    late = Endpoint(
+        "digits",
+        settings.model_copy(update={"rollback": settings.rollback.model_copy(update={"within_s": 0.001})}),
+        threads=1,
+        crew=join_crew(folder, ["digits"], size=1, timeout_s=10.0),
+    )
+    follow(project, late, now=2000.0)
+    assert late.probation is None, "its time was up"
+    late.crew.close()

@@ -6,9 +6,11 @@ import http.client
 import json
 import logging
 import shutil
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,13 @@ import pytest
 from serving_kit import Project, affine_model, build_app, endpoint, make_project, wait_until
 
 from noa_registry import ModelVersion, Registry
+from noa_registry.database_url import parse_database_url
 from noa_serving import Client, ServerProcess, start_server
 from noa_serving._endpoint import Endpoint
 from noa_serving._follower import Follower
 from noa_serving._generation import load_generation
 from noa_serving._http import RequestRefusedError
+from noa_serving._leases import LeaseKeeper
 
 SCALES = {1: 2.0, 2: 3.0, 3: 5.0}
 SWAPS = 8
@@ -287,3 +291,40 @@ def test_an_old_generation_lives_as_long_as_a_request_holds_it(project: Project)
     x = {"x": np.ones((1, 4), np.float32)}
     assert held.run(x)["total"].tolist() == [8.0]
     assert one.require().run(x)["total"].tolist() == [12.0]
+
+
+def test_a_database_that_was_put_back_from_a_backup_is_opened_again(
+    tmp_path: Path, empty_state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever has the removed file open reads on in it for good: the server never followed again, and said nothing."""
+    project = make_project(tmp_path, empty_state)
+    project.publish("digits", affine_model(2.0))
+    project.publish("digits", affine_model(3.0))
+    endpoints = [Endpoint("digits", endpoint("digits@champion"), threads=1)]
+    leases = LeaseKeeper(endpoints, project.registry, lease_s=30.0)
+    follower = Follower(endpoints, project.registry, poll_interval_s=0.05)
+    follower.poll()
+    leases.write(0.0)
+    assert endpoints[0].require().number == 2
+    file = parse_database_url(project.settings.registry.database_url).file
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(file.with_name("backup"))) as target:
+        source.backup(target)
+    for path in (file, file.with_name(file.name + "-wal"), file.with_name(file.name + "-shm")):
+        path.unlink(missing_ok=True)
+    with caplog.at_level(logging.WARNING, logger="noa.serving"):
+        follower.poll()
+        leases.write(0.0)
+    assert follower.problem is not None and "not there any more" in follower.problem
+    assert leases.problem is not None and "not there any more" in leases.problem
+    assert "serving goes on with what is loaded" in caplog.text
+    assert endpoints[0].require().number == 2
+    assert not file.exists(), "nobody made an empty one in its place"
+    file.with_name("backup").rename(file)
+    project.promote("digits", 1)
+    follower.poll()
+    leases.write(0.0)
+    assert (follower.problem, leases.problem) == (None, None)
+    assert endpoints[0].require().number == 1
+    with project.registry() as registry:
+        (replica,) = registry.endpoints.live_replicas(name="digits")
+        assert replica.generation.number == 1

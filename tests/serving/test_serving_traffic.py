@@ -108,6 +108,10 @@ def digits(project: Project) -> Project:
         ({"fallback": "small"}, "names no version"),
         ({"sticky": "x user"}, "no header's name"),
         ({"sticky": "Authorization"}, "write `key`"),
+        ({"sticky": "x-user-id"}, "there is none; leave it out"),
+        ({"fallback": "digits@champion"}, "which the endpoint serves anyway"),
+        ({"arms": {"a": {"model": "digits@champion", "share": 0.1}}}, "which the endpoint serves anyway"),
+        ({"arms": {"a": {"model": "d@x", "share": 0.0, "mode": "shadow"}}}, "a shadow of no request"),
     ],
 )
 def test_rules_that_cannot_hold_are_refused_by_name(rule: dict[str, object], reason: str) -> None:

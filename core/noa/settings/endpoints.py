@@ -187,6 +187,15 @@ class EndpointSettings(Section):
             raise ValueError(f"`sticky` is `{self.sticky}`, which is no header's name; write e.g. `x-user-id` or `key`")
         if self.sticky.lower() in _KEY_HEADERS:
             raise ValueError("`sticky` names a header of keys; write `key`, for the name of the key")
+        if self.sticky and all(arm.mode != "answer" for arm in self.arms.values()):
+            raise ValueError("`sticky` keeps clients on arms that answer, and there is none; leave it out")
+        if self.fallback == self.model:
+            raise ValueError(f"`fallback` is `{self.fallback}`, which the endpoint serves anyway; name another version")
+        for name, arm in self.arms.items():
+            if arm.model == self.model:
+                raise ValueError(f"arm `{name}` is `{arm.model}`, which the endpoint serves anyway; name another alias")
+            if arm.mode == "shadow" and arm.share == 0:
+                raise ValueError(f"arm `{name}` is a shadow of no request; give it a `share` above 0, or leave it out")
         if self.rollback.is_on and parse_reference(self.model).alias is None:
             raise ValueError(
                 f"`{self.model}` never moves, so nothing rolls it back; name an alias, or leave out `rollback`"

@@ -165,5 +165,10 @@ class PackedModel:
             raise IntegrityError(f"`{version.example.path}` was changed", where=str(path), file=version.example.path)
         return load_tensors(path.read_bytes())
 
+    @property
+    def was_replaced(self) -> bool:
+        """A package stays as it is."""
+        return False
+
     def close(self) -> None:
         """Do nothing; a registry would close its database."""
