@@ -4,7 +4,8 @@ JAX puts NaN last when it sorts, and takes it for the largest when it looks for 
 do anything with one. So NaN is written as the largest number, and which of those it was is a key of its own.
 
 To a sort -0 and 0 are equal; where JAX looks for the largest ones (`top_k`), -0 is below 0, which
-decides what is found after `jnp.round`. There -0 is written as a number between 0 and the least that the dtype holds.
+decides what is found after `jnp.round`. There every -0 is put behind the other numbers before the largest are looked
+for.
 """
 
 from __future__ import annotations
@@ -88,8 +89,10 @@ def _top_k(call: Call) -> list[Operand]:
         number = call.cast_to(value, _sorted_dtype(value.dtype))
         found, order = call.graph.node_outputs("TopK", number, count, outputs=2, axis=axis, largest=1, sorted=1)
         return [call.cast_from(found, _sorted_dtype(value.dtype), value.dtype), call.cast(order, call.outputs[1].dtype)]
-    number = _with_signs_of_zero(call, value)
+    first = _zeros_before_minus_zeros(call, value, axis)
+    number = call.node("GatherElements", _number(call, value), first, axis=axis)
     _, order = call.graph.node_outputs("TopK", number, count, outputs=2, axis=axis, largest=1, sorted=1)
+    order = call.node("GatherElements", first, order, axis=axis)
     found = call.node("GatherElements", value, order, axis=axis)
     is_nan = call.cast(call.node("IsNaN", found), "int32")
     _, places = call.graph.node_outputs("TopK", is_nan, count, outputs=2, axis=axis, largest=1, sorted=1)
@@ -97,15 +100,15 @@ def _top_k(call: Call) -> list[Operand]:
     return [call.node("GatherElements", found, places, axis=axis), call.cast(order, call.outputs[1].dtype)]
 
 
-def _with_signs_of_zero(call: Call, value: Value) -> Operand:
-    """Return the values in 64 bits, where there is room for -0 below 0."""
-    wide = call.cast_to(value, "float64")
-    zero, infinity = call.scalar(0, "float64"), call.scalar(np.inf, "float64")
-    is_below = call.node("Less", call.node("Reciprocal", wide), zero)
-    is_minus_zero = call.node("And", call.node("Equal", wide, zero), is_below)
-    least = np.finfo(np.float64).smallest_subnormal if value.dtype == np.float64 else 1e-300
-    number = call.node("Where", is_minus_zero, call.scalar(-least, "float64"), wide)
-    return call.node("Where", call.node("IsNaN", wide), infinity, number)
+def _zeros_before_minus_zeros(call: Call, value: Value, axis: int) -> str:
+    """Return an order that has every -0 last and else is the given one: of equal numbers the first is found."""
+    dtype = _sorted_dtype(value.dtype)
+    number, zero = call.cast_to(value, dtype), call.scalar(0, dtype)
+    is_below = call.node("Less", call.node("Reciprocal", number), zero)
+    is_minus_zero = call.cast(call.node("And", call.node("Equal", number, zero), is_below), "int32")
+    size = call.graph.shape([value.shape[axis]])
+    _, order = call.graph.node_outputs("TopK", is_minus_zero, size, outputs=2, axis=axis, largest=0, sorted=1)
+    return order
 
 
 def _approximate_top_k(call: Call) -> list[Operand]:
