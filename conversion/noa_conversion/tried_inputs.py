@@ -93,7 +93,7 @@ class _Rows:
     def add(self, rows: np.ndarray) -> None:
         if not rows.size or not self.are_same:
             return
-        first = rows[0] if self._first is None else self._first
+        first = np.asarray(rows[0], rows.dtype) if self._first is None else self._first
         if first.shape != rows.shape[1:]:  # of other sizes: the same only if all is one value
             first, rows = first.reshape(-1)[:1], rows.reshape(-1, 1)
             self.are_same = bool(_equal(self._kept().reshape(-1, 1), first).all())

@@ -137,13 +137,14 @@ class Quotas:
             if free_at < now:
                 free_at = now
             elif free_at - now > limits.slack_s:
-                raise self._refusal(free_at - now - limits.slack_s, limits.requests)
+                wait_s = max(free_at - now - limits.slack_s, _byte_wait_s(times[cell + 2] - now, limits))
+                raise self._refusal(wait_s, limits.requests)
         if byte_s:
             bytes_free_at = times[cell + 2]
             if bytes_free_at < now:
                 bytes_free_at = now
             elif bytes_free_at - now >= limits.byte_burst_s:
-                raise self._refusal(bytes_free_at - now - limits.byte_burst_s, limits.bytes)
+                raise self._refusal(_byte_wait_s(bytes_free_at - now, limits), limits.bytes)
             times[cell + 2] = bytes_free_at + num_bytes * byte_s
         if interval_s:
             times[cell + 1] = free_at + interval_s
@@ -200,6 +201,11 @@ def client_of(host: str) -> str:
         return host
     mapped = address.ipv4_mapped
     return str(mapped) if mapped is not None else address.exploded[:19]
+
+
+def _byte_wait_s(ahead_s: float, limits: Limits) -> float:
+    """Return after which time bytes pass again: once a client is ahead by less than its burst, not by just as much."""
+    return 0.0 if not limits.byte_s or ahead_s < limits.byte_burst_s else ahead_s - limits.byte_burst_s + _ROUNDING_S
 
 
 def _map(path: Path | None) -> mmap.mmap:

@@ -45,7 +45,7 @@ def test_each_arm_has_a_row_below_its_endpoint() -> None:
         "  fallback",
     ]
     assert [row[4] for row in rows] == ["ready", "takes requests", "takes requests", "waiting", "ready"]
-    assert endpoints._problems([ROW]) == ["digits: arm odd takes no requests: `digits@odd` points to no version yet"]
+    assert endpoints.problems_of([ROW]) == ["digits: arm odd takes no requests: `digits@odd` points to no version yet"]
 
 
 def test_a_pipe_gets_a_line_for_each_arm(capfd: pytest.CaptureFixture[str]) -> None:

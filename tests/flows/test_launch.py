@@ -286,7 +286,7 @@ def test_a_serving_process_that_is_late_never_leaves_nothing_serving(tmp_path: P
         change = [f"serving.port={_free_port() if is_moved else port}", "serving.max_in_flight=7"]
         late = load_settings(tmp_path, overrides=[*change, "flows.start_timeout_s=0.2"]).settings
         words = "`serving` goes on with" if is_moved else "`serving` runs again with"
-        with pytest.raises(ServiceError, match=rf"did not answer within 0\.2 s.*{words} its former settings"):
+        with pytest.raises(ServiceError, match=rf"(?s)did not answer within 0\.2 s.*{words} its former settings"):
             up(late, services=["serving"], restart=True)
         wait_until(lambda: _states(settings)["serving"] == "running", deadline_s=120)
         (found,) = (found for found in status(settings) if found.name == "serving")

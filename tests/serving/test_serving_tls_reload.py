@@ -224,6 +224,11 @@ def shown(address: ServerAddress, tls: ssl.SSLContext, session: ssl.SSLSession |
     return tls.wrap_socket(plain, server_hostname=address.host, session=session)
 
 
+def is_resumed(address: ServerAddress, tls: ssl.SSLContext, session: ssl.SSLSession) -> bool:
+    with shown(address, tls, session) as secure:
+        return bool(secure.session_reused)
+
+
 def shown_digest(address: ServerAddress, tls: ssl.SSLContext) -> str:
     with shown(address, tls) as secure:
         return hashlib.sha256(secure.getpeercert(binary_form=True) or b"").hexdigest()
@@ -292,8 +297,7 @@ def test_every_worker_serves_new_files_to_new_connections_and_drops_old_authorit
             assert kept.predict("digits", {"x": X}).outputs["total"].item() == 20
             session = before.session
             assert session is not None
-            with shown(address, as_mine, session) as again:
-                assert again.session_reused
+            assert any(is_resumed(address, as_mine, session) for _ in range(32))  # by the worker that knows it
             files.put(second)
             until(lambda: {shown_digest(address, as_mine) for _ in range(12)} == {digest(second)})
             until(lambda: {grpc_digest(address) for _ in range(12)} == {digest(second)})
