@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from noa_serving._generation import Generation
 
 _BATCH = "batch"
+_AVERAGED = ("float16", "float32", "float64")
 
 Source: TypeAlias = tuple[str, str]
 """The step and the name of its output; an empty step: an input of the request."""
@@ -94,7 +95,7 @@ class Graph:
     def _output(self, name: str, sources: Sequence[Source]) -> TensorSpec:
         first, *others = [self._shapes.find(one, where=f"output `{name}`") for one in sources]
         for one in others:
-            if (one.dtype, one.shape) != (first.dtype, first.shape) or not np.issubdtype(first.dtype, np.floating):
+            if (one.dtype, one.shape) != (first.dtype, first.shape) or first.dtype not in _AVERAGED:
                 raise SignatureError(
                     f"output `{name}`: a mean needs floating-point tensors of one shape",
                     expected=first.describe(),

@@ -14,9 +14,9 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from _blake2 import blake2b  # hashlib's own way there costs as much again
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from noa.settings import FALLBACK_ARM, MAIN_ARM, RollbackSettings
