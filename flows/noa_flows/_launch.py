@@ -50,13 +50,15 @@ OnProgress = Callable[[ServiceEvent], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """One `up`. `beside` are the services whose old process goes on until the new one is healthy; `former` is how
-    those were started that were stopped to be started anew."""
+    those were started that were stopped to be started anew; `begun` are those whose start was entered, noted before
+    it: whoever interrupts may do so when the process is there and its record not yet in our hands."""
 
     settings: Settings
     supervisor: Supervisor
     report: OnProgress
     beside: set[ServiceName] = field(default_factory=set[ServiceName])
     former: dict[ServiceName, Callable[[], Command]] = field(default_factory=dict[ServiceName, Callable[[], Command]])
+    begun: list[ServiceName] = field(default_factory=list[ServiceName])
 
     def run(
         self, plans: Mapping[ServiceName, ServicePlan], *, outdated: Collection[ServiceName] = ()
@@ -66,16 +68,15 @@ class Launch:
         Raises:
             NoaError: a port is in use, or the database does not open; what ran goes on.
         """
-        started: dict[ServiceName, ServiceRecord] = {}
         try:
             self.replace(outdated, plans)
-            failures = self._start_missing(plans, started)
+            failures = self._start_missing(plans)
         except NoaError:
-            self._undo(started)
+            self._undo()
             self._bring_back(plans)
             raise
         except BaseException:
-            self._undo(started, is_interrupted=True)
+            self._undo(is_interrupted=True)
             self._bring_back(plans, is_waited_for=False)
             raise
         healthy: list[ServiceName] = [name for name in self.beside if name not in failures]
@@ -115,9 +116,8 @@ class Launch:
         for failure in self._stop(ending[::-1]).values():
             raise failure
 
-    def _start_missing(
-        self, plans: Mapping[ServiceName, ServicePlan], started: dict[ServiceName, ServiceRecord]
-    ) -> dict[ServiceName, NoaError]:
+    def _start_missing(self, plans: Mapping[ServiceName, ServicePlan]) -> dict[ServiceName, NoaError]:
+        started: dict[ServiceName, ServiceRecord] = {}
         self._stop_worker_of_another_server(plans)
         running, missing = self._look(plans)
         addresses = addresses_of(running)
@@ -132,6 +132,7 @@ class Launch:
             for plan in stage:
                 if plan.needs in failures:
                     continue
+                self.begun.append(plan.name)
                 try:
                     started[plan.name] = self._start(plan, ports.get(plan.name), addresses)
                 except NoaError as exc:
@@ -146,7 +147,7 @@ class Launch:
         for failure in self._stop([self._key(name) for name in ended[::-1]]).values():
             raise failure
         for name in ended:
-            del started[name]
+            self.begun.remove(name)
         return failures
 
     def _switch(self, names: Sequence[ServiceName]) -> None:
@@ -159,9 +160,10 @@ class Launch:
         for failure in self._stop([f"{name}{_OLD}" for name in names]).values():
             raise failure
 
-    def _undo(self, started: Mapping[ServiceName, ServiceRecord], *, is_interrupted: bool = False) -> None:
+    def _undo(self, *, is_interrupted: bool = False) -> None:
         """Stop what was started; who interrupts once more does not want to wait for it."""
-        names = [self._key(name) for name in started][::-1]
+        recorded = self.supervisor.names()
+        names = [key for name in reversed(self.begun) if (key := self._key(name)) in recorded]
         try:
             failures = self._stop(names, is_interrupted=is_interrupted)
         except KeyboardInterrupt:

@@ -16,7 +16,9 @@ from flows_helpers import make_project, wait_until
 from noa.errors import NoaError, ServiceError
 from noa.settings import Settings, load_settings
 from noa_flows import ServiceEvent, down, status, up
+from noa_flows import supervisor as supervisor_module
 from noa_flows._loopback import answers
+from noa_flows._process_tree import ProcessId, identify
 from noa_flows._service_plans import ServiceName, ServicePlan, api_url
 from noa_flows.supervisor import Command, ServiceRecord, Supervisor
 
@@ -205,6 +207,26 @@ def test_a_service_that_was_stopped_for_one_that_fails_runs_again_as_before(
     del fates["prefect"]
     up(changed, services=["prefect"], restart=True)
     assert _says(changed, "prefect") == "after"
+
+
+def test_an_interrupt_between_the_start_of_a_process_and_its_record_leaves_nothing(
+    tmp_path: Path, fates: Fates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_project(tmp_path)
+    identified: list[int] = []
+
+    def interrupted(pid: int) -> ProcessId | None:
+        identified.append(pid)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(supervisor_module, "identify", interrupted)
+        up(settings, services=["prefect"])
+    assert identified
+    assert Supervisor(settings.state_dir).names() == []
+    assert identify(identified[0]) is None
+    up(settings, services=["prefect"])
+    assert _states(settings)["prefect"] == "running"
 
 
 def _servers(settings: Settings) -> dict[str, tuple[str, int | None, bool]]:
