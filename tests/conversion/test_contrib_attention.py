@@ -60,7 +60,7 @@ def test_attention_with_values_of_another_size() -> None:
 def test_quantised_attention(mask: str, unidirectional: int) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 255, (BATCH, SEQ, 6)).astype(np.uint8)
-    weights = rng.integers(-127, 127, (6, 3 * HIDDEN)).astype(np.int8)
+    weights = rng.integers(-64, 64, (6, 3 * HIDDEN)).astype(np.int8)  # 7 bits: exact without VNNI too
     scales = [np.asarray(0.02, np.float32), np.asarray(0.01, np.float32)]
     points = [np.asarray(120, np.uint8), np.asarray(0, np.int8)]
     inputs = [x, weights, draw(3 * HIDDEN), *scales, MASKS[mask], *points]

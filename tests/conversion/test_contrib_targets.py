@@ -33,7 +33,7 @@ TARGETS = [pytest.param(in_torch, marks=pytest.mark.torch, id="torch"), pytest.p
 
 def _lstm(direction: str) -> tuple[Any, ...]:
     count = 2 if direction == "bidirectional" else 1
-    weights, recurrence = (quantised.whole(count, n, 16, dtype=np.int8, seed=n) for n in (3, 4))
+    weights, recurrence = (quantised.weights(count, n, 16, seed=n) for n in (3, 4))
     scale, point = np.full(count, 0.004, np.float32), np.zeros(count, np.int8)
     inputs = [quantised.draw(5, 2, 3), weights, recurrence, quantised.draw(count, 32), None, None, None, None]
     return (
@@ -68,14 +68,20 @@ CASES: dict[str, tuple[Any, ...]] = {
     ),
     "gemm": (
         "QGemm",
-        [*quantised.quantised(np.uint8, 3, 4), *quantised.quantised(np.int8, 4, 5), np.arange(5, dtype=np.int32)],
+        [
+            *quantised.quantised(np.uint8, 3, 4),
+            quantised.weights(4, 5),
+            quantised.SCALE,
+            np.asarray(5, np.int8),
+            np.arange(5, dtype=np.int32),
+        ],
         {},
     ),
     "dynamic": (
         "DynamicQuantizeMatMul",
         [
             quantised.draw(2, 4),
-            quantised.whole(4, 5, dtype=np.int8),
+            quantised.weights(4, 5),
             np.asarray([0.02], np.float32),
             np.asarray([3], np.int8),
         ],
