@@ -1,4 +1,4 @@
-"""Products of uint8 and int8 are the same on every processor; onnxruntime's default saturates where there is no VNNI."""
+"""Products of uint8 and int8 are the same on every processor; by default onnxruntime saturates without VNNI."""
 
 from __future__ import annotations
 
