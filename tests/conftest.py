@@ -103,18 +103,23 @@ def empty_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def add_empty_registry(empty_sqlite_file: Path) -> Callable[[Path], None]:
-    """Gives a new project the database that its first command would take seconds to make."""
+def add_empty_database(empty_sqlite_file: Path) -> Callable[[Path], None]:
+    """Puts `noa.db`, as a first opening would make it in seconds, into a folder, which is made."""
 
-    def add(project: Path) -> None:
-        state = project / ".noa"
-        state.mkdir(parents=True)
+    def add(state: Path) -> None:
+        state.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(empty_sqlite_file, state / "noa.db")
         with closing(sqlite3.connect(state / "noa.db")) as connection, connection:
             moved = "UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)"
             connection.execute(moved, (empty_sqlite_file.parent.as_uri(), state.as_uri()))
 
     return add
+
+
+@pytest.fixture(scope="session")
+def add_empty_registry(add_empty_database: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Gives a new project the database that its first command would take seconds to make."""
+    return lambda project: add_empty_database(project / ".noa")
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytest
-
-if TYPE_CHECKING:
-    from _pytest.mark.structures import ParameterSet
+from _pytest.mark.structures import ParameterSet  # pytest has no public name for what `pytest.param` returns
 
 T = TypeVar("T")
 
@@ -21,13 +19,19 @@ T = TypeVar("T")
 def mostly(suite: Literal["conformance", "chaos"], cases: Iterable[T], *, sample: Collection[T]) -> list[ParameterSet]:
     """Give all cases to `pytest.mark.parametrize`, those outside of the sample marked for the long suite alone.
 
-    A case is a value, or a tuple of one value per argument.
+    A case is a value, a tuple of one value per argument, or a `pytest.param`.
     """
     found = list(cases)
     missing = [case for case in sample if case not in found]
     assert sample and not missing, f"the sample names what is no case: {missing}"
     mark = getattr(pytest.mark, suite)
     return [_param(case, () if case in sample else (mark,)) for case in found]
+
+
+def one_in(number: int, suite: Literal["conformance", "chaos"], cases: Iterable[T]) -> list[ParameterSet]:
+    """As `mostly`, of a table of cases that are of one kind: the sample is the first and every n-th after it."""
+    found = list(cases)
+    return mostly(suite, found, sample=found[::number])
 
 
 def on_one_dialect(cases: Sequence[T]) -> list[ParameterSet]:
@@ -38,4 +42,6 @@ def on_one_dialect(cases: Sequence[T]) -> list[ParameterSet]:
 
 
 def _param(case: Any, marks: Collection[pytest.MarkDecorator]) -> ParameterSet:
+    if isinstance(case, ParameterSet):
+        return pytest.param(*case.values, marks=(*case.marks, *marks), id=case.id)
     return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=marks)

@@ -1,4 +1,4 @@
-"""Runs a command of noa as somebody whom permissions bind: root, as which tests may run, reads everything."""
+"""Runs Python as somebody whom permissions bind: root, as which tests may run, reads everything."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ _DROP_FROM_BOUNDING_SET: Final = 24  # PR_CAPBSET_DROP
 _OVERRIDES: Final = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
 
 
-def run_bound(*words: str, project: Path) -> subprocess.CompletedProcess[str]:
-    """Run `noa ...` in a project, bound by the permissions of files."""
-    return _run("-m", "noa_cli", *words, "--directory", str(project))
-
-
 def run_script_bound(script: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a script of Python with arguments, bound by the permissions of files."""
-    return _run("-c", script, *words)
+    command = [sys.executable, "-c", script, *words]
+    return subprocess.run(command, preexec_fn=bind, check=False, capture_output=True, text=True, timeout=120)
+
+
+def bind() -> None:
+    """Give up what root is allowed beyond permissions; it counts from the next program that this process becomes."""
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        for capability in _OVERRIDES:
+            if libc.prctl(_DROP_FROM_BOUNDING_SET, capability, 0, 0, 0):
+                raise OSError(ctypes.get_errno(), "this root can do nothing about its rights")
 
 
 @contextmanager
@@ -37,16 +42,3 @@ def closed_for_writing(folder: Path) -> Generator[None]:
     finally:
         for path, mode in modes.items():
             path.chmod(mode)
-
-
-def _run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *words]
-    return subprocess.run(command, preexec_fn=_bind, check=False, capture_output=True, text=True, timeout=120)
-
-
-def _bind() -> None:
-    if os.geteuid() == 0:
-        libc = ctypes.CDLL(None, use_errno=True)
-        for capability in _OVERRIDES:
-            if libc.prctl(_DROP_FROM_BOUNDING_SET, capability, 0, 0, 0):
-                raise OSError(ctypes.get_errno(), "this root can do nothing about its rights")

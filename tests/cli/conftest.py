@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -16,7 +18,10 @@ from noa.digests import build_manifest
 from noa.settings import load_settings
 from noa.signatures import Signature, TensorSpec
 from noa_registry import Registry, VersionDraft, equivalence_evidence
+from warm_client import WarmProcess
+from without_rights import bind
 
+RunBound: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 # `numbers` is an endpoint whose name is not its model's; `recipe.py` writes to standard output in two ways.
 PROJECT = """
 [project]
@@ -71,6 +76,26 @@ def registered(tmp_path_factory: pytest.TempPathFactory, add_empty_registry: Cal
         for number in (1, 2):
             registry.promote("digits", number, reason="release", actor="ada")
     return root
+
+
+@pytest.fixture(scope="session")
+def warm_noa() -> Iterator[WarmProcess]:
+    """Runs short commands of noa, each in a process of its own."""
+    process = WarmProcess()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def run_bound() -> Iterator[RunBound]:
+    """Runs `noa ...` in a `project`, bound by the permissions of files even if the tests run as root."""
+    process = WarmProcess(bind)
+
+    def run(*words: str, project: Path) -> subprocess.CompletedProcess[str]:
+        return process.noa(*words, "--directory", str(project), folder=Path.cwd())
+
+    yield run
+    process.close()
 
 
 def _draft(folder: Path) -> VersionDraft:

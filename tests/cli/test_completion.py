@@ -7,25 +7,38 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
 from noa.formats import format_names
 from noa_cli.__main__ import run
+from warm_client import WarmProcess
+
+Tab: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def press_tab(folder: Path, words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Complete the last word of a command line as bash does: words in one text, and which of them."""
-    environment = {
+def shells_words(words: str, **variables: str) -> dict[str, str]:
+    """Return the environment in which bash asks to complete the last word: words in one text, and which of them."""
+    return {
         **os.environ,
         "_NOA_COMPLETE": "complete_bash",
         "COMP_WORDS": words,
         "COMP_CWORD": str(len(shlex.split(words)) - (not words.endswith(" "))),
         **variables,
     }
-    command = [sys.executable, "-m", "noa_cli"]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def press_tab(warm_noa: WarmProcess) -> Tab:
+    """Completes the last word of a command line in a folder, with further variables of the environment."""
+
+    def press(folder: Path, words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return warm_noa.noa(folder=folder, environment=shells_words(words, **variables))
+
+    return press
 
 
 REFERENCES = ["digits", "digits@champion", "digits/3", "digits/2", "digits/1"]
@@ -70,7 +83,9 @@ REFERENCES = ["digits", "digits@champion", "digits/3", "digits/2", "digits/1"]
         ("noa -C reci", []),
     ],
 )
-def test_each_parameter_is_completed_by_what_it_means(registered: Path, words: str, offers: list[str] | None) -> None:
+def test_each_parameter_is_completed_by_what_it_means(
+    registered: Path, press_tab: Tab, words: str, offers: list[str] | None
+) -> None:
     result = press_tab(registered, words)
     assert (result.returncode, result.stderr) == (0, "")
     found = result.stdout.split()
@@ -99,7 +114,7 @@ def test_each_parameter_is_completed_by_what_it_means(registered: Path, words: s
     ],
 )
 def test_bash_breaks_words_at_the_alias_and_replaces_the_last_part(
-    registered: Path, words: str, offers: list[str]
+    registered: Path, press_tab: Tab, words: str, offers: list[str]
 ) -> None:
     assert press_tab(registered, words).stdout.split() == offers
 
@@ -129,7 +144,7 @@ recipe = Recipe(name="one", data=data, model=mlp(hidden=(4,)), objective="cross_
         assert set(recipe_keys(file)) == {key for key in known if not key.startswith("model.")}
 
 
-def test_other_shells_get_whole_references(registered: Path) -> None:
+def test_other_shells_get_whole_references(registered: Path, press_tab: Tab) -> None:
     result = press_tab(
         registered,
         "",
@@ -141,11 +156,13 @@ def test_other_shells_get_whole_references(registered: Path) -> None:
 
 
 @pytest.mark.parametrize("words", ["noa -C {} models show ", "noa models show -C {} "])
-def test_the_project_is_the_one_of_the_command_line(registered: Path, tmp_path: Path, words: str) -> None:
+def test_the_project_is_the_one_of_the_command_line(
+    registered: Path, press_tab: Tab, tmp_path: Path, words: str
+) -> None:
     assert press_tab(tmp_path, words.format(registered)).stdout.split() == REFERENCES
 
 
-def test_nothing_is_written_while_nobody_or_somebody_uses_the_registry(registered: Path) -> None:
+def test_nothing_is_written_while_nobody_or_somebody_uses_the_registry(registered: Path, press_tab: Tab) -> None:
     from noa.settings import load_settings
     from noa_registry import Registry
 
@@ -159,7 +176,9 @@ def test_nothing_is_written_while_nobody_or_somebody_uses_the_registry(registere
         assert sorted(registered.rglob("*")) == in_use
 
 
-def test_no_project_no_database_and_broken_ones_offer_nothing_and_say_nothing(registered: Path, tmp_path: Path) -> None:
+def test_no_project_no_database_and_broken_ones_offer_nothing_and_say_nothing(
+    registered: Path, press_tab: Tab, tmp_path: Path
+) -> None:
     for number, (settings, database) in enumerate(
         [(None, None), ("", None), ("[serving]\nprot = 1\n", None), ("= =", None), ("", b""), ("", b"no database" * 99)]
     ):
@@ -182,14 +201,17 @@ def test_no_project_no_database_and_broken_ones_offer_nothing_and_say_nothing(re
 
 
 def test_completion_loads_no_room_and_no_database_toolkit(registered: Path) -> None:
-    result = press_tab(registered, "noa models show ", PYTHONPROFILEIMPORTTIME="1")
+    environment = shells_words("noa models show ", PYTHONPROFILEIMPORTTIME="1")
+    command = [sys.executable, "-m", "noa_cli"]
+    result = subprocess.run(command, cwd=registered, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == REFERENCES
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
     assert "noa_cli" in loaded
     rooms = {"noa_registry", "noa_conversion", "noa_training", "noa_serving", "noa_flows"}
     assert not loaded & (rooms | {"sqlalchemy", "numpy", "mlflow", "torch", "jax", "prefect", "bentoml", "onnx"})
 
 
-def test_what_is_in_the_trash_is_offered_for_restoring_alone(registered: Path, tmp_path: Path) -> None:
+def test_what_is_in_the_trash_is_offered_for_restoring_alone(registered: Path, press_tab: Tab, tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(registered, project)
     assert run(["models", "delete", "digits/3", "--reason", "old", "--directory", str(project)]) == 0

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from noa.settings import load_settings
 from noa_registry import Registry
-from without_rights import closed_for_writing, run_bound
+from without_rights import closed_for_writing
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import RunBound
 
 READING = (
     "models list",
@@ -52,7 +56,9 @@ def everything(project: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in project.rglob("*")}
 
 
-def test_what_reads_works_in_a_project_that_cannot_be_written_and_leaves_nothing(project: Path) -> None:
+def test_what_reads_works_in_a_project_that_cannot_be_written_and_leaves_nothing(
+    project: Path, run_bound: RunBound
+) -> None:
     before = everything(project)
     with closed_for_writing(project):
         for words in READING:
@@ -66,7 +72,7 @@ def test_what_reads_works_in_a_project_that_cannot_be_written_and_leaves_nothing
 
 
 def test_what_writes_is_refused_by_one_clear_error_also_where_the_store_can_be_written(
-    project: Path, tmp_path: Path
+    project: Path, run_bound: RunBound, tmp_path: Path
 ) -> None:
     archive = tmp_path / "digits.noa"
     database = project / ".noa" / "noa.db"

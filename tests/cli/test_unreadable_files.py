@@ -6,12 +6,15 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from noa.settings import load_settings
 from noa_registry import Registry
-from without_rights import run_bound
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import RunBound
 
 
 @pytest.fixture
@@ -36,7 +39,9 @@ def unit(project: Path, number: int) -> Path:
         ("formats/onnx/model.onnx", "`formats/onnx/model.onnx` cannot be read (permission denied)"),
     ],
 )
-def test_what_cannot_be_read_is_named_and_the_rest_is_verified(project: Path, closed: str, named: str) -> None:
+def test_what_cannot_be_read_is_named_and_the_rest_is_verified(
+    project: Path, run_bound: RunBound, closed: str, named: str
+) -> None:
     (unit(project, 1) / closed).chmod(0)
     weights = unit(project, 3) / "formats" / "torch" / "weights.safetensors"
     weights.chmod(0o644)
@@ -53,7 +58,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_verified(project: Path, cl
 
 
 def test_a_closed_folder_of_a_model_is_a_problem_of_each_of_its_versions_and_repair_says_what_it_cannot(
-    project: Path,
+    project: Path, run_bound: RunBound
 ) -> None:
     unit(project, 1).parent.chmod(0)
     for words in (("models", "verify", "--json"), ("models", "verify", "--repair", "--json")):

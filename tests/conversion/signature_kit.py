@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,13 +31,17 @@ def wrong(signature: Signature, what: str) -> Signature:
     }[what]
 
 
-def refuse_at_registration(folder: Path, form: str, *, match: str, root: Path) -> None:
-    """Assert that the format is refused with such a message, and that nothing is registered."""
+def refuse_at_registration(folder: Path, form: str, *, match: str, root: Path, empty: Path) -> None:
+    """Assert that the format is refused with such a message, and that nothing is registered.
+
+    The registry is a copy of the database `empty`, below `root`.
+    """
     signature = Signature.load(folder)
     example = {
         spec.name: np.zeros([1 if isinstance(axis, str) else axis for axis in spec.shape], spec.dtype)
         for spec in signature.inputs
     }
+    shutil.copyfile(empty, root / "noa.db")
     settings = RegistrySettings(database_url=f"sqlite:///{root}/noa.db", artifact_dir=root / "artifacts")
     draft = VersionDraft(
         name="m", formats={form: folder}, native=form, input_example=example, dataset_digest="sha256:" + "0" * 64

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from noa.signatures import Signature, TensorSpec
 from noa_conversion import JaxModel, save_native
 from noa_conversion.formats import jax_format
 from noa_conversion.formats.jax_interface import check_interface
+from samples import mostly
 
 pytestmark = pytest.mark.jax
 NO_JAX = """
@@ -34,6 +36,8 @@ find_adapter("jax").check_signature(folder, Signature.load(folder))
 assert "jax" not in sys.modules
 """
 PROGRAM = "program.stablehlo"
+DTYPES = ("bool", "int8", "uint8", "int16", "int32", "uint32", "float16", "float32")
+SHAPES: tuple[tuple[int | str, ...], ...] = ((), (3,), ("batch",), ("batch", 2, "seq"))
 
 
 def checker() -> SignatureChecker:
@@ -45,16 +49,18 @@ def checker() -> SignatureChecker:
 @pytest.mark.parametrize("model", ["image", "rows"])
 @pytest.mark.parametrize("what", WRONGS)
 def test_a_jax_program_that_is_not_of_its_signature_is_refused_at_registration(
-    model: str, what: str, zoo: Any, tmp_path: Path
+    model: str, what: str, zoo: Any, tmp_path: Path, empty_sqlite_file: Path
 ) -> None:
     folder = zoo.copy(zoo.folder("jax", model, "jax"), tmp_path / "jax")
     checker().check_signature(folder, Signature.load(folder))
     wrong(Signature.load(folder), what).save(folder)
-    refuse_at_registration(folder, "jax", match=r"program\.stablehlo", root=tmp_path)
+    refuse_at_registration(folder, "jax", match=r"program\.stablehlo", root=tmp_path, empty=empty_sqlite_file)
 
 
-@pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int16", "int32", "uint32", "float16", "float32"])
-@pytest.mark.parametrize("shape", [(), (3,), ("batch",), ("batch", 2, "seq")])
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    mostly("conformance", product(DTYPES, SHAPES), sample=[*zip(DTYPES, cycle(SHAPES), strict=False)]),
+)
 def test_what_the_bytes_say_is_what_jax_reads(dtype: Any, shape: tuple[int | str, ...], tmp_path: Path) -> None:
     spec = TensorSpec(name="x", dtype=dtype, shape=shape)
     signature = Signature(inputs=(spec,), outputs=(replace(spec, name="y"),))

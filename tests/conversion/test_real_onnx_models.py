@@ -9,6 +9,8 @@ import pytest
 from benchmarks.conformance.model_runs import measure
 from benchmarks.conformance.real_models import MODELS, RealModel, find_model, request_for
 
+from samples import mostly
+
 SMALL = {
     model.name: model
     for model in MODELS
@@ -50,7 +52,10 @@ def test_a_real_file_runs_under_torch_compile() -> None:
 @pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize(("rate", "window", "misfit"), [(16000, 576, 8000), (8000, 288, None)])
+@pytest.mark.parametrize(
+    ("rate", "window", "misfit"),
+    mostly("conformance", [(16000, 576, 8000), (8000, 288, None)], sample=[(16000, 576, 8000)]),
+)
 def test_a_file_with_a_branch_that_its_inputs_never_fit_compiles_with_the_choice_as_an_input(
     rate: int, window: int, misfit: int | None
 ) -> None:

@@ -1,14 +1,14 @@
 """There and back: PyTorch and JAX to ONNX, imported again, equal in values and gradients, and exported once more.
 
-The second exports of PyTorch and the gradients of JAX take longest: a third of them runs in the suite, all of them with
-`make conformance`.
+The suite takes some of each kind there and back, and a third of all through a second export of PyTorch or a gradient of
+JAX, which take longest; `make conformance` takes all.
 """
 
 from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,37 @@ from noa_conversion import JaxModel, TorchModel, convert, import_onnx_to_jax, im
 from noa_conversion.formats.jax_format import flat_params
 from samples import mostly
 
-TORCH = pytest.mark.parametrize("name", ARCHITECTURES)
-JAX = pytest.mark.parametrize("name", FUNCTIONS)
+# One or two of each kind: convolutions, recurrent cells, attention, control flow, and weights of other types.
+TORCH_SAMPLE = (
+    "resnet",
+    "lstm",
+    "embedding bag",
+    "conditional",
+    "loop",
+    "bf16 storage",
+    "grouped attention",
+    "quantised",
+)
+TORCH_AGAIN = ("resnet", "conditional", "grouped attention", "quantised")
+# One of each library of models and of each kind of primitive.
+JAX_SAMPLE = (
+    "mlp",
+    "flax nnx attention",
+    "equinox scan",
+    "while",
+    "fft",
+    "gather and scatter",
+    "cumulative",
+    "conv",
+    "attention",
+    "batch norm",
+    "segment sum",
+    "vmap",
+)
+JAX_GRADIENTS = ("mlp", "equinox scan", "while", "conv", "attention", "segment sum")
+TORCH = pytest.mark.parametrize("name", mostly("conformance", ARCHITECTURES, sample=TORCH_SAMPLE))
+JAX = pytest.mark.parametrize("name", mostly("conformance", FUNCTIONS, sample=JAX_SAMPLE))
 pytestmark = pytest.mark.usefixtures("unoptimised_jax")
-
-
-def one_in_three(names: Collection[str], *, first: int) -> pytest.MarkDecorator:
-    """A check of all of them with `make conformance`, of every third in the suite."""
-    return pytest.mark.parametrize("name", mostly("conformance", names, sample=list(names)[first::3]))
 
 
 @functools.cache
@@ -131,7 +154,7 @@ def _weights_of(value: torch.Tensor) -> torch.Tensor:
     return torch.cos(torch.arange(value.numel(), dtype=value.dtype)).reshape(value.shape)
 
 
-@one_in_three(ARCHITECTURES, first=1)
+@pytest.mark.parametrize("name", mostly("conformance", ARCHITECTURES, sample=TORCH_AGAIN))
 def test_an_imported_torch_architecture_is_exported_again(name: str, tmp_path: Path) -> None:
     model, _, imported = torch_trip(name)
     architecture = ARCHITECTURES[name]
@@ -159,7 +182,7 @@ def test_a_jax_function_computes_the_same_after_onnx(name: str) -> None:
             _close(back[spec.name], value, function.tolerance, f"{spec} at {sizes}")
 
 
-@one_in_three(FUNCTIONS, first=0)
+@pytest.mark.parametrize("name", mostly("conformance", FUNCTIONS, sample=JAX_GRADIENTS))
 def test_all_params_of_a_jax_function_keep_their_names_and_gradients(name: str) -> None:
     model, _, imported = jax_trip(name)
     function = FUNCTIONS[name]

@@ -28,14 +28,14 @@ assert "torch" not in sys.modules
 @pytest.mark.parametrize("model", ["image", "rows"])
 @pytest.mark.parametrize("what", WRONGS)
 def test_a_program_that_is_not_of_its_signature_is_refused_at_registration(
-    model: str, what: str, zoo: Any, tmp_path: Path
+    model: str, what: str, zoo: Any, tmp_path: Path, empty_sqlite_file: Path
 ) -> None:
     folder = zoo.copy(zoo.folder("torch", model, "torch"), tmp_path / "torch")
     adapter = find_adapter("torch")
     assert isinstance(adapter, SignatureChecker)
     adapter.check_signature(folder, Signature.load(folder))
     wrong(Signature.load(folder), what).save(folder)
-    refuse_at_registration(folder, "torch", match=r"program\.pt2", root=tmp_path)
+    refuse_at_registration(folder, "torch", match=r"program\.pt2", root=tmp_path, empty=empty_sqlite_file)
 
 
 def test_what_is_no_archive_is_refused_and_looking_imports_no_torch(zoo: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from noa.errors import ConversionError
 from noa.settings import ConversionSettings
 from noa.signatures import Signature, TensorSpec
 from noa_conversion import TorchModel, convert, load_format
+from samples import mostly, one_in
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("default")]
 
@@ -44,7 +46,7 @@ def through_onnx(function: Function, x: np.ndarray, folder: Path) -> tuple[np.nd
 
 @pytest.mark.parametrize(
     "function",
-    [
+    one_in(3, "conformance", [
         pytest.param(lambda x: x * 0.1, id="product"),
         pytest.param(lambda x: 0.3 / x, id="quotient"),
         pytest.param(lambda x: 0.3**x, id="power of a number"),
@@ -61,7 +63,7 @@ def through_onnx(function: Function, x: np.ndarray, folder: Path) -> tuple[np.nd
         pytest.param(torch.rad2deg, id="a constant of mathematics"),
         pytest.param(lambda x: x.norm(p=0.3, dim=1, keepdim=True), id="an exponent and its inverse"),
         pytest.param(lambda x: torch.isinf(x * 1e300) | (x > 0), id="large is not infinite"),
-    ],
+    ]),
 )  # fmt: skip
 def test_a_float64_module_keeps_the_numbers_of_python_double(function: Function, tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((3, 4))
@@ -83,24 +85,29 @@ def test_an_operation_that_the_exporter_computes_in_32_bits_is_refused_by_name(t
         through_onnx(lambda x: torch.nn.functional.celu(x, 0.3), np.ones((3, 4)), tmp_path)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+DIVISIONS: dict[str, Function] = {
+    "floor": lambda x: torch.div(x[:, 0], x[:, 1], rounding_mode="floor"),
+    "trunc": lambda x: torch.div(x[:, 0], x[:, 1], rounding_mode="trunc"),
+    "whole": lambda x: x[:, 0] // x[:, 1],
+    "remainder": lambda x: x[:, 0] % x[:, 1],
+    "fmod": lambda x: torch.fmod(x[:, 0], x[:, 1]),
+    "floor by a number": lambda x: torch.div(x, 2, rounding_mode="floor"),
+    "a number divided": lambda x: 7.3 // x,
+    "quotients that are rounded up": lambda x: x // 0.1,
+    "remainder of infinity": lambda x: x % float("inf"),
+}
+DTYPES = ("float32", "float64")
+
+
 @pytest.mark.parametrize(
-    "function",
-    [
-        pytest.param(lambda x: torch.div(x[:, 0], x[:, 1], rounding_mode="floor"), id="floor"),
-        pytest.param(lambda x: torch.div(x[:, 0], x[:, 1], rounding_mode="trunc"), id="trunc"),
-        pytest.param(lambda x: x[:, 0] // x[:, 1], id="whole"),
-        pytest.param(lambda x: x[:, 0] % x[:, 1], id="remainder"),
-        pytest.param(lambda x: torch.fmod(x[:, 0], x[:, 1]), id="fmod"),
-        pytest.param(lambda x: torch.div(x, 2, rounding_mode="floor"), id="floor by a number"),
-        pytest.param(lambda x: 7.3 // x, id="a number divided"),
-        pytest.param(lambda x: x // 0.1, id="quotients that are rounded up"),
-        pytest.param(lambda x: x % float("inf"), id="remainder of infinity"),
-    ],
-)  # fmt: skip
-def test_rounded_division_gives_what_pytorch_gives_for_infinities_too(
-    function: Function, dtype: type[np.floating], tmp_path: Path
-) -> None:
+    ("name", "dtype"),
+    mostly(
+        "conformance",
+        product(DIVISIONS, DTYPES),
+        sample=[*zip(DIVISIONS, cycle(DTYPES), strict=False)],  # each in one of them
+    ),
+)
+def test_rounded_division_gives_what_pytorch_gives_for_infinities_too(name: str, dtype: str, tmp_path: Path) -> None:
     pairs = np.stack(np.meshgrid(SPECIAL, SPECIAL), -1).reshape(-1, 2).astype(dtype)
-    expected, received = through_onnx(function, pairs, tmp_path)
+    expected, received = through_onnx(DIVISIONS[name], pairs, tmp_path)
     np.testing.assert_array_equal(received, expected)

@@ -8,10 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from noa.settings import Settings
 from noa_flows._process_tree import ProcessId, is_alive, send_signal, signal
 from noa_flows.supervisor import Command, Supervisor
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from flows_helpers import make_project
+
+
+@pytest.fixture
+def tiny_project(tmp_path: Path, add_empty_registry: Callable[[Path], None]) -> Settings:
+    """A project with a tiny recipe and an empty registry, which a first command would take seconds to make."""
+    root = tmp_path / "project"
+    add_empty_registry(root)
+    return make_project(root)
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from flows_helpers import make_project, wait_until
+from flows_helpers import wait_until
 
+from noa.settings import Settings
 from noa_flows.job_requests import clear_dead_requests, dead_requests, request_file
 
 HOLD = """
@@ -60,16 +61,16 @@ def test_a_request_that_is_just_being_made_is_left_alone_until_it_is_old(tmp_pat
 
 
 @pytest.mark.torch
-def test_a_training_that_is_ended_by_sigterm_leaves_no_request_and_says_how_to_go_on(tmp_path: Path) -> None:
-    make_project(tmp_path)
+def test_a_training_that_is_ended_by_sigterm_leaves_no_request_and_says_how_to_go_on(tiny_project: Settings) -> None:
+    root = tiny_project.root
     with subprocess.Popen(
         [sys.executable, "-m", "noa_cli", "train", "tiny", "--set", "epochs=1000000"],
-        cwd=tmp_path,
+        cwd=root,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
         try:
-            jobs = tmp_path / ".noa" / "jobs"
+            jobs = root / ".noa" / "jobs"
             wait_until(lambda: list(jobs.glob("*/attempt-1/checkpoints/*")), deadline_s=120)
             assert list(jobs.glob(".request-*"))
             process.send_signal(signal.SIGTERM)

@@ -160,8 +160,8 @@ def _hold(folder: str, held: threading.Event, release: threading.Event) -> None:
         release.wait(60)
 
 
-def test_a_cancelled_job_stops_and_keeps_its_checkpoint(tmp_path: Path) -> None:
-    settings = make_project(tmp_path)
+def test_a_cancelled_job_stops_and_keeps_its_checkpoint(tiny_project: Settings) -> None:
+    settings = tiny_project
     request = plan_pipeline(settings, "tiny", overrides={"epochs": 1_000_000}).requests[0]
     cancel = threading.Event()
     heard: list[JobEvent] = []
@@ -177,10 +177,10 @@ def test_a_cancelled_job_stops_and_keeps_its_checkpoint(tmp_path: Path) -> None:
     assert list((folder / "checkpoints").iterdir())
 
 
-def test_an_error_of_the_child_arrives_as_it_was(tmp_path: Path) -> None:
-    settings = make_project(tmp_path)
+def test_an_error_of_the_child_arrives_as_it_was(tiny_project: Settings) -> None:
+    settings, recipe = tiny_project, tiny_project.root / "recipe.py"
     request = plan_pipeline(settings, "tiny").requests[0]
-    (tmp_path / "recipe.py").write_text((tmp_path / "recipe.py").read_text().replace("return Dataset", "1 / 0 #"))
+    recipe.write_text(recipe.read_text().replace("return Dataset", "1 / 0 #"))
     with pytest.raises(RecipeError, match="ZeroDivisionError") as caught:
         train_job(request, settings, on_event=lambda event: None)
     assert "recipe.py:" in str(caught.value.where)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from flows_helpers import make_project
 
 from noa.errors import RecipeError
+from noa.settings import Settings
 from noa_flows import evaluate_job, plan_pipeline, run_pipeline, train_job
 from noa_flows._recipe_output import OUTPUT_FILE, RecipeOutput
 from noa_flows.recipe_process import keep_recipe_processes
@@ -43,9 +43,8 @@ recipe = replace(recipe, data=data)
 
 
 @pytest.mark.torch
-def test_what_a_recipe_prints_is_in_the_folder_of_a_job_that_succeeds(tmp_path: Path) -> None:
-    settings = make_project(tmp_path / "project")
-    recipe = settings.root / "recipe.py"
+def test_what_a_recipe_prints_is_in_the_folder_of_a_job_that_succeeds(tiny_project: Settings) -> None:
+    settings, recipe = tiny_project, tiny_project.root / "recipe.py"
     recipe.write_text(recipe.read_text() + PRINTS)
     result = run_pipeline(settings, "tiny")
     text = (result.best.job.folder / OUTPUT_FILE).read_text()
@@ -57,9 +56,8 @@ def test_what_a_recipe_prints_is_in_the_folder_of_a_job_that_succeeds(tmp_path: 
 
 
 @pytest.mark.torch
-def test_a_job_that_fails_says_where_what_it_printed_is(tmp_path: Path) -> None:
-    settings = make_project(tmp_path / "project")
-    recipe = settings.root / "recipe.py"
+def test_a_job_that_fails_says_where_what_it_printed_is(tiny_project: Settings) -> None:
+    settings, recipe = tiny_project, tiny_project.root / "recipe.py"
     request = plan_pipeline(settings, "tiny").requests[0]
     recipe.write_text(recipe.read_text() + PRINTS.replace("    pass", "    raise ValueError('no rows')"))
     with pytest.raises(RecipeError, match="no rows") as caught:
@@ -70,9 +68,8 @@ def test_a_job_that_fails_says_where_what_it_printed_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
-def test_a_step_after_training_that_fails_says_where_its_traceback_is(tmp_path: Path) -> None:
-    settings = make_project(tmp_path / "project")
-    recipe = settings.root / "recipe.py"
+def test_a_step_after_training_that_fails_says_where_its_traceback_is(tiny_project: Settings) -> None:
+    settings, recipe = tiny_project, tiny_project.root / "recipe.py"
     fails = "    if any('_recipe_child' in text for text in sys.orig_argv):\n        raise ValueError('no rows')"
     recipe.write_text(recipe.read_text() + PRINTS.replace("    pass", fails))
     job = train_job(plan_pipeline(settings, "tiny").requests[0], settings, on_event=lambda event: None)

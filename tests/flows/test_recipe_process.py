@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,9 @@ def children() -> set[int]:
 
 @pytest.mark.torch
 def test_what_a_recipe_does_to_its_process_reaches_neither_noa_nor_its_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_project: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = change(make_project(tmp_path / "project"), HOSTILE)
+    settings = change(tiny_project, HOSTILE)
     for name in SECRETS:
         monkeypatch.setenv(name, "secret")
     mask, threads, before = os.umask(0o022), threading.active_count(), children()
@@ -95,9 +95,9 @@ def test_what_a_recipe_does_to_its_process_reaches_neither_noa_nor_its_result(
 
 
 @pytest.mark.torch
-def test_a_recipe_that_ends_its_process_after_training_fails_the_command_with_a_reason(tmp_path: Path) -> None:
+def test_a_recipe_that_ends_its_process_after_training_fails_the_command_with_a_reason(tiny_project: Settings) -> None:
     settings = change(
-        make_project(tmp_path / "project"),
+        tiny_project,
         SECOND_TIME + "import os\nplain = data\n"
         "def data(rows=240):\n    if IS_SECOND:\n        print('last words', flush=True)\n        os._exit(0)\n"
         "    return plain(rows)\nrecipe = replace(recipe, data=data)\n",
@@ -134,8 +134,14 @@ def test_the_process_ends_with_the_command_however_that_ends(tmp_path: Path, num
 
 
 @pytest.fixture(scope="module", params=["torch", "jax"])
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, ...]]:
-    settings = make_project(tmp_path_factory.mktemp("recipe-process") / "project")
+def trained(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    add_empty_registry: Callable[[Path], None],
+) -> Iterator[tuple[Any, ...]]:
+    root = tmp_path_factory.mktemp("recipe-process") / "project"
+    add_empty_registry(root)
+    settings = make_project(root)
     yield settings, run_pipeline(settings, "tiny", backends=[request.param])
 
 
@@ -196,10 +202,9 @@ def test_a_question_is_given_up_when_its_process_is_ended_and_the_next_one_is_an
 
 
 @pytest.mark.torch
-def test_a_model_that_cannot_be_built_again_names_its_line(tmp_path: Path) -> None:
-    settings = make_project(tmp_path / "project")
-    change(
-        settings,
+def test_a_model_that_cannot_be_built_again_names_its_line(tiny_project: Settings) -> None:
+    settings = change(
+        tiny_project,
         SECOND_TIME + "from noa_training import Factories\n"
         "def factory(shape):\n    from torch import nn\n    if IS_SECOND:\n        return 1 / 0\n"
         "    return nn.Linear(4, shape.outputs)\nrecipe = replace(recipe, model=Factories(torch=factory))\n",
@@ -210,10 +215,10 @@ def test_a_model_that_cannot_be_built_again_names_its_line(tmp_path: Path) -> No
 
 
 @pytest.mark.torch
-def test_data_that_has_changed_since_training_is_refused_as_before(tmp_path: Path) -> None:
+def test_data_that_has_changed_since_training_is_refused_as_before(tiny_project: Settings) -> None:
     from noa.errors import IntegrityError
 
-    settings = make_project(tmp_path / "project")
+    settings = tiny_project
     job = train_job(plan_pipeline(settings, "tiny").requests[0], settings, on_event=lambda event: None)
     recipe = settings.root / "recipe.py"
     recipe.write_text(recipe.read_text().replace("default_rng(0)", "default_rng(1)"))

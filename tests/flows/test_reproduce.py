@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,11 +36,11 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def trained(tmp_path_factory: pytest.TempPathFactory, add_empty_registry: Callable[[Path], None]) -> Settings:
     """A project below the top of a repository, with `tiny/1` and `tiny/2`, one per backend."""
     top = tmp_path_factory.mktemp("repository")
     project = top / "models" / "tiny"
-    project.mkdir(parents=True)
+    add_empty_registry(project)
     (project / "noa.toml").write_text('[project]\nname = "tiny"\n\n[training]\nthreads = 1\n')
     (project / "recipe.py").write_text(RECIPE)
     (project / ".gitignore").write_text(".noa/\n__pycache__/\ndata/\n")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from flows_helpers import make_project, wait_until
@@ -26,8 +27,10 @@ pytestmark = [pytest.mark.prefect, pytest.mark.torch, pytest.mark.bentoml, pytes
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    settings = make_project(tmp_path_factory.mktemp("flows") / "project")
+def project(tmp_path_factory: pytest.TempPathFactory, add_empty_registry: Callable[[Path], None]) -> Iterator[Settings]:
+    root = tmp_path_factory.mktemp("flows") / "project"
+    add_empty_registry(root)
+    settings = make_project(root)
     started = noa_flows.up(settings)
     try:
         assert [entry.state for entry in started] == ["running"] * 4

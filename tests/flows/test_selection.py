@@ -174,7 +174,7 @@ def test_a_pipeline_promotes_what_the_validation_split_prefers(
 
 
 def test_training_ends_with_what_the_gate_says(
-    trained: PipelineResult, project: Settings, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    trained: PipelineResult, project: Settings, capsys: pytest.CaptureFixture[str], tiny_project: Settings
 ) -> None:
     best = trained.best.version
     for limit, told in (
@@ -185,7 +185,7 @@ def test_training_ends_with_what_the_gate_says(
             verdict = registry.check("tiny", best.number, record=False)
         show_result(trained, as_json=False, verdict=verdict)
         assert capsys.readouterr().out.splitlines()[-1] == told
-    settings = make_project(tmp_path)
+    settings = tiny_project
     with (settings.root / "noa.toml").open("a") as file:
         file.write('\n[gates.tiny]\nmax_size_bytes = 1\nrequire = ["audit"]\n')
     assert run(["train", "tiny", "--set", "epochs=1", "--directory", str(settings.root)]) == 0

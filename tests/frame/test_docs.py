@@ -7,10 +7,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from warm_client import WarmProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -88,8 +90,18 @@ def test_every_noa_command_in_the_docs_parses(page: Path) -> None:
             command.make_context(trail, words)  # raises a usage error that names the wrong part
 
 
+@pytest.fixture(scope="module")
+def warm_python() -> Iterator[WarmProcess]:
+    """Runs a block of a page in a process of its own, which finds what blocks before it have imported."""
+    process = WarmProcess()
+    yield process
+    process.close()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_python_in_the_docs_runs(page: Path, tmp_path: Path, add_empty_registry: Callable[[Path], None]) -> None:
+def test_python_in_the_docs_runs(
+    page: Path, tmp_path: Path, warm_python: WarmProcess, add_empty_registry: Callable[[Path], None]
+) -> None:
     if any('Registry.open(load_settings(Path("."))' in block for block in blocks(page, "python")):
         add_empty_registry(tmp_path)
     for block in blocks(page, "python"):
@@ -98,14 +110,7 @@ def test_python_in_the_docs_runs(page: Path, tmp_path: Path, add_empty_registry:
             continue
         # MLflow warns of its own insides whenever it loads a model.
         warn = "default" if "import mlflow" in block else "error"
-        result = subprocess.run(
-            [sys.executable, "-W", warn, "-c", block],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=280,
-        )
+        result = warm_python.script(block, folder=tmp_path, warnings=warn)
         assert result.returncode == 0, f"{page.name}:\n{block}\n{result.stderr}"
 
 

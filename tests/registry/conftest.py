@@ -1,7 +1,8 @@
 """Fixtures of the registry's tests: drafts with a real ONNX graph, and databases that are built once and copied.
 
 Every test that uses `settings`, `registry`, `version`, ... runs twice: on SQLite with files in a folder, and on
-PostgreSQL with files in S3.
+PostgreSQL with files in S3. Of a table of cases `make test` takes all on SQLite and every third on PostgreSQL, and
+`make chaos` the others.
 """
 
 from __future__ import annotations
@@ -40,6 +41,26 @@ from sql_access import execute_on
 Dialect: TypeAlias = Literal["sqlite", "postgresql"]
 Store: TypeAlias = Literal["folder", "s3"]
 DATASET = "sha256:" + "d" * 64
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before the tests of the long suites are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to `make chaos` two of three cases on PostgreSQL of each table whose test does not say itself which."""
+    tables: dict[str, list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and item.path.parent == HERE:
+            tables.setdefault(f"{item.path}::{item.originalname}", []).append(item)
+    for cases in tables.values():
+        if not any(case.get_closest_marker("chaos") for case in cases):
+            on_postgresql = [case for case in cases if is_on_postgresql(case)]
+            for number, case in enumerate(sorted(on_postgresql, key=lambda case: [*case.callspec.indices.items()])):
+                if number % 3:
+                    case.add_marker(pytest.mark.chaos)
+
+
+def is_on_postgresql(case: pytest.Function) -> bool:
+    return hasattr(case, "callspec") and case.callspec.params.get("dialect") == "postgresql"
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
     python hostile_child.py FOLDER DATABASE     one line of JSON per file
 
-Each process inherits the imports of this one, so that a hundred of them take seconds.
+Each process inherits the imports of this one, and what SQLAlchemy compiles at a first opening, so that a hundred of
+them take seconds.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -76,9 +78,13 @@ def main() -> int:
     import picklescan.scanner
 
     import noa_conversion.imports
-    import noa_registry.registry
+    from noa.settings import RegistrySettings
+    from noa_registry import Registry
 
-    del picklescan, noa_conversion, noa_registry
+    del picklescan, noa_conversion
+    with Registry.open(RegistrySettings(database_url=database, artifact_dir=root / "artifacts")) as registry:
+        registry.models()
+    gc.freeze()  # a fork that collects garbage would copy every page
     for severity, builders in (("hostile", corpus.HOSTILE), ("code", corpus.CODE)):
         for index, (name, build) in enumerate(builders.items()):
             place = root / severity / str(index) / "in"

@@ -20,8 +20,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noa.settings import RegistrySettings
-from noa_registry import Registry
 from noa_registry.scanning.blobs import Cursor, MalformedError, Slice
 from noa_registry.scanning.limits import ScanLimits
 from noa_registry.scanning.pickle_machine import Name, Walk, walk_pickle
@@ -44,14 +42,17 @@ Attempt = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def attempts(tmp_path_factory: pytest.TempPathFactory) -> list[Attempt]:
+def attempts(tmp_path_factory: pytest.TempPathFactory, add_empty_database: Callable[[Path], None]) -> list[Attempt]:
     """Every file of the corpus, tried in a process of its own."""
     folder = tmp_path_factory.mktemp("hostile")
-    settings = RegistrySettings(database_url=f"sqlite:///{folder / 'noa.db'}", artifact_dir=folder / "artifacts")
-    Registry.open(settings).close()
+    add_empty_database(folder)
     command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("hostile_child.py"))]
     result = subprocess.run(
-        [*command, str(folder), settings.database_url], capture_output=True, text=True, check=False, timeout=250
+        [*command, str(folder), f"sqlite:///{folder / 'noa.db'}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
     )
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]

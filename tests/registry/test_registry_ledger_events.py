@@ -280,7 +280,11 @@ def test_a_count_of_events_without_end_is_named_and_said(
 
 
 def test_nothing_is_named_in_a_registry_to_which_only_noa_wrote(
-    registry: Registry, promoted: list[ModelVersion], formats: Any, tmp_path: Path
+    registry: Registry,
+    promoted: list[ModelVersion],
+    formats: Any,
+    tmp_path: Path,
+    add_empty_database: Callable[[Path], None],
 ) -> None:
     registry.rollback("digits", reason="r", actor="ada")
     registry.promote("digits", 1, alias="challenger", reason="r", actor="bob")
@@ -291,6 +295,7 @@ def test_nothing_is_named_in_a_registry_to_which_only_noa_wrote(
     registry.retention.apply(registry.retention.plan_gc(), actor="ada")
     registry.archives.write("digits", 2, tmp_path / "two.noa")
     assert found(registry) == []
+    add_empty_database(tmp_path / "else")
     with Registry.open(settings_in(tmp_path / "else")) as other:
         number = other.archives.read(tmp_path / "two.noa", actor="carol").number
         other.promote("digits", number, reason="r", actor="carol")

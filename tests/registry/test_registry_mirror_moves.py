@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,10 @@ def facts(registry: Registry) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def state(tmp_path: Path, formats: Any) -> Path:
+def state(tmp_path: Path, formats: Any, add_empty_database: Callable[[Path], None]) -> Path:
     """A project's state with two versions, and one run with an artifact."""
     folder = tmp_path / "project" / "state"
+    add_empty_database(folder)
     with Registry.open(settings_at(folder)) as registry:
         registry.register(formats.draft(), actor="ada")
         registry.register(formats.draft(), actor="ada")
