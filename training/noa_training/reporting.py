@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +41,7 @@ class Reporter:
         self._log = folder / EVENTS_FILE
         self._on_event = on_event
         self._has_log = True
+        self._handle: int | None = None  # kept open: opening it costs more than a line does
         self._lock = threading.Lock()  # the tracking thread warns while the training thread reports
         self._plan: Plan | None = None
         self._first_step = 0
@@ -146,9 +150,13 @@ class Reporter:
             self._on_event(event)
 
     def _append(self, event: JobEvent) -> None:
+        line = f"{event.to_json()}\n".encode()
         try:
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(event.to_json() + "\n")
+            if self._handle is None:
+                self._handle = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                weakref.finalize(self, os.close, self._handle)
+            if os.write(self._handle, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as exc:
             self._has_log = False
             message = f"events are no longer written: {exc.strerror}"
