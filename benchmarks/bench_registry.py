@@ -1,7 +1,7 @@
 """Registry: resolve and promote, against stock MLflow on the same database; and what much of something costs.
 
-Much of something: versions (`many_versions`), writers (`many_writers`), versions to search (`search_pages`), bytes
-(`large_models`).
+Much of something: versions (`many_versions`), writers (`many_writers`), versions to search (`search_pages`), runs
+(`run_pages`), bytes (`large_models`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import large_models, many_versions, many_writers, search_pages
+from benchmarks import large_models, many_versions, many_writers, run_pages, search_pages
 from benchmarks.models import register_version
 from benchmarks.rows import Row, median_seconds
 from noa.settings import RegistrySettings
@@ -29,7 +29,7 @@ def run(*, quick: bool) -> list[Row]:
     versions = 5 if quick else 20
     with _registry(versions) as (root, registry, url):
         rows = measure(registry, url, versions=versions, repeats=50 if quick else 400)
-        for topic in (many_versions, many_writers, search_pages, large_models):  # each a registry of its own
+        for topic in (many_versions, many_writers, search_pages, run_pages, large_models):  # each a registry of its own
             rows += topic.measure(root / topic.__name__.rpartition(".")[2], quick=quick)
         return rows
 

@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+from benchmarks import tracking_cost
 from benchmarks.rows import Row
 
 BATCH, FEATURES, HIDDEN, CLASSES = 256, 64, 256, 10
@@ -129,7 +130,7 @@ def run(*, quick: bool) -> list[Row]:
                 peer_figure=statistics.median(hand),
             )
         )
-    return rows
+    return [*rows, *tracking_cost.measure(quick=quick)]
 
 
 def measure(code: str, backend: str, epochs: int) -> list[float]:

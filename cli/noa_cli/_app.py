@@ -35,6 +35,7 @@ from noa_cli.commands import (
     package,
     predict,
     project,
+    runs,
     serve,
     services,
     train,
@@ -88,6 +89,7 @@ def build() -> typer.Typer:
     add(project.init, "Start here")
     add(doctor.doctor, "Start here")
     add(train.train, "Models")
+    app.add_typer(runs.build(), name="runs", rich_help_panel="Models")
     app.add_typer(models.build(), name="models", rich_help_panel="Models")
     app.add_typer(ledger.build(), name="ledger", rich_help_panel="Models")
     app.add_typer(keys.build(), name="keys", rich_help_panel="Models")

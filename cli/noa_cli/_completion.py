@@ -28,12 +28,19 @@ Completer: TypeAlias = Callable[[typer.Context, str], list[str]]
 
 _NEWEST = 10  # versions offered of a model before its `/` is typed
 _SQLITE = "sqlite:///"
+_RUN_DIGITS = 12
+_MOST_RUNS = 20
 _BREAKS = ("@", ":", "=")  # bash takes each for a word of its own
 _SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 _IN_USE = """
 SELECT name, number FROM noa_versions AS one
 WHERE NOT EXISTS (SELECT 1 FROM noa_trash WHERE noa_trash.name = one.name AND noa_trash.number = one.number)
 ORDER BY name, number DESC
+"""
+
+_RUNS = """
+SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active' AND substr(run_uuid, 1, length(:typed)) = :typed
+ORDER BY start_time DESC LIMIT :most
 """
 
 
@@ -160,6 +167,14 @@ def _servable(loaded: LoadedSettings, typed: str) -> Iterator[str]:
     yield from (offer for offer in _references(loaded, typed) if "@" in offer or "/" in offer)
 
 
+def _runs(loaded: LoadedSettings, typed: str) -> Iterator[str]:
+    """Give the newest runs, or those whose id begins like what is typed; as long as a list shows them."""
+    if loaded.settings.registry.database_url.startswith(_SQLITE):
+        with _opened(loaded.settings) as connection:
+            rows = connection.execute(_RUNS, {"typed": typed.lower(), "most": _MOST_RUNS}).fetchall()
+        yield from (str(run) if len(typed) > _RUN_DIGITS else str(run)[:_RUN_DIGITS] for (run,) in rows)
+
+
 def _recipes(loaded: LoadedSettings, _typed: str) -> Iterable[str]:
     return loaded.settings.recipes
 
@@ -260,6 +275,8 @@ ARGUMENTS: Mapping[str, Completer] = {
     "name": _completer(_models),
     "what": _completer(_servable),
     "recipe": _completer(_recipes),
+    "run": _completer(_runs),
+    "runs": _completer(_runs),
     "key": _completer(_setting_keys),
     "section": _completer(_setting_keys),
     "source": _completer(_models_and_files),

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sqlalchemy import select
+
 from noa.errors import InvalidInputError, NotFoundError, StorageError
 from noa.references import check_name
 from noa_registry.artifacts import check_artifact_settings, runs_uri, s3_environment
@@ -28,8 +30,13 @@ from noa_registry.mlflow_runs import (
     insert_experiment,
     insert_metrics,
     insert_run,
+    require_active_run,
 )
 from noa_registry.mlflow_schema import import_mlflow
+from noa_registry.runs.datasets import DatasetInput
+from noa_registry.runs.files import RunFiles
+from noa_registry.runs.writing import holds_metric, insert_inputs, reopen_run
+from noa_registry.tables import mlflow_runs
 
 if TYPE_CHECKING:
     from noa.settings import RegistrySettings
@@ -40,8 +47,11 @@ _MAX_METRICS = 1000  # in one transaction: others wait for its end
 class Tracker:
     """Writes runs of one project's MLflow experiment. Several processes may track at once."""
 
-    def __init__(self, database: Database, experiment_id: str, *, artifact_environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, database: Database, experiment_id: str, *, artifact_environment: Mapping[str, str], files: RunFiles
+    ) -> None:
         self._database = database
+        self._files = files
         self._close = weakref.finalize(self, database.close)  # a server's connections are not left to the collector
         self._artifact_environment = artifact_environment
         self.experiment_id = experiment_id
@@ -67,6 +77,54 @@ class Tracker:
         for start in range(0, len(rows), _MAX_METRICS):
             with self._database.write() as connection:
                 insert_metrics(connection, run_id, rows[start : start + _MAX_METRICS])
+
+    def resume_run(self, run_id: str) -> None:
+        """Note that a run goes on.
+
+        Raises:
+            NotFoundError: there is no such run.
+            InvalidInputError: the run was deleted.
+            StorageError: the database refused.
+        """
+        with self._database.write() as connection:
+            reopen_run(connection, run_id)
+
+    def log_datasets(self, run_id: str, datasets: Sequence[DatasetInput]) -> None:
+        """Note which data a run uses; what is noted already is left alone.
+
+        Raises:
+            NotFoundError: there is no such run.
+            InvalidInputError: the run was deleted, or a text is longer than MLflow takes it.
+            StorageError: the database refused.
+        """
+        with self._database.write() as connection:
+            insert_inputs(connection, run_id, datasets)
+
+    def has_metric(self, run_id: str, row: MetricRow) -> bool:
+        """Tell whether a run has a value of this metric at this step and time.
+
+        Raises:
+            StorageError: the database refused.
+        """
+        with self._database.read() as connection:
+            return holds_metric(connection, run_id, row)
+
+    def log_file(self, run_id: str, path: str, data: bytes, *, replace: bool = True) -> None:
+        """Write a file of a run, whole or not at all; `replace` False: one that is there already stays.
+
+        Needs no MLflow, and so reaches local folders and the registry's own S3 only.
+
+        Raises:
+            NotFoundError: there is no such run.
+            InvalidInputError: the run has its files elsewhere, or was deleted; or `path` leads out of its place.
+            StorageError: the disk, S3 or the database refused.
+        """
+        with self._database.read() as connection:
+            require_active_run(connection, run_id)
+            location = connection.execute(
+                select(mlflow_runs.c.artifact_uri).where(mlflow_runs.c.run_uuid == run_id)
+            ).scalar_one()
+        self._files.put(str(location), path, data, replace=replace)
 
     def log_artifact(self, run_id: str, path: Path, *, folder: str | None = None) -> None:
         """Copy a file into the run's artifacts, below `folder` if given. Imports MLflow.
@@ -98,6 +156,7 @@ class Tracker:
     def close(self) -> None:
         """Close the connections to the database, which is also done for a tracker that nobody holds any longer."""
         self._close()
+        self._files.close()
 
 
 def open_tracker(settings: RegistrySettings, project: str) -> Tracker:
@@ -118,7 +177,7 @@ def open_tracker(settings: RegistrySettings, project: str) -> Tracker:
     except BaseException:
         database.close()
         raise
-    return Tracker(database, experiment_id, artifact_environment=s3_environment(settings))
+    return Tracker(database, experiment_id, artifact_environment=s3_environment(settings), files=RunFiles(settings))
 
 
 def _experiment_id(database: Database, project: str, location: str) -> str:

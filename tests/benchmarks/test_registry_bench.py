@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from benchmarks.rows import Row
 
-from benchmarks import bench_registry, large_models, many_versions, search_pages
+from benchmarks import bench_registry, large_models, many_versions, run_pages, search_pages
 
 
 @pytest.mark.slow
@@ -19,6 +19,7 @@ def test_every_part_gives_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     # These fill in thousands of versions; what fills them is tested by `test_bulk_versions.py`.
     monkeypatch.setattr(many_versions, "measure", no_rows)
     monkeypatch.setattr(search_pages, "measure", no_rows)
+    monkeypatch.setattr(run_pages, "measure", no_rows)
     monkeypatch.setattr(large_models, "GIGABYTE", 20_000_000)
     rows = bench_registry.run(quick=True)
     told = [row.what for row in rows]

@@ -200,6 +200,24 @@ def test_no_project_no_database_and_broken_ones_offer_nothing_and_say_nothing(
     assert press_tab(moved, "noa models show ").stdout.strip() == ""
 
 
+def test_runs_are_offered_by_their_beginning_the_newest_first(
+    tmp_path: Path, add_empty_registry: Callable[[Path], None]
+) -> None:
+    from noa.settings import load_settings
+    from run_kit import T0, Made, write_runs
+
+    (tmp_path / "noa.toml").write_text("")
+    add_empty_registry(tmp_path)
+    runs = [Made(f"{number:x}" * 32, "r", "FINISHED", T0 + number, T0 + number) for number in range(1, 4)]
+    gone = Made("ab" * 16, "r", "FINISHED", T0 + 99, T0 + 99, is_deleted=True)
+    write_runs(load_settings(tmp_path).settings.registry, [*runs, gone])
+    for words in ("noa runs show ", "noa runs compare 111 ", "noa runs plot "):
+        assert press_tab(tmp_path, words).stdout.split() == ["3" * 12, "2" * 12, "1" * 12]
+    assert press_tab(tmp_path, "noa runs show 2").stdout.split() == ["2" * 12]
+    assert press_tab(tmp_path, f"noa runs show {'2' * 13}").stdout.split() == ["2" * 32]
+    assert press_tab(tmp_path, "noa runs show x").stdout.strip() == ""
+
+
 def test_completion_loads_no_room_and_no_database_toolkit(registered: Path) -> None:
     environment = shells_words("noa models show ", PYTHONPROFILEIMPORTTIME="1")
     command = [sys.executable, "-m", "noa_cli"]

@@ -27,6 +27,7 @@ READING = (
     "models compare digits/1 digits/2",
     "models card digits/2",
     "models lineage digits",
+    "runs list",
     "ledger verify",
     "ledger show",
     "events list",

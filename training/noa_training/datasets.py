@@ -68,7 +68,12 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """Digest of all three splits."""
-        return digest_json({name: self.split(name).digest for name in get_args(SplitName)})
+        return digest_json(self.split_digests)
+
+    @cached_property
+    def split_digests(self) -> dict[SplitName, str]:
+        """Digest of each split by its name; kept, as all values are hashed for it."""
+        return {name: self.split(name).digest for name in get_args(SplitName)}
 
     def split(self, name: SplitName) -> Split:
         """Return a split by name."""

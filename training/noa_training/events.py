@@ -6,11 +6,14 @@ output.
 
 from __future__ import annotations
 
+import functools
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import ClassVar, Self, TypeAlias
+from dataclasses import dataclass, fields
+from typing import ClassVar, Final, Self, TypeAlias
 
 from noa.errors import InvalidInputError
+
+_ENCODER: Final = json.JSONEncoder(allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,12 +25,13 @@ class _Event:
 
     def to_json(self) -> str:
         """Return one line of JSON; `parse_event` reads it back."""
-        return json.dumps({"kind": self.kind, **asdict(self)}, allow_nan=False)
+        # Not `asdict`, which copies the metrics of every step.
+        return _ENCODER.encode({"kind": self.kind, **{name: getattr(self, name) for name in _names(type(self))}})
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> Self:
         """Build the event from the JSON values of its fields; unknown ones are left out."""
-        names = {entry.name for entry in fields(cls)}
+        names = _names(cls)
         return cls(**{name: value for name, value in values.items() if name in names})  # type: ignore[arg-type]
 
 
@@ -145,6 +149,11 @@ _KINDS: dict[str, type[JobEvent]] = {
     kind.kind: kind
     for kind in (Started, Resumed, Step, Epoch, CheckpointWritten, Warned, EarlyStopped, Finished, Failed)
 }
+
+
+@functools.cache
+def _names(kind: type[_Event]) -> tuple[str, ...]:
+    return tuple(entry.name for entry in fields(kind))
 
 
 def parse_event(line: str | bytes) -> JobEvent:

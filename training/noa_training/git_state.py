@@ -16,11 +16,14 @@ class GitState:
     """`commit` in full; `path` of the project inside the repository; `diff_digest` names what differs from the commit.
 
     Tracked files that were changed and Python files that were never added count as differences; None: there were none.
+    `branch` is None where a commit itself is checked out; `untracked` are the Python files that were never added.
     """
 
     commit: str
     path: str
     diff_digest: str | None
+    branch: str | None = None
+    untracked: tuple[str, ...] = ()
 
 
 def read_git_state(root: Path) -> GitState | None:
@@ -28,6 +31,7 @@ def read_git_state(root: Path) -> GitState | None:
     try:
         commit = _git(root, "rev-parse", "--verify", "HEAD").decode().strip()
         path = _git(root, "rev-parse", "--show-prefix").decode().strip().rstrip("/")
+        branch = _git(root, "rev-parse", "--abbrev-ref", "HEAD").decode().strip()
         diff = _git(root, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv", "--full-index")
         listed = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py")
     except (OSError, subprocess.SubprocessError, ValueError):
@@ -39,7 +43,13 @@ def read_git_state(root: Path) -> GitState | None:
         content = file.read_bytes() if file.is_file() else b""
         hasher.update(f"{name}\0{len(content)}\0".encode(errors="surrogateescape") + content)
     digest = "sha256:" + hasher.hexdigest() if diff or untracked else None
-    return GitState(commit=commit, path=path, diff_digest=digest)
+    return GitState(
+        commit=commit,
+        path=path,
+        diff_digest=digest,
+        branch=None if branch == "HEAD" else branch,
+        untracked=tuple(untracked),
+    )
 
 
 def _git(root: Path, *arguments: str) -> bytes:

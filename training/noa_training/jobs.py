@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -22,7 +22,7 @@ from noa.settings import RegistrySettings, TrainingSettings
 from noa.signatures import SIGNATURE_FILE, DType, Signature, TensorSpec
 from noa_training.backends.interface import Backend, find_backend
 from noa_training.checkpoints import CheckpointStore
-from noa_training.datasets import Dataset, SplitName, check_dataset
+from noa_training.datasets import Dataset, check_dataset
 from noa_training.events import JobEvent
 from noa_training.git_state import read_git_state
 from noa_training.job_folder import JobLock, attempt_folder, current_attempt, job_id_of, read_state, write_state
@@ -32,7 +32,7 @@ from noa_training.model_specs import BACKENDS, Factories, ModelShape
 from noa_training.overrides import describe, override
 from noa_training.recipe_warnings import ProjectFiles, check_outputs, warn_of_unseen_classes
 from noa_training.recipes import Recipe
-from noa_training.reporting import Reporter
+from noa_training.reporting import EVENTS_FILE, Reporter
 from noa_training.requests import JobRequest, TrainedJob
 from noa_training.schedules import make_plan
 from noa_training.user_code import user_code
@@ -221,7 +221,8 @@ def _run_to_an_end(
         _end(job, reporter, "cancelled", TrainingError(f"the job was interrupted: {type(exc).__name__}"))
         raise
     finally:
-        run_id = reporter.tracking.finish(status) if reporter.tracking is not None else None
+        tracking = reporter.tracking
+        run_id = None if tracking is None else tracking.finish(status, files=_kept_files(job))
     trained = replace(trained, run_id=run_id)
     try:
         write_file(job.folder / RESULT_FILE, trained.to_json())
@@ -266,10 +267,10 @@ def _train(
     commit = git_commit(request.root)
     files = ProjectFiles(request.root.absolute(), job.loaded.file, job.loaded.source_digest)
     if registry is not None:  # first: the database is opened while the data is read
-        reporter.tracking = _open_tracking(job, registry, reporter)
+        reporter.tracking = _open_tracking(job, registry, settings, reporter)
     dataset = load_dataset(recipe, root=request.root.absolute())
     if reporter.tracking is not None:
-        reporter.tracking.begin(_run_info(job, dataset, commit))
+        reporter.tracking.begin(_run_info(job, dataset, commit, settings))
     shape = model_shape(recipe, dataset)
     backend = find_backend(request.backend)
     plan = make_plan(recipe, dataset.train.rows)
@@ -323,7 +324,7 @@ def _provenance(job: _Job, dataset: Dataset, settings: TrainingSettings) -> dict
         "overrides": json.dumps(dict(request.overrides), sort_keys=True),
         "seed": str(job.recipe.seed),
         "threads": str(request.threads or settings.threads),
-        **{f"data.{name}": dataset.split(name).digest for name in get_args(SplitName)},
+        **{f"data.{name}": digest for name, digest in dataset.split_digests.items()},
     }
     if state is not None:
         found |= {"git.path": state.path, "git.dirty": str(state.diff_digest is not None).lower()}
@@ -362,7 +363,10 @@ def git_commit(root: Path) -> str | None:
     return done.stdout.strip() or None
 
 
-def _open_tracking(job: _Job, registry: RegistrySettings, reporter: Reporter) -> RunTracking:
+def _open_tracking(
+    job: _Job, registry: RegistrySettings, settings: TrainingSettings, reporter: Reporter
+) -> RunTracking:
+    from noa_training.run_facts import gather_facts
     from noa_training.tracking import RunTracking
 
     path = job.folder / _RUN_FILE
@@ -371,11 +375,13 @@ def _open_tracking(job: _Job, registry: RegistrySettings, reporter: Reporter) ->
         project=job.request.project,
         on_run=lambda run: write_file(path, json.dumps({"run_id": run})),
         on_warning=lambda message: reporter.warn("tracking", message),
+        gather=lambda: gather_facts(job.request, job.request.threads or settings.threads),
+        log=job.folder / EVENTS_FILE,
     )
 
 
-def _run_info(job: _Job, dataset: Dataset, commit: str | None) -> RunInfo:
-    from noa_training.tracking import RunInfo
+def _run_info(job: _Job, dataset: Dataset, commit: str | None, settings: TrainingSettings) -> RunInfo:
+    from noa_training.run_facts import run_info
 
     run_id = None
     with suppress(OSError, ValueError, KeyError):
@@ -383,15 +389,20 @@ def _run_info(job: _Job, dataset: Dataset, commit: str | None) -> RunInfo:
     tags = {
         "noa.job_id": job.job_id,
         "noa.attempt": str(job.attempt),
-        "noa.backend": job.request.backend,
-        "noa.recipe": job.request.recipe,
         "noa.recipe_digest": job.loaded.source_digest,
-        "noa.dataset_digest": dataset.digest,
         "noa.overrides": json.dumps(dict(job.request.overrides), sort_keys=True),
         "noa.git_commit": commit or "none",
     }
-    params = describe(job.recipe) | {"backend": job.request.backend, "rows": dataset.train.rows}
-    return RunInfo(name=f"{job.job_id}-{job.attempt}", params=params, tags=tags, run_id=run_id)
+    name = f"{job.job_id}-{job.attempt}"
+    return run_info(
+        job.request, job.recipe, name=name, job_tags=tags, dataset=dataset, settings=settings, run_id=run_id
+    )
+
+
+def _kept_files(job: _Job) -> dict[str, Path]:
+    """Return what the run keeps of the job's folder at its end, as far as it is there."""
+    names = (EVENTS_FILE, _TRACEBACK_FILE, f"{_MODEL_DIR}/{SIGNATURE_FILE}")
+    return {name: job.folder / name for name in names}
 
 
 def _write_model(job: _Job, backend: Backend, shape: ModelShape, result: LoopResult) -> None:

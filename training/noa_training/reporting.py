@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +25,12 @@ from noa_training.events import (
     Warned,
 )
 from noa_training.schedules import Plan
+from noa_training.tracked_values import values_of
 
 if TYPE_CHECKING:
     from noa_training.tracking import RunTracking
+
+EVENTS_FILE = "events.jsonl"
 
 
 class Reporter:
@@ -32,9 +38,10 @@ class Reporter:
 
     def __init__(self, job_id: str, folder: Path, on_event: Callable[[JobEvent], None]) -> None:
         self._job_id = job_id
-        self._log = folder / "events.jsonl"
+        self._log = folder / EVENTS_FILE
         self._on_event = on_event
         self._has_log = True
+        self._handle: int | None = None  # kept open: opening it costs more than a line does
         self._lock = threading.Lock()  # the tracking thread warns while the training thread reports
         self._plan: Plan | None = None
         self._first_step = 0
@@ -87,8 +94,7 @@ class Reporter:
             eta_s=pace * (self._plan.total_steps - step),
         )
         self.send(event)
-        values = {"train.loss": loss, "learning_rate": learning_rate, "samples_per_s": samples_per_s}
-        self._track(values, step=step, now=event.at)
+        self._track(event)
 
     def epoch(self, step: int, epoch: int, metrics: Mapping[str, float], *, is_best: bool) -> None:
         """An epoch is validated."""
@@ -103,7 +109,7 @@ class Reporter:
             is_best=is_best,
         )
         self.send(event)
-        self._track({f"validation.{name}": value for name, value in metrics.items()}, step=step, now=event.at)
+        self._track(event)
 
     def checkpoint(self, step: int, checkpoint: str, seconds: float) -> None:
         """A checkpoint is durable."""
@@ -144,14 +150,19 @@ class Reporter:
             self._on_event(event)
 
     def _append(self, event: JobEvent) -> None:
+        line = f"{event.to_json()}\n".encode()
         try:
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(event.to_json() + "\n")
+            if self._handle is None:
+                self._handle = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                weakref.finalize(self, os.close, self._handle)
+            if os.write(self._handle, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as exc:
             self._has_log = False
             message = f"events are no longer written: {exc.strerror}"
             self._on_event(Warned(job_id=self._job_id, at=time.time(), subject=self._log.name, message=message))
 
-    def _track(self, values: Mapping[str, float], *, step: int, now: float) -> None:
-        if self.tracking is not None:
-            self.tracking.log(values, step=step, now=now)
+    def _track(self, event: JobEvent) -> None:
+        values = None if self.tracking is None else values_of(event)
+        if self.tracking is not None and values is not None:
+            self.tracking.track(values)
