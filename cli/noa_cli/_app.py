@@ -37,6 +37,7 @@ from noa_cli.commands import (
     project,
     serve,
     services,
+    sweep,
     train,
     verify_formats,
 )
@@ -88,6 +89,7 @@ def build() -> typer.Typer:
     add(project.init, "Start here")
     add(doctor.doctor, "Start here")
     add(train.train, "Models")
+    add(sweep.sweep, "Models")
     app.add_typer(models.build(), name="models", rich_help_panel="Models")
     app.add_typer(ledger.build(), name="ledger", rich_help_panel="Models")
     app.add_typer(keys.build(), name="keys", rich_help_panel="Models")
