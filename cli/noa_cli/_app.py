@@ -38,6 +38,7 @@ from noa_cli.commands import (
     runs,
     serve,
     services,
+    sweep,
     train,
     verify_formats,
 )
@@ -89,6 +90,7 @@ def build() -> typer.Typer:
     add(project.init, "Start here")
     add(doctor.doctor, "Start here")
     add(train.train, "Models")
+    add(sweep.sweep, "Models")
     app.add_typer(runs.build(), name="runs", rich_help_panel="Models")
     app.add_typer(models.build(), name="models", rich_help_panel="Models")
     app.add_typer(ledger.build(), name="ledger", rich_help_panel="Models")

@@ -179,6 +179,16 @@ def _recipes(loaded: LoadedSettings, _typed: str) -> Iterable[str]:
     return loaded.settings.recipes
 
 
+def _searchable(loaded: LoadedSettings, _typed: str) -> Iterable[str]:
+    """Give what `noa sweep` takes: sweeps, recipes, and `show`."""
+    return dict.fromkeys([*loaded.settings.sweeps, *loaded.settings.recipes, "show"])
+
+
+def _sweeps(loaded: LoadedSettings, _typed: str) -> Iterable[str]:
+    """Give the searches that have begun."""
+    return sorted(path.parent.name for path in loaded.settings.state_dir.glob("sweeps/*/sweep.json"))
+
+
 def _formats(_loaded: LoadedSettings, _typed: str) -> Iterable[str]:
     from noa.formats import format_names
 
@@ -208,6 +218,8 @@ def _change(ctx: typer.Context, incomplete: str) -> list[str]:
     try:
         # An option that lacks its value, as here, leaves the arguments where the parser had them.
         settings, name = _load(ctx).settings, str(ctx.params.get("recipe") or ctx.args[0])
+        if ctx.info_name == "sweep" and name in settings.sweeps:
+            name = settings.sweeps[name].recipe or name
         path = (settings.recipes[name].path if name in settings.recipes else name).partition(":")[0]
         file = Path(path if path.endswith(".py") else f"{path.replace('.', '/')}.py")
         base = settings.root if name in settings.recipes or not (current().directory / file).is_file() else None
@@ -274,9 +286,10 @@ ARGUMENTS: Mapping[str, Completer] = {
     "other": _completer(_references),
     "name": _completer(_models),
     "what": _completer(_servable),
-    "recipe": _completer(_recipes),
+    "recipe": _completer(_recipes, sweep=_searchable),
     "run": _completer(_runs),
     "runs": _completer(_runs),
+    "shown": _completer(_sweeps),
     "key": _completer(_setting_keys),
     "section": _completer(_setting_keys),
     "source": _completer(_models_and_files),
@@ -291,5 +304,6 @@ OPTIONS: Mapping[str, Completer] = {
     "backend": _completer(_backends),
     "override": _completer(_overrides),
     "change": _change,
+    "space": _change,
     "directory": _folder,
 }

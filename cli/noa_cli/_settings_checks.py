@@ -39,6 +39,7 @@ def find_mistakes(loaded: LoadedSettings) -> Iterator[SettingsError]:
         *_webhooks(settings),
         *_endpoints(settings),
         *_files(settings),
+        *_sweeps(settings),
         *_serving(settings),
     ):
         yield SettingsError(
@@ -190,12 +191,31 @@ def _files(settings: Settings) -> _Mistakes:
     for name, recipe in settings.recipes.items():
         file = recipe.path if recipe.path.endswith(".py") else recipe.path.rpartition(":")[0]
         named.append((f"recipes.{name}.path", file if file.endswith(".py") else ""))
+    for name, sweep in settings.sweeps.items():
+        file = sweep.recipe.partition(":")[0]
+        named.append((f"sweeps.{name}.recipe", file if file.endswith(".py") else ""))
     for key, text in named:
         file = settings.root / Path(text).expanduser()
         if text and not file.is_file():
             near = [path.name for path in file.parent.glob("*.py")]
             remedy = _did_you_mean(file.name, near)
             yield key, InvalidInputError("there is no such file", received=str(file), remedy=remedy)
+
+
+def _sweeps(settings: Settings) -> _Mistakes:
+    """A sweep is of a recipe of the settings, or of one by its path."""
+    for name, sweep in settings.sweeps.items():
+        recipe = sweep.recipe or name
+        if recipe not in settings.recipes and not recipe.endswith(".py") and ":" not in recipe:
+            yield (
+                f"sweeps.{name}.recipe" if sweep.recipe else f"sweeps.{name}",
+                InvalidInputError(
+                    "there is no such recipe",
+                    expected=", ".join(f"`{one}`" for one in settings.recipes) or "a table [recipes.NAME]",
+                    received=f"`{recipe}`",
+                    remedy=_did_you_mean(recipe, settings.recipes),
+                ),
+            )
 
 
 def _place(loaded: LoadedSettings, key: str) -> str:

@@ -57,6 +57,11 @@ def _plan(value: Any) -> None:
     tuple(value["metrics"])
 
 
+def _space(value: Any) -> None:
+    _has("best_by", "source")(value)
+    tuple(value["metrics"])
+
+
 def _data(value: Any) -> None:
     _has("digest", "rows")(value)
     dict(value["splits"])
@@ -69,6 +74,7 @@ def _metrics(value: Any) -> None:
 
 _READ: dict[str, Callable[[Any], object]] = {
     "plan": _plan,
+    "space": _space,
     "finished": _finished,
     "rows": _has("digest"),
     "evaluate": evaluation_from,

@@ -24,6 +24,7 @@ from noa_flows._recipe_messages import (
     job_to,
     verification_to,
 )
+from noa_flows._recipe_space import check_space
 from noa_flows._test_data import load_test_data
 from noa_flows.pipeline_values import Conversion, Evaluation, Verification
 from noa_training import (
@@ -173,6 +174,7 @@ def _metrics(values: Message) -> Message:
 
 STEPS: dict[str, Callable[[Message], object]] = {
     "plan": _plan,
+    "space": check_space,
     "finished": _finished,
     "rows": _rows,
     "evaluate": _evaluate,

@@ -60,7 +60,7 @@ def plan_pipeline(
         RecipeError: the recipe or an override is not valid.
         InvalidInputError: the primary metric is none that the recipe measures, or the key that signs cannot be used.
     """
-    name, found = _find_recipe(settings, recipe_name)
+    name, found = find_recipe_settings(settings, recipe_name)
     check_signing(settings.registry.signing)
     chosen = tuple(dict.fromkeys(backends or found.backends))
     threads = settings.training.threads or max(1, (os.cpu_count() or 1) // len(chosen))
@@ -266,8 +266,12 @@ def _wait_for_first_failure(lanes: Sequence[Future[Candidate]]) -> None:
             lane.result()
 
 
-def _find_recipe(settings: Settings, text: str) -> tuple[str | None, RecipeSettings]:
-    """Return the model's name (None: the recipe's own) and where the recipe is."""
+def find_recipe_settings(settings: Settings, text: str) -> tuple[str | None, RecipeSettings]:
+    """Return the model's name (None: the recipe's own) and where the recipe is.
+
+    Raises:
+        NotFoundError: the text is neither a recipe of the settings nor a path; lists those that there are.
+    """
     if text in settings.recipes:
         return text, settings.recipes[text]
     if ":" in text or text.endswith(".py"):

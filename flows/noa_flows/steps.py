@@ -29,10 +29,10 @@ from noa_flows.pipeline_values import Candidate, Conversion, Evaluation, Promoti
 from noa_flows.provenance import capture_environment
 from noa_flows.recipe_process import ask_recipe, keep_recipe_processes
 from noa_flows.training_job import JOB_FOLDER_TAG
-from noa_registry import GateReport, ModelVersion, Registry, VersionDraft
+from noa_registry import Evidence, GateReport, ModelVersion, Registry, VersionDraft
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
@@ -87,8 +87,12 @@ def register_job(
     settings: Settings,
     *,
     actor: str,
+    found_by: Evidence | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> ModelVersion:
     """Seal a job's formats with all that was measured as the next version of its model.
+
+    `found_by` says of what search the job is the outcome, `tags` are kept with the version beside noa's own.
 
     Raises:
         InvalidInputError: the parts contradict each other; nothing was written.
@@ -100,12 +104,18 @@ def register_job(
         native=job.backend,
         input_example=_input_example(job),
         dataset_digest=job.dataset_digest,
-        evidence=(*evaluation.evidence, *verification.evaluation.evidence, verification.evidence),
+        evidence=(
+            *evaluation.evidence,
+            *verification.evaluation.evidence,
+            verification.evidence,
+            *(() if found_by is None else (found_by,)),
+        ),
         run_id=job.run_id,
         git_commit=job.git_commit,
         environment=capture_environment(job.backend),
         params={**job.params, "backend": job.backend},
         tags={
+            **(tags or {}),
             "noa.backend": job.backend,
             "noa.job_id": job.job_id,
             JOB_FOLDER_TAG: str(job.folder),

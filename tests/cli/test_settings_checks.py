@@ -48,6 +48,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ('[endpoints.digits]\nmodel = "digits/1"\nformat = "pickle"\n', ["`endpoints.digits.format`", "never served"]),
         ('[recipes.digits]\npath = "recip.py:make"\n', ["`recipes.digits.path`", ":2:1", "Did you mean `recipe.py`?"]),
+        ('[sweeps.rates]\nrecipe = "recip.py"\n', ["`sweeps.rates.recipe`", ":2:1", "Did you mean `recipe.py`?"]),
+        (
+            '[recipes.digits]\npath = "recipe.py"\n[sweeps.rates]\nrecipe = "digts"\n',
+            ["`sweeps.rates.recipe`", ":4:1", "Did you mean `digits`?"],
+        ),
+        ("[sweeps.rates]\ntrials = 3\n", ["`sweeps.rates`", ":2:1", "no such recipe", "`rates`"]),
         ('[serving]\nhost = "0.0.0.0"\n', ["`0.0.0.0`", ":2:1", "noa api-keys new"]),
         ('[serving]\nkeys_file = "no.pem"\n', ["`serving.keys_file`", ":2:1", "not readable"]),
         ('[gates.digits]\ncheck = "policy.py:check"\n', ["`gates.digits.check`", ":2:1", "policy.py"]),

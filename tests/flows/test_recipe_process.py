@@ -248,17 +248,21 @@ def test_facts_and_errors_cross_the_border_unchanged() -> None:
 
 
 RUNS_RECIPES = {"find_recipe", "load_recipe", "recipe_of", "load_dataset", "load_trained", "finished_job", "run_job"}
-ONLY_THERE = {"_recipe_steps.py", "_test_data.py"}
+ONLY_THERE = {"_recipe_space.py", "_recipe_steps.py", "_test_data.py"}
 OF_ITS_OWN_COMMAND = {"optimisation.py"}  # `noa optimise` measures candidates on the recipe's rows in its own process
 
 
 def test_no_step_of_a_pipeline_can_load_a_recipe() -> None:
     """What loads a recipe, its data or its model is imported by what runs in the recipe's process, and nowhere else."""
     found: set[str] = set()
-    for file in Path(noa_flows.__file__).parent.glob("*.py"):
+    for file in Path(noa_flows.__file__).parent.rglob("*.py"):
         imports = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
         names = {alias.name for node in imports for alias in node.names}
         modules = {node.module for node in imports}
-        if names & RUNS_RECIPES or modules & {"noa_flows._recipe_steps", "noa_flows._test_data"}:
+        if names & RUNS_RECIPES or modules & {
+            "noa_flows._recipe_space",
+            "noa_flows._recipe_steps",
+            "noa_flows._test_data",
+        }:
             found.add(file.name)
     assert found - {"_recipe_child.py"} == ONLY_THERE | OF_ITS_OWN_COMMAND

@@ -52,6 +52,7 @@ EXTRAS = {
     "scan": ("picklescan",),
     "signing": ("model-signing", "pyopenssl"),
     "plots": ("matplotlib",),
+    "sweep": ("optuna", "matplotlib"),
     "images": ("pillow",),
 }
 _LEAST_FREE_BYTES = 1 << 30

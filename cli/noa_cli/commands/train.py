@@ -125,7 +125,7 @@ def show_result(result: PipelineResult, *, as_json: bool, verdict: GateReport | 
             f"promoted {result.promotion.reference} to {result.promotion.alias}, ledger row {result.promotion.sequence}"
         )
     else:
-        console.print_line(_next(result.best.version.reference, verdict))
+        console.print_line(next_step(result.best.version.reference, verdict))
 
 
 def _verdict(settings: Settings, recipe: str, result: PipelineResult) -> GateReport:
@@ -138,7 +138,8 @@ def _verdict(settings: Settings, recipe: str, result: PipelineResult) -> GateRep
         return registry.check(version.name, version.number, alias=alias, actor=actor(), record=False)
 
 
-def _next(reference: str, verdict: GateReport | None) -> str:
+def next_step(reference: str, verdict: GateReport | None) -> str:
+    """Return what to do with a version that was registered, by what the gate says of it."""
     alias = "" if verdict is None or verdict.alias == _USUAL_ALIAS else f" --alias {verdict.alias}"
     promote = f"noa models promote {reference}{alias} --reason ..."
     if verdict is None:

@@ -53,6 +53,7 @@ from noa.settings.registry import (
 )
 from noa.settings.section import Section, is_loopback
 from noa.settings.serving import CodeSettings, PayloadLogSettings, ServingSettings
+from noa.settings.sweeps import ParameterSettings, SweepSettings, check_space
 
 __all__ = [
     "FALLBACK_ARM",
@@ -67,6 +68,7 @@ __all__ = [
     "GateSettings",
     "LoadedSettings",
     "CodeSettings",
+    "ParameterSettings",
     "PayloadLogSettings",
     "PipelineSettings",
     "PipelineStepSettings",
@@ -83,10 +85,12 @@ __all__ = [
     "ServingSettings",
     "Settings",
     "SigningSettings",
+    "SweepSettings",
     "TrackingSettings",
     "TrainingSettings",
     "VerdictSettings",
     "WebhookSettings",
+    "check_space",
     "compare_values",
     "explain",
     "find_project",

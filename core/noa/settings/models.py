@@ -34,6 +34,7 @@ from noa.settings.section import (
     require_loopback,
 )
 from noa.settings.serving import ServingSettings, resolve_serving
+from noa.settings.sweeps import SweepSettings
 
 
 class ProjectSettings(Section):
@@ -158,6 +159,9 @@ class Settings(Section):
     gates: dict[Name, GateSettings] = Field(default={}, description="Gates by model name.")
     webhooks: dict[Alias, WebhookSettings] = Field(default={}, description="Webhooks by name.")
     recipes: dict[Name, RecipeSettings] = Field(default={}, description="Recipes by model name.")
+    sweeps: dict[Name, SweepSettings] = Field(
+        default={}, description="Searches for the best settings of recipes, by name."
+    )
 
     @model_validator(mode="after")
     def _pipelines_have_their_endpoints(self) -> Self:
