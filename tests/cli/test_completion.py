@@ -204,7 +204,7 @@ def test_no_project_no_database_and_broken_ones_offer_nothing_and_say_nothing(
 
 
 def test_runs_are_offered_by_their_beginning_the_newest_first(
-    tmp_path: Path, add_empty_registry: Callable[[Path], None]
+    tmp_path: Path, add_empty_registry: Callable[[Path], None], press_tab: Tab
 ) -> None:
     from noa.settings import load_settings
     from run_kit import T0, Made, write_runs
