@@ -2,6 +2,7 @@
 
 It takes lines of JSON and answers each with the exit code. The packages that a fork has imported, and what of noa, this
 process imports too, so that the next fork finds them: the start of Python and its imports are most of a short command.
+What computes with a framework imports that itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+# A fork has not the threads with which these compute, and waits for them: what imports one is not imported here.
+_THREADED = ("torch", "jax", "onnxruntime")
 # Where modules are that all projects share: a user's own may change between two commands.
 _SHARED = (str(Path(sys.prefix).resolve()), str(Path(sys.base_prefix).resolve()))
 
@@ -71,11 +74,10 @@ def perform(order: dict[str, Any], told: int) -> None:
 
 
 def imported() -> list[str]:
-    """Return the installed packages and the modules of noa that this process has, in the order in which they came.
-
-    Not what packages import by and by: some of it starts threads, which a fork has not.
-    """
+    """Return the installed packages and the modules of noa that this process has, in the order in which they came."""
     found: list[str] = []
+    if any(name in sys.modules for name in _THREADED):
+        return found
     for name, module in list(sys.modules.items()):
         is_package = "." not in name and str(getattr(module, "__file__", None)).startswith(_SHARED)
         if is_package or name.startswith("noa"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from benchmarks.rows import Row
 
-from benchmarks import bench_registry, large_models, many_versions, run_pages, search_pages
+from benchmarks import bench_registry, large_models, many_versions, many_writers, run_pages, search_pages
 
 
 @pytest.mark.slow
@@ -21,6 +21,7 @@ def test_every_part_gives_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_pages, "measure", no_rows)
     monkeypatch.setattr(run_pages, "measure", no_rows)
     monkeypatch.setattr(large_models, "GIGABYTE", 20_000_000)
+    monkeypatch.setattr(many_writers, "WRITERS", 2)
     rows = bench_registry.run(quick=True)
     told = [row.what for row in rows]
     for what in ("resolve", "promote", "register", "open_format", "export", "import"):

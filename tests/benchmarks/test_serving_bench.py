@@ -106,6 +106,7 @@ def test_a_frozen_server_takes_no_processor_time_and_answers_after_it(bench: Ben
         assert all(one.fault is None for one in figures_of(bench, server, model))
 
 
+@pytest.mark.conformance  # the sample of what starts noa is the first test of this file
 @pytest.mark.bentoml
 def test_memory_and_overload_of_noa_are_taken_over_real_swaps_and_connections(bench: Bench, model: ServedModel) -> None:
     project = make_project(bench.folder / "swapping", [model], poll_interval_s=0.05)
@@ -124,6 +125,7 @@ def test_memory_and_overload_of_noa_are_taken_over_real_swaps_and_connections(be
     assert all(path.stat().st_size > 1000 for path in plot(record, bench.folder / "out"))
 
 
+@pytest.mark.conformance
 @pytest.mark.bentoml
 def test_the_start_of_a_package_is_taken_by_its_first_right_answer(bench: Bench, model: ServedModel) -> None:
     found_s = package_start(bench, model, rounds=1)

@@ -92,6 +92,7 @@ def test_the_demo_holds_its_promises_and_leaves_no_process(tmp_path: Path) -> No
     assert processes_of(folder) == []
 
 
+@pytest.mark.chaos  # an end in the middle of a start of services, as below, is the suite's
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.prefect

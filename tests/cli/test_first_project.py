@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from noa_cli.__main__ import run
+from warm_client import WarmProcess
 
 Noa = Callable[..., subprocess.CompletedProcess[str]]
 # Every way to write to standard output; `--json` must stay one JSON document all the same.
@@ -52,6 +54,12 @@ def project(tmp_path_factory: pytest.TempPathFactory, add_empty_registry: Callab
     return root
 
 
+@pytest.fixture(scope="module")
+def noa(project: Path, warm_noa: WarmProcess) -> Noa:
+    """Runs a command that neither trains nor serves, in the project and in a process of its own, which begins warm."""
+    return functools.partial(warm_noa.noa, folder=project)
+
+
 def noa_in(root: Path) -> Noa:
     def call(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "noa_cli", *arguments]
@@ -68,8 +76,8 @@ def trained(project: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def promoted(project: Path, trained: dict[str, object]) -> str:
-    result = noa_in(project)("models", "promote", str(trained["best"]), "--reason", "first", "--expect", "0", "--json")
+def promoted(noa: Noa, trained: dict[str, object]) -> str:
+    result = noa("models", "promote", str(trained["best"]), "--reason", "first", "--expect", "0", "--json")
     assert result.returncode == 0, result.stderr
     return str(trained["best"])
 
@@ -87,18 +95,18 @@ def test_the_users_packages_stay_the_users(project: Path, trained: dict[str, obj
     assert result.stdout.strip() == "the user's training the user's registry the user's serving"
 
 
-def test_show_tells_where_a_version_came_from(project: Path, trained: dict[str, object]) -> None:
-    shown = json.loads(noa_in(project)("models", "show", "digits/1", "--json").stdout)
+def test_show_tells_where_a_version_came_from(noa: Noa, trained: dict[str, object]) -> None:
+    shown = json.loads(noa("models", "show", "digits/1", "--json").stdout)
     assert set(shown["formats"]) == {shown["native"], "onnx"}
     assert shown["dataset_digest"].startswith("sha256:")
     assert shown["environment"]["python"]
     kinds = {fact["kind"] for fact in shown["evidence"]}
     assert kinds == {"metrics", "equivalence", "predictions", "calibration", "latency", "size"}
-    assert noa_in(project)("models", "show", "digits/1").returncode == 0
+    assert noa("models", "show", "digits/1").returncode == 0
 
 
-def test_history_shows_who_when_from_to_and_why(project: Path, promoted: str) -> None:
-    entries = json.loads(noa_in(project)("models", "history", "digits", "--json").stdout)
+def test_history_shows_who_when_from_to_and_why(noa: Noa, promoted: str) -> None:
+    entries = json.loads(noa("models", "history", "digits", "--json").stdout)
     first = entries[-1]
     assert (first["action"], first["from"], first["reason"]) == ("promote", None, "first")
     assert f"digits/{first['to']}" == promoted
@@ -106,23 +114,23 @@ def test_history_shows_who_when_from_to_and_why(project: Path, promoted: str) ->
     assert first["created_at"]
 
 
-def test_a_stale_expectation_is_a_conflict(project: Path, promoted: str) -> None:
-    result = noa_in(project)("models", "promote", "digits/1", "--expect", "99")
+def test_a_stale_expectation_is_a_conflict(noa: Noa, promoted: str) -> None:
+    result = noa("models", "promote", "digits/1", "--expect", "99")
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     assert "99" in result.stderr
 
 
-def test_a_rollback_with_nothing_before_is_refused(project: Path, promoted: str) -> None:
-    result = noa_in(project)("models", "rollback", "digits")
+def test_a_rollback_with_nothing_before_is_refused(noa: Noa, promoted: str) -> None:
+    result = noa("models", "rollback", "digits")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
 
 
-def test_predict_in_process_and_stock_mlflow_give_the_same_numbers(project: Path, promoted: str) -> None:
+def test_predict_in_process_and_stock_mlflow_give_the_same_numbers(project: Path, noa: Noa, promoted: str) -> None:
     values = [[[[0.25] * 8] * 8]] * 3
     (project / "in.json").write_text(json.dumps({"image": values}))
-    ours = json.loads(noa_in(project)("predict", "digits@champion", "--input", "in.json").stdout)
+    ours = json.loads(noa("predict", "digits@champion", "--input", "in.json").stdout)
     code = (
         "import json, sys, numpy as np, mlflow, logging\n"
         "mlflow.set_tracking_uri(sys.argv[1])\n"
@@ -147,9 +155,9 @@ def test_predict_in_process_and_stock_mlflow_give_the_same_numbers(project: Path
         ("[" * 100_000, ["nested too deeply"]),
     ],
 )
-def test_bad_input_names_the_field(project: Path, promoted: str, content: str, words: list[str]) -> None:
+def test_bad_input_names_the_field(project: Path, noa: Noa, promoted: str, content: str, words: list[str]) -> None:
     (project / "bad.json").write_text(content)
-    result = noa_in(project)("predict", promoted, "--input", "bad.json")
+    result = noa("predict", promoted, "--input", "bad.json")
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     for word in words:
@@ -208,14 +216,14 @@ def test_each_wrong_argument_gets_one_clear_line(
         assert word in err
 
 
-def test_serve_answers_and_a_used_port_is_refused(project: Path, promoted: str) -> None:
+def test_serve_answers_and_a_used_port_is_refused(project: Path, noa: Noa, promoted: str) -> None:
     with Serving(project, "digits@champion") as url:
         port = url.rsplit(":", 1)[1]
         (project / "in.json").write_text(json.dumps({"image": [[[[0.5] * 8] * 8]]}))
-        answer = json.loads(noa_in(project)("predict", "digits", "--input", "in.json", "--url", url).stdout)
+        answer = json.loads(noa("predict", "digits", "--input", "in.json", "--url", url).stdout)
         assert f"{answer['model']}/{answer['version']}" == promoted
         assert answer["digest"].startswith("sha256:")
-        taken = noa_in(project)("serve", "digits@champion", "--port", port)
+        taken = noa("serve", "digits@champion", "--port", port)
         assert taken.returncode == 1
         assert f"port {port}" in taken.stderr
         assert "in use" in taken.stderr
@@ -257,19 +265,21 @@ def iterate_lines(process: subprocess.Popen[str]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
-def test_serve_computes_in_the_native_format_too(project: Path, trained: dict[str, object], backend: str) -> None:
+def test_serve_computes_in_the_native_format_too(
+    project: Path, noa: Noa, trained: dict[str, object], backend: str
+) -> None:
     candidates = trained["candidates"]
     assert isinstance(candidates, list)
     reference = next(row["reference"] for row in candidates if row["backend"] == backend)
     (project / "some.json").write_text(json.dumps({"image": [[[[0.1 * i] * 8] * 8] for i in range(5)]}))
     overrides = ("-o", f"endpoints.native.model={reference}", "-o", f"endpoints.native.format={backend}")
     with Serving(project, "native", *overrides) as url:
-        answer = json.loads(noa_in(project)("predict", "native", "--input", "some.json", "--url", url).stdout)
-    onnx = json.loads(noa_in(project)("predict", reference, "--input", "some.json").stdout)
+        answer = json.loads(noa("predict", "native", "--input", "some.json", "--url", url).stdout)
+    onnx = json.loads(noa("predict", reference, "--input", "some.json").stdout)
     assert np.allclose(answer["outputs"]["logits"], onnx["outputs"]["logits"], atol=1e-4)
 
 
-def test_an_alias_moved_in_mlflow_is_found_never_followed_and_repaired(project: Path, promoted: str) -> None:
+def test_an_alias_moved_in_mlflow_is_found_never_followed_and_repaired(project: Path, noa: Noa, promoted: str) -> None:
     code = (
         "import sys, mlflow; c = mlflow.MlflowClient(sys.argv[1], sys.argv[1])\n"
         "c.set_registered_model_alias('digits', 'champion', sys.argv[2])"
@@ -277,29 +287,31 @@ def test_an_alias_moved_in_mlflow_is_found_never_followed_and_repaired(project: 
     url = f"sqlite:///{project / '.noa' / 'noa.db'}"
     other = "1" if promoted.endswith("/2") else "2"
     subprocess.run([sys.executable, "-c", code, url, other], capture_output=True, check=True, cwd=project.parent)
-    found = noa_in(project)("models", "verify")
+    found = noa("models", "verify")
     assert found.returncode == 1
     assert "champion" in found.stdout
-    shown = json.loads(noa_in(project)("models", "show", "digits@champion", "--json").stdout)
+    shown = json.loads(noa("models", "show", "digits@champion", "--json").stdout)
     assert shown["reference"] == promoted
-    repaired = json.loads(noa_in(project)("models", "verify", promoted, "--repair", "--json").stdout)
+    repaired = json.loads(noa("models", "verify", promoted, "--repair", "--json").stdout)
     assert any("champion" in text for text in repaired["repaired"])
-    assert noa_in(project)("models", "verify", promoted).returncode == 0
+    assert noa("models", "verify", promoted).returncode == 0
 
 
-def test_convert_writes_a_proven_copy(project: Path, trained: dict[str, object]) -> None:
+def test_convert_writes_a_proven_copy(project: Path, noa: Noa, trained: dict[str, object]) -> None:
     out = project / "copied"
     for reference in ("digits/1", "digits/2"):
-        result = noa_in(project)("convert", reference, "--output", str(out / reference.replace("/", "-")), "--json")
+        result = noa("convert", reference, "--output", str(out / reference.replace("/", "-")), "--json")
         assert result.returncode == 0, result.stderr
         assert json.loads(result.stdout)["evidence"]
     assert {path.name for path in (out / "digits-1").iterdir()} >= {"model.onnx", "signature.json"}
 
 
-def test_verify_finds_a_flipped_byte_and_a_tampered_version_is_not_promoted(project: Path, promoted: str) -> None:
+def test_verify_finds_a_flipped_byte_and_a_tampered_version_is_not_promoted(
+    project: Path, noa: Noa, promoted: str
+) -> None:
     """The version is the one that was not promoted; it is put back, as other tests want it."""
     reference = "digits/1" if promoted == "digits/2" else "digits/2"
-    shown = json.loads(noa_in(project)("models", "show", reference, "--json").stdout)
+    shown = json.loads(noa("models", "show", reference, "--json").stdout)
     weights = Path(shown["formats"]["onnx"]["folder"]) / "model.onnx"
     sealed, mode = weights.read_bytes(), weights.stat().st_mode
     data = bytearray(sealed)
@@ -308,25 +320,25 @@ def test_verify_finds_a_flipped_byte_and_a_tampered_version_is_not_promoted(proj
     weights.chmod(0o644)
     try:
         weights.write_bytes(data)
-        assert_is_refused_everywhere(project, reference, champion=promoted)
+        assert_is_refused_everywhere(noa, reference, champion=promoted)
     finally:
         weights.write_bytes(sealed)
         weights.chmod(mode)
-    assert noa_in(project)("predict", reference, "--input", "one.json").returncode == 0
+    assert noa("predict", reference, "--input", "one.json").returncode == 0
 
 
-def assert_is_refused_everywhere(project: Path, reference: str, *, champion: str) -> None:
-    verified = noa_in(project)("models", "verify")
+def assert_is_refused_everywhere(noa: Noa, reference: str, *, champion: str) -> None:
+    verified = noa("models", "verify")
     assert verified.returncode == 1
     assert "model.onnx" in verified.stdout
-    refused = noa_in(project)("models", "promote", reference)
+    refused = noa("models", "promote", reference)
     assert refused.returncode == 1
     assert "model.onnx" in refused.stdout + refused.stderr
-    held = json.loads(noa_in(project)("models", "list", "--json").stdout)
+    held = json.loads(noa("models", "list", "--json").stdout)
     assert held[0]["aliases"]["champion"] == int(champion.split("/")[1])
-    predicted = noa_in(project)("predict", reference, "--input", "one.json")
+    predicted = noa("predict", reference, "--input", "one.json")
     assert (predicted.returncode, "model.onnx" in predicted.stderr) == (1, True)
-    served = noa_in(project)("serve", reference, "--port", "0")
+    served = noa("serve", reference, "--port", "0")
     assert served.returncode == 1
     assert len(served.stderr.splitlines()) == 1
     assert "model.onnx" in served.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -48,6 +49,16 @@ def commands(page: Path) -> list[str]:
     return found
 
 
+# A page's blocks, one after the other as somebody types them, but none has a name that another gave to something.
+IN_TURN = """
+import json, warnings
+
+for warn, block in json.loads({blocks!r}):
+    warnings.resetwarnings()
+    warnings.simplefilter(warn)
+    print(block, flush=True)
+    exec(compile(block, "<block>", "exec"), {{"__name__": "__main__"}})
+"""
 WRAPPED = [
     page
     for page in PAGES
@@ -92,7 +103,7 @@ def test_every_noa_command_in_the_docs_parses(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def warm_python() -> Iterator[WarmProcess]:
-    """Runs a block of a page in a process of its own, which finds what blocks before it have imported."""
+    """Runs the blocks of a page in a process of its own, which finds what pages before it have imported."""
     process = WarmProcess()
     yield process
     process.close()
@@ -104,14 +115,15 @@ def test_python_in_the_docs_runs(
 ) -> None:
     if any('Registry.open(load_settings(Path("."))' in block for block in blocks(page, "python")):
         add_empty_registry(tmp_path)
+    run: list[tuple[str, str]] = []
     for block in blocks(page, "python"):
         if block.startswith("# not run:"):
             compile(block, str(page), "exec")
             continue
         # MLflow warns of its own insides whenever it loads a model.
-        warn = "default" if "import mlflow" in block else "error"
-        result = warm_python.script(block, folder=tmp_path, warnings=warn)
-        assert result.returncode == 0, f"{page.name}:\n{block}\n{result.stderr}"
+        run.append(("default" if "import mlflow" in block else "error", block))
+    result = warm_python.script(IN_TURN.format(blocks=json.dumps(run)), folder=tmp_path)
+    assert result.returncode == 0, f"{page.name}:\n{result.stdout}\n{result.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -72,12 +72,17 @@ def main(request: dict[str, Any]) -> None:
     warm_up(place)
     gc.freeze()  # a fork that collects garbage would copy every page
     rehearsed: dict[str, Rehearsal] = {}
+    labels: dict[str, list[str]] = {}
     for line in sys.stdin:
         order = json.loads(line)
         operation = next(one for one in OPERATIONS if one.name == order["operation"])
+        if order.get("sample") == 0 and operation.name in labels:
+            print(json.dumps({"labels": labels[operation.name], "killed": 0, "problems": []}), flush=True)
+            continue
         if operation.name not in rehearsed:
             rehearsed = {operation.name: prepare(place, backing, operation)}
         rehearsal = rehearsed[operation.name]
+        labels[operation.name] = rehearsal.labels
         if order["fault"] == "kill":
             answer = interrupt(place, backing, operation, rehearsal, order)
         else:

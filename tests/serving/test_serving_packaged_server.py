@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.http as triton
-from packaged_kit import ask, begin, end, predict, running, wait_for
+from packaged_kit import Packaged, ask, begin, end, link_environment, predict, running, wait_for
 from serving_kit import Project, affine_model, endpoint, make_project
 
 from certificates import Authority
@@ -170,13 +170,46 @@ class _Quiet:
         return 0
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_lean_set_is_enough_in_a_fresh_environment(tmp_path: Path, empty_state: Path) -> None:
-    """Build the Bento, install nothing but its requirements, serve it, and ask it as Triton's client does."""
+NOT_SERVING = ("torch", "jax", "mlflow", "sqlalchemy", "noa_registry")
+
+
+def asks_as_triton_does(packaged: Packaged) -> None:
+    client = triton.InferenceServerClient(f"127.0.0.1:{packaged.port}")
+    tensor = triton.InferInput("x", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.array([[1, 2, 3, 4]], np.float32))
+    assert client.infer("digits", [tensor]).as_numpy("y").tolist() == [[3.0, 6.0, 9.0, 12.0]]
+    client.close()
+    assert packaged.stop() == 0
+
+
+def finds(python: Path, modules: tuple[str, ...]) -> list[str]:
+    """Return those of the modules that an environment has."""
+    code = "import importlib.util, sys; print(*filter(importlib.util.find_spec, sys.argv[1:]))"
+    command = [python, "-I", "-c", code, *modules]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.fixture
+def tripled(tmp_path: Path, empty_state: Path) -> Path:
+    """The package of a model with the scale 3."""
     project = make_project(tmp_path / "project", empty_state)
     project.publish("digits", affine_model(3.0))
-    package = packed(project, tmp_path / "package", model="digits@champion")
+    return packed(project, tmp_path / "package", model="digits@champion")
+
+
+def test_the_lean_set_is_enough_where_nothing_else_is_installed(tripled: Path, tmp_path: Path) -> None:
+    python = link_environment(tmp_path / "venv", tripled)
+    assert finds(python, (*NOT_SERVING, "noa_serving")) == ["noa_serving"]
+    with running(tripled, tmp_path / "run", python=python) as packaged:
+        asks_as_triton_does(packaged)
+
+
+@pytest.mark.conformance  # the sample is the test above
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_lean_set_is_enough_in_a_fresh_environment(tripled: Path, tmp_path: Path) -> None:
+    """Build the Bento, install nothing but its requirements, serve it, and ask it as Triton's client does."""
+    package = tripled
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     install = [python, "-m", "pip", "install", "-q", "--no-compile", "-r", "requirements.txt"]
@@ -188,16 +221,8 @@ def test_the_lean_set_is_enough_in_a_fresh_environment(tmp_path: Path, empty_sta
     assert build_manifest(bento / "src" / "model") == build_manifest(package / "model")
     docker = (bento / "env" / "docker" / "Dockerfile").read_text()
     assert docker.index("./src/wheels") < docker.index("pip install -r")
-    for module in ("torch", "jax", "mlflow", "sqlalchemy", "noa_registry"):
-        found = subprocess.run([python, "-c", f"import {module}"], capture_output=True, text=True, check=False)
-        assert "ModuleNotFoundError" in found.stderr
+    assert finds(python, NOT_SERVING) == []
     for number, what in enumerate((package, bento)):
         with running(what, tmp_path / f"run{number}", python=python) as packaged:
-            client = triton.InferenceServerClient(f"127.0.0.1:{packaged.port}")
-            tensor = triton.InferInput("x", [1, 4], "FP32")
-            tensor.set_data_from_numpy(np.array([[1, 2, 3, 4]], np.float32))
-            answer = client.infer("digits", [tensor])
-            assert answer.as_numpy("y").tolist() == [[3.0, 6.0, 9.0, 12.0]]
-            client.close()
-            assert packaged.stop() == 0
+            asks_as_triton_does(packaged)
     assert Path(sys.executable) != python

@@ -25,6 +25,7 @@ from noa_serving import Client, start_server
 from noa_serving._application import compute_threads
 from noa_serving._format_choice import choose_format
 from noa_serving._runtimes import Runtimes
+from samples import mostly
 
 FEATURES = 4
 SIGNATURE = Signature(
@@ -84,7 +85,7 @@ def register(project: Project, name: str, native: str, folder: Path) -> None:
 @pytest.mark.torch
 @pytest.mark.jax
 @pytest.mark.bentoml
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", mostly("conformance", [1, 2], sample=[2]))
 def test_models_and_versions_of_three_runtimes_share_a_process_and_its_threads(
     tmp_path: Path, empty_state: Path, workers: int
 ) -> None:
