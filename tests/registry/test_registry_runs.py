@@ -19,6 +19,7 @@ from benchmarks import run_pages
 from noa.errors import InvalidInputError, NotFoundError
 from noa.settings import RegistrySettings
 from noa_registry import MetricRow, Tracker, open_tracker
+from noa_registry.mlflow_schema import import_mlflow
 from noa_registry.runs import RunBook, RunPage, curves, open_runs
 from noa_registry.runs.curve_plot import save_curves
 from noa_registry.runs.datasets import DatasetInput
@@ -241,6 +242,7 @@ def test_the_metric_of_a_run_is_that_of_its_best_epoch_or_the_last_one(
 def test_what_stock_mlflow_wrote_is_shown_and_the_version_that_was_registered_from_it(
     settings: RegistrySettings, book: RunBook, tmp_path: Path
 ) -> None:
+    import_mlflow()
     from mlflow import MlflowClient
 
     client: Any = MlflowClient(settings.database_url, settings.database_url)
@@ -269,6 +271,7 @@ def test_what_stock_mlflow_wrote_is_shown_and_the_version_that_was_registered_fr
 def test_a_dataset_is_kept_as_stock_mlflow_keeps_it_and_shown(
     settings: RegistrySettings, book: RunBook, tracker: Tracker
 ) -> None:
+    import_mlflow()
     from mlflow import MlflowClient
     from mlflow.entities import Dataset, InputTag
     from mlflow.entities import DatasetInput as StockInput

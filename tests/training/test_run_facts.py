@@ -14,6 +14,7 @@ import pytest
 from noa.digests import digest_json
 from noa.errors import RecipeError, TrainingError
 from noa.settings import RegistrySettings, Settings
+from noa_registry.mlflow_schema import import_mlflow
 from noa_registry.runs import RunDetails, open_runs
 from noa_registry.runs.files import RunFiles
 from noa_training import environment, nvml
@@ -74,6 +75,7 @@ def run_of(registry: RegistrySettings, run_id: str) -> tuple[RunDetails, dict[st
 def test_a_run_holds_commit_difference_environment_data_configuration_and_files(
     jobs: Jobs, registry: RegistrySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import_mlflow()
     from mlflow.data.schema import TensorDatasetSchema
 
     monkeypatch.setenv("MY_PASSWORD", "correct-horse")
