@@ -53,6 +53,7 @@ from noa.settings.registry import (
 )
 from noa.settings.section import Section, is_loopback
 from noa.settings.serving import CodeSettings, PayloadLogSettings, ServingSettings
+from noa.settings.streams import Feed, StopSettings, StreamSettings, parse_feed
 
 __all__ = [
     "FALLBACK_ARM",
@@ -63,6 +64,7 @@ __all__ = [
     "CompareWay",
     "ConversionSettings",
     "EndpointSettings",
+    "Feed",
     "FlowsSettings",
     "GateSettings",
     "LoadedSettings",
@@ -83,6 +85,8 @@ __all__ = [
     "ServingSettings",
     "Settings",
     "SigningSettings",
+    "StopSettings",
+    "StreamSettings",
     "TrackingSettings",
     "TrainingSettings",
     "VerdictSettings",
@@ -99,6 +103,7 @@ __all__ = [
     "load_settings",
     "mean_of",
     "model_at",
+    "parse_feed",
     "user_settings_file",
     "what_was_meant",
 ]
