@@ -11,11 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from noa.errors import DependencyMissingError, InvalidInputError, NoaError, SettingsError
+from noa.errors import (
+    DependencyMissingError,
+    InvalidInputError,
+    NoaError,
+    NotFoundError,
+    SettingsError,
+    SignatureError,
+)
 from noa.references import parse_reference
 
 if TYPE_CHECKING:
     from noa.settings import LoadedSettings, RegistrySettings, Settings, WebhookSettings
+    from noa_registry import ModelVersion, Registry
 
 SIGNING = "registry.signing"
 _SHOWN = 10
@@ -38,6 +46,7 @@ def find_mistakes(loaded: LoadedSettings) -> Iterator[SettingsError]:
         *_signing(settings),
         *_webhooks(settings),
         *_endpoints(settings),
+        *_streams(settings),
         *_files(settings),
         *_sweeps(settings),
         *_serving(settings),
@@ -174,6 +183,35 @@ def _endpoints(settings: Settings) -> _Mistakes:
                     remedy=_did_you_mean(format, formats),
                 ),
             )
+
+
+def _streams(settings: Settings) -> _Mistakes:
+    """Streams that do not fit the model which an endpoint would serve now; what is not registered is known later."""
+    from noa_cli._registry import open_registry
+    from noa_serving.stream_fit import fit_stream
+
+    streaming = {name: one for name, one in settings.endpoints.items() if one.stream.is_on}
+    if not streaming:
+        return
+    try:
+        with open_registry(settings) as registry:
+            versions = {name: _resolved(registry, endpoint.model) for name, endpoint in streaming.items()}
+    except NoaError:  # the settings are valid also where the database does not answer, and a warning tells of that
+        return
+    for name, version in versions.items():
+        if version is not None:
+            try:
+                fit_stream(streaming[name].stream, version.signature)
+            except SignatureError as exc:
+                exc.what = f"{exc.what}, with `{version.reference}`"
+                yield f"endpoints.{name}.{exc.facts['field']}", exc
+
+
+def _resolved(registry: Registry, reference: str) -> ModelVersion | None:
+    try:
+        return registry.resolve(reference)
+    except NotFoundError:
+        return None
 
 
 def _serving(settings: Settings) -> _Mistakes:

@@ -23,11 +23,13 @@ from noa_serving._server_process import (
 from noa_serving._tls import client_context, own_server_context
 from noa_serving.async_client import AsyncClient
 from noa_serving.client import Client
+from noa_serving.client_streams import AsyncStepStream, Step, StepStream, StreamEnd
 
 __all__ = [
     "READY_PATH",
     "STARTED_PATH",
     "AsyncClient",
+    "AsyncStepStream",
     "Client",
     "NoAnswerError",
     "Prediction",
@@ -35,6 +37,9 @@ __all__ = [
     "ServerAddress",
     "ServerCommand",
     "ServerProcess",
+    "Step",
+    "StepStream",
+    "StreamEnd",
     "check_endpoints",
     "check_exposure",
     "check_port",

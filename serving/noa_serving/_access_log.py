@@ -87,6 +87,8 @@ def line_of(record: Record) -> dict[str, object]:
         line |= {"model": model, "version": number, "digest": digest, "items": record.items}
     if record.arm:
         line["arm"] = record.arm
+    if record.stream is not None:
+        line |= {"steps": record.stream.steps, "ended": record.stream.reason}
     if record.stages is not None:
         line["stages"] = {stage: ns / 1e9 for stage, ns in zip(STAGES, record.stages, strict=False)}
     if record.trace_id is not None:

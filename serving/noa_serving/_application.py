@@ -38,6 +38,7 @@ from noa_serving._scopes import View, require_scope, view_of
 from noa_serving._served_tls import ServedTls
 from noa_serving._shared_memory import SharedRegions
 from noa_serving._stages import Passage
+from noa_serving._stream_routes import StreamRoutes, no_streams
 from noa_serving._traffic import with_arms
 from noa_serving.api_keys import KeyFile
 
@@ -156,6 +157,7 @@ class Application:
         self.models = Models(self.endpoints, extensions=extensions, max_batch_items=settings.max_batch_items)
         self._metrics: list[RouteMetrics] = []
         self._hot = self._hot_routes()
+        self.streams = StreamRoutes(endpoints, self._count_in, max_batch_items=settings.max_batch_items)
 
     def find_hot(self, path: str) -> HotRoute | None:
         """Return the route on which a model computes for `POST path`, or None."""
@@ -237,12 +239,7 @@ class Application:
         return routes
 
     def _route(self, endpoint: Endpoint, name: str, read: Callable[..., Prepared]) -> HotRoute:
-        metrics = RouteMetrics(endpoint.name, name)
-        self._metrics.append(metrics)
-        by_arm: dict[str, RouteMetrics] = {}
-        if endpoint.traffic is not None:
-            by_arm = {arm: RouteMetrics(endpoint.name, name, arm) for arm in endpoint.traffic.answering_names}
-            self._metrics += by_arm.values()
+        metrics, by_arm = self._count_in(endpoint, name)
         return HotRoute(
             endpoint=endpoint,
             metrics=metrics,
@@ -251,6 +248,16 @@ class Application:
             by_arm=by_arm,
             mirror=None if self.shadows is None else self.shadows.mirror(endpoint.name),
         )
+
+    def _count_in(self, endpoint: Endpoint, route: str) -> tuple[RouteMetrics, dict[str, RouteMetrics]]:
+        """Return what counts the requests of an endpoint on a route: as a whole, and by arm where it has some."""
+        metrics = RouteMetrics(endpoint.name, route)
+        self._metrics.append(metrics)
+        by_arm: dict[str, RouteMetrics] = {}
+        if endpoint.traffic is not None:
+            by_arm = {arm: RouteMetrics(endpoint.name, route, arm) for arm in endpoint.traffic.answering_names}
+            self._metrics += by_arm.values()
+        return metrics, by_arm
 
     def _find_versioned(self, path: str) -> HotRoute | None:
         parts = path.split("/")
@@ -264,7 +271,7 @@ class Application:
 
     def _answer(self, method: str, path: str, body: bytes, view: View) -> Response:
         parts = path.strip("/").split("/")
-        if self.find_hot(path) is not None:
+        if self.find_hot(path) is not None or self.streams.find(path) is not None:
             _require_method(method, "POST")
         if parts[:2] == ["v2", "models"] and len(parts) >= 3:
             return _answer_model(view, method, parts[2:])
@@ -275,6 +282,8 @@ class Application:
             return self._answer_shared_memory(method, parts[2:], body)
         if parts[0] in _NAMELESS and len(parts) <= 2:
             raise _no_predict_route(view, parts)
+        if len(parts) == 3 and (parts[0], parts[2]) == ("predict", "stream"):
+            raise no_streams(view.models.find(parts[1]).name)
         answer = {
             "": lambda: _index(view),
             "v2": lambda: json_response(view.models.server()),
@@ -322,7 +331,10 @@ class Application:
 
     def _describe(self, endpoint: Endpoint) -> dict[str, object]:
         shadows = {} if self.shadows is None else self.shadows.rows(endpoint.name)
-        return {**describe(endpoint), **({"shadows": shadows} if shadows else {})}
+        table = {**describe(endpoint), **({"shadows": shadows} if shadows else {})}
+        if (counts := self.streams.counts.get(endpoint.name)) is not None:
+            table["streams"] = {"active": counts.active, "max_streams": counts.max_streams, "steps": counts.steps}
+        return table
 
     def render_own_metrics(self) -> bytes:
         """Return what this worker has counted, as Prometheus text."""
@@ -337,6 +349,7 @@ class Application:
             logs=[] if self.observer is None else self.observer.counts(),
             tls=self.tls,
             shadows=self.shadows,
+            streams=self.streams.counts.values(),
             worker=os.getpid(),
         )
 
@@ -474,6 +487,9 @@ def _answer_model(view: View, method: str, parts: list[str]) -> Response:
         "config": lambda: json_response(view.models.config(name, version)),
     }.get("/".join(rest))
     if answer is None:
+        if rest == ["generate_stream"]:
+            parse_version(name, version)
+            raise no_streams(endpoint.name)
         raise NotFoundError(f"no route `{'/'.join(rest)[:80]}` below model `{endpoint.name}`")
     _require_method(method, "GET")
     return answer()

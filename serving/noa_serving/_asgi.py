@@ -5,11 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from noa_serving._admission import Place
 from noa_serving._application import Application, HotRoute
+from noa_serving._asgi_messages import (
+    DisconnectedError,
+    Message,
+    Receive,
+    Send,
+    check_length,
+    read_body,
+    read_charged,
+    send_response,
+    wait_gone,
+)
+from noa_serving._asgi_streams import StreamAnswers
 from noa_serving._deadline import Deadline, asked_timeout_s
 from noa_serving._guard import Peer
 from noa_serving._http import Headers, RequestRefusedError, Response, header_table, refuse
@@ -20,18 +31,11 @@ if TYPE_CHECKING:
     from noa_serving._observer import Watch
 
 T = TypeVar("T")
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 log = logging.getLogger("noa.serving")
 
 _MAX_CONTROL_BODY_BYTES = 64 << 10
 _MAX_TOLD_PATH = 256
-
-
-class _DisconnectedError(Exception):
-    """The client is gone; there is nobody to answer."""
 
 
 class AsgiApplication:
@@ -48,16 +52,19 @@ class AsgiApplication:
         self._on_startup = on_startup
         self._on_shutdown = on_shutdown
         self._timeout_s = application.settings.timeout_s
+        self._streams = StreamAnswers(application)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one connection's event as ASGI asks for it."""
         kind = scope["type"]
         if kind == "http":
-            route = self._application.find_hot(scope["path"]) if scope["method"] == "POST" else None
-            if route is None:
-                await self._serve_control(scope, receive, send)
-            else:
+            is_post, path = scope["method"] == "POST", scope["path"]
+            if is_post and (route := self._application.find_hot(path)) is not None:
                 await self._serve_hot(route, scope, receive, send)
+            elif is_post and (found := self._application.streams.find(path)) is not None:
+                await self._streams.answer(*found, scope, receive, send)
+            else:
+                await self._serve_control(scope, receive, send)
         elif kind == "lifespan":
             await self._live(receive, send)
         elif kind == "websocket":
@@ -71,7 +78,7 @@ class AsgiApplication:
         metrics = route.metrics
         try:
             response, metrics = await self._compute(route, headers, receive, peer, watch)
-        except _DisconnectedError:
+        except DisconnectedError:
             return
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
             response = refuse(exc)
@@ -94,18 +101,10 @@ class AsgiApplication:
             watch.client = grant.who or watch.client
         if route.endpoint.current is None:
             route.require()
-        limit = application.settings.max_body_bytes
-        _check_length(headers, limit)
+        check_length(headers, application.settings.max_body_bytes)
         deadline = Deadline.after(self._timeout_s).within(asked_timeout_s(headers))
         with application.computing.enter() as place:
-            length = headers.get(b"content-length", b"")
-            is_known = length.isdigit()
-            if is_known:
-                place.reserve(int(length))
-            application.guard.charge(grant, int(length) if is_known else 0, peer)
-            body = await self._read_body(receive, limit, None if is_known else place)
-            if not is_known:
-                application.guard.charge_bytes(grant, len(body), peer)
+            body = await read_charged(application, grant, headers, receive, peer=peer, place=place)
             prepared = route.prepare(headers, body, grant.who)
             if watch is not None:
                 watch.take(prepared)
@@ -114,23 +113,11 @@ class AsgiApplication:
                 work = _unless_gone(work, receive)
             try:
                 response = prepared.encode(await work)
-            except _DisconnectedError:
+            except DisconnectedError:
                 raise
             except Exception as exc:  # noqa: BLE001  # it is counted where the answer would have been
                 response = refuse(exc)
             return response, prepared.counted_in(route.metrics)
-
-    async def _read_body(self, receive: Receive, limit: int, place: Place | None = None) -> bytes:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await _receive_body(receive, limit, place)
-        except TimeoutError as exc:
-            raise RequestRefusedError(
-                "the request's body did not arrive in time",
-                status=408,
-                expected=f"all of it within {self._timeout_s:g} s",
-                close=True,
-            ) from exc
 
     async def _serve_control(self, scope: Message, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
@@ -138,7 +125,7 @@ class AsgiApplication:
         watch = self._watch(scope["path"][:_MAX_TOLD_PATH], CONTROL, headers, peer, start)
         try:
             answer = await self._answer_control(scope, headers, receive, watch)
-        except _DisconnectedError:
+        except DisconnectedError:
             return
         await send_response(send, answer)
         if watch is not None:
@@ -150,8 +137,8 @@ class AsgiApplication:
         body = b""
         if scope["method"] == "POST":
             try:
-                _check_length(headers, _MAX_CONTROL_BODY_BYTES)
-                body = await self._read_body(receive, _MAX_CONTROL_BODY_BYTES)
+                check_length(headers, _MAX_CONTROL_BODY_BYTES)
+                body = await read_body(receive, _MAX_CONTROL_BODY_BYTES, timeout_s=self._timeout_s)
             except RequestRefusedError as exc:
                 # A mistyped name is told as such, however large the body for it is.
                 unknown = self._application.refuse_unknown(scope["path"], headers) if exc.status == 413 else None
@@ -198,59 +185,12 @@ async def refuse_host(scope: Message, receive: Receive, send: Send) -> None:
 async def _unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
     """Return the result of `work`, and cancel it if the client goes away before that."""
 
-    async def wait_gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(wait_gone())
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(wait_gone(receive))
     try:
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise _DisconnectedError
+            raise DisconnectedError
         return working.result()
     finally:
         working.cancel()
         gone.cancel()
-
-
-async def _receive_body(receive: Receive, limit: int, place: Place | None) -> bytes:
-    """Return the body. Where nobody said how long it is, its bytes are counted with `place` as they come."""
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        body = cast("bytes", message.get("body", b""))
-        if len(body) > limit:
-            raise _too_large(limit, len(body))
-        return body
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        if message["type"] != "http.request":
-            raise _DisconnectedError
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > limit:
-            raise _too_large(limit, size)
-        if place is not None:
-            place.reserve(len(chunks[-1]))
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-        message = await receive()
-
-
-def _check_length(headers: Headers, limit: int) -> None:
-    length = headers.get(b"content-length")
-    if length is not None and length.isdigit() and (len(length) > 18 or int(length) > limit):
-        raise _too_large(limit, length[:24].decode())
-
-
-def _too_large(limit: int, received: object) -> RequestRefusedError:
-    return RequestRefusedError(
-        "the body is too large", status=413, expected=f"at most {limit} bytes", received=received, close=True
-    )
-
-
-async def send_response(send: Send, response: Response) -> None:
-    """Send one whole answer."""
-    length = (b"content-length", str(len(response.body)).encode())
-    await send({"type": "http.response.start", "status": response.status, "headers": [length, *response.headers]})
-    await send({"type": "http.response.body", "body": response.body})

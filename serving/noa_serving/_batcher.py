@@ -209,6 +209,8 @@ class _Lane:
         self.items = 0
         self.runs: list[_Run] = []
         self.handle: asyncio.Handle | None = None
+        self.comes_back = False
+        """Whether there are steps of streams in it: who was answered asks for the next one in the very turn."""
         self._waiting = waiting
 
     def append(self, job: Job) -> None:
@@ -286,8 +288,8 @@ class QueueBatcher:
         """Items that wait and have not begun."""
         return self._waiting.items
 
-    def add(self, job: Job) -> None:
-        """Queue a job.
+    def add(self, job: Job, *, comes_back: bool = False) -> None:
+        """Queue a job. One that `comes_back` is a step of a stream, whose next one is asked for when it is answered.
 
         Raises:
             RequestRefusedError: 503 with `Retry-After`; the queue is full, or what is in it takes until the deadline.
@@ -297,6 +299,8 @@ class QueueBatcher:
         self._refuse_hopeless(lane, job)
         loop = asyncio.get_running_loop()
         self._lanes[lane.key] = lane
+        if comes_back:
+            lane.comes_back = True
         lane.append(job)
         job.timer = loop.call_later(job.deadline.left_s(), job.expire)
         self._schedule(loop, lane)
@@ -402,7 +406,8 @@ class QueueBatcher:
     ) -> None:
         stall.cancel()
         lane.runs.remove(run)
-        self._send(loop, lane)  # the model works on while these answers are written
+        if not lane.comes_back:
+            self._send(loop, lane)  # the model works on while these answers are written
         for job in batch:
             job.place.give_back()
         if not work.cancelled():
@@ -412,6 +417,8 @@ class QueueBatcher:
                 lane.pace.observe(lane.generation.cost.estimate_s(items), seconds)
             for job, outcome in zip(jobs, outcomes, strict=True):
                 job.tell(outcome)
+        if lane.comes_back and lane.jobs:
+            self._schedule(loop, lane)  # with the next steps of those that were answered, else streams run by turns
         if not lane.jobs and not lane.runs:
             self._lanes.pop(lane.key, None)
 

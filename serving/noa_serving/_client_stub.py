@@ -19,6 +19,8 @@ def curl_examples(generation: Generation, example: object) -> list[str]:
     if example is not None:
         body = orjson.dumps(example).decode().replace("'", "'\\''")
         lines.append(f"curl -H 'content-type: application/json' -d '{body}' http://HOST:PORT/predict/{name}")
+        if generation.stream is not None:  # `-N`: curl shows each event when it comes
+            lines.append(f"{lines[0].replace('curl ', 'curl -N ', 1)}/stream")
     kind, suffix = ("npy", ".npy") if len(generation.input_names) == 1 else ("npz", ".npz")
     lines.append(
         f"curl -H 'content-type: application/x-{kind}' --data-binary @inputs{suffix} -o outputs{suffix} "

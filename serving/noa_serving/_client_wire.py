@@ -128,11 +128,9 @@ def infer_request(endpoint: str, inputs: Inputs, *, specs: Mapping[str, Row], ou
     Raises:
         InvalidInputError: an array is no tensor, would lose values as the model's dtype, or has no name.
     """
-    arrays = inputs if isinstance(inputs, Mapping) else _name_single(specs, inputs)
     rows: list[dict[str, object]] = []
     chunks: list[bytes] = []
-    for name, array in arrays.items():
-        array = _contiguous(name, np.asarray(array), specs.get(name))
+    for name, array in fitting_arrays(inputs, specs).items():
         chunks.append(pack_texts(array) if is_text(array.dtype) else array.tobytes())
         rows.append(
             {
@@ -150,6 +148,12 @@ def infer_request(endpoint: str, inputs: Inputs, *, specs: Mapping[str, Row], ou
     return Request("POST", f"/v2/models/{quote(endpoint, safe='')}/infer", b"".join((head, *chunks)), headers)
 
 
+def fitting_arrays(inputs: Inputs, specs: Mapping[str, Row]) -> dict[str, np.ndarray]:
+    """Return arrays by name in the dtypes of `specs`, or of their own without any. Errors as in `infer_request`."""
+    arrays = inputs if isinstance(inputs, Mapping) else _name_single(specs, inputs)
+    return {name: _contiguous(name, np.asarray(array), specs.get(name)) for name, array in arrays.items()}
+
+
 def read_object(answer: Answer, url: str) -> dict[str, object]:
     """Return an answer's JSON object.
 
@@ -161,7 +165,7 @@ def read_object(answer: Answer, url: str) -> dict[str, object]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise _stranger(url, "a JSON object", f"status {answer.status}{_first_words(answer)}")
+        raise stranger(url, "a JSON object", f"status {answer.status}{_first_words(answer)}")
     return cast("dict[str, object]", found)
 
 
@@ -174,7 +178,7 @@ def read_inputs(metadata: Mapping[str, object], url: str) -> dict[str, Row]:
     rows = metadata.get("inputs")
     if not isinstance(rows, list):
         names = ", ".join(f"`{name}`" for name in metadata)
-        raise _stranger(url, "the metadata of a model, with its `inputs`", f"an object of {names or 'nothing'}")
+        raise stranger(url, "the metadata of a model, with its `inputs`", f"an object of {names or 'nothing'}")
     return {str(row["name"]): row for row in cast("list[dict[str, object]]", rows)}
 
 
@@ -199,7 +203,7 @@ def read_prediction(answer: Answer, url: str) -> Prediction:
     try:
         return _parse_prediction(answer)
     except (ValueError, KeyError, TypeError, SignatureError) as exc:
-        raise _stranger(url, "tensors as they were asked for", f"status {answer.status}{_first_words(answer)}") from exc
+        raise stranger(url, "tensors as they were asked for", f"status {answer.status}{_first_words(answer)}") from exc
 
 
 def wait_before_retry(answer: Answer) -> float | None:
@@ -279,7 +283,8 @@ def _parse_prediction(answer: Answer) -> Prediction:
     )
 
 
-def _stranger(url: str, expected: str, received: str) -> ServiceError:
+def stranger(url: str, expected: str, received: str) -> ServiceError:
+    """Return the error for an answer that no server of noa gives."""
     what = "the answer is not that of a server of noa"
     return ServiceError(what, where=url, expected=expected, received=received, remedy=_WRONG_SERVER)
 

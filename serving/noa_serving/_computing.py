@@ -50,6 +50,12 @@ class Computing:
         self._admission.enter()
         return Place(self._admission)
 
+    def has_room(self) -> bool:
+        """Tell whether `enter` would be let in now; nobody is counted as refused."""
+        if self._admission.is_full:
+            self.ticks.flush()
+        return not self._admission.is_full
+
     def submit(
         self, prepared: Prepared, place: Place, deadline: Deadline, done: Callable[[Outcome], None]
     ) -> Job | Attempt:
@@ -66,8 +72,20 @@ class Computing:
         attempt.submit(self, place, deadline, done)
         return attempt
 
-    def submit_once(self, prepared: Prepared, place: Place, deadline: Deadline, done: Callable[[Outcome], None]) -> Job:
-        """Have a request computed by the version for which it was prepared, and no other. Errors as in `submit`."""
+    def submit_once(
+        self,
+        prepared: Prepared,
+        place: Place,
+        deadline: Deadline,
+        done: Callable[[Outcome], None],
+        *,
+        is_step: bool = False,
+        is_slow: bool = False,
+    ) -> Job:
+        """Have a request computed by the version for which it was prepared, and no other. Errors as in `submit`.
+
+        It may be a step of a stream; one that is known to be slow is not computed on the event loop.
+        """
         cache = prepared.generation.cache
         if cache is not None:
             key, outputs = cache.find(prepared.inputs)
@@ -76,13 +94,13 @@ class Computing:
             if key is not None:
                 done = _keeping(cache, key, done)
         job = Job(prepared, place, deadline, done)
-        if prepared.generation.runs_inline(prepared.batch):
+        if not is_slow and prepared.generation.runs_inline(prepared.batch):
             place.hand_over()
             self.ticks.add(job)
             return job
         if deadline.left_s() <= 0.0:
             raise deadline.missed()
-        self.queue.add(job)
+        self.queue.add(job, comes_back=is_step)
         place.hand_over()
         return job
 

@@ -489,6 +489,7 @@ class Endpoint:
             runtimes=self.runtimes,
             choice=chosen.reason,
             cache=None if self.settings.cache is None else ResponseCache(self.settings.cache, self.cache_counts),
+            stream=self.settings.stream,
         )
         if self.settings.rollback.is_on:
             generation.statistics.stages.keep_totals()

@@ -21,17 +21,20 @@ from noa_serving._runtimes import Runtimes, pool_of, runtime_of
 from noa_serving._statistics import ModelStatistics
 from noa_serving._tensors import know_datatypes
 from noa_serving._warm_up import WARM_BATCH, Batching, Cost, batch_axis, resize, warm
+from noa_serving.stream_fit import fit_stream, require_second_step
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from noa.formats import Runnable
+    from noa.settings import StreamSettings
     from noa.signatures import Signature, TensorSpec
     from noa_registry import ModelVersion, Registry
     from noa_registry.evidence import GoldenRequests
     from noa_serving._binary_plan import BinaryPlan
     from noa_serving._http import HeaderList
     from noa_serving._response_cache import ResponseCache
+    from noa_serving._stream_plan import StreamPlan
 
 INLINE_LIMIT_S = 0.001
 """Compute below this runs on the event loop: handing it to a thread and back costs more than half of that."""
@@ -46,7 +49,8 @@ class Generation:
     item shape of each input, and nothing for a signature with more free axes than the batch. `golden_requests` is how
     many it has answered; 0: its evidence has none. `choice` says why it has this format, where that was left to the
     server, and `runtime` what runs it. `pool` is where its runs wait, if not in the worker's own, whose threads a model
-    that hangs must not hold. `binary_plans` is a memo, not state.
+    that hangs must not hold. `stream` is how it is called step by step, None where the endpoint has no streams.
+    `binary_plans` is a memo, not state.
     """
 
     endpoint: str
@@ -73,6 +77,7 @@ class Generation:
     statistics: ModelStatistics
     cache: ResponseCache | None = None
     golden_requests: int = 0
+    stream: StreamPlan | None = None
     binary_plans: dict[bytes, BinaryPlan] = field(default_factory=dict["bytes", "BinaryPlan"])
 
     @property
@@ -124,10 +129,12 @@ def load_generation(
     cache: ResponseCache | None = None,
     runtimes: Runtimes | None = None,
     choice: str = "",
+    stream: StreamSettings | None = None,
 ) -> Generation:
     """Verify, load and warm one format of `version`. `choice` says why this format, where it was chosen.
 
     Raises:
+        SignatureError: the streams of the endpoint do not fit the model.
         IntegrityError: the bytes are not what was sealed, or golden requests are not answered as they were.
         NotFoundError: the version has no such format.
         NoaError: the adapter cannot load it. Errors of the framework pass as they are.
@@ -150,6 +157,7 @@ def load_generation(
         cache=cache,
         golden=registry.golden_requests(version, format),
         choice=choice,
+        stream=stream,
     )
 
 
@@ -166,15 +174,21 @@ def build_generation(
     cache: ResponseCache | None = None,
     golden: GoldenRequests | None = None,
     choice: str = "",
+    stream: StreamSettings | None = None,
 ) -> Generation:
     """Warm a loaded model with `example`, ask it what is `golden`, and wrap it with everything a request needs.
 
     Raises:
+        SignatureError: the streams of the endpoint do not fit the model.
         IntegrityError: a golden request is answered differently.
     """
+    plan = None if stream is None or not stream.is_on else fit_stream(stream, runnable.signature)
     runnable.signature.validate(example)
     know_datatypes((*runnable.signature.inputs, *runnable.signature.outputs))
     cost, batching = warm(runnable, example)
+    if plan is not None:
+        single = resize(runnable.signature, example, batch=1)
+        require_second_step(plan, runnable.signature, single, runnable.run(single))
     generation = wrap_runnable(
         runnable,
         endpoint=endpoint,
@@ -189,6 +203,7 @@ def build_generation(
         cache=cache,
         golden_requests=0 if golden is None else len(golden.requests),
         choice=choice,
+        stream=plan,
     )
     if golden is not None:
         require_golden_answers(replace(generation, run=runnable.run), golden)  # not counted: nobody asked
@@ -211,6 +226,7 @@ def wrap_runnable(
     cache: ResponseCache | None = None,
     golden_requests: int = 0,
     choice: str = "",
+    stream: StreamPlan | None = None,
     runs_inline: bool = True,
 ) -> Generation:
     """Wrap what is loaded and warm with everything a request needs; `headers` are added to those of its answers.
@@ -250,6 +266,7 @@ def wrap_runnable(
         statistics=statistics,
         cache=cache,
         golden_requests=golden_requests,
+        stream=stream,
     )
 
 

@@ -28,6 +28,7 @@ from noa_serving._oip import (
 )
 from noa_serving._prepared import Prepared, check_inputs, choose_outputs
 from noa_serving._shared_memory import SharedRegions, Slice, slice_of
+from noa_serving._stream_requests import MAX_STEPS, understand
 from noa_serving._tensors import (
     DATATYPE_OF,
     array_from_bytes,
@@ -40,6 +41,9 @@ from noa_serving._tensors import (
 if TYPE_CHECKING:
     from noa.signatures import TensorSpec
     from noa_serving._generation import Generation
+    from noa_serving._streams import StreamRequest
+
+EMPTY_FINAL = "triton_enable_empty_final_response"
 
 _MEASURED_FROM_BYTES = 256 << 10
 _MOST_FIELDS = 4096
@@ -104,9 +108,61 @@ def prepare(
         for name, part in parts.items():
             if part is not None:
                 regions.write(part, raw_array(arrays[name]))
-        return Response(200, _encode(generation, arrays, parts, request_id=request_id, is_raw=is_raw), ())
+        answer = _answer(generation, arrays, parts, request_id=request_id, is_raw=is_raw)
+        return Response(200, answer.SerializeToString(), ())
 
     return Prepared(generation, inputs, batch, encode, asked_timeout_s(_values(message.parameters)))
+
+
+def prepare_stream(
+    generation: Generation,
+    headers: Headers,
+    message: Any,
+    *,
+    max_batch_items: int,
+    started_ns: int,
+    regions: SharedRegions,
+) -> StreamRequest:
+    """Understand a request for a stream, parsed already. Errors as in `prepare`."""
+    del headers
+    inputs = _read_inputs(generation, message, max_batch_items=max_batch_items, regions=regions)
+    for row in message.outputs:
+        parameters, where = _values(row.parameters), f"output `{row.name[:80]}`"
+        refuse_classification(parameters, where)
+        if slice_of(parameters, where) is not None:
+            raise InvalidInputError(
+                f"{where} is to go to shared memory, where each step would overwrite the one before",
+                remedy="Take the outputs of streams from their messages",
+            )
+    parameters = _values(message.parameters)
+    return understand(
+        generation,
+        inputs,
+        [row.name for row in message.outputs],
+        max_steps=parameters.get(MAX_STEPS),
+        is_single=False,
+        max_batch_items=max_batch_items,
+        timeout_s=asked_timeout_s(parameters),
+        started_ns=started_ns,
+    )
+
+
+def wants_empty_final(message: Any) -> bool:
+    """Tell whether a caller of a stream wants an answer without outputs at its end (Triton's parameter).
+
+    Raises:
+        InvalidInputError: it is no flag.
+    """
+    value = _values(message.parameters).get(EMPTY_FINAL, False)
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"parameter `{EMPTY_FINAL}` is no flag", expected="bool_param")
+    return value
+
+
+def answer_of(generation: Generation, arrays: Mapping[str, np.ndarray], message: Any) -> Any:
+    """Return the `ModelInferResponse` to a request with these outputs, raw or typed as the request was."""
+    is_raw = bool(message.raw_input_contents)
+    return _answer(generation, arrays, {}, request_id=message.id, is_raw=is_raw)
 
 
 def _read_inputs(
@@ -181,14 +237,14 @@ def _typed_array(spec: TensorSpec, row: Any, shape: Sequence[int]) -> np.ndarray
     return read(spec, values).reshape(shape)
 
 
-def _encode(
+def _answer(
     generation: Generation,
     arrays: Mapping[str, np.ndarray],
     parts: Mapping[str, Slice | None],
     *,
     request_id: str,
     is_raw: bool,
-) -> bytes:
+) -> Any:
     is_raw = is_raw or any(DATATYPE_OF[array.dtype] not in _TYPED_FIELDS for array in arrays.values())
     response = schema().classes["ModelInferResponse"](
         model_name=generation.endpoint, model_version=str(generation.number), id=request_id
@@ -210,7 +266,7 @@ def _encode(
             values = array.reshape(-1).tolist()
             sent = [text.encode() for text in values] if datatype == "BYTES" else values
             getattr(row.contents, _TYPED_FIELDS[datatype]).extend(sent)
-    return response.SerializeToString()
+    return response
 
 
 def _check_overhead(body: memoryview) -> None:

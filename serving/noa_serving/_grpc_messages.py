@@ -52,8 +52,10 @@ ModelInput: string name 1; DataType data_type 2; repeated int64 dims 4
 ModelOutput: string name 1; DataType data_type 2; repeated int64 dims 3
 ModelVersionPolicy.Specific: repeated int64 versions 1
 ModelVersionPolicy: oneof policy_choice ModelVersionPolicy.Specific specific 3
+ModelTransactionPolicy: bool decoupled 1
 ModelConfig: string name 1; string platform 2; ModelVersionPolicy version_policy 3; int32 max_batch_size 4; \
-    repeated ModelInput input 5; repeated ModelOutput output 6; string backend 17
+    repeated ModelInput input 5; repeated ModelOutput output 6; string backend 17; \
+    ModelTransactionPolicy model_transaction_policy 19
 ModelConfigRequest: string name 1; string version 2
 ModelConfigResponse: ModelConfig config 1
 ModelStatisticsRequest: string name 1; string version 2

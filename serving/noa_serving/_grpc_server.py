@@ -27,6 +27,7 @@ from noa_serving import _grpc_infer
 from noa_serving._audit import grpc_action_of
 from noa_serving._deadline import Deadline, asked_timeout_s
 from noa_serving._grpc_messages import HEALTH_SERVICE, SERVICE, schema
+from noa_serving._grpc_streams import StreamCalls
 from noa_serving._http import Headers, RequestRefusedError, header_table, refuse, status_of
 from noa_serving._key_ring import ANYBODY
 from noa_serving._models import Models, parse_version
@@ -82,6 +83,7 @@ class GrpcServer:
         self._application = application
         self._timeout_s = application.settings.timeout_s
         self._routes = application.add_routes("grpc", partial(_grpc_infer.prepare, regions=application.regions))
+        self._streams = StreamCalls(application, self._compute)
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._server: Any = None
 
@@ -208,26 +210,18 @@ class GrpcServer:
         except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes a status
             return await _abort(context, exc)
 
-    async def _stream(self, bodies: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        """Answer requests one by one, in order; a refused one is told in the stream, which goes on."""
-        response_type = schema().classes["ModelStreamInferResponse"]
-        headers, peer = _headers(context), _peer(context)
-        async for body in bodies:
-            response = response_type()
-            try:
-                answer = await self._compute(body, headers, context.time_remaining(), peer)
-                response.infer_response.ParseFromString(answer)
-            except Exception as exc:  # noqa: BLE001  # the last border: whatever it is becomes an answer
-                response = response_type(error_message=_describe(exc)[1])
-            yield response.SerializeToString()
+    async def _stream(self, bodies: AsyncIterator[bytes], context: Any) -> None:
+        await self._streams.answer(bodies, context, _headers(context), _peer(context))
 
-    async def _compute(self, body: bytes, headers: Headers, left_s: float | None, peer: Peer) -> bytes:
+    async def _compute(
+        self, body: bytes, headers: Headers, left_s: float | None, peer: Peer, *, message: Any = None
+    ) -> bytes:
         start, observer = time.perf_counter(), self._application.observer
         if observer is None:
-            return await self._answer(body, headers, left_s, peer, start, None)
+            return await self._answer(body, headers, left_s, peer, start, None, message)
         watch = observer.watch("", "grpc", headers, peer=peer, started_s=start)
         try:
-            answer = await self._answer(body, headers, left_s, peer, start, watch)
+            answer = await self._answer(body, headers, left_s, peer, start, watch, message)
         except Exception as exc:
             watch.end(status_of(exc))
             raise
@@ -235,13 +229,20 @@ class GrpcServer:
         return answer
 
     async def _answer(
-        self, body: bytes, headers: Headers, left_s: float | None, peer: Peer, start: float, watch: Watch | None
+        self,
+        body: bytes,
+        headers: Headers,
+        left_s: float | None,
+        peer: Peer,
+        start: float,
+        watch: Watch | None,
+        message: Any,
     ) -> bytes:
         application = self._application
         grant = application.guard.identify(headers)
         if watch is not None:
             watch.client = grant.who or watch.client
-        message = _grpc_infer.parse_request(body)
+        message = _grpc_infer.parse_request(body) if message is None else message
         grant = application.guard.allow(headers, message.model_name)
         route = self._route(message)
         if watch is not None:

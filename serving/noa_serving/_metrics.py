@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from noa_serving._follower import Follower
     from noa_serving._served_tls import ServedTls
     from noa_serving._shadows import Shadows
+    from noa_serving._stream_counts import StreamCounts
     from noa_serving._traffic import Traffic
 
 BUCKETS_S = (
@@ -78,6 +79,7 @@ def render(
     logs: Iterable[tuple[str, int, int]],
     tls: ServedTls | None,
     shadows: Shadows | None,
+    streams: Iterable[StreamCounts],
     worker: int,
 ) -> bytes:
     """Return everything that is counted, as Prometheus text (version 0.0.4)."""
@@ -98,6 +100,7 @@ def render(
         *_logs(list(logs), worker),
         *_tls(tls, worker),
         *(() if shadows is None else shadow_lines(shadows, worker)),
+        *_streams(list(streams), worker),
         *_counter("noa_registry_failed_polls_total", "Look-ups that failed.", follower.failed_polls, worker),
         *_gauge("noa_metrics_time_seconds", "When this was counted, Unix time.", f"{time.time():.3f}", worker),
         *_gauge("noa_registry_reachable", "Whether the last look-up worked.", int(follower.problem is None), worker),
@@ -232,6 +235,39 @@ def _logs(logs: list[tuple[str, int, int]], worker: int) -> Iterator[str]:
     yield "# TYPE noa_records_lost_total counter"
     for name, _, lost in logs:
         yield f'noa_records_lost_total{{log="{name}",worker="{worker}"}} {lost}'
+
+
+def _streams(streams: list[StreamCounts], worker: int) -> Iterator[str]:
+    if not streams:
+        return
+    labels = [f'endpoint="{one.endpoint}",worker="{worker}"' for one in streams]
+    yield "# HELP noa_streams_active Streams that run now."
+    yield "# TYPE noa_streams_active gauge"
+    for label, one in zip(labels, streams, strict=True):
+        yield f"noa_streams_active{{{label}}} {one.active}"
+    yield "# HELP noa_streams_total Streams that had a first step and have ended, by the reason."
+    yield "# TYPE noa_streams_total counter"
+    for label, one in zip(labels, streams, strict=True):
+        for reason, count in one.ended.items():
+            yield f'noa_streams_total{{{label},reason="{reason}"}} {count}'
+    yield "# HELP noa_streams_refused_total Streams that were refused because as many ran as may."
+    yield "# TYPE noa_streams_refused_total counter"
+    for label, one in zip(labels, streams, strict=True):
+        yield f"noa_streams_refused_total{{{label}}} {one.refused}"
+    yield "# HELP noa_stream_steps_total Steps of streams that were computed."
+    yield "# TYPE noa_stream_steps_total counter"
+    for label, one in zip(labels, streams, strict=True):
+        yield f"noa_stream_steps_total{{{label}}} {one.steps}"
+    yield "# HELP noa_stream_first_seconds Time from the end of a request's headers to its first step."
+    yield "# TYPE noa_stream_first_seconds histogram"
+    for label, one in zip(labels, streams, strict=True):
+        times = one.first_times
+        yield from _histogram("noa_stream_first_seconds", label, _stages.BUCKETS_S, times.buckets, times.total_s)
+    yield "# HELP noa_stream_step_seconds Time of a step: from when it was asked for until it was written."
+    yield "# TYPE noa_stream_step_seconds histogram"
+    for label, one in zip(labels, streams, strict=True):
+        times = one.step_times
+        yield from _histogram("noa_stream_step_seconds", label, _stages.BUCKETS_S, times.buckets, times.total_s)
 
 
 def _tls(tls: ServedTls | None, worker: int) -> Iterator[str]:

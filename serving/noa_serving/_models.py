@@ -117,6 +117,8 @@ class Models:
             "platform": platform_of(generation),
             "backend": generation.format,
             "version_policy": {"specific": {"versions": [generation.number]}},
+            # Only streams have several answers; where there are some, a single one can be had as well.
+            **({} if generation.stream is None else {"model_transaction_policy": {"decoupled": True}}),
             "max_batch_size": self._max_batch_items if is_batched else 0,
             "input": [_config_tensor(spec, is_batched=is_batched) for spec in signature.inputs],
             "output": [_config_tensor(spec, is_batched=is_batched) for spec in signature.outputs],

@@ -47,12 +47,20 @@ class Version(NamedTuple):
     digest: str
 
 
+class StreamNote(NamedTuple):
+    """What is told of a stream: the steps that it had, and why it ended."""
+
+    steps: int
+    reason: str
+
+
 class Record(NamedTuple):
     """What is told of a request that was answered. Times are nanoseconds; `ended_at` is since 1970.
 
     `target` is the endpoint's name, or the path of a request that no endpoint answered. `client` is the id of a key, or
     without keys an address. `stages` are the times in `_stages.STAGES`, None for what was refused. `arm` is
-    the arm that computed, empty for the main version.
+    the arm that computed, empty for the main version. `stream` is there for streams, whose `stages` are those of the
+    first step.
     """
 
     ended_at: int
@@ -67,6 +75,7 @@ class Record(NamedTuple):
     items: int
     stages: tuple[int, ...] | None
     arm: str = ""
+    stream: StreamNote | None = None
 
 
 class PayloadRow(NamedTuple):
@@ -84,9 +93,12 @@ class PayloadRow(NamedTuple):
 
 class Watch:
     """One request that is observed. Set `client` when it is known, call `take` when the request is understood, and
-    `end` once."""
+    `end` once; before that set `stream` for one that has several answers."""
 
-    __slots__ = ("_headers", "_keeps", "_observer", "_prepared", "_started", "_trace", "client", "route", "target")
+    __slots__ = (
+        *("_headers", "_keeps", "_observer", "_prepared", "_started", "_trace"),
+        *("client", "route", "stream", "target"),
+    )
 
     def __init__(
         self, observer: Observer, target: str, route: str, headers: Headers, *, peer: Peer, started_s: float
@@ -94,6 +106,7 @@ class Watch:
         self.target = target
         self.route = route
         self.client = "local" if peer is None else client_of(peer[0])
+        self.stream: StreamNote | None = None
         self._prepared: Prepared | None = None
         self._observer = observer
         self._headers = headers
@@ -143,6 +156,7 @@ class Watch:
             items=0 if prepared is None else prepared.batch,
             stages=None if passage is None else passage.stages,
             arm="" if generation is None else generation.arm,
+            stream=self.stream,
         )
 
 

@@ -6,7 +6,7 @@ Both are made from the signatures of what is loaded at that moment; examples are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -93,6 +93,9 @@ def document(endpoints: Sequence[Endpoint]) -> Json:
     paths: Json = {path: {"get": _reading()} for path in _READ_PATHS}
     for one in endpoints:
         paths[f"/predict/{one.name}"] = {"post": _operation(one)}
+        if one.settings.stream.is_on:
+            paths[f"/predict/{one.name}/stream"] = {"post": _streaming(one)}
+            paths[f"/v2/models/{one.name}/generate_stream"] = {"post": _generating(one)}
         paths[f"/invocations/{one.name}"] = {"post": _other_way(one, _SCORING)}
         paths[f"/v2/models/{one.name}/infer"] = {"post": _other_way(one, _INFERENCE)}
         paths |= {f"/v2/models/{one.name}{end}": {"get": _reading()} for end in ("", "/ready", "/stats", "/config")}
@@ -154,6 +157,43 @@ def _operation(endpoint: Endpoint) -> Json:
     return operation
 
 
+def _streaming(endpoint: Endpoint) -> Json:
+    """Return the operation of a stream: the requests of a prediction, answered in events."""
+    operation: Json = {
+        "operationId": f"stream_{endpoint.name}",
+        "summary": f"Call {endpoint.settings.model} step by step",
+        "description": "Server-sent events: `step` with the outputs of each step, then `end` with the reason, or "
+        "`error`. JSON may say `max_steps`, other bodies say it in the header `noa-max-steps`.",
+        "responses": {"200": _events("An event for each step.", names=("step", "end", "error")), **_refusals()},
+    }
+    if (generation := endpoint.current) is not None:
+        operation["requestBody"] = {"required": True, "content": _request_content(generation, streams=True)}
+    return operation
+
+
+def _generating(endpoint: Endpoint) -> Json:
+    generation = endpoint.current
+    names = () if generation is None else generation.input_names
+    schema: Json = {
+        "title": "Triton's generate extension",
+        "type": "object",
+        "properties": {"id": {"type": "string"}, "parameters": {"type": "object"}, **{name: {} for name in names}},
+    }
+    operation = _other_way(endpoint, schema)
+    operation["responses"] = {"200": _events("An event for each step, without a name."), **_refusals()}
+    return operation
+
+
+def _events(text: str, *, names: Sequence[str] = ()) -> Json:
+    """Return an answer in events; the schema is that of one of them."""
+    data: Json = {"type": "string", "contentMediaType": "application/json"}
+    schema: Json = {"type": "object", "required": ["data"], "properties": {"data": data}}
+    if names:
+        schema["required"] = ["event", "data"]
+        schema["properties"] = {"event": {"enum": list(names)}, "id": {"type": "string"}, "data": data}
+    return {"description": text, "content": {"text/event-stream": {"schema": schema}}}
+
+
 def _other_way(endpoint: Endpoint, schema: Json) -> Json:
     """Return an operation of a public protocol, whose own pages say more than its outline here."""
     return {
@@ -174,23 +214,28 @@ def _refusals() -> Json:
     }
 
 
-def _request_content(generation: Generation) -> Json:
+def _request_content(generation: Generation, *, streams: bool = False) -> Json:
     signature = generation.signature
-    columns = _named(signature.inputs, _batched_or_single)
-    rows = _named(signature.inputs, lambda spec: _nested(spec.dtype, spec.shape[1:]))
+    plan = generation.stream if streams else None
+    optional = frozenset[str]() if plan is None else plan.optional
+    columns = _named(signature.inputs, _batched_or_single, optional)
+    rows = _named(signature.inputs, lambda spec: _nested(spec.dtype, spec.shape[1:]), optional)
     by_column: Json = {"anyOf": [columns]}
     by_row: Json = rows
     if len(signature.inputs) == 1:
         by_column = {"anyOf": [columns, _batched_or_single(signature.inputs[0])]}
         by_row = {"anyOf": [rows, _nested(signature.inputs[0].dtype, signature.inputs[0].shape[1:])]}
-    names: Json = {"type": "array", "items": {"enum": list(generation.output_names)}, "uniqueItems": True}
+    given = list(generation.output_names if plan is None else plan.emits)
+    properties: Json = {
+        "inputs": by_column,
+        "instances": {"type": "array", "minItems": 1, "items": by_row},
+        "outputs": {"type": "array", "items": {"enum": given}, "uniqueItems": True},
+    }
+    if plan is not None:
+        properties["max_steps"] = {"type": "integer", "minimum": 1, "maximum": plan.max_steps}
     schema: Json = {
         "type": "object",
-        "properties": {
-            "inputs": by_column,
-            "instances": {"type": "array", "minItems": 1, "items": by_row},
-            "outputs": names,
-        },
+        "properties": properties,
         "oneOf": [{"required": ["inputs"]}, {"required": ["instances"]}],
         "additionalProperties": False,
     }
@@ -220,11 +265,13 @@ def _answer_schema(signature: Signature) -> Json:
     }
 
 
-def _named(specs: Sequence[TensorSpec], schema_of: Callable[[TensorSpec], Json]) -> Json:
+def _named(
+    specs: Sequence[TensorSpec], schema_of: Callable[[TensorSpec], Json], optional: Collection[str] = ()
+) -> Json:
     return {
         "type": "object",
         "properties": {spec.name: schema_of(spec) for spec in specs},
-        "required": [spec.name for spec in specs],
+        "required": [spec.name for spec in specs if spec.name not in optional],
         "additionalProperties": False,
     }
 

@@ -26,8 +26,12 @@ _NAMES = {
     "infer": "POST /v2/models/{}/infer",
     "predict": "POST /predict/{}",
     "invocations": "POST /invocations/{}",
+    "stream": "POST /predict/{}/stream",
+    "generate_stream": "POST /v2/models/{}/generate_stream",
     "grpc": "inference.GRPCInferenceService/ModelInfer",
+    "grpc_stream": "inference.GRPCInferenceService/ModelStreamInfer",
 }
+_GRPC = ("grpc", "grpc_stream")
 _CHILDREN = (("parse", 0, 1), ("queue", 1, 2), ("run", 3, 4), ("encode", 5, 6))  # places in `Passage.moments`
 
 
@@ -100,7 +104,7 @@ def _add(scope: Any, trace: Traced) -> None:
         end_time_unix_nano=record.ended_at,
     )
     attributes: dict[str, str | int | None] = {"noa.endpoint": record.target, "noa.route": record.route}
-    if record.route == "grpc":
+    if record.route in _GRPC:
         attributes |= {"rpc.system": "grpc", "noa.status": record.status}
     else:
         attributes |= {"http.request.method": "POST", "http.response.status_code": record.status}
@@ -113,6 +117,8 @@ def _add(scope: Any, trace: Traced) -> None:
         attributes |= {**version, "noa.items": record.items}
     if record.arm:
         attributes["noa.arm"] = record.arm
+    if record.stream is not None:
+        attributes |= {"noa.steps": record.stream.steps, "noa.ended": record.stream.reason}
     _set(span, attributes)
     if record.status >= 500:
         span.status.code = Status.STATUS_CODE_ERROR

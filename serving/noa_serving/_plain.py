@@ -11,7 +11,7 @@ neither. Arrays also come and go as `.npy`, `.npz` and Arrow streams (`_media`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -38,7 +38,7 @@ def prepare(generation: Generation, headers: Headers, body: bytes, *, max_batch_
     """
     media = media_of_body(headers)
     if media == "json":
-        inputs, names, is_single = _read_json(generation, body, max_batch_items=max_batch_items)
+        inputs, names, is_single = read_table(generation, parse_object(body), max_batch_items=max_batch_items)
     else:
         inputs, is_single = read_inputs(generation, media, body, max_batch_items=max_batch_items), False
         names = output_names(headers)
@@ -63,15 +63,18 @@ def prepare(generation: Generation, headers: Headers, body: bytes, *, max_batch_
     return Prepared(generation, inputs, batch, encode)
 
 
-def _read_json(
-    generation: Generation, body: bytes, *, max_batch_items: int
+def read_table(
+    generation: Generation, table: JsonObject, *, max_batch_items: int, optional: Collection[str] = ()
 ) -> tuple[dict[str, np.ndarray], list[str], bool]:
-    """Return the inputs, the outputs that are asked for, and whether it is one item without a batch axis."""
-    table = parse_object(body)
+    """Return the inputs, the outputs that are asked for, and whether it is one item without a batch axis.
+
+    Inputs that are `optional` may be left out. Errors as in `prepare`.
+    """
     _refuse_strangers(table)
     names = _read_output_names(table)
     if "instances" in table:
-        return read_rows(generation, table["instances"], max_batch_items=max_batch_items), names, False
+        rows = read_rows(generation, table["instances"], max_batch_items=max_batch_items, optional=optional)
+        return rows, names, False
     inputs, is_single = read_columns(generation, table["inputs"], max_batch_items=max_batch_items)
     return inputs, names, is_single
 
@@ -131,8 +134,13 @@ def _name_columns(generation: Generation, value: object) -> JsonObject:
     raise InvalidInputError("`inputs` names no fields", expected=f"an object with {names}", received=json_kind(value))
 
 
-def read_rows(generation: Generation, value: object, *, max_batch_items: int) -> dict[str, np.ndarray]:
-    """Return inputs that are given item by item. Errors as in `read_columns`."""
+def read_rows(
+    generation: Generation, value: object, *, max_batch_items: int, optional: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """Return inputs that are given item by item; those that are `optional` are in all rows or in none.
+
+    Errors as in `read_columns`.
+    """
     if not isinstance(value, list) or not value:
         raise InvalidInputError("`instances` holds no rows", expected="a list of rows", received=json_kind(value))
     rows = cast("list[object]", value)
@@ -143,7 +151,9 @@ def read_rows(generation: Generation, value: object, *, max_batch_items: int) ->
             raise SignatureError(
                 f"input `{spec.name}` has no batch axis, so this model takes no rows", remedy="Send `inputs` instead"
             )
-    columns: dict[str, list[object]] = {name: [] for name in generation.input_names}
+    first = cast("JsonObject", rows[0]) if optional and isinstance(rows[0], dict) else {}
+    needed = [name for name in generation.input_names if name not in optional or name in first]
+    columns: dict[str, list[object]] = {name: [] for name in needed}
     for index, row in enumerate(rows):
         for name, item in _name_row(generation, row, index).items():
             if name not in columns:

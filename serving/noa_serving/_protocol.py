@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from noa_serving._application import Application, HotRoute
 from noa_serving._asgi import refuse_host
+from noa_serving._asgi_streams import ABORT
 from noa_serving._deadline import TIMEOUT_HEADER, Deadline, asked_timeout_s
 from noa_serving._http import HeaderList, RequestRefusedError, Response, header_table, refuse
 from noa_serving._rest import MAX_UNASKED_BODY_BYTES, Rest, names_one_host
@@ -272,6 +273,7 @@ class _HotProtocol(HttpToolsProtocol):
         if self.cycle is _LINE or self.cycle is before:  # an upgrade, which makes no cycle
             self.cycle = before
             return
+        cast("dict[str, object]", self.scope)["extensions"] = {ABORT: self.transport.abort}
         is_chunked = b"transfer-encoding" in names
         if is_chunked:
             self.headers = []  # trailers are no headers: the scope keeps the list that it has

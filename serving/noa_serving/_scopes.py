@@ -46,7 +46,7 @@ def require_scope(grant: Grant, path: str) -> None:
     elif path in _LISTS:
         grant.require_verb("read")
     elif parts[:2] == ["v2", "models"] and len(parts) >= 3:
-        grant.require("infer" if parts[-1] == "infer" else "read", parts[2])
+        grant.require("infer" if parts[-1] in ("infer", "generate_stream") else "read", parts[2])
     elif parts[:3] == ["v2", "repository", "models"] and len(parts) >= 4:
         grant.require("control", parts[3])
     elif parts[0] in ("predict", "invocations"):

@@ -17,17 +17,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import psutil
 
 from noa.atomic_write import translate_disk_errors
-from noa.errors import ConflictError, NotFoundError, ServiceError, SettingsError
+from noa.errors import ConflictError, NotFoundError, ServiceError, SettingsError, SignatureError
 from noa.formats import refuse_kept, remedy_without
 from noa.settings import EndpointSettings, Settings
 from noa_serving._launch_request import REQUEST_VARIABLE, LaunchRequest, new_request, serving_settings
 from noa_serving._tls import own_server_context
 from noa_serving.client import Client
+
+if TYPE_CHECKING:
+    from noa_registry import ModelVersion
 
 _POLL_S = 0.02
 _KILL_WAIT_S = 5.0
@@ -248,6 +251,7 @@ def check_endpoints(settings: Settings, endpoints: Mapping[str, EndpointSettings
         NotFoundError: it does not; the message says what there is.
         InvalidInputError: the format is one that noa never loads, or runs code that nobody has allowed, or the choice
             is left to the server and there is none.
+        SignatureError: its streams do not fit the model.
         IntegrityError: a file was changed; names it.
     """
     from noa_registry import Registry
@@ -258,6 +262,8 @@ def check_endpoints(settings: Settings, endpoints: Mapping[str, EndpointSettings
     with Registry.open(settings.registry) as registry:
         for name, endpoint in endpoints.items():
             version = registry.resolve(endpoint.model)
+            if endpoint.stream.is_on:
+                _require_stream(name, endpoint, version)
             if endpoint.format == AUTO:
                 for format_name in require_choice(registry, version, runtimes):
                     registry.open_format(version, format_name)
@@ -273,6 +279,16 @@ def check_endpoints(settings: Settings, endpoints: Mapping[str, EndpointSettings
             if endpoint.format in CODE_FORMATS:
                 require_allowed(version.name, endpoint.format, settings.serving.code)
             registry.open_format(version, endpoint.format)
+
+
+def _require_stream(name: str, endpoint: EndpointSettings, version: ModelVersion) -> None:
+    from noa_serving.stream_fit import fit_stream
+
+    try:
+        fit_stream(endpoint.stream, version.signature)
+    except SignatureError as exc:
+        exc.where = f"[endpoints.{name}] with {version.reference}"
+        raise
 
 
 def check_port(host: str, port: int) -> None:

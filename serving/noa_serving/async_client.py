@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
@@ -33,6 +33,7 @@ from noa_serving._client_wire import (
     read_specs,
     wait_before_retry,
 )
+from noa_serving.client_streams import AsyncStepStream, Step, StepReader, StreamEnd, broken_off, stream_request
 
 _MOST_HEAD_BYTES = 1 << 18
 _GOODBYE_S = 1.0
@@ -86,6 +87,26 @@ class AsyncClient:
         """Send a plain JSON prediction request as it is and return the JSON answer. Errors as in `predict`."""
         return read_object(await self.call(json_request(endpoint, body)), self.url)
 
+    def stream(
+        self,
+        endpoint: str,
+        inputs: Inputs,
+        *,
+        outputs: Sequence[str] = (),
+        max_steps: int | None = None,
+        deadline_s: float | None = None,
+    ) -> AsyncStepStream:
+        """Call a model step by step, as `Client.stream` does; a stream counts as one of `max_connections`.
+
+        Raises, with the first step or a later one:
+            NotFoundError: no such endpoint, or it has no streams.
+            InvalidInputError: the server refused the input, or the model cannot compute it.
+            ServiceError: the server does not answer or is overloaded for too long, the model failed, or the stream
+                broke off. It is not taken up again.
+        """
+        steps = self._stream(endpoint, inputs, outputs=outputs, max_steps=max_steps, deadline_s=deadline_s)
+        return AsyncStepStream(steps)
+
     async def metadata(self, endpoint: str) -> dict[str, object]:
         """Return the model metadata of the Open Inference Protocol. Errors as in `predict`."""
         return read_object(await self.call(metadata_request(endpoint)), self.url)
@@ -105,6 +126,56 @@ class AsyncClient:
                 return (await self.exchange(Request("GET", "/v2/health/ready"))).status == 200
         except _FAILURES:
             return False
+
+    async def _stream(
+        self, endpoint: str, inputs: Inputs, *, outputs: Sequence[str], max_steps: int | None, deadline_s: float | None
+    ) -> AsyncGenerator[Step | StreamEnd]:
+        metadata = await self.metadata(endpoint)
+        request = stream_request(
+            endpoint, inputs, metadata, self.url, outputs=outputs, max_steps=max_steps, deadline_s=deadline_s
+        )
+        reader = StepReader(metadata, self.url)
+        async with self._places:
+            connection = await self._begin_stream(request)
+            try:
+                while True:
+                    try:
+                        async with asyncio.timeout(self.timeout_s):
+                            data = await _read_chunk(connection.reader)
+                    except _FAILURES as exc:
+                        raise broken_off(reader.steps, exc, self.url) from exc
+                    if not data:
+                        raise broken_off(reader.steps, "the end of the answer", self.url)
+                    for found in reader.read(data):
+                        yield found
+            finally:
+                connection.writer.close()
+
+    async def _begin_stream(self, request: Request) -> _Connection:
+        """Send a request until its answer begins with 200; returns the connection on which its body comes."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.timeout_s
+        while True:
+            connection: _Connection | None = None
+            is_begun = False
+            try:
+                async with asyncio.timeout_at(deadline):
+                    connection = await self._open()
+                    await self._send(connection, request)
+                    status, headers = await _read_head(connection.reader)
+                    is_begun = status == 200 and headers.get("transfer-encoding", "").lower() == "chunked"
+                    if is_begun:
+                        return connection
+                    answer = Answer(status, headers, await _read_body(connection.reader, status, headers))
+            except _FAILURES as exc:
+                raise no_answer(exc, self.url, timeout_s=self.timeout_s) from exc
+            finally:
+                if connection is not None and not is_begun:
+                    connection.writer.close()
+            wait_s = wait_before_retry(answer)
+            if wait_s is None or loop.time() + wait_s >= deadline:
+                raise error_of(answer, self.url)
+            await asyncio.sleep(wait_s)
 
     async def call(self, request: Request) -> Answer:
         """Send a request until it is answered with 200; a busy server's `Retry-After` is honoured. Errors as above."""
@@ -172,16 +243,9 @@ class AsyncClient:
         """Exchange over one connection, and keep it only if its answer was read to the end."""
         is_kept = False
         try:
-            headers = {**self._headers, **request.headers}
-            if request.body is not None:
-                headers["content-length"] = str(len(request.body))
-            lines = [
-                f"{request.method} {request.path} HTTP/1.1",
-                *(f"{name}: {value}" for name, value in headers.items()),
-            ]
-            connection.writer.write("\r\n".join((*lines, "", "")).encode("latin-1") + (request.body or b""))
-            await connection.writer.drain()
-            answer = await _read_answer(connection.reader)
+            await self._send(connection, request)
+            status, headers = await _read_head(connection.reader)
+            answer = Answer(status, headers, await _read_body(connection.reader, status, headers))
             is_kept = answer.headers.get("connection", "").lower() != "close"
             return answer
         finally:
@@ -191,8 +255,20 @@ class AsyncClient:
             else:
                 connection.writer.close()
 
+    async def _send(self, connection: _Connection, request: Request) -> None:
+        headers = {**self._headers, **request.headers}
+        if request.body is not None:
+            headers["content-length"] = str(len(request.body))
+        lines = [
+            f"{request.method} {request.path} HTTP/1.1",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
+        connection.writer.write("\r\n".join((*lines, "", "")).encode("latin-1") + (request.body or b""))
+        await connection.writer.drain()
 
-async def _read_answer(reader: asyncio.StreamReader) -> Answer:
+
+async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+    """Return status and headers of an answer, names in lower case."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     version, _, rest = head[0].partition(" ")
     status = rest[:3]
@@ -203,19 +279,28 @@ async def _read_answer(reader: asyncio.StreamReader) -> Answer:
         name, separator, value = line.partition(":")
         if separator:
             headers[name.strip().lower()] = value.strip()
+    return int(status), headers
+
+
+async def _read_body(reader: asyncio.StreamReader, status: int, headers: Mapping[str, str]) -> bytes:
     if headers.get("transfer-encoding", "").lower() == "chunked":
-        return Answer(int(status), headers, await _read_chunks(reader))
-    length = headers.get("content-length", "0" if status == "204" else "")
+        chunks: list[bytes] = []
+        while chunk := await _read_chunk(reader):
+            chunks.append(chunk)
+        return b"".join(chunks)
+    length = headers.get("content-length", "0" if status == 204 else "")
     if not length.isdigit():
         raise ValueError("the answer has no length")
-    return Answer(int(status), headers, await reader.readexactly(int(length)))
+    return await reader.readexactly(int(length))
 
 
-async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
-    chunks: list[bytes] = []
-    while size := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
-        chunks.append(await reader.readexactly(size))
+async def _read_chunk(reader: asyncio.StreamReader) -> bytes:
+    """Return the next chunk of a body; nothing at its end."""
+    size = int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16)
+    if size:
+        chunk = await reader.readexactly(size)
         await reader.readexactly(2)
+        return chunk
     while await reader.readuntil(b"\r\n") != b"\r\n":
         pass  # trailers
-    return b"".join(chunks)
+    return b""

@@ -11,7 +11,7 @@ import http.client
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import cast
 
 from noa.signatures import TensorSpec
@@ -34,6 +34,9 @@ from noa_serving._client_wire import (
     read_specs,
     wait_before_retry,
 )
+from noa_serving.client_streams import Step, StepReader, StepStream, StreamEnd, broken_off, stream_request
+
+_PART_BYTES = 64 << 10
 
 
 class Client:
@@ -68,6 +71,30 @@ class Client:
     def predict_json(self, endpoint: str, body: object) -> dict[str, object]:
         """Send a plain JSON prediction request as it is and return the JSON answer. Errors as in `predict`."""
         return read_object(self._call(json_request(endpoint, body)), self.url)
+
+    def stream(
+        self,
+        endpoint: str,
+        inputs: Inputs,
+        *,
+        outputs: Sequence[str] = (),
+        max_steps: int | None = None,
+        deadline_s: float | None = None,
+    ) -> StepStream:
+        """Call a model step by step: the steps come one by one, over a connection of their own.
+
+        `max_steps` and `deadline_s`, for all steps together, ask for less than the server would give. `timeout_s` of
+        the client bounds how long the first step, and then each further one, may take to come. What waits for the steps
+        to be taken is not computed.
+
+        Raises, with the first step or a later one:
+            NotFoundError: no such endpoint, or it has no streams.
+            InvalidInputError: the server refused the input, or the model cannot compute it.
+            ServiceError: the server does not answer or is overloaded for too long, the model failed, or the stream
+                broke off. It is not taken up again.
+        """
+        steps = self._stream(endpoint, inputs, outputs=outputs, max_steps=max_steps, deadline_s=deadline_s)
+        return StepStream(steps)
 
     def metadata(self, endpoint: str) -> dict[str, object]:
         """Return the model metadata of the Open Inference Protocol. Errors as in `predict`."""
@@ -113,6 +140,51 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _stream(
+        self, endpoint: str, inputs: Inputs, *, outputs: Sequence[str], max_steps: int | None, deadline_s: float | None
+    ) -> Generator[Step, None, StreamEnd]:
+        metadata = self.metadata(endpoint)
+        request = stream_request(
+            endpoint, inputs, metadata, self.url, outputs=outputs, max_steps=max_steps, deadline_s=deadline_s
+        )
+        reader = StepReader(metadata, self.url)
+        connection = self._new_connection(self.timeout_s)
+        try:
+            response = self._begin_stream(connection, request)
+            while True:
+                try:
+                    data = response.read1(_PART_BYTES)
+                except (OSError, http.client.HTTPException) as exc:
+                    raise broken_off(reader.steps, exc, self.url) from exc
+                if not data:
+                    raise broken_off(reader.steps, "the end of the answer", self.url)
+                for found in reader.read(data):
+                    if isinstance(found, StreamEnd):
+                        return found
+                    yield found
+        finally:
+            connection.close()
+
+    def _begin_stream(self, connection: http.client.HTTPConnection, request: Request) -> http.client.HTTPResponse:
+        """Send a request until its answer begins with 200."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                headers = {**self._headers, **request.headers}
+                connection.request(request.method, request.path, body=request.body, headers=headers)
+                response = connection.getresponse()
+                if response.status == 200:
+                    return response
+                found = {name.lower(): value for name, value in response.getheaders()}
+                answer = Answer(response.status, found, response.read())
+            except (OSError, http.client.HTTPException) as exc:
+                raise no_answer(exc, self.url, timeout_s=self.timeout_s) from exc
+            wait_s = wait_before_retry(answer)
+            if wait_s is None or time.monotonic() + wait_s >= deadline:
+                raise error_of(answer, self.url)
+            connection.close()
+            time.sleep(wait_s)
 
     def _call(self, request: Request) -> Answer:
         deadline = time.monotonic() + self.timeout_s

@@ -25,7 +25,8 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from serving_kit import Project, build_app
+from serving_kit import Project, endpoint
+from stream_kit import COUNTER, build_streams, counter_model, streaming
 from tritonclient.grpc import service_pb2
 
 from noa_serving._asgi import AsgiApplication
@@ -37,7 +38,14 @@ X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 @pytest.fixture(scope="module")
 def ready(content: Project) -> AsgiApplication:
-    return build_app(content.settings, digits="digits@champion", mixed="mixed@champion")
+    content.publish("counter", counter_model())
+    app, _ = build_streams(
+        content,
+        digits=endpoint("digits@champion"),
+        mixed=endpoint("mixed@champion"),
+        counter=streaming("counter@champion", {**COUNTER, "max_steps": 6}),
+    )
+    return app
 
 
 @pytest.fixture(scope="module")

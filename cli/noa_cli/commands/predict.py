@@ -39,9 +39,18 @@ def predict(
     format: Annotated[
         str | None, typer.Option("--format", help="Compute a version in this format (default: onnx).")
     ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Have an endpoint with streams compute step by step; a line for each.")
+    ] = False,
+    max_steps: Annotated[
+        int | None, typer.Option("--max-steps", min=1, help="Steps of a stream (default: as many as it has).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict. An endpoint is asked over HTTP; a version is verified, loaded and computed in this process.
+
+    With --stream an endpoint that has streams is called step by step, and each step is a line as it comes (with --json
+    a line of JSON).
 
     JSON input is `{"name": [...], ...}`, or just the values for a model with one input, always with a batch axis. An
     image is brought to the size of a model with one image as its input.
@@ -50,6 +59,10 @@ def predict(
 
     reference = parse_reference(what)
     is_version = reference.alias is not None or reference.number is not None
+    if stream or max_steps is not None:
+        _refuse_without_server(what, is_version=is_version and url is None, stream=stream)
+        _ask_stream(reference.name, source, url=url, max_steps=max_steps, as_json=as_json)
+        return
     if is_version and url is None:
         answer = _compute(what, source, format)
     else:
@@ -108,6 +121,36 @@ def _ask(reference: ModelReference, source: str, *, url: str | None, format: str
         "version": answer.version,
         "digest": answer.digest,
     }
+
+
+def _refuse_without_server(what: str, *, is_version: bool, stream: bool) -> None:
+    from noa.errors import InvalidInputError
+
+    if not stream:
+        raise InvalidInputError("`--max-steps` is for streams", remedy="Add `--stream`")
+    if is_version:
+        raise InvalidInputError(
+            "streams are run by a server",
+            expected="the name of an endpoint",
+            received=what,
+            remedy="Name an endpoint with `[endpoints.NAME.stream]`, or leave out `--stream`",
+        )
+
+
+def _ask_stream(endpoint: str, source: str, *, url: str | None, max_steps: int | None, as_json: bool) -> None:
+    from noa_cli._predict_stream import print_steps
+    from noa_serving import Client, NoAnswerError
+
+    settings = current().load().settings
+    _check_source(source)
+    address = url or find_server(settings, endpoint)
+    with Client(address, api_key=key_for(settings, url, address), tls=tls_for(settings, url)) as client:
+        try:
+            inputs = read_inputs(source, client.inputs(endpoint))
+            print_steps(client.stream(endpoint, inputs, max_steps=max_steps), _plain, as_json=as_json)
+        except NoAnswerError as exc:
+            exc.remedy = remedy_without_answer(exc, url)
+            raise
 
 
 def _compute_here(reference: ModelReference, source: str, settings: Settings, *, format: str | None) -> str:

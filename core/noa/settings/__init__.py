@@ -53,6 +53,7 @@ from noa.settings.registry import (
 )
 from noa.settings.section import Section, is_loopback
 from noa.settings.serving import CodeSettings, PayloadLogSettings, ServingSettings
+from noa.settings.streams import Feed, StopSettings, StreamSettings, parse_feed
 from noa.settings.sweeps import ParameterSettings, SweepSettings, check_space
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "CompareWay",
     "ConversionSettings",
     "EndpointSettings",
+    "Feed",
     "FlowsSettings",
     "GateSettings",
     "LoadedSettings",
@@ -85,6 +87,8 @@ __all__ = [
     "ServingSettings",
     "Settings",
     "SigningSettings",
+    "StopSettings",
+    "StreamSettings",
     "SweepSettings",
     "TrackingSettings",
     "TrainingSettings",
@@ -103,6 +107,7 @@ __all__ = [
     "load_settings",
     "mean_of",
     "model_at",
+    "parse_feed",
     "user_settings_file",
     "what_was_meant",
 ]

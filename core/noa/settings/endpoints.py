@@ -1,4 +1,4 @@
-"""What can be set of endpoints: which versions answer, arms and their verdicts, kept answers, and pipelines."""
+"""What can be set of endpoints: which versions answer, arms and their verdicts, kept answers, streams, pipelines."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from noa.settings.section import (
     Name,
     Section,
 )
+from noa.settings.streams import StreamSettings
 
 MAIN_ARM = "main"
 """What the version of an endpoint's own rule is called among its arms."""
@@ -172,6 +173,20 @@ class EndpointSettings(Section):
         default=None, description="Keep answers for the same inputs; only for models without randomness or state."
     )
     rollback: RollbackSettings = Field(default_factory=RollbackSettings)
+    stream: StreamSettings = Field(default_factory=StreamSettings)
+
+    @model_validator(mode="after")
+    def _streams_alone(self) -> Self:
+        if not self.stream.is_on:
+            return self
+        if self.cache is not None:
+            raise ValueError("`cache` keeps whole answers, and a stream has none; leave out `cache` or `stream`")
+        if self.fallback:
+            raise ValueError("`fallback` cannot go on with the stream of another version; leave out one of them")
+        for name, arm in self.arms.items():
+            if arm.mode == "shadow":
+                raise ValueError(f"arm `{name}` is a shadow, which compares whole answers, and a stream has none")
+        return self
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:

@@ -7,12 +7,13 @@ environment of the server that runs.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import yaml
 
-from noa.settings import CacheSettings, ServingSettings
+from noa.settings import CacheSettings, ServingSettings, StopSettings, StreamSettings
 
 if TYPE_CHECKING:
     from noa_serving.packaging.packed_model import PackedVersion
@@ -50,7 +51,11 @@ def bentofile(endpoint: str, version: PackedVersion) -> str:
 
 
 def project_file(
-    endpoint: str, version: PackedVersion, serving: ServingSettings, cache: CacheSettings | None = None
+    endpoint: str,
+    version: PackedVersion,
+    serving: ServingSettings,
+    cache: CacheSettings | None = None,
+    stream: StreamSettings | None = None,
 ) -> str:
     """Return `noa.toml`: the endpoint, pinned, and what its server does differently from the defaults."""
     lines = ["[serving]"]
@@ -63,7 +68,25 @@ def project_file(
     if cache is not None:
         lines += [f"[endpoints.{endpoint}.cache]"]
         lines += [f"{name} = {json.dumps(value)}" for name, value in cache if value is not None]
+    if stream is not None and stream.is_on:
+        lines += [f"[endpoints.{endpoint}.stream]", *_stream_lines(stream)]
     return "\n".join([*lines, ""])
+
+
+def _stream_lines(stream: StreamSettings) -> list[str]:
+    """Return the settings of streams in TOML; its texts, numbers and lists are written as those of JSON."""
+    lines = [f"feeds = {_inline(stream.feeds)}"]
+    if stream.stop != StopSettings():
+        stop = {name: value for name, value in stream.stop if value is not None}
+        lines.append(f"stop = {_inline(stop)}")
+    for name, value in stream:
+        if name not in ("feeds", "stop"):
+            lines.append(f"{name} = {json.dumps(value)}")
+    return lines
+
+
+def _inline(table: Mapping[str, object]) -> str:
+    return f"{{ {', '.join(f'{json.dumps(key)} = {json.dumps(value)}' for key, value in table.items())} }}"
 
 
 def readme(endpoint: str, version: PackedVersion) -> str:

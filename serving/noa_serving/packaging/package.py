@@ -33,6 +33,7 @@ from noa_serving.packaging.packed_model import (
 )
 from noa_serving.packaging.requirements import LeanSet, lean_set
 from noa_serving.packaging.wheel import WHEEL_NAME, build_wheel
+from noa_serving.stream_fit import fit_stream
 
 if TYPE_CHECKING:
     from noa.settings import EndpointSettings, ServingSettings
@@ -111,6 +112,7 @@ def make_package(
     Raises:
         NotFoundError: there is no such version or format.
         InvalidInputError: the format cannot be packaged, or an extra does not exist.
+        SignatureError: the streams of the endpoint do not fit the model.
         IntegrityError: a file is not what was sealed.
         DependencyMissingError: what the format needs is not installed here.
     """
@@ -119,6 +121,8 @@ def make_package(
         # A package runs no code from outside, whatever the settings of the project allow.
         runtimes = Runtimes(threads=serving.threads or 1, device="cpu")
         rule = rule.model_copy(update={"format": choose_format(registry, version, runtimes).format})
+    if rule.stream.is_on:
+        fit_stream(rule.stream, version.signature)
     sealed = version.sealed(rule.format)
     refuse_kept(rule.format, reference=version.reference)
     _refuse_code(rule.format, version.reference)
@@ -142,7 +146,7 @@ def make_package(
     if not deploying.image:
         deploying = replace(deploying, image=image)
     texts = _texts(endpoint, packed, serving, lean, deploying=deploying, base_image=base_image)
-    texts["noa.toml"] = bento_folder.project_file(endpoint, packed, serving, rule.cache).encode()
+    texts["noa.toml"] = bento_folder.project_file(endpoint, packed, serving, rule.cache, rule.stream).encode()
     prefix = f"{MODEL_FOLDER}/{FILES_FOLDER}"
     copies = {f"{prefix}/{file.path}": folder / file.path for file in sealed.manifest.files}
     copies[f"{MODEL_FOLDER}/{EXAMPLE_FILE}"] = example_source
