@@ -127,7 +127,7 @@ def test_fewer_steps_and_outputs_and_an_empty_cache(
 
 @both
 def test_a_deadline_of_the_caller_ends_the_stream(url: str, collect: Collect) -> None:
-    steps, end = collect(url, "slow", {"x": np.ones((1, 384), np.float32)}, deadline_s=0.4)
+    steps, end = collect(url, "slow", {"x": np.ones((1, 384), np.float32)}, deadline_s=1.0)
     assert end is not None
     assert (end.reason, end.steps) == ("deadline", len(steps))
 
@@ -215,6 +215,10 @@ def answering(*parts: bytes) -> Iterator[str]:
                     connection.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
                     for part in parts:
                         connection.sendall(b"%x\r\n%b\r\n" % (len(part), part))
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.settimeout(20)
+                    while connection.recv(65536):  # closed with bytes unread, it would be reset before it is read
+                        pass
 
         thread = threading.Thread(target=serve)
         thread.start()
