@@ -70,7 +70,7 @@ def noa_in(root: Path) -> Noa:
 
 @pytest.fixture(scope="module")
 def trained(project: Path) -> dict[str, object]:
-    result = noa_in(project)("train", "digits", "--backend", "torch,jax", *QUICK, "--json")
+    result = noa_in(project)("train", "digits", "--backend", "torch,jax", "--compare", *QUICK, "--json")
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -80,6 +80,15 @@ def promoted(noa: Noa, trained: dict[str, object]) -> str:
     result = noa("models", "promote", str(trained["best"]), "--reason", "first", "--expect", "0", "--json")
     assert result.returncode == 0, result.stderr
     return str(trained["best"])
+
+
+def test_the_losses_of_both_backends_are_compared_and_drawn(trained: dict[str, object]) -> None:
+    comparison = trained["comparison"]
+    assert isinstance(comparison, dict)
+    assert set(comparison["curves"]) == {"torch", "jax"}
+    points = len(comparison["steps"])
+    assert points >= 2 and len(comparison["relative_differences"]) == points
+    assert Path(comparison["plot"]).read_bytes().startswith(b"\x89PNG")
 
 
 def test_both_backends_are_trained_and_registered(trained: dict[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from noa.settings import TrainingSettings
 from noa_training import JobEvent, JobRequest, TrainedJob, run_job
+
+sys.path.insert(0, str(Path(__file__).parent))  # pytest imports test files by path, so a helper beside them needs this
 
 TINY = """
 import numpy as np

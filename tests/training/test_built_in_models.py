@@ -13,7 +13,7 @@ from noa.signatures import TensorSpec
 from noa_training import SGD, AdamW, Dataset, Factories, ModelShape, Recipe, Split, WarmupCosine, cnn, mlp
 from noa_training.backends.interface import Trainer, find_backend
 from noa_training.jobs import model_shape
-from noa_training.models.layout import initial_weights
+from noa_training.models.weights import initial_weights
 from noa_training.schedules import learning_rates, make_plan
 
 pytestmark = [pytest.mark.torch, pytest.mark.jax]

@@ -23,12 +23,12 @@ class Calibration:
 
 
 def measure_calibration(outputs: np.ndarray, targets: np.ndarray, *, objective: str) -> Calibration | None:
-    """Return the calibration of a classifier's logits; None for a model that gives no probabilities, or NaN.
+    """Return the calibration of a classifier's logits; None for a model that gives no probability of a row, or NaN.
 
     Source: Guo et al. 2017, arXiv:1706.04599, eq. 2 and 3, with their 15 bins; Brier 1950, eq. 2, for several classes,
     and the squared error of the probability of class 1 for two.
     """
-    if objective == "mse":
+    if objective not in ("cross_entropy", "binary_cross_entropy"):
         return None
     logits, truth = prepare(outputs, targets, objective=objective)
     if not np.isfinite(logits).all():

@@ -18,8 +18,10 @@ from noa.errors import RecipeError
 if TYPE_CHECKING:
     import numpy as np
 
-Objective: TypeAlias = Literal["cross_entropy", "binary_cross_entropy", "mse"]
+Objective: TypeAlias = Literal["cross_entropy", "binary_cross_entropy", "mse", "token_cross_entropy"]
 SplitName: TypeAlias = Literal["train", "validation", "test"]
+NOT_COUNTED = -1
+"""The target of a step that `token_cross_entropy` leaves out, e.g. padding."""
 MAX_SLICES = 100
 _LONGEST_SLICE_NAME = 128
 # What both backends and every format keep as it is. JAX silently narrows 64-bit arrays, so they are refused, not
@@ -29,7 +31,8 @@ _INPUT_DTYPES = ("float32", "float16", "int32", "int16", "int8", "uint8", "bool"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """One part of a dataset. Arrays are shaped (rows, ...); `targets` is (rows,), or (rows, outputs) for `mse`.
+    """One part of a dataset. Arrays are shaped (rows, ...); `targets` is (rows,), or (rows, outputs) for `mse`, or
+    (rows, length) for `token_cross_entropy`, where -1 is a step that does not count.
 
     `slices` are masks (rows,) of booleans by name: parts of the rows that are measured on their own, e.g. one region.
     They are not part of the digest: naming one more does not make other data of it.
@@ -100,13 +103,13 @@ def check_dataset(value: object, *, objective: Objective, where: str) -> Dataset
                 expected=str(expected),
                 received=str(layout),
             )
-    targets = value.train.targets
+    targets = _counted(value.train.targets, objective)
     if objective != "mse" and targets.min() == targets.max():
         raise RecipeError(
             "`data().train.targets` are all of one class, of which nothing can be learnt",
             where=where,
             expected="rows of at least two classes",
-            received=f"class {int(targets[0])} in all {len(targets)} rows",
+            received=f"class {int(targets[0])} in all {value.train.rows} rows",
         )
     return value
 
@@ -117,10 +120,15 @@ def unseen_classes(dataset: Dataset, objective: Objective) -> dict[str, list[int
 
     if objective == "mse":
         return {}
-    known = np.unique(dataset.train.targets)
+    known = np.unique(_counted(dataset.train.targets, objective))
     others = {"validation": dataset.validation, "test": dataset.test}
-    found = {name: np.setdiff1d(np.unique(split.targets), known) for name, split in others.items()}
+    found = {name: np.setdiff1d(np.unique(_counted(split.targets, objective)), known) for name, split in others.items()}
     return {name: [int(label) for label in labels] for name, labels in found.items() if len(labels)}
+
+
+def _counted(targets: np.ndarray, objective: Objective) -> np.ndarray:
+    """Return the targets that count, flat."""
+    return targets[targets != NOT_COUNTED] if objective == "token_cross_entropy" else targets
 
 
 def _check_split(split: object, field: str, *, objective: Objective, where: str) -> dict[str, str]:
@@ -195,9 +203,20 @@ def _check_targets(targets: np.ndarray, label: str, *, objective: Objective, whe
         if targets.ndim > 2:
             raise refuse("shape (rows,) or (rows, outputs)", targets.shape)
         return
+    if objective == "token_cross_entropy":
+        if targets.ndim != 2 or targets.dtype.kind not in "iu" or targets.min() < NOT_COUNTED:
+            raise refuse("class numbers from 0, or -1, as integers (rows, length)", _describe(targets))
+        empty = (targets == NOT_COUNTED).all(axis=1)
+        if empty.any():
+            raise refuse("a step that counts in each row", f"-1 alone in row {int(empty.argmax())}")
+        return
     if targets.ndim != 1:
         raise refuse("shape (rows,)", targets.shape)
     if objective == "cross_entropy" and (targets.dtype.kind not in "iu" or targets.min() < 0):
         raise refuse("class numbers from 0, as integers", f"{targets.dtype.name}, least {targets.min()}")
     if objective == "binary_cross_entropy" and not ((targets == 0) | (targets == 1)).all():
         raise refuse("0 and 1 only", f"{targets.dtype.name} from {targets.min()} to {targets.max()}")
+
+
+def _describe(targets: np.ndarray) -> str:
+    return f"{targets.dtype.name}{tuple(targets.shape)}, least {targets.min()}"

@@ -25,6 +25,7 @@ from noa_training.checkpoints import CheckpointStore
 from noa_training.datasets import Dataset, check_dataset
 from noa_training.events import JobEvent
 from noa_training.git_state import read_git_state
+from noa_training.input_checks import check_inputs
 from noa_training.job_folder import JobLock, attempt_folder, current_attempt, job_id_of, read_state, write_state
 from noa_training.loading import LoadedRecipe, describe_exception, find_recipe, user_location, user_text
 from noa_training.loop import JobCancelledError, LoopResult, TrainingLoop
@@ -272,6 +273,7 @@ def _train(
     if reporter.tracking is not None:
         reporter.tracking.begin(_run_info(job, dataset, commit, settings))
     shape = model_shape(recipe, dataset)
+    check_inputs(recipe, shape, dataset, where=job.loaded.where)
     backend = find_backend(request.backend)
     plan = make_plan(recipe, dataset.train.rows)
     with user_code():
@@ -339,10 +341,10 @@ def model_shape(recipe: Recipe, dataset: Dataset) -> ModelShape:
         TensorSpec(name=name, dtype=_dtype(array), shape=("batch", *array.shape[1:]))
         for name, array in train.inputs.items()
     )
-    given = 0 if isinstance(recipe.model, Factories) else recipe.model.outputs
+    given = 0 if isinstance(recipe.spec, Factories) else recipe.spec.outputs
     if given:
         return ModelShape(inputs=inputs, outputs=given)
-    if recipe.objective == "cross_entropy":
+    if recipe.objective in ("cross_entropy", "token_cross_entropy"):
         splits = (train, dataset.validation, dataset.test)
         return ModelShape(inputs=inputs, outputs=1 + max(int(split.targets.max()) for split in splits))
     return ModelShape(inputs=inputs, outputs=int(np.prod(train.targets.shape[1:], dtype=np.int64)))

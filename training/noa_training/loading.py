@@ -63,7 +63,7 @@ def find_recipe(path: str, *, root: Path) -> LoadedRecipe:
     source = file.read_text(encoding="utf-8")
     lines = _lines_of(source, name)
     try:
-        check_recipe(recipe, where=f"{file}:{lines.get('', 1)}")
+        recipe = check_recipe(recipe, where=f"{file}:{lines.get('', 1)}")
     except RecipeError as exc:
         field = re.search(r"`(\w+)", exc.what)
         line = lines.get(field[1] if field else "", lines.get("", 1))

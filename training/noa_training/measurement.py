@@ -97,7 +97,7 @@ def slice_metrics(recipe: Recipe, outputs: np.ndarray, split: Split) -> dict[str
     """
     names = tuple(dict.fromkeys(("loss", *recipe.metrics)))
     found = {name: (mask, names) for name, mask in split.slices.items() if mask.any()}
-    if recipe.objective != "mse":
+    if recipe.objective in ("cross_entropy", "binary_cross_entropy"):
         classes = np.unique(split.targets)
         of_rows = tuple(name for name in names if name in ROW_METRICS[recipe.objective])
         for label in classes if len(classes) <= MAX_SLICES else ():

@@ -12,6 +12,7 @@ from noa.errors import NotFoundError
 _CLASSES = "cross_entropy"
 _BINARY = "binary_cross_entropy"
 _NUMBERS = "mse"
+_TOKENS = "token_cross_entropy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +25,8 @@ class MetricInfo:
 
 METRICS: Mapping[str, MetricInfo] = MappingProxyType(
     {
-        "loss": MetricInfo(objectives=(_CLASSES, _BINARY, _NUMBERS), larger_is_better=False),
-        "accuracy": MetricInfo(objectives=(_CLASSES, _BINARY), larger_is_better=True),
+        "loss": MetricInfo(objectives=(_CLASSES, _BINARY, _NUMBERS, _TOKENS), larger_is_better=False),
+        "accuracy": MetricInfo(objectives=(_CLASSES, _BINARY, _TOKENS), larger_is_better=True),
         "precision": MetricInfo(objectives=(_CLASSES, _BINARY), larger_is_better=True),
         "recall": MetricInfo(objectives=(_CLASSES, _BINARY), larger_is_better=True),
         "f1": MetricInfo(objectives=(_CLASSES, _BINARY), larger_is_better=True),

@@ -3,7 +3,8 @@
 A classifier's output is `logits`: (rows, classes) for `cross_entropy`, (rows,) or (rows, 1) for `binary_cross_entropy`,
 where a positive logit means class 1. `precision`, `recall` and `f1` are those of class 1 there, and unweighted means
 over the classes that occur in targets or predictions for `cross_entropy` (scikit-learn's `average="macro",
-zero_division=0`).
+zero_division=0`). For `token_cross_entropy` logits are (rows, length, classes), and a row contributes the mean over its
+steps that count: sequences are what is drawn anew, as the steps of one depend on each other.
 
 Each metric has one definition here, for rows that count any number of times: that is what a bootstrap needs, and a
 metric of a split is the case in which each row counts once.
@@ -17,7 +18,7 @@ from types import MappingProxyType
 import numpy as np
 
 from noa.errors import InvalidInputError
-from noa_training.datasets import Objective
+from noa_training.datasets import NOT_COUNTED, Objective
 
 RowMetric = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -47,11 +48,21 @@ def compute_metrics(
 def prepare(outputs: np.ndarray, targets: np.ndarray, *, objective: str) -> tuple[np.ndarray, np.ndarray]:
     """Return outputs in float64 and targets as the metrics of an objective take them.
 
-    These are logits (rows, classes) and class numbers; logits (rows,) and booleans; or numbers (rows, outputs) twice.
+    These are logits (rows, classes) and class numbers; logits (rows,) and booleans; numbers (rows, outputs) twice; or
+    logits (rows, length, classes), as they are, and class numbers (rows, length).
 
     Raises:
         InvalidInputError: the outputs do not fit the targets.
     """
+    if objective == "token_cross_entropy":
+        least = int(targets.max()) + 1
+        if outputs.ndim != 3 or outputs.shape[:2] != targets.shape or outputs.shape[2] < least:
+            raise InvalidInputError(
+                "outputs do not fit the targets",
+                expected=f"({', '.join(map(str, targets.shape))}, at least {least} classes)",
+                received=str(tuple(outputs.shape)),
+            )
+        return outputs, targets  # in float64 they could be larger than what is free
     outputs = np.asarray(outputs, np.float64)
     if objective == "cross_entropy":
         if outputs.ndim != 2 or len(outputs) != len(targets) or int(targets.max()) >= outputs.shape[1]:
@@ -136,6 +147,23 @@ def _class_loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return log_sum - logits[np.arange(len(targets)), targets]
 
 
+def _over_steps(step_metric: RowMetric) -> RowMetric:
+    """Return the metric of a row as the mean over its steps that count."""
+
+    def of_rows(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        values = np.zeros(len(targets), np.float64)
+        for row, (scores, labels) in enumerate(zip(logits, targets, strict=True)):
+            counted = labels != NOT_COUNTED
+            values[row] = step_metric(np.asarray(scores[counted], np.float64), labels[counted]).mean()
+        return values
+
+    return of_rows
+
+
+def _is_right(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return (logits.argmax(axis=1) == targets).astype(np.float64)
+
+
 def _binary_loss(logits: np.ndarray, positive: np.ndarray) -> np.ndarray:
     # log(1 + exp(-|x|)) keeps large logits finite.
     return np.maximum(logits, 0) - logits * positive + np.log1p(np.exp(-np.abs(logits)))
@@ -156,13 +184,14 @@ ROW_METRICS: Mapping[str, Mapping[str, RowMetric]] = MappingProxyType(
     {
         "cross_entropy": {
             "loss": _class_loss,
-            "accuracy": lambda logits, targets: (logits.argmax(axis=1) == targets).astype(np.float64),
+            "accuracy": _is_right,
         },
         "binary_cross_entropy": {
             "loss": _binary_loss,
             "accuracy": lambda logits, positive: ((logits > 0) == positive).astype(np.float64),
             "brier": lambda logits, positive: (binary_chances(logits) - positive) ** 2,
         },
+        "token_cross_entropy": {"loss": _over_steps(_class_loss), "accuracy": _over_steps(_is_right)},
         "mse": {
             "loss": lambda values, expected: ((values - expected) ** 2).mean(axis=1),
             "mse": lambda values, expected: ((values - expected) ** 2).mean(axis=1),

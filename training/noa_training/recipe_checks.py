@@ -6,18 +6,20 @@ import difflib
 import inspect
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast, get_args
 
 from noa.errors import InvalidInputError, RecipeError
 from noa.references import check_name
 from noa_training.datasets import Objective
 from noa_training.metric_names import metrics_of
-from noa_training.model_specs import check_model
+from noa_training.model_specs import Factories
+from noa_training.models.library import answers_steps, check_model, model_named, normalises_batches
 from noa_training.recipes import SGD, AdamW, Constant, EarlyStopping, Recipe, WarmupCosine
 
 
 def check_recipe(recipe: Recipe, *, where: str) -> Recipe:
-    """Return `recipe` if it can be trained as it is written.
+    """Return `recipe` if it can be trained as it is written, with the model itself where it names one.
 
     Raises:
         RecipeError: a field has a wrong type or value; names the field, what is allowed and what was there.
@@ -27,13 +29,21 @@ def check_recipe(recipe: Recipe, *, where: str) -> Recipe:
     except (InvalidInputError, TypeError) as exc:
         raise RecipeError("`name` cannot name a model", where=where, received=repr(recipe.name)) from exc
     _check_choice(recipe.objective, get_args(Objective), "objective", where)
-    check_model(recipe.model, where=where)
+    recipe = _with_model(recipe, where)
     _check_metrics(recipe, where)
     _check_number(recipe.epochs, "epochs", where, whole=True, least=1, most=1_000_000)
     _check_number(recipe.batch_size, "batch_size", where, whole=True, least=1, most=1 << 24)
     _check_number(recipe.seed, "seed", where, whole=True, least=0, most=(1 << 32) - 1)
     if recipe.gradient_clip is not None:
         _check_number(recipe.gradient_clip, "gradient_clip", where, above=0.0)
+    if normalises_batches(recipe.spec) and recipe.batch_size < 2:
+        raise RecipeError(
+            "`batch_size` is too small for a model with batch normalisation",
+            where=where,
+            expected="at least 2",
+            received=str(recipe.batch_size),
+            field="batch_size",
+        )
     _check_optimizer(recipe.optimizer, where)
     _check_schedule(recipe.schedule, where)
     if recipe.early_stopping is not None:
@@ -41,6 +51,36 @@ def check_recipe(recipe: Recipe, *, where: str) -> Recipe:
         _check_number(recipe.early_stopping.patience, "early_stopping.patience", where, whole=True, least=1)
         _check_number(recipe.early_stopping.min_delta, "early_stopping.min_delta", where, least=0.0)
     _check_data(recipe, where)
+    return recipe
+
+
+def _with_model(recipe: Recipe, where: str) -> Recipe:
+    """Check the model, and put the built-in one in the place of its name."""
+    params = cast("object", recipe.model_params)
+    if not isinstance(params, Mapping):
+        raise RecipeError("`model_params` is no table", where=where, expected="a dict", received=repr(params)[:80])
+    if isinstance(recipe.model, str):
+        recipe = replace(recipe, model=model_named(recipe.model, recipe.model_params, where=where), model_params={})
+    elif params:
+        raise RecipeError(
+            "`model_params` is for a model that is named",
+            where=where,
+            expected='e.g. `model="resnet"`, or the fields in `resnet(...)`',
+            received=f"{type(recipe.model).__name__}(...) and `model_params`",
+            field="model_params",
+        )
+    model = check_model(recipe.model, where=where)
+    if isinstance(model, Factories):
+        return recipe
+    if answers_steps(model) != (recipe.objective == "token_cross_entropy"):
+        raise RecipeError(
+            f"`objective` does not fit `{type(model).__name__}`",
+            where=where,
+            expected="token_cross_entropy" if answers_steps(model) else "an objective with one answer a row",
+            received=recipe.objective,
+            remedy="`decoder_lm` and `transformer_encoder(pooling='none')` answer each step",
+            field="objective",
+        )
     return recipe
 
 

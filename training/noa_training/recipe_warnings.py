@@ -41,13 +41,15 @@ def check_outputs(
     Raises:
         RecipeError: it gives another number of outputs per row than `shape.outputs`; names the factory.
     """
-    if not isinstance(recipe.model, Factories):
+    model = recipe.spec
+    if not isinstance(model, Factories):
         return
     outputs = trainer.predict(dataset.validation.head(EVALUATION_ROWS))
-    received = int(np.prod(outputs.shape[1:], dtype=np.int64))
+    of_row = outputs.shape[-1:] if recipe.objective == "token_cross_entropy" else outputs.shape[1:]
+    received = int(np.prod(of_row, dtype=np.int64))
     if received == shape.outputs:
         return
-    factory = recipe.model.torch if backend == "torch" else recipe.model.jax
+    factory = model.torch if backend == "torch" else model.jax
     name = getattr(factory, "__qualname__", backend)
     raise RecipeError(
         f"the model of `{name}` gives another number of outputs than `shape.outputs`",

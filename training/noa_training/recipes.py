@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from noa_training.datasets import Dataset, Objective
-from noa_training.model_specs import ModelSpec
+from noa_training.models.library import ModelSpec, model_named
 
 Scalar: TypeAlias = str | int | float | bool
 
@@ -78,12 +78,13 @@ class Recipe:
     `data` is called with `data_params` as keyword arguments and gives a `Dataset`; it must give the same rows each
     time. The metric `best_by` on the validation split chooses the epoch whose weights become the model. `gradient_clip`
     is the largest global norm of the gradient (None: no limit). The last incomplete batch of an epoch is left out; rows
-    are shuffled anew each epoch, so other rows are left out then.
+    are shuffled anew each epoch, so other rows are left out then. `model` is a value as `resnet(...)` gives it, the
+    name of a built-in model with `model_params` for its fields, or `Factories`.
     """
 
     name: str
     data: Callable[..., Dataset]
-    model: ModelSpec
+    model: ModelSpec | str
     objective: Objective
     metrics: tuple[str, ...] = ()
     optimizer: Optimizer = field(default_factory=AdamW)
@@ -95,3 +96,15 @@ class Recipe:
     best_by: str = "loss"
     early_stopping: EarlyStopping | None = None
     data_params: Mapping[str, Scalar] = field(default_factory=_no_params)
+    model_params: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model; where it is named, with its fields as `model_params` sets them.
+
+        Raises:
+            RecipeError: the name or a field is not valid.
+        """
+        if isinstance(self.model, str):
+            return model_named(self.model, self.model_params, where=self.name)
+        return self.model

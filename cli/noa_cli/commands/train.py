@@ -14,6 +14,7 @@ from noa_cli._termination import ended_by_sigterm
 
 if TYPE_CHECKING:
     from noa.settings import Settings
+    from noa_cli._loss_comparison import LossComparison
     from noa_flows import PipelineResult
     from noa_registry import GateReport
 
@@ -36,14 +37,29 @@ def train(
     promote: Annotated[
         bool, typer.Option("--promote", help="Put the best version live if the gate allows it.")
     ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show the losses of two backends side by side, and draw them.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Where --compare draws, FILE.png or FILE.svg (default: in the folder of the first job).",
+            dir_okay=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train, evaluate, convert, verify and register; a killed job continues with the same command."""
+    from noa_cli._loss_comparison import check_comparison, compare_losses
     from noa_cli._quiet_stdout import stdout_to_stderr
     from noa_cli._training_progress import follow
 
     settings = current().settings()
-    names = _backends(settings.recipes[recipe].backends[:1] if recipe in settings.recipes else ("torch",), backend)
+    known = settings.recipes[recipe].backends if recipe in settings.recipes else ("torch",)
+    names = _backends(known if compare else known[:1], backend)
+    check_comparison(compare=compare, plot=plot, backends=names)
     # The user's recipe runs in this process too; what it writes must not spoil our standard output.
     with ended_by_sigterm(), follow() as narrator, stdout_to_stderr():
         from noa_flows import check_backends, run_pipeline
@@ -62,7 +78,8 @@ def train(
         except KeyboardInterrupt:
             console.note(f"stopped {narrator.stopped_at()}; the same command continues from the last checkpoint")
             raise
-    show_result(result, as_json=as_json, verdict=None if as_json or promote else _verdict(settings, recipe, result))
+    verdict = None if as_json or promote else _verdict(settings, recipe, result)
+    show_result(result, as_json=as_json, verdict=verdict, comparison=compare_losses(result, plot) if compare else None)
 
 
 def find_recipe_file(recipe: str, root: Path) -> str:
@@ -95,10 +112,16 @@ def read_changes(pairs: list[str]) -> dict[str, object]:
     return changes
 
 
-def show_result(result: PipelineResult, *, as_json: bool, verdict: GateReport | None = None) -> None:
-    """Print what a pipeline did, and what the gate says of the best version, if it was asked."""
+def show_result(
+    result: PipelineResult,
+    *,
+    as_json: bool,
+    verdict: GateReport | None = None,
+    comparison: LossComparison | None = None,
+) -> None:
+    """Print what a pipeline did, what the gate says of the best version, and how two backends compare, if asked."""
     if as_json:
-        console.print_json(result.to_dict())
+        console.print_json(result.to_dict() | ({} if comparison is None else {"comparison": comparison.to_dict()}))
         return
     names = list(dict.fromkeys(name for candidate in result.candidates for name in candidate.metrics))
     console.print_table(
@@ -116,6 +139,10 @@ def show_result(result: PipelineResult, *, as_json: bool, verdict: GateReport | 
         ],
         title="Measured on the test split",
     )
+    if comparison is not None:
+        from noa_cli._loss_comparison import show_comparison
+
+        show_comparison(comparison)
     if len(result.candidates) > 1:
         best = result.best
         tie = f"; of equals {result.tie_break}" if result.tie_break else ""

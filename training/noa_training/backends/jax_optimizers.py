@@ -6,6 +6,7 @@ was trained on one backend be continued on the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -56,13 +57,16 @@ def _adamw(optimizer: AdamW) -> Callable[..., tuple[Params, Moments]]:
         first = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, moments["first_moment"], gradients)
         second = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, moments["second_moment"], gradients)
         count = step.astype(jnp.float32)
-        # -expm1(n * log(beta)) is 1 - beta**n without the cancellation that float32 would suffer in the first steps.
-        correction1 = -jnp.expm1(count * jnp.log(jnp.float32(beta1))) if beta1 else jnp.float32(1)
-        correction2 = -jnp.expm1(count * jnp.log(jnp.float32(beta2))) if beta2 else jnp.float32(1)
+        # -expm1(n * log(beta)) is 1 - beta**n without the cancellation that float32 would suffer in the first steps. The
+        # logarithm is Python's: that of 0.999 in float32 is off by 1e-5, and with it every first step.
+        correction1 = -jnp.expm1(count * math.log(beta1)) if beta1 else jnp.float32(1)
+        correction2 = -jnp.expm1(count * math.log(beta2)) if beta2 else jnp.float32(1)
 
         def move(value: Any, m: Any, v: Any) -> Any:
-            decayed = value * (1 - rate * optimizer.weight_decay)
             scale = jnp.sqrt(v) / jnp.sqrt(correction2) + optimizer.epsilon
+            # PyTorch rounds the decayed value before it subtracts. Compilers make one fused operation of both, which is
+            # off by one rounding in the same direction for many weights, unless a choice (always the first) is between.
+            decayed = jnp.where(scale > 0, value * (1 - rate * optimizer.weight_decay), value)
             return decayed - (rate / correction1) * m / scale
 
         return jax.tree.map(move, params, first, second), {"first_moment": first, "second_moment": second}

@@ -20,11 +20,11 @@ from noa.signatures import Signature
 from noa_conversion import TorchModel
 from noa_training.backends.interface import TrainerState
 from noa_training.backends.state_checks import check_arrays
-from noa_training.datasets import Objective, Split
+from noa_training.datasets import NOT_COUNTED, Objective, Split
 from noa_training.evaluation import predict
 from noa_training.model_specs import Factories, ModelShape
-from noa_training.models.layout import initial_weights
-from noa_training.models.torch_models import build_torch
+from noa_training.models.torch.build import build_torch
+from noa_training.models.weights import initial_weights
 from noa_training.recipes import AdamW, Optimizer, Recipe
 
 _MOMENTS = {"AdamW": {"exp_avg": "first_moment", "exp_avg_sq": "second_moment"}, "SGD": {"momentum_buffer": "momentum"}}
@@ -151,7 +151,7 @@ class TorchTrainer:
 
 
 def _build(recipe: Recipe, shape: ModelShape) -> nn.Module:
-    model = recipe.model
+    model = recipe.spec
     if not isinstance(model, Factories):
         module = build_torch(model, shape)
         _load_weights(module, initial_weights(model, shape, seed=recipe.seed))
@@ -198,15 +198,27 @@ def _loss_of(objective: Objective) -> Any:
     def binary(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return functional.binary_cross_entropy_with_logits(outputs.reshape(targets.shape), targets)
 
+    def tokens(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        flat = targets.flatten()
+        total = functional.cross_entropy(outputs.flatten(0, 1), flat, ignore_index=NOT_COUNTED, reduction="sum")
+        return total / (flat != NOT_COUNTED).sum().clamp(min=1)
+
     def squared(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return functional.mse_loss(outputs.reshape(targets.shape), targets)
 
-    losses = {"cross_entropy": functional.cross_entropy, "binary_cross_entropy": binary, "mse": squared}
+    losses = {
+        "cross_entropy": functional.cross_entropy,
+        "token_cross_entropy": tokens,
+        "binary_cross_entropy": binary,
+        "mse": squared,
+    }
     return losses[objective]
 
 
 def _targets(targets: np.ndarray, objective: Objective) -> torch.Tensor:
-    return torch.from_numpy(targets.astype(np.int64 if objective == "cross_entropy" else np.float32))
+    return torch.from_numpy(
+        targets.astype(np.int64 if objective in ("cross_entropy", "token_cross_entropy") else np.float32)
+    )
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

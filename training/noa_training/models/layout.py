@@ -1,105 +1,118 @@
-"""The parameters of the built-in models: names, shapes and first values, the same on both backends.
+"""The parameter trees of the built-in models without a framework: names, shapes and how first values are drawn.
 
 Names and layouts are those of PyTorch's `state_dict`: a linear weight is (outputs, inputs), a convolution's (outputs,
-inputs, height, width). So weights go from one backend to the other unchanged, and both start from equal numbers.
+inputs, height, width). So weights go from one backend to the other unchanged, and both start from equal numbers. What
+is no parameter but state that training changes (running statistics) is part of the same tree, marked as such.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
-import numpy as np
+NORM_EPSILON = 1e-5
+"""Of layer, batch and RMS normalisation, on both backends: PyTorch's default (Flax has 1e-6)."""
+BATCH_NORM_MOMENTUM = 0.1
+"""Share of the newest batch in running statistics, in PyTorch's sense (Flax says 0.99 for a share of 0.01)."""
+EMBEDDING_SPREAD = 0.02
 
-from noa.errors import RecipeError
-from noa_training.model_specs import Cnn, Mlp, ModelShape
 
-KERNEL = 3
-POOL = 2
-# Separates the stream of first weights from the streams of the batch order, which are seeded with (seed, epoch).
-_WEIGHTS_STREAM = 0x57656967
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Uniform in +-bound."""
+
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Normal:
+    """Normal with mean 0."""
+
+    deviation: float
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """One value everywhere; draws no random number."""
+
+    value: float
+
+
+First: TypeAlias = Uniform | Normal | Filled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """One layer with weight and bias. `weight` is its shape, outputs first; a convolution's has four axes."""
+class Parameter:
+    """One float32 array of a model. `is_state`: no gradient changes it, each training step does."""
 
     name: str
-    weight: tuple[int, ...]
+    shape: tuple[int, ...]
+    first: First
+    is_state: bool = False
 
     @property
-    def fan_in(self) -> int:
-        """Numbers that one output is computed from."""
-        return math.prod(self.weight[1:])
+    def elements(self) -> int:
+        """Number of its values."""
+        return math.prod(self.shape)
 
 
-def layers_of(model: Mlp | Cnn, shape: ModelShape) -> tuple[Layer, ...]:
-    """Return the layers in the order in which they are computed.
+Layout: TypeAlias = tuple[Parameter, ...]
 
-    Raises:
-        RecipeError: the model cannot take the dataset's inputs.
+
+def linear(name: str, outputs: int, inputs: int, *, scale: float = 1.0, zero_bias: bool = False) -> Layout:
+    """Return weight (outputs, inputs) and bias (outputs,), uniform in +-scale/sqrt(inputs).
+
+    Source: He et al. 2015, arXiv:1502.01852, with a = sqrt(5), which is what `torch.nn.Linear` uses. `zero_bias` is
+    the transformers' way.
     """
-    if isinstance(model, Mlp):
-        features = sum(math.prod(_sizes(spec.shape)) for spec in shape.inputs)
-        widths = (features, *model.hidden)
-        hidden = [
-            Layer(name=f"layers.{index}", weight=(after, before))
-            for index, (before, after) in enumerate(itertools.pairwise(widths))
-        ]
-        return (*hidden, Layer(name="output", weight=(shape.outputs, widths[-1])))
-    height, width = image_size(shape)
-    channels = (_sizes(shape.inputs[0].shape)[0], *model.channels)
-    convolutions = [
-        Layer(name=f"convolutions.{index}", weight=(after, before, KERNEL, KERNEL))
-        for index, (before, after) in enumerate(itertools.pairwise(channels))
-    ]
-    for index in range(len(model.channels)):
-        if min(height, width) < POOL:
-            raise RecipeError(
-                "`model.channels` has more stages than the images allow",
-                expected=f"at most {index} for {shape.inputs[0].describe()}: each halves height and width",
-                received=str(len(model.channels)),
-            )
-        height, width = height // POOL, width // POOL
-    features = channels[-1] * height * width
+    first = Uniform(scale / math.sqrt(inputs))
+    bias = Parameter(name=f"{name}.bias", shape=(outputs,), first=Filled(0.0) if zero_bias else first)
+    return (Parameter(name=f"{name}.weight", shape=(outputs, inputs), first=first), bias)
+
+
+def projection(name: str, outputs: int, inputs: int, *, scale: float = 1.0) -> Layout:
+    """Return the weight of a linear layer without bias, drawn as that of `linear`."""
+    return linear(name, outputs, inputs, scale=scale)[:1]
+
+
+def norm(name: str, size: int) -> Layout:
+    """Return weight and bias (size,) of a normalisation that changes nothing at first."""
     return (
-        *convolutions,
-        Layer(name="hidden", weight=(model.hidden, features)),
-        Layer(name="output", weight=(shape.outputs, model.hidden)),
+        Parameter(name=f"{name}.weight", shape=(size,), first=Filled(1.0)),
+        Parameter(name=f"{name}.bias", shape=(size,), first=Filled(0.0)),
     )
 
 
-def image_size(shape: ModelShape) -> tuple[int, int]:
-    """Return height and width of the images that a `cnn` takes.
+def batch_norm(name: str, size: int) -> Layout:
+    """Return weight and bias, and the running statistics as state.
 
-    Raises:
-        RecipeError: the inputs are not one array (rows, channels, height, width).
+    PyTorch's `num_batches_tracked` is left out: with a fixed momentum nothing reads it.
     """
-    sizes = [_sizes(spec.shape) for spec in shape.inputs]
-    if len(sizes) != 1 or len(sizes[0]) != 3:
-        raise RecipeError(
-            "`cnn` takes images",
-            expected="one input shaped (rows, channels, height, width)",
-            received=", ".join(f"{spec.name}: {spec.describe()}" for spec in shape.inputs),
-        )
-    return sizes[0][1], sizes[0][2]
+    return (
+        *norm(name, size),
+        Parameter(name=f"{name}.running_mean", shape=(size,), first=Filled(0.0), is_state=True),
+        Parameter(name=f"{name}.running_var", shape=(size,), first=Filled(1.0), is_state=True),
+    )
 
 
-def initial_weights(model: Mlp | Cnn, shape: ModelShape, *, seed: int) -> dict[str, np.ndarray]:
-    """Return first values of all parameters, float32, uniform in +-1/sqrt(fan_in) for weights and biases.
+def convolution(name: str, outputs: int, inputs: int, kernel: int) -> Layout:
+    """Return the weight (outputs, inputs, kernel, kernel) of a convolution without bias, for a ReLU after it.
 
-    Source: He et al. 2015, arXiv:1502.01852, with a = sqrt(5), which is what `torch.nn.Linear` and `torch.nn.Conv2d`
-    use. The random numbers are numpy's (PCG64), not torch's.
+    Source: He et al. 2015, arXiv:1502.01852, eq. 14 (variance 2 over the fan-out), as torchvision's ResNet has it.
     """
-    random = np.random.default_rng([seed, _WEIGHTS_STREAM])
-    weights: dict[str, np.ndarray] = {}
-    for layer in layers_of(model, shape):
-        bound = 1 / math.sqrt(layer.fan_in)
-        weights[f"{layer.name}.weight"] = random.uniform(-bound, bound, layer.weight).astype(np.float32)
-        weights[f"{layer.name}.bias"] = random.uniform(-bound, bound, layer.weight[:1]).astype(np.float32)
-    return weights
+    deviation = math.sqrt(2 / (outputs * kernel * kernel))
+    return (Parameter(name=f"{name}.weight", shape=(outputs, inputs, kernel, kernel), first=Normal(deviation)),)
 
 
-def _sizes(axes: tuple[int | str, ...]) -> tuple[int, ...]:
-    return tuple(axis for axis in axes if isinstance(axis, int))
+def embedding(name: str, count: int, width: int) -> Layout:
+    """Return a table (count, width) of vectors.
+
+    Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", section 4.1: N(0, 0.02).
+    """
+    return (Parameter(name=f"{name}.weight", shape=(count, width), first=Normal(EMBEDDING_SPREAD)),)
+
+
+def positions(name: str, count: int, width: int) -> Layout:
+    """Return learned vectors (count, width) that are added to a sequence, drawn as those of `embedding`."""
+    return (Parameter(name=name, shape=(count, width), first=Normal(EMBEDDING_SPREAD)),)
