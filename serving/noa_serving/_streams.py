@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _SHORTEST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.1
 _SLOW_NS = 2_000_000  # twice what may compute on the event loop: steps get slower as their inputs grow
+_SLOW_RUNS = 3
+"""After so many slow ones in a row a stream leaves the event loop: one alone may be the machine's."""
 
 Write = Callable[[int, Mapping[str, np.ndarray], bool], bytes]
 """Writes a step: its number from 1, the outputs that are sent, and whether it is the last one that is known."""
@@ -97,7 +99,7 @@ class Stream:
         self._before: tuple[Mapping[str, np.ndarray], Outputs] | None = None
         self._stopped = np.zeros(asked.batch, dtype=np.bool_)
         self._is_gone = False
-        self._is_slow = False
+        self._slow_runs = 0
         self._job: Job | None = None
         self._waiter: asyncio.Future[Outcome] | None = None
 
@@ -119,8 +121,9 @@ class Stream:
         except ClientGoneError:
             self.reason = "gone"
             return None
-        except RequestRefusedError:
-            if not self.steps or self.deadline.left_s() > 0.0:
+        except RequestRefusedError as exc:
+            # Not by the clock: the timer of a job that waits may fire a moment before it.
+            if not self.steps or exc.status != 504 or isinstance(exc, ModelFailedError):
                 raise
             self.reason = "deadline"
             return None
@@ -195,7 +198,7 @@ class Stream:
 
         self._waiter = waiter
         self._job = self._computing.submit_once(
-            prepared, place, self.deadline, done, is_step=True, is_slow=self._is_slow
+            prepared, place, self.deadline, done, is_step=True, is_slow=self._slow_runs >= _SLOW_RUNS
         )
         try:
             outcome = await waiter
@@ -224,7 +227,8 @@ class Stream:
             self.reason = "max_steps"
         else:
             self._before = prepared.inputs, outputs
-        self._is_slow = self._is_slow or passage.run[2] - passage.run[1] > _SLOW_NS
+        if self._slow_runs < _SLOW_RUNS:
+            self._slow_runs = self._slow_runs + 1 if passage.run[2] - passage.run[1] > _SLOW_NS else 0
         event = passage.encode(outputs).body
         first = self.first.passage
         if first is not None and first.keeps:
