@@ -57,8 +57,8 @@ def _adamw(optimizer: AdamW) -> Callable[..., tuple[Params, Moments]]:
         first = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, moments["first_moment"], gradients)
         second = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, moments["second_moment"], gradients)
         count = step.astype(jnp.float32)
-        # -expm1(n * log(beta)) is 1 - beta**n without the cancellation that float32 would suffer in the first steps. The
-        # logarithm is Python's: that of 0.999 in float32 is off by 1e-5, and with it every first step.
+        # -expm1(n * log(beta)) is 1 - beta**n without the cancellation that float32 would suffer in the first steps.
+        # The logarithm is Python's: that of 0.999 in float32 is off by 1e-5, and with it every first step.
         correction1 = -jnp.expm1(count * math.log(beta1)) if beta1 else jnp.float32(1)
         correction2 = -jnp.expm1(count * math.log(beta2)) if beta2 else jnp.float32(1)
 
