@@ -33,7 +33,7 @@ GOOD = Recipe(
         ("name", {"name": "a b"}),
         ("name", {"name": 3}),
         ("objective", {"objective": "hinge"}),
-        ("model", {"model": "mlp"}),
+        ("model", {"model": "mpl"}),
         ("model", {"model": Factories()}),
         ("model.hidden", {"model": mlp(hidden=(0,))}),
         ("model.channels", {"model": cnn(channels=(-1,))}),
