@@ -291,6 +291,10 @@ def test_metrics_and_the_configuration_tell_of_streams(address: str, app: AsgiAp
         # One answer can be had as well, as a step alone.
         one = client.infer("chain", [tensor("tokens", PROMPT, "INT64")])
         assert one.as_numpy("next").shape == (1, 1)
+    with Streaming(address) as stream:
+        stream.ask("chain", [tensor("tokens", PROMPT, "INT64")])
+        stream.until_final()
+    until_idle(app, "chain")
     page = ask(app, "GET", "/metrics").body.decode()
     assert total(page, "noa_requests_total", endpoint="chain", route="grpc_stream") > 0
     assert total(page, "noa_stream_steps_total", endpoint="chain") > 0
