@@ -157,16 +157,19 @@ def test_successive_halving_ends_what_falls_behind_and_tells_so_again_after_a_ki
     assert [(trial.state, trial.value) for trial in reopened.trials()] == [("finished", 0.9), ("pruned", 0.8)]
 
 
-def test_an_epoch_is_judged_once(tmp_path: Path) -> None:
+def test_what_a_continued_job_says_again_changes_nothing(tmp_path: Path) -> None:
     study = SweepStudy(spec(pruner="asha", reduction=2), tmp_path / "journal.log")
-    first = study.draw()
-    assert not study.report(first.number, 1, 0.9)
-    second = study.draw()
+    first, second = study.draw(), study.draw()
+    for epoch in (1, 2, 3):
+        assert not study.report(first.number, epoch, 0.9)
     assert study.report(second.number, 1, 0.1)
+    before = study.trials()
     size = (tmp_path / "journal.log").stat().st_size
-    assert not study.report(second.number, 1, 0.1), "a continued job says its epochs again"
+    reopened = SweepStudy(spec(pruner="asha", reduction=2), tmp_path / "journal.log")
+    assert not any(reopened.report(first.number, epoch, 0.9) for epoch in (1, 2, 3))
+    assert reopened.report(second.number, 1, 0.1) and reopened.report(second.number, 2, 0.95)
     assert (tmp_path / "journal.log").stat().st_size == size
-    assert study.trials()[1].epochs == {1: 0.1}
+    assert reopened.trials() == before
 
 
 def test_nothing_is_pruned_before_its_epochs_and_the_median_decides() -> None:

@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,10 @@ DEADLINE_S = 120.0
 # Small steps, many checkpoints: a kill hits the middle of an epoch, and often a checkpoint that is being written.
 OFTEN = {"checkpoint_every_s": 0.01, "log_every_steps": 1}
 LONG = {"epochs": 30, "data.rows": 320}
+MODELS = {
+    "cnn": "model=cnn(channels=(4, 8), hidden=16, dropout=0.2)",
+    "resnet": 'model="resnet", model_params={"channels": (4, 8), "blocks": 1, "dropout": 0.2}',
+}
 
 
 @contextmanager
@@ -74,10 +79,20 @@ def weights_of(folder: str | Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("backend", "most_kills"), mostly("chaos", [("torch", 1), ("torch", 3), ("jax", 3)], sample=[("torch", 1)])
+    ("backend", "most_kills", "model"),
+    mostly("chaos", [*product(["torch", "jax"], [3], MODELS), ("torch", 1, "resnet")], sample=[("torch", 1, "resnet")]),
 )
-def test_killed_at_random_and_continued_ends_bit_identical(jobs: Jobs, backend: str, most_kills: int) -> None:
-    """With dropout and shuffling, one thread; the uninterrupted run is done last, by a worker like the others."""
+def test_killed_at_random_and_continued_ends_bit_identical(
+    jobs: Jobs, backend: str, most_kills: int, model: str
+) -> None:
+    """With dropout and shuffling, one thread; the uninterrupted run is done last, by a worker like the others.
+
+    A residual network has running statistics, which no optimizer knows.
+    """
+    recipe = jobs.root / "recipe.py"
+    text = recipe.read_text()
+    assert MODELS["cnn"] in text
+    recipe.write_text(text.replace(MODELS["cnn"], MODELS[model]))
     chance = random.Random(f"{backend}-kills")
     resumed: list[int] = []
     kills = 0
@@ -110,6 +125,7 @@ def test_killed_at_random_and_continued_ends_bit_identical(jobs: Jobs, backend: 
     assert (killed.attempt, whole.attempt) == (1, 2)
     assert whole.resumed_from_step is None and killed.resumed_from_step == resumed[-1]
     assert killed.metrics == whole.metrics and killed.steps == whole.steps
+    assert any(name.endswith(".running_mean") for name in weights_of(whole.folder)) == (model == "resnet")
     for name, value in weights_of(whole.folder).items():
         np.testing.assert_array_equal(weights_of(killed.folder)[name], value)
 

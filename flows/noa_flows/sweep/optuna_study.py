@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 STARTUP_TRIALS: Final = 10
 """So many trials are drawn at random before TPE begins; Optuna's default."""
-_JUDGED, _JOB, _ROWS, _SECONDS, _METRICS = "judged", "job", "rows", "seconds", "metrics"
+_PRUNED, _JOB, _ROWS, _SECONDS, _METRICS = "pruned_at", "job", "rows", "seconds", "metrics"
 _MESSAGE, _SAME_AS = "message", "same_as"
 _FEWEST_TO_JUDGE: Final = 4
 
@@ -123,19 +123,25 @@ class SweepStudy:
     def was_pruned(self, number: int) -> bool:
         """Tell whether it was decided that a trial that still counts as running goes on no further."""
         with self._lock:
-            return bool(self._judged(self._trial(number)).get("prune", False))
+            return _PRUNED in self._trial(number).user_attrs
 
     def report(self, number: int, epoch: int, value: float) -> bool:
-        """Keep a trial's metric after an epoch and tell whether the trial is to end here; what is known is no news."""
+        """Keep a trial's metric after an epoch and tell whether the trial is to end here.
+
+        Epochs before the last that is known are no news; that one is judged again, for a process that was killed may
+        have kept it and not judged it.
+        """
         with self._lock:
-            trial = self._trial(number)
-            if epoch <= int(self._judged(trial).get("epoch", 0)):
+            trial, key = self._trial(number), self._key(number)
+            if _PRUNED in trial.user_attrs:
+                return True
+            if epoch < (trial.last_step or 0):
                 return False
-            key = self._key(number)
             if epoch not in trial.intermediate_values:
                 self._storage.set_trial_intermediate_value(key, epoch, value)
             is_over = epoch >= self._spec.min_epochs and self._pruner.prune(self._study, self._trial(number))
-            self._storage.set_trial_user_attr(key, _JUDGED, {"epoch": epoch, "prune": is_over})
+            if is_over:
+                self._storage.set_trial_user_attr(key, _PRUNED, epoch)
             return is_over
 
     def finish(
@@ -243,10 +249,6 @@ class SweepStudy:
 
     def _key(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
-
-    @staticmethod
-    def _judged(trial: FrozenTrial) -> Mapping[str, Any]:
-        return cast("Mapping[str, Any]", trial.user_attrs.get(_JUDGED, {}))
 
     def _view(self, trial: FrozenTrial) -> TrialView:
         states = self._optuna.trial.TrialState
